@@ -1,0 +1,69 @@
+"""The only writer to the terminal: data on stdout, commentary on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_out = Console(soft_wrap=True, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def out(text: str) -> None:
+    """A line of data on stdout."""
+    _out.print(text, markup=False)
+
+
+def out_json(value: Any) -> None:
+    """One JSON document on stdout, never coloured or wrapped."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """A line of commentary on stderr."""
+    _err.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    _err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def error(text: str) -> None:
+    _err.print(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; a column whose cells are all numbers is right-aligned."""
+    rows = [list(row) for row in rows]
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for position, name in enumerate(columns):
+        numeric = all(_is_number(row[position]) for row in rows)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    _out.print(grid)
+
+
+def progress(description: str, fields: str = "") -> Progress:
+    """A progress bar on stderr; `fields` is further text in rich's format, filled by `update(task, name=value)`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn(fields),
+        TimeRemainingColumn(compact=True),
+        console=_err,
+        transient=True,
+        disable=not _err.is_terminal,
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).replace("-", "", 1).rstrip(" %").isdigit() or cell in ("", "-")

@@ -1,0 +1,250 @@
+"""What a run is: the blocks of a recipe. A field's docstring is its documentation for whoever fills in the YAML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Epochs = NonNegativeInt | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+"""A length in whole epochs (`10`) or as a share of the run (`10%`)."""
+
+
+def epochs_of(length: int | str, epochs: int) -> int:
+    """Whole epochs of a length given as `10` or `10%`, halves rounded up."""
+    if isinstance(length, int):
+        return length
+    return int(float(length.removesuffix("%")) / 100 * epochs + 0.5)
+
+
+class Block(BaseModel):
+    """Frozen, strict (no `"3"` for 3, no `true` for 1), and no key that nobody reads."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelBlock(Block):
+    name: str
+    """A local model (`acdc_cli/models`), else timm's, else torchvision's; `timm:NAME` or `torchvision:NAME` to insist."""
+    blurpool: bool = False
+    """Blur before every strided convolution with at least 16 input channels (P2 A); parameter names stay the same."""
+    weights: str | None = None
+    """Start from this file (.safetensors, or a torch file that holds tensors only)."""
+    options: dict[str, bool | int | float | str] = {}
+    """Further keyword arguments of the model's constructor, for example `drop_path_rate: 0.1`."""
+
+
+class ResolutionStep(Block):
+    since: Share
+    """Share of the epochs after which this size holds: 0.8 of 100 epochs is epoch 80."""
+    size: PositiveInt
+    """Side of the training crops, in pixels."""
+
+
+class DataBlock(Block):
+    name: str
+    """A data set of `acdc data list`."""
+    path: str | None = None
+    """Folder with `train.beton` and `val.beton`, or with the image folders `train/` and `val/`. Default: `data/<name>`."""
+    loader: Literal["auto", "ffcv", "torch"] = "auto"
+    """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took."""
+    workers: NonNegativeInt | None = None
+    """Threads (FFCV) or processes (torch) that decode images. Default: one a core."""
+    batch_size: PositiveInt
+    """Images in one optimiser step, over all devices and accumulated parts."""
+    val_batch_size: PositiveInt | None = None
+    """Images in one validation batch; the numbers do not depend on it. Default: `batch_size`."""
+    augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
+    """How a training crop is drawn: as on ImageNet, as on CIFAR (zero padding, then a random crop), or not at all."""
+    crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.08, 1.0)
+    """Smallest and largest share of the image's area in a random resized crop."""
+    crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a random resized crop."""
+    padding: NonNegativeInt = 4
+    """Pixels of zero padding on each side for `pad_crop`."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    resolution: PositiveInt | list[ResolutionStep] = 224
+    """Side of the training crops in pixels; a list makes it grow over the run (progressive resizing)."""
+    val_resize: PositiveInt = 256
+    """Validation images are resized to this shorter side …"""
+    val_crop: PositiveInt = 224
+    """… and cropped to this square in the centre."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: the smaller number comes first, found [{low}, {high}]")
+        if self.val_crop > self.val_resize:
+            raise ValueError(f"val_crop {self.val_crop} is larger than val_resize {self.val_resize}")
+        if isinstance(self.resolution, list):
+            starts = [step.since for step in self.resolution]
+            if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+                raise ValueError("resolution: the steps must begin with `since: 0` and rise")
+        return self
+
+
+class TaskBlock(Block):
+    name: Literal["classification"] = "classification"
+    """What is learned: one label an image, softmax cross entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all classes while training; losses of validation are unsmoothed."""
+
+
+class _Warmup(Block):
+    warmup_epochs: NonNegativeFloat = 0.0
+    """The peak is reached at the start of this epoch, rising linearly, one step an iteration."""
+    warmup_start: Share = 0.0
+    """Share of the peak at the very first iteration of the warm-up."""
+
+
+class LinearSchedule(_Warmup):
+    name: Literal["linear"]
+    """Straight from the peak to `end`."""
+    end: Share = 0.0
+    """Share of the peak at the end of the run."""
+
+
+class CosineSchedule(_Warmup):
+    name: Literal["cosine"]
+    """Half a cosine from the peak to `end`."""
+    end: Share = 0.0
+    """Share of the peak at the end of the run."""
+
+
+class StepSchedule(_Warmup):
+    name: Literal["step"]
+    """Constant, times `gamma` at each milestone."""
+    milestones: list[PositiveInt]
+    """Epochs at whose start the rate drops."""
+    gamma: PositiveFloat = 0.1
+    """What the rate is multiplied by at a milestone."""
+
+
+Schedule = Annotated[LinearSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]
+
+
+class _Optim(Block):
+    lr: PositiveFloat
+    """Peak learning rate, as it is used: it is never scaled behind your back."""
+    lr_batch: PositiveInt | None = None
+    """Batch size that `lr` was chosen for; `acdc train` warns when `data.batch_size` is another."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of convolution and linear weights."""
+    decay_norm_and_bias: bool = False
+    """Decay biases and normalisation parameters too (P1 does, P2 does not)."""
+    schedule: Schedule
+    """Learning rate over the run, set at every iteration."""
+    clip_norm: PositiveFloat | None = None
+    """Clip the gradient's global norm to this."""
+    accumulate: PositiveInt = 1
+    """Split a batch into this many forward and backward passes, to save memory."""
+
+
+class SGDBlock(_Optim):
+    name: Literal["sgd"]
+    """Stochastic gradient descent with momentum."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum, without dampening."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+
+class AdamWBlock(_Optim):
+    name: Literal["adamw"]
+    """AdamW: Adam with decoupled weight decay."""
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+
+
+Optim = Annotated[SGDBlock | AdamWBlock, Field(discriminator="name")]
+
+
+class SparsityBlock(Block):
+    """What every method shares; each method's own file adds its keys."""
+
+    method: str
+    """A file of `acdc_cli/sparsity/methods`."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        return []
+
+
+class PrunedBlock(SparsityBlock):
+    """What every method that prunes shares."""
+
+    target: Sparsity
+    """Share of the pruned weights that are zero at the end: 0.95, never 95."""
+    distribution: Literal["global", "uniform"] = "global"
+    """One ranking of all weights, or the same sparsity in every layer."""
+    keep_dense: list[str] = []
+    """Layers never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
+
+
+class TrackBlock(Block):
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online when logged in, else offline. metrics.jsonl is written in every case."""
+    project: str = "acdc"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team. Default: yours."""
+    group: str | None = None
+    """W&B group."""
+    tags: list[str] = []
+    """W&B tags."""
+    log_every: PositiveInt = 50
+    """Steps between two looks at the loss (the progress bar, and the end of the run if it is no number)."""
+
+
+class CheckpointBlock(Block):
+    every_epochs: PositiveInt = 1
+    """Epochs between two resumable checkpoints; the last epoch always writes one."""
+    keep_phases: bool = False
+    """Keep the model at every phase end in checkpoints/, not only the last sparse and the last dense one."""
+
+
+class Recipe(Block):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run directory: runs/<name>-<seed>."""
+    epochs: PositiveInt
+    """Passes over the training set."""
+    seed: NonNegativeInt = 0
+    """Initial weights, order of the epochs and augmentation follow from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA when there is one."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """`auto`: bf16 on CUDA, fp32 on the CPU. fp16 scales the loss."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile; `auto`: on CUDA only."""
+    channels_last: bool = True
+    """Memory layout of images and weights; faster on GPUs and most CPUs."""
+    model: ModelBlock
+    data: DataBlock
+    task: TaskBlock = TaskBlock()
+    optim: Optim
+    sparsity: SerializeAsAny[SparsityBlock]
+    track: TrackBlock = TrackBlock()
+    checkpoint: CheckpointBlock = CheckpointBlock()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every key with its value, defaults included: what resolved.yaml holds."""
+        return self.model_dump(mode="json")
