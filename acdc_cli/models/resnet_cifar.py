@@ -1,0 +1,73 @@
+"""ResNets for small images: depth 6n + 2, shortcuts without parameters (He et al., arXiv 1512.03385, 4.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from acdc_cli.models.initialisation import initialise_convolutions
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut of option A: subsample, and pad the new channels with zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.new_channels = out_channels - in_channels
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.new_channels == 0:
+            return x
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class ResNet(nn.Module):
+    """Stages of 16, 32 and 64 channels, `blocks` blocks each; images of any size, made for 28 to 64 pixels."""
+
+    def __init__(self, blocks: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.fc = nn.Linear(64, num_classes)
+        initialise_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, height, width) -> (n, classes)."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+
+
+def resnet8(num_classes: int) -> ResNet:
+    return ResNet(1, num_classes)
+
+
+def resnet20(num_classes: int) -> ResNet:
+    return ResNet(3, num_classes)
+
+
+def resnet32(num_classes: int) -> ResNet:
+    return ResNet(5, num_classes)
+
+
+MODELS = {"resnet8": resnet8, "resnet20": resnet20, "resnet32": resnet32}

@@ -1,0 +1,135 @@
+"""The local models have the sizes that their papers state, derived by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from acdc_cli.models import catalog
+
+
+def build_without_storage(name: str, classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return catalog.find(name)(num_classes=classes)
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_accumulates(model: nn.Module, side: int) -> int:
+    """MACs of all convolutions and linear layers for one image of side x side pixels."""
+    total = 0
+
+    def count(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    model(torch.empty(1, 3, side, side, device="meta"))
+    return total
+
+
+# (3x3 convolutions + BN) of the stem, then of the stages; the classifier
+RESNET_8 = (432 + 32) + 2 * (2304 + 32) + (4608 + 9216 + 2 * 64) + (18432 + 36864 + 2 * 128) + 650
+RESNET_20 = (432 + 32) + 6 * (2304 + 32) + (4608 + 5 * 9216 + 6 * 64) + (18432 + 5 * 36864 + 6 * 128) + 650
+RESNET_32 = (432 + 32) + 10 * (2304 + 32) + (4608 + 9 * 9216 + 10 * 64) + (18432 + 9 * 36864 + 10 * 128) + 650
+
+
+def bottlenecks(blocks: int, before: int, inner: int, outer: int) -> int:
+    """Weights and BN parameters of one stage: a block is 1x1 to `inner`, 3x3, 1x1 to `outer`."""
+    first = before * inner + 9 * inner**2 + inner * outer + 2 * (2 * inner + outer)
+    other = outer * inner + 9 * inner**2 + inner * outer + 2 * (2 * inner + outer)
+    downsample = before * outer + 2 * outer
+    return first + downsample + (blocks - 1) * other
+
+
+RESNET_50_HALF = (
+    (3 * 64 * 49 + 2 * 64)
+    + bottlenecks(3, 64, 32, 256)
+    + bottlenecks(4, 256, 64, 512)
+    + bottlenecks(6, 512, 128, 1024)
+    + bottlenecks(3, 1024, 256, 2048)
+    + (2048 * 1000 + 1000)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "expected"),
+    [
+        ("resnet8", 10, RESNET_8),
+        ("resnet20", 10, RESNET_20),
+        ("resnet20", 10, 269_722),
+        ("resnet32", 10, RESNET_32),
+        ("wideresnet28_10", 10, 36_479_194),
+        ("wideresnet16_8", 10, 10_961_370),
+        ("mobilenet_v1", 1000, 4_231_976),
+        ("resnet50_half", 1000, RESNET_50_HALF),
+    ],
+)
+def test_parameter_count(name: str, classes: int, expected: int) -> None:
+    assert parameter_count(build_without_storage(name, classes)) == expected
+
+
+def test_a_wide_resnet_counts_as_derived_by_hand() -> None:
+    def stage(blocks: int, before: int, width: int) -> int:
+        first = 2 * before + 9 * before * width + 2 * width + 9 * width**2 + before * width
+        other = 2 * width + 9 * width**2 + 2 * width + 9 * width**2
+        return first + (blocks - 1) * other
+
+    by_hand = 432 + stage(3, 16, 32) + stage(3, 32, 64) + stage(3, 64, 128) + 2 * 128 + (128 * 10 + 10)
+    assert parameter_count(build_without_storage("wideresnet22_2", 10)) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "expected"),
+    [
+        ("mobilenet_v1", 224, 568_740_352),
+        # a 3x3 convolution costs 9 * 16^2 * 32^2 = 2,359,296 in every stage, one that doubles the width half of that
+        ("resnet20", 32, 432 * 1024 + 6 * 2_359_296 + 2 * (1_179_648 + 5 * 2_359_296) + 640),
+    ],
+)
+def test_multiply_accumulates(name: str, side: int, expected: int) -> None:
+    classes = 1000 if name == "mobilenet_v1" else 10
+    assert multiply_accumulates(build_without_storage(name, classes), side) == expected
+
+
+@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("side", [28, 33])
+def test_every_local_model_gives_one_logit_a_class_at_any_size(name: str, side: int) -> None:
+    model = build_without_storage(name, 7)
+    assert model(torch.empty(2, 3, side, side, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v1", "wideresnet22_2"])
+def test_activations_of_a_fresh_model_keep_their_scale(name: str) -> None:
+    torch.manual_seed(0)
+    model = catalog.find(name)(num_classes=10)
+    logits = model(torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last))
+    assert torch.isfinite(logits).all()
+    assert 0.05 < logits.std().item() < 5
+
+
+def test_convolutions_start_with_variance_two_over_fan_out() -> None:
+    torch.manual_seed(0)
+    weight = catalog.find("resnet20")(num_classes=10).get_submodule("layer3.2.conv2").weight
+    assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
+
+
+def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None:
+    block = catalog.find("resnet8")(num_classes=10).get_submodule("layer2.0")
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.rand(1, 16, 5, 5)
+    out = block(images)
+    assert torch.equal(out[:, :16], images[:, :, [0, 2, 4]][..., [0, 2, 4]])
+    assert out[:, 16:].count_nonzero() == 0
+
+
+def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
+    half, whole = (build_without_storage(name, 10).state_dict() for name in ("resnet50_half", "resnet50"))
+    assert list(half) == list(whole)
+    assert half["layer3.1.conv2.weight"].shape == (128, 128, 3, 3)
+    assert half["layer3.1.conv3.weight"].shape == (1024, 128, 1, 1)

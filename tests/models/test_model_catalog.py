@@ -1,0 +1,134 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from acdc_cli.errors import ModelError
+from acdc_cli.models import catalog
+from acdc_cli.recipe.schema import ModelBlock
+
+
+def test_the_local_models_are_listed() -> None:
+    assert catalog.names() == [
+        "mobilenet_v1",
+        "resnet20",
+        "resnet32",
+        "resnet50_half",
+        "resnet8",
+        "wideresnet16_8",
+        "wideresnet22_2",
+        "wideresnet28_10",
+    ]
+
+
+def test_a_local_model_imports_neither_torchvision_nor_timm() -> None:
+    code = (
+        "import sys; from acdc_cli.models import catalog; catalog.find('resnet8')(num_classes=2);"
+        "assert not {'torchvision', 'timm'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n"
+        "def tiny(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
+        "MODELS = {'tiny': tiny}\n"
+    )
+    from acdc_cli import models
+
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    assert "tiny" in catalog.names()
+    assert catalog.build(ModelBlock(name="tiny"), 3)(torch.zeros(1, 3, 2, 2)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("resnet50", "torchvision"),
+        ("torchvision:resnet50", "torchvision"),
+        ("timm:resnet50", "timm"),
+        ("vit_tiny_patch16_224", "timm"),
+        ("resnet20", "acdc_cli"),
+        ("local:resnet20", "acdc_cli"),
+    ],
+)
+def test_a_name_is_looked_up_here_then_in_torchvision_then_in_timm(name: str, library: str) -> None:
+    with torch.device("meta"):
+        model = catalog.build(ModelBlock(name=name), 5)
+    assert type(model).__module__.split(".")[0] == library
+    assert [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features == 5
+
+
+def test_torchvisions_and_timms_resnet50_have_the_same_parameters() -> None:
+    with torch.device("meta"):
+        one, other = (catalog.build(ModelBlock(name=f"{source}:resnet50"), 5) for source in ("timm", "torchvision"))
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (one, other)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("resnet5", "did you mean resnet50 (torchvision, timm)"),
+        ("ResNet20", "did you mean resnet20 (local)"),
+        ("torchvision:vit_small_patch16_224", "did you mean vit_small_patch16_224 (timm)"),
+        ("timm:resnet50.a1_in1k", "did you mean resnet50 (torchvision, timm)"),
+        ("keras:resnet50", "did you mean resnet50 (torchvision, timm)"),
+        ("zzzzzzzz", "there is no model 'zzzzzzzz'; Local models: mobilenet_v1, "),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest_of_all_sources(name: str, suggestion: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        catalog.find(name)
+    message = str(caught.value)
+    assert suggestion in message
+    assert "resnet8" in message
+    assert "timm.list_models" in message
+
+
+def test_detection_models_are_no_classifiers() -> None:
+    with pytest.raises(ModelError, match="there is no model"):
+        catalog.find("torchvision:fasterrcnn_resnet50_fpn")
+
+
+def test_options_reach_the_constructor() -> None:
+    model = catalog.build(ModelBlock(name="wideresnet22_2", options={"dropout": 0.3}), 10)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.3}
+    model = catalog.build(ModelBlock(name="torchvision:resnet18", options={"zero_init_residual": True}), 10)
+    assert model.get_submodule("layer1.0.bn2").weight.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision:resnet18", "timm:resnet18"])
+def test_a_wrong_option_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match=r"refuses model.options \{drop_pat: 0.1\}: .*'drop_pat'"):
+        catalog.build(ModelBlock(name=name, options={"drop_pat": 0.1}), 10)
+
+
+@pytest.mark.parametrize(
+    "option", [{"num_classes": 5}, {"pretrained": True}, {"weights": "DEFAULT"}, {"checkpoint_path": "a.pt"}]
+)
+def test_the_class_count_and_the_weights_are_no_options(option: dict[str, bool | int | str]) -> None:
+    with pytest.raises(ModelError, match=rf"model.options.{next(iter(option))} cannot be set"):
+        catalog.build(ModelBlock(name="torchvision:resnet18", options=option), 10)
+
+
+def test_auxiliary_classifiers_are_refused_with_the_way_out() -> None:
+    with torch.device("meta"):
+        with pytest.raises(ModelError, match="aux_logits: false"):
+            catalog.build(ModelBlock(name="torchvision:googlenet", options={"init_weights": False}), 10)
+        catalog.build(
+            ModelBlock(name="torchvision:googlenet", options={"init_weights": False, "aux_logits": False}), 10
+        )
+
+
+def test_weights_of_a_plain_model_start_a_blurred_one(tmp_path: Path) -> None:
+    source = catalog.build(ModelBlock(name="resnet8"), 10)
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    model = catalog.build(ModelBlock(name="resnet8", blurpool=True, weights=str(tmp_path / "weights.pt")), 10)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
+    images = torch.rand(1, 3, 16, 16)
+    assert not torch.allclose(model.eval()(images), source.eval()(images))
