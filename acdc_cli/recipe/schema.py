@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import floor
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,15 +20,23 @@ from pydantic import (
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
-Epochs = NonNegativeInt | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+Epochs = (
+    NonNegativeInt
+    | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$", json_schema_extra={"expected": "a share of the run such as 10%"})]
+)
 """A length in whole epochs (`10`) or as a share of the run (`10%`)."""
+
+
+def part_of(share: float | Fraction, whole: int) -> int:
+    """share · whole to the nearest integer, halves up, in decimals: 0.35 of 90 is 31.5, never 31.4999…, so 32."""
+    return floor(Fraction(str(share)) * whole + Fraction(1, 2))
 
 
 def epochs_of(length: int | str, epochs: int) -> int:
     """Whole epochs of a length given as `10` or `10%`, halves rounded up."""
     if isinstance(length, int):
         return length
-    return int(float(length.removesuffix("%")) / 100 * epochs + 0.5)
+    return part_of(Fraction(length.removesuffix("%")) / 100, epochs)
 
 
 class Block(BaseModel):
@@ -39,7 +49,7 @@ class Block(BaseModel):
 
 class ModelBlock(Block):
     name: str
-    """A local model (`acdc_cli/models`), else timm's, else torchvision's; `timm:NAME` or `torchvision:NAME` to insist."""
+    """A model of `acdc_cli/models`, else of torchvision, else of timm; `torchvision:NAME` or `timm:NAME` to insist."""
     blurpool: bool = False
     """Blur before every strided convolution with at least 16 input channels (P2 A); parameter names stay the same."""
     weights: str | None = None
@@ -59,7 +69,7 @@ class DataBlock(Block):
     name: str
     """A data set of `acdc data list`."""
     path: str | None = None
-    """Folder with `train.beton` and `val.beton`, or with the image folders `train/` and `val/`. Default: `data/<name>`."""
+    """Folder with `train.beton` and `val.beton`, or the image folders `train/` and `val/`. Default: `data/<name>`."""
     loader: Literal["auto", "ffcv", "torch"] = "auto"
     """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took."""
     workers: NonNegativeInt | None = None
@@ -84,6 +94,10 @@ class DataBlock(Block):
     """Validation images are resized to this shorter side …"""
     val_crop: PositiveInt = 224
     """… and cropped to this square in the centre."""
+    mean: Annotated[tuple[Share, Share, Share], Field(strict=False)] = (0.485, 0.456, 0.406)
+    """Subtracted from the channels (red, green, blue), whose range is 0 to 1. Default: ImageNet's."""
+    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)] = (0.229, 0.224, 0.225)
+    """The channels are divided by this after `mean` is subtracted. Default: ImageNet's."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -92,7 +106,7 @@ class DataBlock(Block):
             if low > high:
                 raise ValueError(f"{key}: the smaller number comes first, found [{low}, {high}]")
         if self.val_crop > self.val_resize:
-            raise ValueError(f"val_crop {self.val_crop} is larger than val_resize {self.val_resize}")
+            raise ValueError(f"val_crop: {self.val_crop} is larger than val_resize, {self.val_resize}")
         if isinstance(self.resolution, list):
             starts = [step.since for step in self.resolution]
             if not starts or starts[0] != 0 or starts != sorted(set(starts)):
@@ -108,10 +122,19 @@ class TaskBlock(Block):
 
 
 class _Warmup(Block):
+    name: str
     warmup_epochs: NonNegativeFloat = 0.0
     """The peak is reached at the start of this epoch, rising linearly, one step an iteration."""
     warmup_start: Share = 0.0
     """Share of the peak at the very first iteration of the warm-up."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        if self.warmup_epochs < epochs:
+            return []
+        return [
+            ("warmup_epochs", f"the peak would be reached at epoch {self.warmup_epochs:g} of {epochs}, at no epoch")
+        ]
 
 
 class LinearSchedule(_Warmup):
@@ -136,11 +159,17 @@ class StepSchedule(_Warmup):
     gamma: PositiveFloat = 0.1
     """What the rate is multiplied by at a milestone."""
 
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        late = [str(milestone) for milestone in self.milestones if milestone >= epochs]
+        message = f"the run ends after {epochs} epochs, before {', '.join(late)}"
+        return super().problems(epochs) + ([("milestones", message)] if late else [])
+
 
 Schedule = Annotated[LinearSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]
 
 
 class _Optim(Block):
+    name: str
     lr: PositiveFloat
     """Peak learning rate, as it is used: it is never scaled behind your back."""
     lr_batch: PositiveInt | None = None
@@ -223,7 +252,12 @@ class CheckpointBlock(Block):
 
 
 class Recipe(Block):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        json_schema_extra={
+            "expected": "a name of letters, digits, dots, dashes and underscores, a letter or digit first"
+        },
+    )
     """Names the run directory: runs/<name>-<seed>."""
     epochs: PositiveInt
     """Passes over the training set."""

@@ -1,0 +1,58 @@
+"""`acdc recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A name of `acdc recipes list`, or a path.", show_default=False)]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. optim.lr=0.1.")
+]
+
+
+@app.command("list")
+def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """The recipes that come with acdc."""
+    from acdc_cli import console
+    from acdc_cli.jobs.recipes import list_recipes
+
+    recipes = list_recipes()
+    if json:
+        console.out_json(recipes)
+        return
+    console.table(("name", "description"), [(recipe["name"], recipe["description"]) for recipe in recipes])
+
+
+@app.command()
+def show(
+    name: Name,
+    overrides: Override = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With all that it extends and every default; --set implies it.")
+    ] = False,
+) -> None:
+    """Print a recipe as its file stands, or with every key resolved."""
+    from acdc_cli import console
+    from acdc_cli.jobs.recipes import show as job
+
+    console.out(job(name, overrides or [], resolved).rstrip("\n"))
+
+
+@app.command()
+def copy(
+    name: Name,
+    destination: Annotated[
+        Path | None, typer.Argument(help="A new file, or a folder. Default: here.", show_default=False)
+    ] = None,
+) -> None:
+    """Copy a recipe to edit it; what it extends stays with acdc."""
+    from acdc_cli import console
+    from acdc_cli.jobs.recipes import copy as job
+
+    path = job(name, destination)
+    console.say(f"copied to {path}; train it with: acdc train {path}")

@@ -1,0 +1,59 @@
+"""List, show and copy the recipes that come with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe import shipped
+from acdc_cli.recipe.load import load, resolved_yaml
+from acdc_cli.recipe.syntax import read_file, shown
+
+
+def list_recipes() -> list[dict[str, str]]:
+    """Name, description and path of each."""
+    paths = {name: shipped.find(name) for name in shipped.names()}
+    return [{"name": name, "description": shipped.description(path), "path": str(path)} for name, path in paths.items()]
+
+
+def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
+    """The file as it is; resolved, or with overrides, which no file holds, every key with its value."""
+    if resolved or overrides:
+        return resolved_yaml(load(name, overrides))
+    return shipped.find(name).read_text(encoding="utf-8")
+
+
+def copy(name: str, destination: Path | None) -> Path:
+    """Writes a shipped recipe to a file or into a folder (default: here) and returns the new file's path.
+
+    Raises RecipeError where that file exists.
+    """
+    source = shipped.find(name).resolve()
+    if not source.is_relative_to(shipped.FOLDER):
+        raise RecipeError(f"{name} is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`")
+    target = destination or Path()
+    if target.is_dir():
+        target = target / source.name
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(_for_elsewhere(source))
+    except FileExistsError as e:
+        raise RecipeError(f"{shown(target)} exists; give another destination or remove it first") from e
+    except OSError as e:
+        raise RecipeError(f"{shown(target)} cannot be written: {e.strerror}") from e
+    return target
+
+
+def _for_elsewhere(source: Path) -> str:
+    """The file's text, extending by a shipped recipe's name what it extends by a path beside it."""
+    text = source.read_text(encoding="utf-8")
+    root, _ = read_file(source)
+    assert isinstance(root.value, dict)
+    parent = root.value.get("extends")
+    if parent is None or parent.place.line is None:
+        return text
+    name = shipped.name_of(source.parent / str(parent.value))
+    lines = text.splitlines(keepends=True)
+    lines[parent.place.line - 1] = lines[parent.place.line - 1].replace(str(parent.value), name)
+    return "".join(lines)

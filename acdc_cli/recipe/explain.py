@@ -1,0 +1,146 @@
+"""pydantic's errors as problems a person can mend: where, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from acdc_cli.recipe.shape import Shape, either
+from acdc_cli.recipe.suggest import did_you_mean
+from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, spell
+
+_BOOLEANS = {"on": "true", "yes": "true", "off": "false", "no": "false"}
+
+
+def explain(error: ValidationError, root: Entry, recipe: Shape) -> list[Problem]:
+    """One problem for each key that is wrong, whatever number of errors pydantic makes of it."""
+    found = (_problem(detail, root, recipe) for detail in error.errors(include_url=False))
+    return list(dict.fromkeys(problem for problem in found if problem is not None))
+
+
+def problem_at(root: Entry, path: KeyPath, message: str) -> Problem:
+    """A problem about a key that may not be written out: it stands where its block does."""
+    return Problem(root.nearest(path).place, path, message)
+
+
+def unknown_name(name: Any, names: list[str]) -> str:
+    """What to say of a word that is none of `names`."""
+    hint = did_you_mean(name, names) if isinstance(name, str) else ""
+    return f"expected {either(names)}, found {_in_words(name)}{hint}"
+
+
+def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None:
+    kind = detail["type"]
+    # pydantic calls a short tuple's next position missing; the list as a whole is what is wrong
+    short = kind == "missing" and isinstance(detail["loc"][-1], int)
+    where = _where(detail["loc"][:-1] if short else detail["loc"], root, recipe)
+    if where is None:
+        return None
+    path, here, block = where
+    if kind == "missing" and not short:
+        return problem_at(root, path, f"missing; expected {here.in_words()}")
+    if kind == "extra_forbidden":
+        return problem_at(root, path, _unknown_key(path, block, recipe))
+    if kind == "union_tag_not_found":
+        return problem_at(root, (*path, str(here.chooser)), f"missing; expected {either(list(here.kinds))}")
+    if kind == "union_tag_invalid":
+        chosen = root.nearest((*path, str(here.chooser)))
+        return problem_at(root, (*path, str(here.chooser)), unknown_name(chosen.plain(), list(here.kinds)))
+    if kind == "value_error":
+        return _own_words(str(detail["ctx"]["error"]), root, path, here)
+    value = root.nearest(path).plain()
+    return problem_at(root, path, f"expected {here.in_words()}, found {_in_words(value)}{_hint(here, value)}")
+
+
+def _where(steps: tuple[str | int, ...], root: Entry, recipe: Shape) -> tuple[KeyPath, Shape, Shape] | None:
+    """The key path of pydantic's location, what may stand there, and the block around it.
+
+    pydantic also names the member of a union it tried. An error of a member that cannot be meant gives None.
+    """
+    path: KeyPath = ()
+    here = block = recipe
+    for step in steps:
+        if here.chooser:
+            here = here.kinds[str(step)]
+            continue
+        if len(here.options) > 1:
+            lists = [option for option in here.options if option.schema.get("type") == "array"]
+            if not lists or not isinstance(root.nearest(path).value, list):
+                return path, here, block
+            if not str(step).startswith("list["):
+                return None
+            here = lists[0]
+            continue
+        path, block = (*path, step), here.options[0]
+        here = block.child(step) or block
+    return path, here, block
+
+
+def _own_words(message: str, root: Entry, path: KeyPath, block: Shape) -> Problem:
+    """A validator of ours names the key it is about first: `key: what is wrong`."""
+    key, _, rest = message.partition(": ")
+    return problem_at(root, (*path, key), rest) if key in block.keys else problem_at(root, path, message)
+
+
+def _unknown_key(path: KeyPath, block: Shape, recipe: Shape) -> str:
+    key = str(path[-1])
+    allowed = block.keys if len(path) > 1 else ["extends", *block.keys]
+    homes = sorted({home for home in _homes(recipe, ()) if home[-1] == key})
+    elsewhere = f"; did you mean {spell(homes[0])}?" if len(homes) == 1 else ""
+    return f"unknown key{did_you_mean(key, allowed) or elsewhere} (allowed: {', '.join(allowed)})"
+
+
+def _homes(block: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys there are."""
+    for kind in block.kinds.values() or [block]:
+        for key in kind.keys:
+            yield (*path, key)
+            if inner := kind.child(key):
+                yield from _homes(inner, (*path, key))
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return f"a block with the keys {', '.join(value)}" if value else "an empty block"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _hint(here: Shape, value: Any) -> str:
+    """The way out of the usual slips."""
+    if value is None:
+        return "; give a value or remove the line"
+    if isinstance(value, str):
+        return _text_hint(here, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if here.takes("number") and _upper(here) <= 1 < value <= 100:
+        return f"; it is a share: {value / 100:g}, not {value:g}"
+    if here.takes("integer") and float(value).is_integer() and value > 0:
+        return f"; write {int(value)}"
+    numeric = here.takes("number") or here.takes("integer")
+    return f'; put it in quotes: "{value}"' if here.takes("string") and not numeric and not here.choices else ""
+
+
+def _text_hint(here: Shape, value: str) -> str:
+    if here.takes("boolean") and value.lower() in _BOOLEANS:
+        return f"; write {_BOOLEANS[value.lower()]}"
+    numeric = here.takes("number") or here.takes("integer")
+    if numeric and re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", value):
+        return f"; write {value} without quotes"
+    if here.takes("number") and _upper(here) <= 1 and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
+        return f"; write {float(value.rstrip('% ')) / 100:g}"
+    return did_you_mean(value, here.choices)
+
+
+def _upper(here: Shape) -> float:
+    """The largest number that may stand here, or the bound it must stay below."""
+    bounds = (option.schema.get("maximum", option.schema.get("exclusiveMaximum")) for option in here.options)
+    return min((float(bound) for bound in bounds if bound is not None), default=float("inf"))

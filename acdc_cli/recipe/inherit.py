@@ -1,0 +1,100 @@
+"""What a recipe inherits (`extends`) and what the command line changes (`--set`), laid over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe import shipped
+from acdc_cli.recipe.kinds import keys_of_kind
+from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_value, shown
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe put together from its sources, not validated yet."""
+
+    root: Entry
+    problems: list[Problem]
+    sources: list[str]
+    """In the order in which their problems are told: the recipe, what it extends, the command line."""
+
+    def in_order(self, problems: Sequence[Problem]) -> list[Problem]:
+        return sorted(problems, key=lambda problem: (self.sources.index(problem.place.source), problem.place.line or 0))
+
+
+def draft(source: str | Path, overrides: Sequence[str]) -> Draft:
+    """The recipe of a path or shipped name over all that it extends, under `--set` in the order given."""
+    root, problems, sources = _with_parents(shipped.find(source).resolve(), [])
+    for override in overrides:
+        changed, found, name = _override(root, override)
+        root = overlay(root, changed)
+        problems = problems + found
+        sources = [*sources, name]
+    return Draft(root, problems, sources)
+
+
+def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
+    """Mappings are merged key by key; a list or a value above replaces the one below.
+
+    Where `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that
+    only the old kind knows go: `method: gmp` over an AC/DC block keeps its target and loses its phase lengths.
+    """
+    if not isinstance(below.value, dict) or not isinstance(above.value, dict):
+        return above
+    dropped = _dropped(below, above, path)
+    kept = {key: entry for key, entry in below.value.items() if key not in dropped}
+    merged = {
+        key: overlay(kept[key], entry, (*path, key)) if key in kept else entry for key, entry in above.value.items()
+    }
+    return Entry(kept | merged, above.place)
+
+
+def _dropped(below: Entry, above: Entry, path: KeyPath) -> frozenset[str]:
+    before, after = (keys_of_kind(path, entry.plain()) for entry in (below, above))
+    return before - after if before and after else frozenset()
+
+
+def _with_parents(path: Path, children: list[Path]) -> tuple[Entry, list[Problem], list[str]]:
+    """A file laid over the files it extends; `children` are those that led to it."""
+    root, problems = read_file(path)
+    assert isinstance(root.value, dict)
+    parent = root.value.pop("extends", None)
+    if parent is None:
+        return root, problems, [shown(path)]
+    chain = [*children, path]
+    file = _parent_file(parent, path)
+    if file in chain:
+        circle = " → ".join(shown(each) for each in [*chain[chain.index(file) :], file])
+        raise RecipeError(f"{parent.place}: extends: goes round in a circle: {circle}")
+    below, inherited, sources = _with_parents(file, chain)
+    return overlay(below, root), problems + inherited, [shown(path), *sources]
+
+
+def _parent_file(entry: Entry, child: Path) -> Path:
+    """`extends` names a file relative to the one it stands in, else a shipped recipe."""
+    if not isinstance(entry.value, str):
+        raise RecipeError(f"{entry.place}: extends: expected the path of one recipe, or a shipped recipe's name")
+    beside = child.parent / entry.value
+    try:
+        return (beside if beside.is_file() else shipped.find(entry.value)).resolve()
+    except RecipeError as e:
+        raise RecipeError(f"{entry.place}: extends: there is no {shown(beside)}, and {e}") from e
+
+
+def _override(root: Entry, text: str) -> tuple[Entry, list[Problem], str]:
+    """`a.b.c=value` as a mapping to lay over the recipe, and how its source is called."""
+    name, equals, value = text.partition("=")
+    keys = tuple(name.strip().split("."))
+    source = f"--set {'.'.join(keys)}"
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, for example --set optim.lr=0.1")
+    if keys[0] == "extends":
+        raise RecipeError(f"{source}: only a file can extend another")
+    entry, problems = read_value(value, source)
+    for depth in reversed(range(len(keys))):
+        # the blocks around the value stay where they stand in the file
+        entry = Entry({keys[depth]: entry}, root.nearest(keys[:depth]).place)
+    return entry, problems, source

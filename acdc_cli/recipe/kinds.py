@@ -1,0 +1,61 @@
+"""The blocks of a recipe that come in several kinds: optimisers, schedules and the methods of sparse training."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, create_model
+
+from acdc_cli.recipe.schema import Recipe, SparsityBlock
+from acdc_cli.recipe.shape import Shape
+from acdc_cli.recipe.syntax import KeyPath
+
+_METHODS = "acdc_cli.sparsity.methods"
+
+
+def methods() -> list[str]:
+    """The files of the methods' folder, none of which is imported."""
+    folder = Path(__file__).resolve().parent.parent / "sparsity" / "methods"
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+
+
+def method_config(method: str) -> type[SparsityBlock]:
+    """The config class of a method's own file: the one thing above this layer that a recipe needs, hence by name."""
+    config: type[SparsityBlock] = importlib.import_module(f"{_METHODS}.{method}").Config
+    return config
+
+
+@cache
+def recipe_class(sparsity: type[SparsityBlock]) -> type[Recipe]:
+    """A recipe whose sparsity block is the one of a method; the same class each time, so that recipes compare."""
+    return create_model("Recipe", __base__=Recipe, sparsity=(sparsity, ...))
+
+
+@cache
+def shape_of(block: type[BaseModel]) -> Shape:
+    return Shape.of(block)
+
+
+def keys_of_kind(path: KeyPath, block: dict[str, Any]) -> frozenset[str]:
+    """The keys of the kind that this block says it is; none where the block has no kinds or names none of them."""
+    if path == ("sparsity",):
+        method = block.get("method")
+        return frozenset(method_config(method).model_fields) if method in methods() else frozenset()
+    optim = shape_of(Recipe).child("optim")
+    assert optim is not None
+    if path == ("optim",):
+        return _keys(optim, block)
+    if path == ("optim", "schedule"):
+        schedule = next(iter(optim.kinds.values())).child("schedule")
+        assert schedule is not None
+        return _keys(schedule, block)
+    return frozenset()
+
+
+def _keys(shape: Shape, block: dict[str, Any]) -> frozenset[str]:
+    kind = block.get(str(shape.chooser))
+    return frozenset(shape.kinds[kind].keys) if isinstance(kind, str) and kind in shape.kinds else frozenset()

@@ -1,0 +1,102 @@
+"""From a YAML file to a validated Recipe, or to one error that names everything there is to mend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.explain import explain, problem_at, unknown_name
+from acdc_cli.recipe.inherit import Draft, draft
+from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
+from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, Recipe, Schedule, SparsityBlock, StepSchedule
+from acdc_cli.recipe.shape import either
+from acdc_cli.recipe.syntax import Entry, Place, Problem, dump
+
+T = TypeVar("T")
+
+_EPOCHS: TypeAdapter[int] = TypeAdapter(PositiveInt, config=ConfigDict(strict=True))
+_SCHEDULE: TypeAdapter[LinearSchedule | CosineSchedule | StepSchedule] = TypeAdapter(Schedule)
+
+
+class _UnknownMethod(SparsityBlock):
+    """Lets the other blocks be checked when no method tells which keys this one may have."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"expected": f"a block whose method is {either(methods())}"}
+    )
+    method: Any = Field(json_schema_extra={"expected": either(methods())})
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at a path, or the shipped one of that name, with `--set` values such as `optim.lr=0.1` laid over it.
+
+    Raises RecipeError with one line for each thing that is wrong.
+    """
+    return _checked(draft(source, overrides))
+
+
+def from_dict(values: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe of plain values, such as those `as_dict` gives and checkpoints hold.
+
+    origin: names where the values come from. Raises RecipeError as `load` does.
+    """
+    return _checked(Draft(Entry.of(values, Place(origin)), [], [origin]))
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default filled in; `load` makes an equal recipe of it."""
+    return dump(recipe.as_dict())
+
+
+def _checked(given: Draft) -> Recipe:
+    config, unknown = _config(given.root)
+    schema = recipe_class(config)
+    problems = [*given.problems, *unknown, *_misfits(given.root, config)]
+    try:
+        recipe = schema.model_validate(given.root.plain())
+    except ValidationError as e:
+        raise _refusal(given, [*problems, *explain(e, given.root, shape_of(schema))]) from e
+    if problems:
+        raise _refusal(given, problems)
+    return recipe
+
+
+def _refusal(given: Draft, problems: Sequence[Problem]) -> RecipeError:
+    return RecipeError("\n".join(str(problem) for problem in given.in_order(problems)))
+
+
+def _config(root: Entry) -> tuple[type[SparsityBlock], list[Problem]]:
+    """The config class of the method that the recipe names."""
+    block = root.plain().get("sparsity")
+    if not isinstance(block, dict) or "method" not in block:
+        return _UnknownMethod, []
+    method = block["method"]
+    if method not in methods():
+        return _UnknownMethod, [problem_at(root, ("sparsity", "method"), unknown_name(method, methods()))]
+    return method_config(method), []
+
+
+def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
+    """What holds between blocks: lengths that do not fit the epochs. A block that is wrong itself is passed over."""
+    given = root.plain()
+    optim = given.get("optim")
+    epochs = _valid(_EPOCHS, given.get("epochs"))
+    sparsity = _valid(TypeAdapter(config), given.get("sparsity"))
+    schedule = _valid(_SCHEDULE, optim.get("schedule") if isinstance(optim, dict) else None)
+    if epochs is None:
+        return []
+    found = [problem_at(root, ("sparsity", key), text) for key, text in (sparsity.problems(epochs) if sparsity else [])]
+    for key, text in schedule.problems(epochs) if schedule else []:
+        found.append(problem_at(root, ("optim", "schedule", key), text))
+    return found
+
+
+def _valid(adapter: TypeAdapter[T], value: Any) -> T | None:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        return None

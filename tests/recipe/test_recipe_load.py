@@ -1,0 +1,303 @@
+"""Loading a recipe: what it becomes, and what is said of each thing that is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.load import from_dict, load, resolved_yaml
+from acdc_cli.recipe.schema import SGDBlock
+
+GOOD = """\
+name: foo
+epochs: 100
+model:
+  name: resnet20
+data:
+  name: demo
+  batch_size: 64
+optim:
+  name: sgd
+  lr: 0.1
+  schedule:
+    name: linear
+sparsity:
+  method: acdc
+  target: 0.9
+"""
+OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
+TOP = (
+    "extends, name, epochs, seed, device, precision, compile, channels_last, model, data, task, optim, sparsity, "
+    "track, checkpoint"
+)
+SGD = "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, accumulate, momentum, nesterov"
+ACDC = (
+    "method, target, distribution, keep_dense, warmup_epochs, sparse_epochs, dense_epochs, last_dense_epochs, "
+    "last_sparse_epochs, reset_momentum"
+)
+TARGET = "expected a number of at least 0 and below 1"
+LENGTH = "expected a whole number of at least 0 or a share of the run such as 10%"
+NAME = "expected a name of letters, digits, dots, dashes and underscores, a letter or digit first"
+
+
+def refusal(text: str, overrides: tuple[str, ...] = ()) -> list[str]:
+    Path("foo.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        load("foo.yaml", overrides)
+    return str(error.value).split("\n")
+
+
+def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
+    Path("foo.yaml").write_text(GOOD)
+    recipe = load("foo.yaml")
+    assert isinstance(recipe.optim, SGDBlock)
+    assert recipe.optim.lr == 0.1
+    assert recipe.as_dict()["sparsity"]["warmup_epochs"] == "10%"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        # unknown keys, at every level
+        ("epochs: 100", "epochs: 100\nepohcs: 3", [f"3: epohcs: unknown key; did you mean epochs? (allowed: {TOP})"]),
+        ("epochs: 100", "epochs: 100\nlr: 3", [f"3: lr: unknown key; did you mean optim.lr? (allowed: {TOP})"]),
+        ("epochs: 100", "epochs: 100\nextend: a", [f"3: extend: unknown key; did you mean extends? (allowed: {TOP})"]),
+        ("  lr: 0.1", "  lr: 0.1\n  zzz: 1", [f"11: optim.zzz: unknown key (allowed: {SGD})"]),
+        (
+            "    name: linear",
+            "    name: linear\n    warm_up: 1",
+            [
+                "13: optim.schedule.warm_up: unknown key; did you mean warmup_start? "
+                "(allowed: name, warmup_epochs, warmup_start, end)"
+            ],
+        ),
+        (
+            "  target: 0.9",
+            "  tarjet: 0.9",
+            [
+                f"13: sparsity.target: missing; {TARGET}",
+                f"15: sparsity.tarjet: unknown key; did you mean target? (allowed: {ACDC})",
+            ],
+        ),
+        (
+            "  batch_size: 64",
+            "  batch_size: 64\n  resolution: [{since: 0, sise: 3}, 4]",
+            [
+                "8: data.resolution[0].size: missing; expected a whole number above 0",
+                "8: data.resolution[0].sise: unknown key; did you mean size? (allowed: since, size)",
+                "8: data.resolution[1]: expected a block with at least since, size, found 4",
+            ],
+        ),
+        # shares are no percentages
+        ("0.9", "95", [f"15: sparsity.target: {TARGET}, found 95; it is a share: 0.95, not 95"]),
+        ("0.9", "90%", [f'15: sparsity.target: {TARGET}, found "90%"; write 0.9']),
+        ("0.9", "1.0", [f"15: sparsity.target: {TARGET}, found 1.0"]),
+        ("0.9", "'0.9'", [f'15: sparsity.target: {TARGET}, found "0.9"; write 0.9 without quotes']),
+        ("0.9", "true", [f"15: sparsity.target: {TARGET}, found true"]),
+        ("0.9", "", [f"15: sparsity.target: {TARGET}, found nothing; give a value or remove the line"]),
+        ("0.9", "{high: 0.9}", [f"15: sparsity.target: {TARGET}, found a block with the keys high"]),
+        ("0.9", "1e999", [f"15: sparsity.target: {TARGET}, found Infinity"]),
+        # whole numbers
+        ("100", "1e2", ["2: epochs: expected a whole number above 0, found 100.0; write 100"]),
+        ("100", "ten", ['2: epochs: expected a whole number above 0, found "ten"']),
+        ("100", "0", ["2: epochs: expected a whole number above 0, found 0"]),
+        ("batch_size: 64", "batch_size: 6 4", ['7: data.batch_size: expected a whole number above 0, found "6 4"']),
+        # text
+        ("resnet20", "50", ['4: model.name: expected text, found 50; put it in quotes: "50"']),
+        ("name: foo", "name: a b", [f'1: name: {NAME}, found "a b"']),
+        # kinds
+        ("name: sgd", "name: sdg", ['9: optim.name: expected adamw or sgd, found "sdg"; did you mean sgd?']),
+        ("  name: sgd\n", "", ["8: optim.name: missing; expected adamw or sgd"]),
+        ("name: linear", "name: 3", ["12: optim.schedule.name: expected cosine, linear or step, found 3"]),
+        ("    name: linear", "    end: 0", ["11: optim.schedule.name: missing; expected cosine, linear or step"]),
+        ("acdc", "acddc", ['14: sparsity.method: expected acdc, dense or gmp, found "acddc"; did you mean acdc?']),
+        ("acdc", "[acdc]", ['14: sparsity.method: expected acdc, dense or gmp, found ["acdc"]']),
+        ("  method: acdc\n", "", ["13: sparsity.method: missing; expected acdc, dense or gmp"]),
+        # between keys and between blocks
+        ("64", "64\n  val_crop: 300", ["8: data.val_crop: 300 is larger than val_resize, 256"]),
+        ("64", "64\n  crop_scale: [1, 0.5]", ["8: data.crop_scale: the smaller number comes first, found [1.0, 0.5]"]),
+        ("linear", "linear\n    warmup_epochs: 100", ["13: optim.schedule.warmup_epochs: the peak would be reached at "
+         "epoch 100 of 100, at no epoch"]),
+        ("linear", "step\n    milestones: [50, 100]", ["13: optim.schedule.milestones: the run ends after 100 epochs, "
+         "before 100"]),
+        # a missing block
+        ("model:\n  name: resnet20\n", "", ["model: missing; expected a block with at least name"]),
+        (SPARSITY, "", ["sparsity: missing; expected a block whose method is acdc, dense or gmp"]),
+        (OPTIM, "", ["optim: missing; expected a block whose name is adamw or sgd"]),
+        ("model:\n  name: resnet20\n", "model:\n", ["3: model: expected a block with at least name, found nothing; "
+         "give a value or remove the line"]),
+        ("epochs: 100", "epochs: 100\nepochs: 200", ["3: epochs: given twice, first at foo.yaml:2"]),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, said: list[str]) -> None:
+    assert old in GOOD
+    places = [f"foo.yaml:{line}" if line[0].isdigit() else f"foo.yaml: {line}" for line in said]
+    assert refusal(GOOD.replace(old, new, 1)) == places
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("precision=on", 'expected auto, bf16, fp16 or fp32, found "on"'),
+        ("precision=bf61", 'expected auto, bf16, fp16 or fp32, found "bf61"; did you mean bf16?'),
+        ("precision=true", "expected auto, bf16, fp16 or fp32, found true"),
+        ("compile=on", 'expected auto, true or false, found "on"; write true'),
+        ("channels_last=No", 'expected true or false, found "No"; write false'),
+        ("model.blurpool=1", "expected true or false, found 1"),
+        ("seed=1.0", "expected a whole number of at least 0, found 1.0; write 1"),
+        ("data.workers=many", 'expected a whole number of at least 0 or null, found "many"'),
+        ("data.flip=50", "expected a number from 0 to 1, found 50; it is a share: 0.5, not 50"),
+        ("data.resolution=big", "expected a whole number above 0 or a list, each a block with at least since, size, "
+         'found "big"'),
+        ("data.resolution=[]", "the steps must begin with `since: 0` and rise"),
+        ("data.crop_scale=[1]", "expected a list of 2, each a number above 0, found [1]"),
+        ("data.crop_scale=[1, 2, 3]", "expected a list of 2, each a number above 0, found [1, 2, 3]"),
+        ("data.crop_scale=0.1", "expected a list of 2, each a number above 0, found 0.1"),
+        ("model.options.a=[1]", "expected true, false, a whole number, a number or text, found [1]"),
+        ("optim=sgd", 'expected a block whose name is adamw or sgd, found "sgd"'),
+        ("optim.lr=fast", 'expected a number above 0, found "fast"'),
+        ("optim.lr=0", "expected a number above 0, found 0"),
+        ("sparsity=acdc", 'expected a block whose method is acdc, dense or gmp, found "acdc"'),
+        ("sparsity.warmup_epochs=-1", f"{LENGTH}, found -1"),
+        ("sparsity.warmup_epochs=10 %", f'{LENGTH}, found "10 %"'),
+        ("sparsity.warmup_epochs=2.0", f"{LENGTH}, found 2.0; write 2"),
+        ("sparsity.keep_dense=first", 'expected a list, each text, found "first"'),
+        ("track.tags=[a, 1]", 'track.tags[1]: expected text, found 1; put it in quotes: "1"'),
+        ("task.name=regression", 'expected classification, found "regression"'),
+        ("optim.weight_decay=[1", "not valid YAML: expected ',' or ']', but got '<stream end>' in what begins on "
+         "line 1; a bracket is not closed"),
+        ("extends=demo", "only a file can extend another"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_mistake_on_the_command_line(in_tmp: Path, override: str, said: str) -> None:
+    assert refusal(GOOD, (override,)) == [f"--set {override.partition('=')[0]}: {said}"]
+
+
+@pytest.mark.parametrize("override", ["optim.lr", "=3", "optim..lr=3", ".lr=3", ""])
+def test_an_override_is_a_key_and_a_value(in_tmp: Path, override: str) -> None:
+    expected = f"--set {override}: expected KEY=VALUE, for example --set optim.lr=0.1"
+    assert refusal(GOOD, (override,)) == [expected]
+
+
+def test_every_mistake_is_told_at_once_in_the_order_of_the_file(in_tmp: Path) -> None:
+    text = GOOD.replace("epochs: 100", "epochs: 101").replace("64", "none").replace("sgd", "sdg").replace("foo", "[]")
+    assert [line.partition(": ")[0] + ": " + line.split(": ")[1] for line in refusal(text, ("seed=-1", "sede=2"))] == [
+        "foo.yaml:1: name",
+        "foo.yaml:7: data.batch_size",
+        "foo.yaml:9: optim.name",
+        "foo.yaml:13: sparsity.sparse_epochs",
+        "--set seed: expected a whole number of at least 0, found -1",
+        "--set sede: unknown key; did you mean seed? (allowed",
+    ]
+
+
+def test_phases_that_do_not_fit_are_an_error_of_the_recipe(in_tmp: Path) -> None:
+    (said,) = refusal(GOOD.replace("  target: 0.9", "  target: 0.9\n  sparse_epochs: 7"))
+    assert said.startswith("foo.yaml:16: sparsity.sparse_epochs: ")
+
+
+def test_plain_values_are_validated_the_same_way(in_tmp: Path) -> None:
+    Path("foo.yaml").write_text(GOOD)
+    recipe = load("foo.yaml")
+    assert from_dict(recipe.as_dict(), "model.safetensors") == recipe
+    with pytest.raises(RecipeError) as error:
+        from_dict(recipe.as_dict() | {"epochs": 0}, "model.safetensors")
+    assert str(error.value).startswith("model.safetensors: epochs: expected a whole number above 0, found 0")
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["2:4", "1e-4", "off", "null", "1"]
+)
+SHARE = st.floats(0, 1)
+SCHEDULES = st.fixed_dictionaries(
+    {"name": st.sampled_from(["linear", "cosine"])},
+    optional={"warmup_epochs": st.floats(0, 0.5), "warmup_start": SHARE, "end": SHARE},
+) | st.fixed_dictionaries({"name": st.just("step"), "milestones": st.lists(st.integers(1, 9))})
+SHARED = {"lr": st.floats(1e-300, 1e300), "schedule": SCHEDULES}
+OPTIMS = st.fixed_dictionaries(
+    SHARED | {"name": st.just("sgd")}, optional={"momentum": st.floats(0, 0.999), "nesterov": st.booleans()}
+) | st.fixed_dictionaries(
+    SHARED | {"name": st.just("adamw")}, optional={"betas": st.lists(SHARE, min_size=2, max_size=2)}
+)
+METHODS = st.just({"method": "dense"}) | st.fixed_dictionaries(
+    {"method": st.just("gmp"), "target": st.floats(0, 0.999)},
+    optional={"keep_dense": st.lists(TEXT, max_size=3), "distribution": st.sampled_from(["global", "uniform"])},
+)
+RECIPES = st.fixed_dictionaries(
+    {
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
+        "epochs": st.integers(10, 10**6),
+        "model": st.fixed_dictionaries(
+            {"name": TEXT},
+            optional={
+                "weights": st.none() | TEXT,
+                "options": st.dictionaries(TEXT, st.booleans() | st.integers(-9, 9) | SHARE | TEXT, max_size=3),
+            },
+        ),
+        "data": st.fixed_dictionaries(
+            {"name": TEXT, "batch_size": st.integers(1, 4096)},
+            optional={
+                "flip": SHARE,
+                "resolution": st.just([{"since": 0, "size": 160}, {"since": 0.8, "size": 192}]),
+            },
+        ),
+        "optim": OPTIMS,
+        "sparsity": METHODS,
+    },
+    optional={"compile": st.booleans(), "track": st.fixed_dictionaries({"tags": st.lists(TEXT, max_size=3)})},
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(RECIPES)
+def test_a_resolved_recipe_loads_as_an_equal_one(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    recipe = from_dict(values, "here")
+    path = tmp_path_factory.getbasetemp() / "resolved.yaml"
+    path.write_text(resolved_yaml(recipe), encoding="utf-8", newline="")
+    assert load(path) == recipe
+    assert resolved_yaml(load(path)) == resolved_yaml(recipe)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-200, 200) | st.floats() | TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(TOP.split(", ")) | TEXT, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+SPOTS = [
+    (*block, key)
+    for block, keys in {
+        (): TOP.split(", ")[1:],
+        ("model",): ["name", "weights", "options"],
+        ("data",): ["name", "batch_size", "resolution", "crop_scale", "workers"],
+        ("optim",): SGD.split(", "),
+        ("optim", "schedule"): ["name", "warmup_epochs", "milestones"],
+        ("sparsity",): ACDC.split(", "),
+    }.items()
+    for key in keys
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(SPOTS), ANYTHING)
+def test_whatever_stands_anywhere_is_a_recipe_or_told_in_our_own_words(spot: tuple[str, ...], found: Any) -> None:
+    values: dict[str, Any] = yaml.safe_load(GOOD)
+    block = values
+    for key in spot[:-1]:
+        block = block[key]
+    block[spot[-1]] = found
+    try:
+        from_dict(values, "here")
+    except RecipeError as error:
+        for line in str(error).split("\n"):
+            assert line.startswith("here: ")
+            assert not any(foreign in line for foreign in ("Input", "valid ", "constrained", "dictionary", "union"))

@@ -1,0 +1,137 @@
+"""The recipes that come with the package: each loads, says what it is, and follows its paper's protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acdc_cli.data import catalog as data
+from acdc_cli.errors import RecipeError
+from acdc_cli.models import catalog as models
+from acdc_cli.recipe import shipped
+from acdc_cli.recipe.load import load, resolved_yaml
+from acdc_cli.recipe.schema import Recipe
+
+NAMES = shipped.names()
+TOP = [f"resnet50_{kind}" for kind in ("80", "90", "95", "98", "dense")] + ["mobilenetv1_75", "mobilenetv1_90"]
+ACDC_PP = [*TOP, "gmp_resnet50_95"]
+NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
+CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
+DEMO = ["demo", "demo_dense", "demo_gmp"]
+
+
+def sparsity(recipe: Recipe) -> dict[str, Any]:
+    block: dict[str, Any] = recipe.as_dict()["sparsity"]
+    return block
+
+
+def test_these_recipes_are_shipped() -> None:
+    assert len(NAMES) > 0
+    assert sorted(NAMES) == sorted(ACDC_PP + NEURIPS21 + CIFAR + DEMO)
+
+
+def test_the_top_level_is_listed_first() -> None:
+    assert NAMES[0] == "demo"
+    assert [name.count("/") for name in NAMES] == sorted(name.count("/") for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_loads_and_resolves_to_itself(name: str, tmp_path: Path) -> None:
+    recipe = load(name)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(resolved_yaml(recipe), encoding="utf-8")
+    assert load(resolved) == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_names_a_model_and_a_data_set_that_exist(name: str) -> None:
+    recipe = load(name)
+    assert callable(models.find(recipe.model.name))
+    assert data.known_set(recipe.data.name).name == recipe.data.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_says_what_it_is_in_a_line_of_a_table(name: str) -> None:
+    assert 10 < len(shipped.description(shipped.find(name))) < 50
+
+
+def test_no_two_share_a_run_directory() -> None:
+    assert len({load(name).name for name in NAMES}) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit()])
+def test_the_name_is_the_target(name: str) -> None:
+    assert sparsity(load(name))["target"] == int(name[-2:]) / 100
+
+
+@pytest.mark.parametrize("name", ACDC_PP)
+def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
+    recipe = load(name)
+    mobile = name.startswith("mobilenet")
+    assert (recipe.epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
+        100, 1024, 0.1, True,
+    )  # fmt: skip
+    assert recipe.as_dict()["data"]["resolution"] == [{"since": 0.0, "size": 160}, {"since": 0.8, "size": 192}]
+    assert (recipe.data.val_resize, recipe.data.val_crop) == (256, 224)
+    optim = recipe.as_dict()["optim"]
+    assert optim["schedule"] == {"name": "linear", "warmup_epochs": 2.0, "warmup_start": 0.0001, "end": 0.0}
+    assert (optim["name"], optim["momentum"], optim["decay_norm_and_bias"]) == ("sgd", 0.9, False)
+    assert (optim["lr"], optim["lr_batch"], optim["weight_decay"]) == (
+        (1.024, 1024, 3e-5) if mobile else (0.5, 1024, 1e-4)
+    )
+    if "dense" not in name:
+        kept = ["first", "last", "depthwise"] if mobile else ["first", "last"]
+        assert (sparsity(recipe)["keep_dense"], sparsity(recipe)["distribution"]) == (kept, "global")
+
+
+@pytest.mark.parametrize("name", NEURIPS21)
+def test_neurips21_is_p1s_protocol(name: str) -> None:
+    recipe = load(name)
+    assert (recipe.epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
+        100, 256, 0.0, False,
+    )  # fmt: skip
+    assert (recipe.data.resolution, recipe.precision) == (224, "fp16")
+    optim = recipe.as_dict()["optim"]
+    assert optim["schedule"] == {"name": "cosine", "warmup_epochs": 5.0, "warmup_start": 0.0, "end": 0.0}
+    assert (optim["lr"], optim["lr_batch"], optim["momentum"]) == (0.256, 256, 0.875)
+    assert (optim["weight_decay"], optim["decay_norm_and_bias"]) == (2**-15, True)
+    if "dense" not in name:
+        assert sparsity(recipe)["keep_dense"] == (["first", "last"] if "uniform" in name else [])
+        assert sparsity(recipe)["warmup_epochs"] == 10
+
+
+@pytest.mark.parametrize("epochs", range(100, 1001, 100))
+def test_longer_training_is_one_override(epochs: int) -> None:
+    assert load("resnet50_95", [f"epochs={epochs}"]).epochs == epochs
+    assert load("gmp_resnet50_95", [f"epochs={epochs}"]).epochs == epochs
+
+
+@pytest.mark.parametrize(
+    "spelling", ["resnet50_95", "resnet50_95.yaml", "recipes/resnet50_95.yaml", "recipes/resnet50_95"]
+)
+def test_a_shipped_recipe_is_found_from_anywhere(in_tmp: Path, spelling: str) -> None:
+    assert shipped.find(spelling) == shipped.FOLDER / "resnet50_95.yaml"
+
+
+def test_a_file_goes_before_a_shipped_recipe(in_tmp: Path) -> None:
+    Path("demo").mkdir()
+    assert shipped.find("demo") == shipped.FOLDER / "demo.yaml"
+    Path("demo.yaml").touch()
+    assert shipped.find("demo.yaml") == Path("demo.yaml")
+    assert shipped.find("demo") == shipped.FOLDER / "demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet5_95", "; did you mean resnet50_95?"),
+        ("recipes/demo_gpm.yaml", "; did you mean demo_gmp?"),
+        ("vit", ""),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_the_nearest(in_tmp: Path, name: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        shipped.find(name)
+    assert str(error.value) == (f"no recipe {name}: neither a file nor a shipped recipe{hint} (see: acdc recipes list)")
