@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Writes requirements.lock (everything but FFCV) and requirements-ffcv.lock (what the extra `ffcv` adds), for Python 3.11
+# to 3.13. Versions already locked stay unless UPGRADE=1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+uv=.venv/bin/uv
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+compile() {
+    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --group dev \
+        --no-emit-index-url --no-emit-find-links --no-annotate --no-header "$@"
+}
+
+# All of it is resolved at once, so that the two files agree; FFCV's share is then what the rest does not need.
+[[ ${UPGRADE:-} ]] || cat requirements.lock requirements-ffcv.lock >"$scratch/all"
+compile --extra ffcv --output-file "$scratch/all" >"$scratch/shown"
+compile --constraint "$scratch/all" --output-file "$scratch/base" >"$scratch/shown"
+{
+    echo "# Written by 'make lock': the pinned packages of acdc, its demo and its development tools."
+    cat "$scratch/base"
+} >requirements.lock
+{
+    echo "# Written by 'make lock': what the extra 'ffcv' adds to requirements.lock."
+    grep --line-regexp --fixed-strings --invert-match --file="$scratch/base" "$scratch/all"
+} >requirements-ffcv.lock
