@@ -1,0 +1,78 @@
+"""A run's directory: what it was asked, what it did, what came out. A finished one is never overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from acdc_cli import files
+from acdc_cli.errors import RunError
+
+
+class RunDir:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.resolved = path / "resolved.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.masks = path / "masks"
+        self.summary = path / "summary.json"
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.exists()
+
+    def model_file(self, kind: str) -> Path:
+        """The weights at the end of the last phase of that kind: `sparse` or `dense`."""
+        return self.path / f"{kind}.safetensors"
+
+    def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:
+        """Make the directory of a new run.
+
+        Raises RunError if a run, or anything else, is there already.
+        """
+        self.refuse_if_taken()
+        self.checkpoints.mkdir(parents=True)
+        self.masks.mkdir()
+        files.write_text(self.path / "recipe.yaml", given)
+        self.record_provenance(provenance)
+        files.write_text(self.resolved, resolved)
+
+    def record_provenance(self, provenance: dict[str, Any]) -> None:
+        """One entry for the start and one for every resumption."""
+        path = self.path / "provenance.json"
+        entries = json.loads(path.read_text()) if path.exists() else []
+        files.write_text(path, json.dumps([*entries, provenance], indent=2) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every epoch's record, in order."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def rewind_metrics(self, epochs: int) -> None:
+        """Forget the records from epoch `epochs` on: they will be made again."""
+        kept = [record for record in self.records() if record["epoch"] < epochs]
+        files.write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def refuse_if_taken(self) -> None:
+        if self.finished:
+            raise RunError(f"{self.path} holds a finished run, which is never overwritten; choose another with --out")
+        if self.resolved.exists():
+            raise RunError(
+                f"{self.path} holds an unfinished run; go on with it by --resume, or choose another place with --out"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"{self.path} exists and is not a run of acdc; choose another place with --out")
+
+
+def open_run(path: Path) -> RunDir:
+    """An existing run; raises RunError if there is none."""
+    run = RunDir(path)
+    if not run.resolved.exists():
+        raise RunError(f"{path} is no run directory: it has no resolved.yaml")
+    return run

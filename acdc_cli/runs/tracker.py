@@ -1,0 +1,141 @@
+"""Where the numbers go: metrics.jsonl is the truth, W&B mirrors it and can never stop a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlparse
+
+from acdc_cli import console
+from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.runs.run_dir import RunDir
+
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+class Tracker(Protocol):
+    def log(self, record: dict[str, Any]) -> None:
+        """One epoch's record: plain numbers and strings, and `layers` with the sparsity of each."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run ended well."""
+
+    def close(self) -> None:
+        """The process ends, however the run went."""
+
+
+class JsonLines:
+    """Appends each record to metrics.jsonl as one line that has reached the disk when `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """Mirrors the records into one W&B run, under the same names; `layers` becomes a table.
+
+    The first failure is told once and ends the mirroring: the run goes on, metrics.jsonl has everything.
+    """
+
+    def __init__(self, block: TrackBlock, run: RunDir, name: str, config: dict[str, Any], mode: WandbMode) -> None:
+        identity = run.path / "wandb-id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(4))
+        self._settings = {
+            "project": block.project,
+            "entity": block.entity,
+            "group": block.group,
+            "tags": block.tags,
+            "dir": str(run.path),
+            "name": name,
+            "id": identity.read_text(),
+            "config": config,
+        }
+        self._run = self._start(mode)
+
+    def _start(self, mode: WandbMode) -> Any:
+        import wandb
+
+        quiet = wandb.Settings(silent=True, console="off")
+        resume = "allow" if mode == "online" else None
+        try:
+            return wandb.init(**self._settings, mode=mode, resume=resume, settings=quiet)
+        except Exception as error:  # W&B raises many kinds, its server's included, and none may stop a run
+            if mode == "online":
+                console.warn(f"W&B cannot be reached ({error}); it runs offline: upload later with `wandb sync`")
+                return self._start("offline")
+            self._lost(error)
+            return None
+
+    def log(self, record: dict[str, Any]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=["layer", "sparsity"], data=[list(item) for item in record["layers"].items()])
+        self._attempt(lambda: self._run.log(record | {"layers": table}, step=record["step"]))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._attempt(lambda: self._run.summary.update(summary))
+
+    def close(self) -> None:
+        self._attempt(lambda: self._run.finish())
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action()
+        except Exception as error:  # as above
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        self._run = None
+        console.warn(f"W&B is not available ({error}); the run goes on, metrics.jsonl has every number")
+
+
+def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) -> list[Tracker]:
+    """metrics.jsonl, and W&B unless it is disabled."""
+    mode = wandb_mode(block.wandb)
+    mirror: list[Tracker] = [] if mode == "disabled" else [Wandb(block, run, name, config, mode)]
+    return [JsonLines(run.metrics), *mirror]
+
+
+def wandb_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> WandbMode:
+    """`auto` is online when W&B has credentials (its own WANDB_MODE, WANDB_API_KEY, netrc), else offline."""
+    if asked != "auto":
+        return asked
+    given = os.environ.get("WANDB_MODE")
+    if given in ("online", "offline", "disabled"):
+        return given
+    return "online" if _has_credentials() else "offline"
+
+
+def _has_credentials() -> bool:
+    """Looks where W&B keeps them, without asking its server: `wandb.login` waits for it half a minute."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)).hostname
+    try:
+        return netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host or "") is not None
+    except FileNotFoundError:
+        return False
+    except NetrcParseError as error:
+        console.warn(f"W&B's login cannot be read ({error}); it runs offline")
+        return False

@@ -1,0 +1,19 @@
+"""What a model is trained for: the loss of a batch, and metrics that add up over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Task(Protocol):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar."""
+
+    def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What `metrics` needs of a batch, as sums on the device."""
+
+    def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
+        """Exact metrics of `samples` images from their sums."""

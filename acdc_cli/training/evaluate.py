@@ -1,0 +1,53 @@
+"""Exact metrics of a model over a whole split: each image once, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from acdc_cli import console
+from acdc_cli.data.batches import Loader
+from acdc_cli.tasks.task import Task
+from acdc_cli.training.precision import Precision
+
+Forward = Callable[[Tensor], Tensor]
+"""uint8 images (batch, 3, height, width) to logits (batch, classes)."""
+
+
+def forward_of(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Forward:
+    """The model behind its normalisation, which runs on the device, where torch.compile fuses it."""
+    shift = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
+    scale = 1 / (255 * torch.tensor(std, device=device).view(1, 3, 1, 1))
+
+    def forward(images: Tensor) -> Tensor:
+        logits: Tensor = model((images - shift) * scale)
+        return logits
+
+    return forward
+
+
+def evaluate(
+    model: nn.Module, forward: Forward, loader: Loader, task: Task, precision: Precision, description: str = "validation"
+) -> dict[str, float]:
+    """The task's metrics, and `samples`; the host waits for the device once, at the end."""
+    was_training = model.training
+    model.eval()
+    totals: dict[str, Tensor] = {}
+    samples = 0
+    with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description) as bar:
+        shown = bar.add_task(description, total=loader.steps)
+        for batch in batches:
+            with precision.autocast():
+                logits = forward(batch.images)
+            for name, value in task.sums(logits, batch.labels).items():
+                totals[name] = totals[name] + value if name in totals else value
+            samples += len(batch.labels)
+            bar.advance(shown)
+    model.train(was_training)
+    if samples != loader.samples:
+        raise AssertionError(f"evaluated {samples} of {loader.samples} images")
+    names = list(totals)
+    values = torch.stack([totals[name] for name in names]).tolist()
+    return task.metrics(dict(zip(names, values, strict=True)), samples) | {"samples": samples}

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from acdc_cli.errors import RunError
+from acdc_cli.runs.run_dir import RunDir, open_run
+
+
+def started(path: Path) -> RunDir:
+    run = RunDir(path)
+    run.start("name: a\n", "name: a\nseed: 0\n", {"command": ["acdc"]})
+    return run
+
+
+def test_a_run_keeps_the_recipe_as_given_and_as_resolved(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    assert (run.path / "recipe.yaml").read_text() == "name: a\n"
+    assert run.resolved.read_text() == "name: a\nseed: 0\n"
+    assert open_run(run.path).path == run.path
+
+
+def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.finish({"status": "finished"})
+    with pytest.raises(RunError, match=r"finished run, which is never overwritten.*--out"):
+        RunDir(run.path).start("", "", {})
+
+
+def test_an_unfinished_run_is_refused_with_the_way_to_resume(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    with pytest.raises(RunError, match="--resume"):
+        started(tmp_path / "run")
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not a run of acdc"):
+        started(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    assert started(tmp_path).resolved.exists()
+
+
+def test_rewinding_forgets_the_epochs_that_will_be_made_again(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.metrics.write_text("".join(f'{{"epoch": {epoch}}}\n' for epoch in range(4)))
+    run.rewind_metrics(2)
+    assert run.records() == [{"epoch": 0}, {"epoch": 1}]
+
+
+def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.record_provenance({"command": ["acdc", "--resume"]})
+    assert (run.path / "provenance.json").read_text().count('"command"') == 2
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run directory"):
+        open_run(tmp_path)

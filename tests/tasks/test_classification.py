@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from acdc_cli.tasks.classification import Classification
+
+
+def metrics(logits: list[list[float]], labels: list[int]) -> dict[str, float]:
+    task = Classification()
+    sums = task.sums(torch.tensor(logits), torch.tensor(labels))
+    return task.metrics({name: value.item() for name, value in sums.items()}, len(labels))
+
+
+def test_uniform_logits_have_the_entropy_and_loss_of_log_classes() -> None:
+    found = metrics([[0.0, 0.0, 0.0, 0.0]], [2])
+    assert found["entropy"] == pytest.approx(math.log(4), rel=1e-6)
+    assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)
+
+
+def test_two_classes_by_hand() -> None:
+    # probabilities 3/4 and 1/4
+    found = metrics([[math.log(3), 0.0], [math.log(3), 0.0]], [0, 1])
+    assert found["loss"] == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-6)
+    assert found["entropy"] == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4), rel=1e-6)
+    assert found["top1"] == 0.5
+
+
+def test_logits_of_a_thousand_stay_numbers() -> None:
+    found = metrics([[1000.0, -1000.0, 0.0]], [1])
+    assert found["entropy"] == 0
+    assert found["loss"] == 2000
+
+
+def test_top5_counts_the_label_among_the_five_largest() -> None:
+    logits = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 3
+    found = metrics(logits, [0, 4, 5])
+    assert found["top1"] == pytest.approx(1 / 3)
+    assert found["top5"] == pytest.approx(2 / 3)
+
+
+def test_with_fewer_than_five_classes_top5_is_one() -> None:
+    assert metrics([[1.0, 0.0]], [1])["top5"] == 1
+
+
+def test_label_smoothing_bears_on_the_training_loss_only() -> None:
+    logits, labels = torch.tensor([[math.log(3), 0.0]]), torch.tensor([0])
+    task = Classification(label_smoothing=0.2)
+    # the target is (0.9, 0.1)
+    by_hand = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
+    assert task.loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-6)
+    assert task.sums(logits, labels)["loss"].item() == pytest.approx(math.log(4 / 3), rel=1e-6)
+
+
+def test_bfloat16_logits_are_judged_in_float32() -> None:
+    logits = torch.zeros(1, 10, dtype=torch.bfloat16)
+    assert Classification().loss(logits, torch.tensor([3])).item() == pytest.approx(math.log(10), rel=1e-6)

@@ -1,0 +1,97 @@
+"""A data set of a few random images, learned by a network of a few weights: enough for every claim about the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from acdc_cli.data.batches import Batch
+from acdc_cli.recipe.schema import LinearSchedule, SGDBlock, SparsityBlock
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import JsonLines
+from acdc_cli.schedule import curves
+from acdc_cli.sparsity import catalog
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.prunable import layers, pruned
+from acdc_cli.tasks.classification import Classification
+from acdc_cli.training.evaluate import forward_of
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.precision import Precision
+from acdc_cli.training.trainer import Parts, Settings, Trainer
+
+CPU = torch.device("cpu")
+
+
+class Tiny:
+    """A loader that keeps the protocol: what it gives follows from (epoch, step) alone."""
+
+    def __init__(self, samples: int = 12, batch_size: int = 4) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randint(0, 256, (samples, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        self.labels = torch.randint(0, 3, (samples,), generator=generator)
+        self.samples, self.batch_size, self.steps = samples, batch_size, samples // batch_size
+        self.resolutions: list[int | None] = []
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        self.resolutions.append(resolution)
+        order = torch.from_numpy(np.random.default_rng(epoch).permutation(self.samples))
+        parts = order.split(self.batch_size)[start_step : self.steps]
+        yield (Batch(self.images[part], self.labels[part], part) for part in parts)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Bench:
+    """A trainer over `Tiny`, with everything it is made of at hand."""
+
+    def __init__(self, folder: Path, epochs: int, sparsity: dict[str, Any], **settings: Any) -> None:
+        config, method = catalog.method(sparsity["method"])
+        block: SparsityBlock = config.model_validate(sparsity)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(216, 3)
+        ).to(memory_format=torch.channels_last)
+        optim = SGDBlock(name="sgd", lr=0.05, weight_decay=1e-3, schedule=LinearSchedule(name="linear"))
+        found = layers(self.model, [])
+        self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
+        self.optimizer = build_optimizer(self.model, optim)
+        self.sparsifier.masked.attach(self.optimizer)
+        self.train, self.val = Tiny(), Tiny()
+        self.run = RunDir(folder)
+        if not self.run.resolved.exists():
+            self.run.start("", "", {})
+        parts = Parts(
+            model=self.model,
+            forward=forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU),
+            optimizer=self.optimizer,
+            sparsifier=self.sparsifier,
+            layers=found,
+            task=Classification(),
+            precision=Precision("fp32", CPU),
+            train=self.train,
+            val=self.val,
+        )
+        defaults: dict[str, Any] = {
+            "epochs": epochs,
+            "learning_rate": lambda progress: optim.lr * curves.learning_rate(optim.schedule, progress, epochs),
+            "resolution": lambda epoch: 8,
+        }
+        self._tracker = JsonLines(self.run.metrics)
+        self.trainer = Trainer(parts, Settings(**defaults | settings), self.run, [self._tracker])
+
+    def fit(self, first_epoch: int = 0) -> dict[str, Any]:
+        try:
+            return self.trainer.fit(first_epoch)
+        finally:
+            self._tracker.close()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from acdc_cli.data.batches import Batch
+from acdc_cli.tasks.classification import Classification
+from acdc_cli.training.evaluate import evaluate, forward_of
+from acdc_cli.training.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+class Fixed:
+    """Seven images in batches of any size."""
+
+    samples = 7
+
+    def __init__(self, batch_size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8, generator=generator)
+        self.labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+        self.batch_size = batch_size
+        self.steps = -(-7 // batch_size)
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        indices = torch.arange(7).split(self.batch_size)
+        yield (Batch(self.images[part], self.labels[part], part) for part in indices)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.BatchNorm1d(3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 10])
+def test_metrics_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    net = model()
+    forward = forward_of(net, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), CPU)
+    found = evaluate(net, forward, Fixed(batch_size), Classification(), Precision("fp32", CPU))
+    whole = evaluate(net, forward, Fixed(7), Classification(), Precision("fp32", CPU))
+    assert found == pytest.approx(whole, rel=1e-6)
+    assert found["samples"] == 7
+
+
+def test_the_model_is_judged_in_eval_mode_and_left_as_it_was() -> None:
+    net = model()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()
+    evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), Fixed(3), Classification(), Precision("fp32", CPU))
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_loader_that_loses_an_image_is_found_out() -> None:
+    net, loader = model(), Fixed(3)
+    loader.samples = 8
+    with pytest.raises(AssertionError, match="evaluated 7 of 8"):
+        evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), loader, Classification(), Precision("fp32", CPU))
+
+
+def test_images_are_normalised_as_floats_between_zero_and_one() -> None:
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = forward_of(nn.Identity(), (0.5, 0.5, 0.0), (0.5, 0.25, 0.1), CPU)(images)
+    assert found.flatten().tolist() == pytest.approx([-1.0, 2.0, 2.0])

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from torch import nn
+
+from acdc_cli.training.optim import parameter_groups
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.norm = nn.BatchNorm2d(2)
+        self.layer_norm = nn.LayerNorm(2)
+        self.attention = nn.MultiheadAttention(2, 1)
+        self.token = nn.Parameter(nn.Linear(2, 2).weight.detach())
+        self.head = nn.Linear(2, 2)
+
+
+def names(model: nn.Module, group: dict[str, object]) -> set[str]:
+    chosen = {id(parameter) for parameter in group["params"]}  # type: ignore[attr-defined]
+    return {name for name, parameter in model.named_parameters() if id(parameter) in chosen}
+
+
+def test_only_weights_of_convolutions_linear_layers_and_attention_decay() -> None:
+    model = Small()
+    decayed, rest = parameter_groups(model, 0.1, decay_norm_and_bias=False)
+    assert names(model, decayed) == {
+        "conv.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "head.weight",
+    }
+    assert decayed["weight_decay"] == 0.1
+    assert rest["weight_decay"] == 0.0
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    model = Small()
+    decayed, rest = parameter_groups(model, 0.1, decay_norm_and_bias=False)
+    assert names(model, decayed) | names(model, rest) == {name for name, _ in model.named_parameters()}
+    assert not names(model, decayed) & names(model, rest)
+
+
+def test_p1_decays_norm_and_bias_too() -> None:
+    decayed, rest = parameter_groups(Small(), 2**-15, decay_norm_and_bias=True)
+    assert decayed["weight_decay"] == rest["weight_decay"] == 2**-15
+
+
+def test_a_weight_that_two_modules_share_is_counted_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    decayed, rest = parameter_groups(model, 0.1, decay_norm_and_bias=False)
+    assert len(decayed["params"]) == 1  # type: ignore[arg-type]
+    assert rest["params"] == []
