@@ -1,0 +1,69 @@
+"""Where a run is: a moment of it, and the phases that its epochs fall into (P1 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An iteration of a run; epochs and steps count from 0."""
+
+    epoch: int
+    step: int
+    """Of the whole run, not of the epoch."""
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def progress(self) -> float:
+        """Epochs elapsed before this step, with their fraction."""
+        return self.step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs `start` up to but not including `end`."""
+
+    kind: Literal["dense", "ramp", "sparse"]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """The phases of a run, in order, without gap or overlap, from epoch 0 to the last.
+
+    Raises ValueError if they are not.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phases or self.phases[0].start != 0:
+            raise ValueError(f"the first phase must start at epoch 0: {self.phases}")
+        if any(phase.end <= phase.start for phase in self.phases):
+            raise ValueError(f"every phase must hold at least one epoch: {self.phases}")
+        if any(left.end != right.start for left, right in pairwise(self.phases)):
+            raise ValueError(f"every phase must start where the one before it ends: {self.phases}")
+
+    @property
+    def epochs(self) -> int:
+        return self.phases[-1].end
+
+    def at(self, epoch: int) -> Phase:
+        """The phase that holds this epoch. Raises ValueError if none does."""
+        for phase in self.phases:
+            if phase.start <= epoch < phase.end:
+                return phase
+        raise ValueError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
+
+    def begins(self, epoch: int) -> bool:
+        """Is this the first epoch of its phase?"""
+        return self.at(epoch).start == epoch
+
+    def ends(self, epoch: int) -> bool:
+        """Is this the last epoch of its phase?"""
+        return self.at(epoch).end == epoch + 1

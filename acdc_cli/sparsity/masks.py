@@ -1,0 +1,140 @@
+"""The prunable weights with their masks: a masked weight, its gradient and its optimiser state are exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from acdc_cli.errors import CheckpointError
+
+
+class MaskedParameters:
+    """Weights by plain parameter name, and a boolean mask of each: True where the weight lives.
+
+    Everything happens in place, so that compiled graphs, DDP's buckets and the optimiser keep what they hold. Make it
+    when the model has its device and its memory layout: masks take both from the weights.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.parameters.items()}
+        self.total = sum(weight.numel() for weight in self.parameters.values())
+        # Masks in the weights' dtype and layout: a product of unlike tensors would leave the fused path.
+        self._multipliers = {name: torch.ones_like(weight) for name, weight in self._detached()}
+        self._kept = self.total
+        self._optimizer: Optimizer | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Weights in each layer."""
+        return {name: weight.numel() for name, weight in self.parameters.items()}
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """From now on the state of masked weights in this optimiser is kept at zero too."""
+        self._optimizer = optimizer
+
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        """Take these masks; newly masked weights, their gradients and their optimiser state become zero."""
+        assert masks.keys() == self.masks.keys()
+        self._take(masks)
+        self.apply()
+        self._multiply(
+            # Adam's step count is a scalar that masked and living weights share
+            (name, state)
+            for name, state in self._optimizer_state()
+            if state.shape == self.masks[name].shape
+        )
+        self.apply_to_gradients()
+
+    def fill(self) -> None:
+        """Free every weight; those that were masked come back as the zeros they are."""
+        for mask in self.masks.values():
+            mask.fill_(True)
+        for multiplier in self._multipliers.values():
+            multiplier.fill_(1)
+        self._kept = self.total
+
+    def apply(self) -> None:
+        """Zero the masked weights."""
+        self._multiply((name, weight) for name, weight in self._detached())
+
+    def apply_to_gradients(self) -> None:
+        """Zero the masked weights' gradients: one fused call, nothing at all while no weight is masked."""
+        self._multiply((name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None)
+
+    def reset_momentum(self) -> None:
+        """Zero the optimiser's state of all prunable weights, Adam's step count included: its bias correction
+        belongs to the averages and starts again with them."""
+        for _, state in self._optimizer_state():
+            state.zero_()
+
+    def magnitudes(self) -> dict[str, Tensor]:
+        """|w|, and -1 for masked weights: they rank below those that live, even below those that live as zeros."""
+        magnitudes = {name: weight.abs() for name, weight in self._detached()}
+        if self._kept < self.total:
+            for name, magnitude in magnitudes.items():
+                magnitude.masked_fill_(~self.masks[name], -1)
+        return magnitudes
+
+    def sparsity(self) -> float:
+        """Share of the prunable weights that are masked; known without asking the device."""
+        return 1 - self._kept / self.total if self.total else 0.0
+
+    def zeros(self) -> dict[str, int]:
+        """Weights of each layer that are exactly zero, masked or not, with one fetch from the device."""
+        return dict(zip(self.parameters, count_zeros(list(self.parameters.values())), strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: mask.clone() for name, mask in self.masks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the masks of a checkpoint whose weights and optimiser are loaded by their own means.
+
+        Raises CheckpointError if they are not masks of these weights.
+        """
+        theirs = {name: mask.shape for name, mask in state.items()}
+        ours = {name: mask.shape for name, mask in self.masks.items()}
+        if differing := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+            raise CheckpointError(
+                f"the checkpoint's masks are of other weights: {len(differing)} differ, the first is {differing[0]}; "
+                "resume with the model and the keep_dense of the run that wrote it"
+            )
+        self._take(state)
+
+    def _take(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in self.masks.items():
+            mask.copy_(masks[name])
+            self._multipliers[name].copy_(mask)
+        self._kept = self.total - sum(count_zeros(list(self.masks.values())))
+
+    def _multiply(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        if self._kept == self.total:
+            return
+        named = list(tensors)
+        if named:
+            torch._foreach_mul_([tensor for _, tensor in named], [self._multipliers[name] for name, _ in named])
+
+    def _detached(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, weight.detach()) for name, weight in self.parameters.items())
+
+    def _optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        if self._optimizer is None:
+            return
+        for name, weight in self.parameters.items():
+            # .get, because the state is a defaultdict: a look must leave no trace in the checkpoint
+            state: dict[str, Any] = self._optimizer.state.get(weight, {})
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    yield name, value
+
+
+def count_zeros(tensors: Sequence[Tensor]) -> list[int]:
+    """Exact zeros in each tensor, with one fetch from the device."""
+    if not tensors:
+        return []
+    nonzero: list[int] = torch.stack([tensor.detach().count_nonzero() for tensor in tensors]).tolist()
+    return [tensor.numel() - count for tensor, count in zip(tensors, nonzero, strict=True)]

@@ -1,0 +1,172 @@
+"""AC/DC: which epochs are sparse, and what entering a phase does (P1 3.2)."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.acdc import Config, Method
+
+
+def config(**keys: Any) -> Config:
+    return Config(method="acdc", target=0.5, **keys)
+
+
+def sparse_epochs(epochs: int, **keys: Any) -> list[int]:
+    plan = config(**keys).phases(epochs)
+    return [epoch for epoch in range(epochs) if plan.at(epoch).kind == "sparse"]
+
+
+def test_100_epochs_of_p1_are_sparse_exactly_at_10_to_14_and_so_on_to_74_and_from_85() -> None:
+    sparse = [
+        *range(10, 15),
+        *range(20, 25),
+        *range(30, 35),
+        *range(40, 45),
+        *range(50, 55),
+        *range(60, 65),
+        *range(70, 75),
+        *range(85, 100),
+    ]
+    assert sparse_epochs(100, warmup_epochs=10) == sparse_epochs(100) == sparse
+    assert len(sparse) == 50
+
+
+def test_a_warm_up_in_percent_grows_with_the_run() -> None:
+    plan = config().phases(200)
+    assert [(phase.start, phase.end) for phase in plan.phases[:3]] == [(0, 20), (20, 25), (25, 30)]
+    assert [(phase.kind, phase.start, phase.end) for phase in plan.phases[-3:]] == [
+        ("sparse", 170, 175),
+        ("dense", 175, 185),
+        ("sparse", 185, 200),
+    ]
+
+
+def test_sparse_and_dense_phases_may_differ_in_length() -> None:
+    # 2 dense | 3 sparse, 1 dense, 3 sparse, 1 dense, 3 sparse | 2 dense | 4 sparse
+    lengths = {
+        "warmup_epochs": 2,
+        "sparse_epochs": 3,
+        "dense_epochs": 1,
+        "last_dense_epochs": 2,
+        "last_sparse_epochs": 4,
+    }
+    assert sparse_epochs(19, **lengths) == [2, 3, 4, 6, 7, 8, 10, 11, 12, 15, 16, 17, 18]
+
+
+def test_a_run_may_start_sparse() -> None:
+    assert sparse_epochs(30, warmup_epochs=0) == [*range(5), *range(15, 30)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "left", "totals"),
+    [(97, "62 lie", "90 or 100"), (35, "0 lie", "40"), (20, "15 too few are left", "40")],
+)
+def test_phases_that_do_not_fit_are_a_problem_that_names_runs_that_do(epochs: int, left: str, totals: str) -> None:
+    message = (
+        f"of {epochs} epochs, {left} between the warm-up (10) and the last phases (10 dense and 15 sparse); "
+        "sparse phases of 5 with dense phases of 5 between them take 5, 15, 25, … epochs: "
+        f"change a length, or train {totals} epochs"
+    )
+    assert config(warmup_epochs=10).problems(epochs) == [("sparse_epochs", message)]
+    with pytest.raises(ValueError, match="change a length"):
+        config(warmup_epochs=10).phases(epochs)
+
+
+def test_where_no_run_fits_only_the_lengths_can_change() -> None:
+    [(_, message)] = config(warmup_epochs="100%").problems(100)
+    assert message.endswith("change a length")
+
+
+def test_the_last_phases_must_exist() -> None:
+    problems = config(last_dense_epochs=0, last_sparse_epochs="0.1%").problems(100)
+    assert [key for key, _ in problems] == ["last_dense_epochs", "last_sparse_epochs"]
+    assert problems[1][1] == "0.1% of 100 epochs is no epoch at all; the last phases need at least one"
+
+
+def test_every_run_without_problems_has_a_plan_of_all_its_epochs() -> None:
+    fitting = [epochs for epochs in range(1, 301) if not config().problems(epochs)]
+    assert {33, 100, 200, 300} <= set(fitting)
+    assert all(config().phases(epochs).epochs == epochs for epochs in fitting)
+
+
+class Run:
+    """Two weights a layer, two layers, one step an epoch: dense 0, sparse 1, dense 2, sparse 3."""
+
+    def __init__(self, **keys: Any) -> None:
+        lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 1)
+        self.weights = {"a": nn.Parameter(torch.tensor([4.0, -1.0])), "b": nn.Parameter(torch.tensor([2.0, 3.0]))}
+        self.masked = MaskedParameters(self.weights)
+        self.optimizer = SGD(self.weights.values(), lr=1.0, momentum=0.5)
+        self.masked.attach(self.optimizer)
+        self.method = Method(config(**lengths, last_sparse_epochs=1, **keys), self.masked, epochs=4)
+
+    def start(self, epoch: int) -> None:
+        self.method.on_epoch_start(Moment(epoch, epoch, 4, 1))
+
+    def step(self, epoch: int, gradient: float) -> None:
+        for weight in self.weights.values():
+            weight.grad = torch.full((2,), gradient)
+        self.method.on_gradients(Moment(epoch, epoch, 4, 1))
+        self.optimizer.step()
+
+    def momentum(self) -> list[list[float]]:
+        return [self.optimizer.state[weight]["momentum_buffer"].tolist() for weight in self.weights.values()]
+
+    def values(self) -> list[list[float]]:
+        return [weight.tolist() for weight in self.weights.values()]
+
+
+def test_phases_prune_once_free_as_zeros_and_forget_momentum() -> None:
+    run = Run()
+    run.start(0)
+    run.step(0, gradient=1.0)
+    assert run.values() == [[3, -2], [1, 2]]
+    run.start(1)
+    assert run.values() == [[3, -2], [0, 0]]  # 2 ties with 2: the first stays
+    assert run.momentum() == [[1, 1], [0, 0]]
+    run.step(1, gradient=-1.0)
+    assert run.values() == [[3.5, -1.5], [0, 0]]  # momentum 0.5 · 1 - 1
+    run.start(2)
+    assert run.values() == [[3.5, -1.5], [0, 0]]
+    assert run.momentum() == [[0, 0], [0, 0]]
+    run.step(2, gradient=-2.0)
+    assert run.values() == [[5.5, 0.5], [2, 2]]
+    run.start(3)
+    assert run.values() == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
+
+
+def test_momentum_lives_on_where_the_recipe_says_so() -> None:
+    run = Run(reset_momentum=False)
+    run.start(0)
+    run.step(0, gradient=1.0)
+    run.start(1)
+    run.start(2)
+    assert run.momentum() == [[1, 1], [0, 0]]
+
+
+def test_only_the_first_epoch_of_a_phase_does_anything() -> None:
+    # dense 0-1, sparse 2-3, dense 4-5, sparse 6
+    weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    masked = MaskedParameters({"a": weight})
+    optimizer = SGD([weight], lr=0.0, momentum=0.5)
+    masked.attach(optimizer)
+    lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 2)
+    method = Method(config(**lengths, last_sparse_epochs=1), masked, epochs=7)
+    living, momentum = [], []
+    for epoch in range(7):
+        method.on_epoch_start(Moment(epoch, epoch, 7, 1))
+        living.append("".join(str(int(lives)) for lives in masked.masks["a"]))
+        momentum.append(optimizer.state[weight]["momentum_buffer"].sum().item() if epoch else 0)
+        with torch.no_grad():
+            weight[2] = 0.0  # a living weight that training made zero
+        weight.grad = torch.ones(4)
+        method.on_gradients(Moment(epoch, epoch, 7, 1))
+        optimizer.step()
+    assert living == ["1111", "1111", "0101", "0101", "1111", "1111", "0101"]
+    assert momentum == [0, 4, 3, 3.5, 0, 4, 3]
+    assert [method.nominal(epoch).forward for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]

@@ -1,0 +1,232 @@
+"""What every method must do, whatever it is: a method joins by a row in RUNS."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW, Optimizer
+
+from acdc_cli.recipe.schema import PrunedBlock
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity import catalog
+from acdc_cli.sparsity.distributions import kept_per_layer
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.prunable import layers, pruned
+from acdc_cli.sparsity.sparsifier import Sparsifier
+
+EPOCHS, STEPS = 12, 3
+TARGET = 0.85
+
+RUNS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "acdc": {
+        "target": TARGET,
+        "warmup_epochs": 2,
+        "sparse_epochs": 2,
+        "dense_epochs": 2,
+        "last_dense_epochs": 2,
+        "last_sparse_epochs": 2,
+    },
+    "gmp": {"target": TARGET, "every_epochs": 2},
+}
+PRUNING = sorted(RUNS.keys() - {"dense"})
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "sgd": lambda model: SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda model: AdamW(model.parameters(), lr=0.01, weight_decay=0.1),
+}
+
+every_method = pytest.mark.parametrize("name", sorted(RUNS))
+every_optimizer = pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Run:
+    """A few epochs of a small network on noise, each batch drawn from its step alone, as the trainer does them."""
+
+    def __init__(self, name: str, optimizer: str = "sgd", bf16: bool = False, **keys: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 12, 1, bias=False),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(48, 5),
+        ).to(memory_format=torch.channels_last)
+        config_class, method_class = catalog.method(name)
+        self.config = config_class(method=name, **RUNS[name] | keys)
+        assert self.config.problems(EPOCHS) == []
+        self.layers = layers(self.model, ["first"])
+        self.masked = MaskedParameters(pruned(self.layers))
+        self.optimizer = OPTIMIZERS[optimizer](self.model)
+        self.masked.attach(self.optimizer)
+        self.method: Sparsifier[Any] = method_class(self.config, self.masked, EPOCHS)
+        self.bf16 = bf16
+
+    def train(
+        self,
+        first: int = 0,
+        last: int = EPOCHS,
+        on_step: Callable[[], None] = lambda: None,
+        on_epoch_end: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        for epoch in range(first, last):
+            self.method.on_epoch_start(Moment(epoch, epoch * STEPS, EPOCHS, STEPS))
+            on_step()
+            for step in range(epoch * STEPS, (epoch + 1) * STEPS):
+                self._step(Moment(epoch, step, EPOCHS, STEPS))
+                on_step()
+            on_epoch_end(epoch)
+        if last == EPOCHS:
+            self.method.finish()
+
+    def _step(self, moment: Moment) -> None:
+        noise = torch.Generator().manual_seed(moment.step)
+        images = torch.randn(16, 3, 6, 6, generator=noise)
+        labels = torch.randint(5, (16,), generator=noise)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.model(images), labels)
+        if (penalty := self.method.penalty()) is not None:
+            loss = loss + penalty
+        loss.backward()
+        if self.method.on_gradients(moment):
+            self.optimizer.step()
+        self.method.after_step(moment)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+
+    def state_of(self, weight: nn.Parameter) -> list[Tensor]:
+        """The optimiser's tensors that have an entry for each weight."""
+        return [value for value in self.optimizer.state[weight].values() if value.shape == weight.shape]
+
+
+def file_of(state: dict[str, Any]) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_every_method_is_tested() -> None:
+    assert sorted(RUNS) == catalog.names()
+
+
+@every_method
+def test_the_phases_cover_the_run(name: str) -> None:
+    assert Run(name).method.phases.epochs == EPOCHS
+
+
+@every_method
+@pytest.mark.parametrize("target", [0.0, TARGET, 0.999])
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
+def test_the_final_sparsity_is_exact_to_the_weight(name: str, distribution: str, target: float) -> None:
+    keys = {"target": target, "distribution": distribution} if name in PRUNING else {}
+    run = Run(name, **keys)
+    run.train()
+    living = {name: int(mask.sum()) for name, mask in run.masked.masks.items()}
+    if isinstance(run.config, PrunedBlock) and distribution == "uniform":
+        assert living == kept_per_layer({"3.weight": 72, "4.weight": 96, "7.weight": 240}, target)
+    else:
+        # 408 weights: 61.2 and 0.408 of them stay
+        assert sum(living.values()) == ({0.0: 408, TARGET: 61, 0.999: 0}[target] if name in PRUNING else 408)
+    if target == TARGET:
+        assert sum(run.masked.zeros().values()) == 408 - sum(living.values())
+
+
+@every_method
+@every_optimizer
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_masked_weights_gradients_and_state_are_zero_at_every_step(name: str, optimizer: str, bf16: bool) -> None:
+    run = Run(name, optimizer, bf16)
+    sparsities = set()
+
+    def check() -> None:
+        sparsities.add(run.masked.sparsity())
+        for key, weight in run.masked.parameters.items():
+            gradient = [] if weight.grad is None else [weight.grad]
+            for tensor in [weight.detach(), *gradient, *run.state_of(weight)]:
+                assert tensor.isfinite().all()
+                assert not tensor[~run.masked.masks[key]].any()
+
+    run.train(on_step=check)
+    assert all(run.state_of(weight) for weight in run.masked.parameters.values())
+    assert max(sparsities) == pytest.approx(TARGET if name in PRUNING else 0, abs=1 / 408)
+
+
+@every_method
+@every_optimizer
+def test_layers_kept_dense_are_never_masked(name: str, optimizer: str) -> None:
+    run = Run(name, optimizer)
+    assert "0.weight" not in run.masked.masks
+
+    def check() -> None:
+        assert run.model[0].weight.all()
+
+    run.train(on_step=check)
+
+
+@every_method
+def test_weights_and_masks_stay_where_they_are(name: str) -> None:
+    run = Run(name)
+    places = [tensor.data_ptr() for tensor in [*run.model.parameters(), *run.masked.masks.values()]]
+    run.train()
+    assert [tensor.data_ptr() for tensor in [*run.model.parameters(), *run.masked.masks.values()]] == places
+    assert all(run.model.get_parameter(key) is weight for key, weight in run.masked.parameters.items())
+
+
+@every_method
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
+def test_the_nominal_density_is_what_the_epoch_had(name: str, distribution: str) -> None:
+    run = Run(name, **({"distribution": distribution} if name in PRUNING else {}))
+
+    def check(epoch: int) -> None:
+        living = sum(int(mask.sum()) for mask in run.masked.masks.values())
+        assert run.method.nominal(epoch).forward == living / run.masked.total
+        assert run.method.metrics()["mask_sparsity"] == pytest.approx(1 - living / run.masked.total)
+
+    run.train(on_epoch_end=check)
+
+
+@every_method
+@every_optimizer
+def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str) -> None:
+    whole = Run(name, optimizer)
+    files: dict[int, io.BytesIO] = {}
+    whole.train(on_epoch_end=lambda epoch: files.update({epoch + 1: file_of(whole.state())}))
+    for epoch in range(1, EPOCHS):
+        resumed = Run(name, optimizer)
+        resumed.load(torch.load(files[epoch], weights_only=True))
+        resumed.train(first=epoch)
+        assert file_of(resumed.state()).getvalue() == file_of(whole.state()).getvalue(), f"resumed at epoch {epoch}"
+
+
+@every_method
+def test_two_runs_of_the_same_seed_have_the_same_masks(name: str) -> None:
+    first, second = Run(name), Run(name)
+    first.train()
+    second.train()
+    assert all(torch.equal(mask, second.masked.masks[key]) for key, mask in first.masked.masks.items())

@@ -1,0 +1,98 @@
+"""Gradual magnitude pruning: the staircase under the cubic, and pruned weights that never return."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.gmp import Config, Method
+
+
+def config(target: float = 0.8, **keys: Any) -> Config:
+    return Config(method="gmp", target=target, **keys)
+
+
+def test_the_sparsity_is_a_staircase_under_the_cubic() -> None:
+    # T = 15: updates at epochs 5 and 10, 1 - (2/3)^3 = 19/27 and 1 - (1/3)^3 = 26/27 of the target
+    stairs = [config(0.9).sparsity(epoch, epochs=20) for epoch in range(20)]
+    assert stairs == pytest.approx([0.0] * 5 + [0.9 * 19 / 27] * 5 + [0.9 * 26 / 27] * 5 + [0.9] * 5)
+    assert stairs[15:] == [0.9] * 5
+
+
+def test_the_target_is_reached_at_the_end_of_the_ramp_though_no_regular_update_falls_on_it() -> None:
+    block = config(every_epochs=4)
+    assert [epoch for epoch in range(20) if block.updates_at(epoch, epochs=20)] == [4, 8, 12, 15]
+    assert [block.sparsity(epoch, epochs=20) for epoch in (14, 15)] == [pytest.approx(0.8 * 124 / 125), 0.8]
+
+
+def test_the_ramp_may_begin_later() -> None:
+    block = config(begin=4, end=12, every_epochs=4)
+    assert [epoch for epoch in range(20) if block.updates_at(epoch, epochs=20)] == [8, 12]
+    assert [block.sparsity(epoch, epochs=20) for epoch in (3, 4, 7, 8, 12)] == pytest.approx([0, 0, 0, 0.7, 0.8])
+    assert [(phase.kind, phase.start, phase.end) for phase in block.phases(20).phases] == [
+        ("dense", 0, 4),
+        ("ramp", 4, 12),
+        ("sparse", 12, 20),
+    ]
+
+
+def test_100_epochs_ramp_up_to_75() -> None:
+    assert [(phase.kind, phase.start, phase.end) for phase in config().phases(100).phases] == [
+        ("ramp", 0, 75),
+        ("sparse", 75, 100),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "message"),
+    [
+        ({"end": 20}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
+        ({"end": "100%"}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
+        ({"begin": 15}, "begin", "the sparsity would rise from epoch 15 to epoch 15; begin must come before end"),
+        ({"end": 0}, "begin", "the sparsity would rise from epoch 0 to epoch 0; begin must come before end"),
+    ],
+)
+def test_a_ramp_outside_the_run_is_a_problem(keys: dict[str, Any], key: str, message: str) -> None:
+    assert config(**keys).problems(20) == [(key, message)]
+    assert config().problems(20) == []
+
+
+def start(method: Method, epoch: int) -> dict[str, Tensor]:
+    method.on_epoch_start(Moment(epoch, epoch, method.epochs, 1))
+    return {name: mask.clone() for name, mask in method.masked.masks.items()}
+
+
+def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
+    # T = 3, one update an epoch: 8 weights, sparsities 0.75 · (19/27, 26/27, 1) leave 3.8, 2.2 and 2
+    weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
+    method = Method(config(0.75, every_epochs=1), MaskedParameters({"a": weight}), epochs=4)
+    assert start(method, 0)["a"].all()
+    assert start(method, 1)["a"].tolist() == [False] * 4 + [True] * 4
+    with torch.no_grad():
+        weight.copy_(torch.zeros(8))
+    assert start(method, 2)["a"].tolist() == [False] * 4 + [True, True, False, False]
+    assert start(method, 3)["a"].tolist() == [False] * 4 + [True, True, False, False]
+
+
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
+def test_pruned_weights_never_return(distribution: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in (("a", (7, 5)), ("b", (31,)))
+    }
+    masked = MaskedParameters(weights)
+    method = Method(config(0.9, every_epochs=3, distribution=distribution), masked, epochs=20)
+    before, living = start(method, 0), [66]
+    for epoch in range(1, 20):
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * masked.masks[name])
+        after = start(method, epoch)
+        assert not any((after[name] & ~before[name]).any() for name in after)
+        living.append(sum(int(mask.sum()) for mask in after.values()))
+        before = after
+    assert living == sorted(living, reverse=True)
+    assert living[15:] == [7] * 5  # 6.6 of 66, and 3.5 + 3.1 (4 + 3) of 35 and 31
