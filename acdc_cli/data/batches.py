@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from acdc_cli.data.augment import Augmentation, Crop
+from acdc_cli.data.order import epoch_order
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class Loader(Protocol):
     validation loaders give every image once, in the set's order."""
 
     @property
+    def kind(self) -> Literal["ffcv", "torch"]:
+        """Which implementation this is."""
+
+    @property
     def steps(self) -> int:
         """Batches in an epoch."""
 
@@ -40,10 +50,66 @@ class Loader(Protocol):
         """The batches of an epoch from `start_step` on; leaving the context early leaks nothing.
 
         resolution: side of the crops in pixels; None keeps the loader's own.
-        Raises DataError when an image cannot be decoded.
+        Only one epoch of a loader may be open at a time. Raises DataError when an image cannot be decoded.
         """
 
     def warm_up(self) -> None:
         """Compile and allocate now what the first epoch would otherwise wait for."""
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a split is read: all about a loader but where its images lie and where they go."""
+
+    batch_size: int
+    size: Callable[[int], int]
+    """Side of the images in an epoch, in pixels."""
+    crop: Crop
+    flip: float = 0.0
+    """Probability of a horizontal flip."""
+    seed: int = 0
+    shuffle: bool = False
+    """For training: shuffled anew every epoch, in whole batches only."""
+
+    def steps(self, samples: int) -> int:
+        return samples // self.batch_size if self.shuffle else -(-samples // self.batch_size)
+
+    def batches(self, samples: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
+        """Positions in the data set of each batch, from `start_step` on."""
+        order = epoch_order(samples, self.seed, epoch) if self.shuffle else np.arange(samples)
+        steps = range(start_step, self.steps(samples))
+        return [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.crop, self.flip, self.seed)
+
+
+class Transfer:
+    """Brings batches to the device, on a stream of its own so that the copy runs beside the training step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pinned = device.type == "cuda"
+        """Whether images should lie in page-locked memory: only from there are copies asynchronous."""
+        self._stream = torch.cuda.Stream(device) if self.pinned else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Batch:
+        """images: (batch, height, width, 3). Returns when the copy is made, so that `images` may be overwritten."""
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                images = images.to(self.device, non_blocking=True)
+                labels = labels.to(self.device, non_blocking=True)
+            self._stream.synchronize()
+        return Batch(images.permute(0, 3, 1, 2), labels, indices)
+
+    def hand_over(self, batch: Batch) -> Batch:
+        """To be called by who uses the batch, on the stream where it is used."""
+        if self._stream is not None:
+            # else its memory, which belongs to the copying stream, could be given away while this one still reads it
+            stream = torch.cuda.current_stream(self.device)
+            batch.images.record_stream(stream)
+            batch.labels.record_stream(stream)
+        return batch

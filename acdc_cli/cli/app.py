@@ -1,0 +1,64 @@
+"""The command line: every command, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from acdc_cli import __version__
+from acdc_cli.cli import analyze, data, demo, eval, recipes, train
+from acdc_cli.errors import AcdcError
+
+
+class _Boundary(TyperGroup):
+    """Exit code 2 and one message for what the user can mend; anything else is our bug: a traceback and 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AcdcError as error:
+            from acdc_cli import console
+
+            console.error(str(error))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    name="acdc",
+    cls=_Boundary,
+    help="Train, evaluate and study sparse vision models from YAML recipes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("eval")(eval.evaluate)
+app.command("analyze")(analyze.analyze)
+app.add_typer(recipes.app, name="recipes", help="List, show and copy the recipes that come with acdc.")
+app.add_typer(data.app, name="data", help="List, write and check data sets.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"acdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    # SIGTERM, which schedulers send, ends a run the way Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

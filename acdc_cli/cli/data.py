@@ -1,0 +1,78 @@
+"""`acdc data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """The data sets known by name, and which of them are written."""
+    from acdc_cli import console
+    from acdc_cli.jobs.data import list_sets
+
+    sets = list_sets()
+    if json:
+        console.out_json(sets)
+        return
+    columns = ("name", "classes", "image size", "written", "description")
+    rows = [
+        (
+            known["name"],
+            str(known["classes"] or "-"),
+            known["image_size"],
+            ", ".join(f"{split} {samples:,}" for split, samples in known["written"].items()) or "-",
+            known["description"],
+        )
+        for known in sets
+    ]
+    console.table(columns, rows)
+
+
+@app.command()
+def write(
+    name: Annotated[str, typer.Argument(help="A set of `acdc data list`.", show_default=False)],
+    source: Annotated[Path | None, typer.Option(help="Folder with the images.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write.", show_default="data/NAME")] = None,
+    quality: Annotated[int | None, typer.Option(help="JPEG quality.", show_default="the set's")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Shrink larger images to this longest side.", show_default="the set's")
+    ] = None,
+    raw_share: Annotated[
+        float | None, typer.Option(help="Share stored as pixels, from 0 to 1.", show_default="the set's")
+    ] = None,
+    original: Annotated[
+        bool | None,
+        typer.Option(
+            "--original/--reencode",
+            help="Keep the images' own bytes in both splits, or in neither.",
+            show_default="the set's",
+        ),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; 0: none but this.", show_default="one a core")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set (CIFAR).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is written already.")] = False,
+) -> None:
+    """Write a data set as .beton files, with manifests."""
+    from acdc_cli.jobs.data import WriteOptions, write_set
+
+    options = WriteOptions(source, out, quality, max_side, raw_share, original, skip_bad, workers, download, force)
+    write_set(name, options)
+
+
+@app.command()
+def check(target: Annotated[str, typer.Argument(metavar="PATH|NAME", show_default=False)]) -> None:
+    """Compare every byte of a written set with its manifest; exit code 2 when it is damaged."""
+    from acdc_cli.jobs.data import check as check_data
+
+    check_data(target)

@@ -1,0 +1,62 @@
+"""`acdc eval`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Which(StrEnum):
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+class Split(StrEnum):
+    VAL = "val"
+    TRAIN = "train"
+
+
+class Loader(StrEnum):
+    AUTO = "auto"
+    FFCV = "ffcv"
+    TORCH = "torch"
+
+
+Checkpoint = Annotated[Path, typer.Option(help="A run directory, or a checkpoint file.", show_default=False)]
+WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
+Model = Annotated[str | None, typer.Option(help="Architecture of a checkpoint that is not ours.", show_default=False)]
+Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images at a time.", show_default=False)]
+LoaderOption = Annotated[Loader | None, typer.Option(help="What reads the images.", show_default="the recipe's")]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    which: WhichOption = None,
+    model: Model = None,
+    data: Data = None,
+    split: Annotated[Split, typer.Option(help="Which part of the data set.")] = Split.VAL,
+    batch_size: BatchSize = None,
+    loader: LoaderOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Exact accuracy, loss, entropy and sparsity of a run's model or of any checkpoint."""
+    from acdc_cli import console
+    from acdc_cli.jobs.evaluate import Options, evaluate_checkpoint, rows
+
+    options = Options(
+        which=which.value if which else None,
+        model=model,
+        data=data,
+        split=split.value,
+        batch_size=batch_size,
+        loader=loader.value if loader else None,
+    )
+    metrics = evaluate_checkpoint(checkpoint, options)
+    if json:
+        console.out_json(metrics)
+    else:
+        console.table(("measure", "value"), rows(metrics))

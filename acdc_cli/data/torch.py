@@ -1,0 +1,292 @@
+"""The torchvision loader: .beton files and image folders, drawn by worker processes or, when small, from memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import functional
+
+from acdc_cli.data.augment import CENTRED, PADDED, WHOLE, Augmentation, crop_box, is_flipped, nearest, require_room
+from acdc_cli.data.batches import Batch, Plan, Transfer
+from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.write import Source
+from acdc_cli.errors import DataError
+
+_SMALL = 256 << 20
+"""Bytes of pixels up to which a data set is decoded once and kept."""
+
+
+class Images(Protocol):
+    """A split that can be sent to another process."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    def pixels(self, index: int) -> Tensor:
+        """(3, height, width), uint8, RGB. Raises DataError when the image cannot be decoded."""
+
+
+class BetonImages:
+    """The images of a .beton file."""
+
+    def __init__(self, file: BetonFile) -> None:
+        self.file = file
+        self.labels = file.labels
+
+    def pixels(self, index: int) -> Tensor:
+        return torch.from_numpy(self.file.decode(index)).permute(2, 0, 1)
+
+
+class FolderImages:
+    """The images of a folder, decoded by Pillow from whatever format they have."""
+
+    def __init__(self, source: Source) -> None:
+        self.root = source.root
+        # one array, because a million strings are slow to send to a process and large in each
+        self.paths = np.array([path.encode(errors="surrogateescape") for path in source.images])
+        self.labels = source.labels
+
+    def pixels(self, index: int) -> Tensor:
+        path = self.root / self.paths[index].decode(errors="surrogateescape")
+        try:
+            with warnings.catch_warnings():
+                # Pillow's remarks on odd metadata, of which real photographs have plenty
+                warnings.simplefilter("ignore")
+                with Image.open(path) as image:
+                    array = np.array(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            raise DataError(f"{path}: the image cannot be read ({cause}). Repair or remove it.") from cause
+        return torch.from_numpy(array).permute(2, 0, 1)
+
+
+class MemoryImages:
+    """Images decoded once."""
+
+    def __init__(self, images: Images) -> None:
+        self.labels = images.labels
+        decoded = [images.pixels(index) for index in range(len(images.labels))]
+        self.same_size = len({image.shape for image in decoded}) == 1
+        self.all: Tensor | list[Tensor] = torch.stack(decoded) if self.same_size else decoded
+
+    def pixels(self, index: int) -> Tensor:
+        return self.all[index]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch to be drawn."""
+
+    indices: NDArray[np.int64]
+    epoch: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws batches, in this process or in a worker."""
+
+    images: Images
+    look: Augmentation
+
+    def draw(self, request: Request) -> Tensor:
+        """(batch, size, size, 3)"""
+        batch = torch.empty(len(request.indices), request.size, request.size, 3, dtype=torch.uint8)
+        for image, index in zip(batch, request.indices.tolist(), strict=True):
+            image.copy_(self._show(index, request.epoch, request.size).permute(1, 2, 0))
+        return batch
+
+    def _show(self, index: int, epoch: int, size: int) -> Tensor:
+        (crop, flip, seed), image = self.look, self.images.pixels(index)
+        height, width = image.shape[1:]
+        require_room(crop, min(height, width), size)
+        if crop.kind == CENTRED:
+            # as published checkpoints are judged: the whole image is resized, then cut
+            image = _resized(image, [nearest(size / crop.share)])
+            image = functional.center_crop(image, [size, size])
+        else:
+            image = functional.crop(image, *crop_box(crop, seed, epoch, index, height, width, size))
+            image = _resized(image, [size, size])
+        return functional.horizontal_flip(image) if is_flipped(flip, seed, epoch, index) else image
+
+
+def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    resized: Tensor = functional.resize(image, size, functional.InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+class ShiftingDrawer:
+    """Draws crops that are not resized, from images of one size in memory: a whole batch at once."""
+
+    def __init__(self, images: MemoryImages, look: Augmentation) -> None:
+        assert isinstance(images.all, Tensor)
+        self._look = look
+        self._height, self._width = images.all.shape[2:]
+        self._padding = look.crop.padding if look.crop.kind == PADDED else 0
+        self._padded = torch.nn.functional.pad(images.all, 4 * [self._padding])
+        self._slow = Drawer(images, look)
+
+    def draw(self, request: Request) -> Tensor:
+        (crop, flip, seed), size = self._look, request.size
+        if not self._only_shifts(size):
+            return self._slow.draw(request)
+        require_room(crop, min(self._height, self._width), size)
+        indices = request.indices.tolist()
+        boxes = [crop_box(crop, seed, request.epoch, index, self._height, self._width, size) for index in indices]
+        flips = torch.tensor([is_flipped(flip, seed, request.epoch, index) for index in indices])
+        top, left = (torch.tensor(starts) + self._padding for starts in list(zip(*boxes, strict=True))[:2])
+        # (sample, channel, top, left, size, size), without a copy
+        windows = self._padded.unfold(2, size, 1).unfold(3, size, 1)
+        crops = windows[torch.from_numpy(request.indices), :, top, left]
+        crops = torch.where(flips[:, None, None, None], crops.flip(3), crops)
+        return crops.permute(0, 2, 3, 1).contiguous()
+
+    def _only_shifts(self, size: int) -> bool:
+        """Whether crops of this size are parts of the padded image, or all of it."""
+        kind, share = self._look.crop.kind, self._look.crop.share
+        whole = self._height == self._width == size == nearest(size / share)
+        return kind == PADDED or (kind in (WHOLE, CENTRED) and whole)
+
+
+class _Draws(Protocol):
+    def draw(self, request: Request) -> Tensor: ...
+
+
+class _RequestedBatches(Dataset[Tensor | DataError]):
+    """What a worker process sees: a batch for every request."""
+
+    def __init__(self, drawer: _Draws) -> None:
+        self._drawer = drawer
+
+    def __getitem__(self, request: Request) -> Tensor | DataError:
+        try:
+            return self._drawer.draw(request)
+        except DataError as error:
+            # given back, not raised: a DataLoader would bury its message in the worker's traceback
+            return error
+
+
+class _Requests(Sampler[Request]):
+    """The batches of the epoch that is about to begin; workers live on from one epoch to the next."""
+
+    def __init__(self) -> None:
+        self.now: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.now)
+
+    def __len__(self) -> int:
+        return len(self.now)
+
+
+class TorchLoader:
+    """`batches.Loader` of anything that can be decoded one image at a time.
+
+    workers: processes that draw batches; 0 draws them in this one.
+    """
+
+    kind: Literal["torch"] = "torch"
+
+    def __init__(self, images: Images, plan: Plan, workers: int, device: torch.device) -> None:
+        self._labels = images.labels
+        self._plan = plan
+        self._transfer = Transfer(device)
+        self._requests = _Requests()
+        drawer: _Draws = Drawer(images, plan.augmentation)
+        if isinstance(images, MemoryImages) and images.same_size:
+            drawer = ShiftingDrawer(images, plan.augmentation)
+        self._batches = _RequestedBatches(drawer)
+        self._workers: DataLoader[Tensor | DataError] | None = None
+        if workers:
+            self._workers = self._start_workers(workers)
+
+    def _start_workers(self, workers: int) -> DataLoader[Tensor | DataError]:
+        # a fork of this process would inherit its threads' locks and CUDA; a fork of a server that has only loaded this
+        # module starts in milliseconds, where `spawn` loads torch in every worker
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        return DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=self._transfer.pinned,
+            multiprocessing_context=context,
+            # else the workers' seeds are drawn from torch's global generator, whose state belongs to the run
+            generator=torch.Generator(),
+        )
+
+    @property
+    def samples(self) -> int:
+        return len(self._labels)
+
+    @property
+    def steps(self) -> int:
+        return self._plan.steps(self.samples)
+
+    def warm_up(self) -> None:
+        """Starts the workers."""
+        if self._workers is not None:
+            self._requests.now = []
+            iter(self._workers)
+
+    def close(self) -> None:
+        # the workers end with the last reference to their loader
+        self._workers = None
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        size = resolution or self._plan.size(epoch)
+        requests = [Request(indices, epoch, size) for indices in self._plan.batches(self.samples, epoch, start_step)]
+        # closed, because a generator that is left in the middle holds the workers for as long as it lives
+        with closing(self._transferred(requests)) as batches:
+            if self._transfer.pinned:
+                with ThreadPoolExecutor(1, "send") as sending:
+                    yield self._one_ahead(batches, sending)
+            else:
+                yield batches
+
+    def _transferred(self, requests: list[Request]) -> Generator[Batch]:
+        for request, images in zip(requests, self._drawn(requests), strict=True):
+            if isinstance(images, DataError):
+                raise images
+            labels = torch.from_numpy(self._labels[request.indices])
+            yield self._transfer(images, labels, torch.from_numpy(request.indices))
+
+    def _drawn(self, requests: list[Request]) -> Iterator[Tensor | DataError]:
+        if self._workers is None:
+            yield from (self._batches[request] for request in requests)
+            return
+        self._requests.now = requests
+        try:
+            yield from self._workers
+        except RuntimeError as cause:
+            if "exited unexpectedly" not in str(cause):
+                raise
+            raise DataError(
+                f"a process that draws images ended ({cause}). Most often memory ran out: lower data.workers."
+            ) from cause
+
+    def _one_ahead(self, batches: Iterator[Batch], sending: ThreadPoolExecutor) -> Iterator[Batch]:
+        """Copies the next batch to the device while this one is used."""
+        coming = sending.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = sending.submit(next, batches, None)
+            yield self._transfer.hand_over(batch)
+
+
+def is_small(file: BetonFile) -> bool:
+    """Whether the pixels of all images may stay in memory."""
+    return 3 * int(file.sizes.prod(axis=1).sum()) <= _SMALL

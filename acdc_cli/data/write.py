@@ -1,0 +1,374 @@
+"""Turns images into a .beton file and its manifest: every source decoded in full, in parallel, all or nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from acdc_cli import __version__, console
+from acdc_cli.data import manifest as manifests
+from acdc_cli.data.beton import LARGEST_IMAGE, LONGEST_SIDE, BetonFile, Sample, write_beton
+from acdc_cli.data.manifest import BadImage, ContentHash, Manifest
+from acdc_cli.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+REENCODED_QUALITY = 97
+"""JPEG quality, without chroma subsampling, of images that should pass through unchanged but are no RGB JPEG."""
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
+_EIGHT_BIT = ("RGB", "L", "1", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr")
+_CHUNK = 8
+"""Images in one message to or from a worker."""
+_CHUNKS_AHEAD = 3
+"""Chunks in flight for each worker: what memory is needed, whatever the size of the set."""
+_BAD_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are stored."""
+
+    quality: int = 90
+    """JPEG quality."""
+    max_side: int | None = None
+    """Larger images are shrunk to this longest side, in pixels."""
+    raw_share: float = 0.0
+    """Share of images stored as pixels, which need no decoding and about ten times the space."""
+    original: bool = False
+    """Store the source's own bytes; the other settings are not used. Arrays are stored as pixels."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise DataError(f"JPEG quality {self.quality}: 1 to 100 are possible")
+        if not 0 <= self.raw_share <= 1:
+            raise DataError(f"share of raw images {self.raw_share}: a fraction from 0 to 1 is possible")
+        if self.max_side is not None and not 1 <= self.max_side <= LONGEST_SIDE:
+            raise DataError(f"longest side {self.max_side}: 1 to {LONGEST_SIDE} pixels are possible")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a data set before it is written."""
+
+    name: str
+    split: str
+    images: Sequence[str] | Pixels
+    """Paths relative to `root`, or (samples, height, width, 3) pixels."""
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    """Changes when the source does."""
+    root: Path = Path()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    sample: Sample
+    reencoded: bool
+    """It should have passed through unchanged but could not."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    index: int
+    image: str | Pixels
+    label: int
+
+
+def write(
+    source: Source, destination: Path, settings: Settings, *, workers: int, skip_bad: bool = False, force: bool = False
+) -> Manifest:
+    """Writes `destination` and its manifest, or leaves both as they are.
+
+    The same source and settings give the same bytes, whatever the number of workers (0: this process does it all).
+    A file already written from them is kept; any other is replaced only by `force`.
+    Raises DataError when an image cannot be read (`skip_bad` leaves it out) and when a worker dies.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(destination):
+            if not force and (finished := _finished(source, destination, settings)):
+                console.say(f"{destination}: already written, {finished.summary()}")
+                return finished
+            made = _write(source, destination, settings, workers, skip_bad)
+            console.say(f"{destination}: {made.summary()}")
+            return made
+    except OSError as cause:
+        raise DataError(f"{destination}: cannot be written: {cause.strerror or cause}") from cause
+
+
+@contextmanager
+def _locked(destination: Path) -> Iterator[None]:
+    """Only one process writes here; the system frees the lock of one that dies."""
+    with destination.with_name(destination.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise DataError(f"{destination}: another process is writing it now. Wait for it, or end it.") from cause
+        yield
+
+
+def _finished(source: Source, destination: Path, settings: Settings) -> Manifest | None:
+    """The manifest of what lies there if it is what would be written now, None if nothing lies there."""
+    if not destination.exists():
+        return None
+    try:
+        found = manifests.check_quick(destination)
+    except DataError as cause:
+        raise DataError(f"{cause} (--force writes it anew)") from cause
+    if found.settings != asdict(settings):
+        raise DataError(
+            f"{destination}: already written, with other settings: {_described(found.settings)} there, "
+            f"{_described(asdict(settings))} asked for. --force replaces it, --out writes elsewhere."
+        )
+    if (found.name, found.split, found.source) != (source.name, source.split, source.fingerprint):
+        raise DataError(
+            f"{destination}: already written, from other images ({found.name}, {found.samples:,} of {found.split}). "
+            "--force replaces it, --out writes elsewhere."
+        )
+    return found
+
+
+def _described(settings: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def _write(source: Source, destination: Path, settings: Settings, workers: int, skip_bad: bool) -> Manifest:
+    partial = destination.with_name(destination.name + ".partial")
+    bad_list = destination.with_name(destination.name + ".bad.txt")
+    intake = _Intake(source, settings, workers, skip_bad)
+    try:
+        write_beton(partial, intake.samples(), capacity=len(source.labels))
+        if intake.bad:
+            bad_list.write_text("".join(f"{image.path}\t{image.reason}\n" for image in intake.bad), encoding="utf-8")
+        intake.refuse_bad(bad_list)
+        manifest = _verified(partial, source, settings, intake)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(destination)
+        manifests.sync_folder(destination.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    manifests.write(destination, manifest)
+    if not intake.bad:
+        bad_list.unlink(missing_ok=True)
+    return manifest
+
+
+class _Intake:
+    """The stream of encoded images on its way into the file, and what is learned from it."""
+
+    def __init__(self, source: Source, settings: Settings, workers: int, skip_bad: bool) -> None:
+        self._source = source
+        self._settings = settings
+        self._workers = workers
+        self._skip_bad = skip_bad
+        self._content = ContentHash()
+        self.bad: list[BadImage] = []
+        self.reencoded = 0
+        self.histogram = [0] * len(source.class_names)
+
+    @property
+    def content_hash(self) -> str:
+        return self._content.hexdigest()
+
+    def samples(self) -> Iterator[Sample]:
+        """What can be read. After the first image that cannot, the others are only checked, so that all are listed."""
+        title = f"Writing {self._source.name} {self._source.split}"
+        with console.progress(title, "{task.fields[bad]}") as bar:
+            task = bar.add_task(title, total=len(self._source.labels), bad="")
+            for result in encode_all(self._source, self._settings, self._workers):
+                if isinstance(result, BadImage):
+                    self.bad.append(result)
+                elif self._skip_bad or not self.bad:
+                    yield self._counted(result)
+                bar.update(task, advance=1, bad=f"{len(self.bad)} unreadable" if self.bad else "")
+
+    def _counted(self, result: Encoded) -> Sample:
+        sample = result.sample
+        self._content.add(sample.label, sample.mode, sample.height, sample.width, sample.data)
+        self.histogram[sample.label] += 1
+        self.reencoded += result.reencoded
+        return sample
+
+    def refuse_bad(self, bad_list: Path) -> None:
+        if not self.bad:
+            return
+        count, total = len(self.bad), len(self._source.labels)
+        if self._skip_bad and count < total:
+            console.warn(f"{count} of {total} images cannot be read and are left out; they are listed in {bad_list}")
+            return
+        shown = "".join(f"\n  {image.path}: {image.reason}" for image in self.bad[:_BAD_SHOWN])
+        more = f"\n  … and {count - _BAD_SHOWN} more" if count > _BAD_SHOWN else ""
+        way_out = "" if count == total else " Mend them, or leave them out with --skip-bad."
+        raise DataError(
+            f"{count} of {total} images cannot be read, so nothing was written.{way_out} All are listed in {bad_list}."
+            f"{shown}{more}"
+        )
+
+
+def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake) -> Manifest:
+    """The manifest of a file that was read back and holds exactly what was sent into it."""
+    file = BetonFile(partial)
+    title = f"Checking {source.name} {source.split}"
+    with console.progress(title) as bar:
+        task = bar.add_task(title)
+        page_crc32, content_hash = manifests.checksums(
+            file, lambda done, total: bar.update(task, completed=done >> 20, total=total >> 20)
+        )
+    histogram = np.bincount(file.labels, minlength=len(source.class_names)).tolist()
+    if histogram != intake.histogram or content_hash != intake.content_hash:
+        raise DataError(f"{partial}: what was read back is not what was written: check the disk")
+    for index in (0, file.samples // 2, file.samples - 1):
+        file.decode(index)
+    return Manifest(
+        version=manifests.VERSION,
+        name=source.name,
+        split=source.split,
+        samples=file.samples,
+        classes=len(source.class_names),
+        class_names=source.class_names,
+        settings=asdict(settings),
+        source=source.fingerprint,
+        bytes=partial.stat().st_size,
+        page_crc32=page_crc32,
+        content_hash=content_hash,
+        label_histogram=tuple(histogram),
+        reencoded=intake.reencoded,
+        bad=tuple(intake.bad),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        acdc_version=__version__,
+    )
+
+
+def encode_all(source: Source, settings: Settings, workers: int) -> Iterator[Encoded | BadImage]:
+    """Every image of the source in its order, encoded by worker processes (0: by this one)."""
+    chunks = _chunks(source)
+    if workers == 0:
+        for chunk in chunks:
+            yield from _encode_chunk(chunk, source.root, settings)
+        return
+    # spawn: fork would copy the threads' locks of whatever is imported here
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pending: deque[Future[list[Encoded | BadImage]]] = deque()
+    try:
+        for chunk in chunks:
+            pending.append(executor.submit(_encode_chunk, chunk, source.root, settings))
+            if len(pending) > _CHUNKS_AHEAD * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BrokenProcessPool as cause:
+        raise DataError(
+            f"a worker that read images of {source.name} {source.split} was killed, perhaps for want of memory; "
+            "nothing was written. Try again with fewer --workers."
+        ) from cause
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle; a worker whose parent was killed ends instead of waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _chunks(source: Source) -> Iterator[list[_Task]]:
+    for begin in range(0, len(source.labels), _CHUNK):
+        indices = range(begin, min(begin + _CHUNK, len(source.labels)))
+        yield [_Task(index, source.images[index], int(source.labels[index])) for index in indices]
+
+
+def _encode_chunk(tasks: list[_Task], root: Path, settings: Settings) -> list[Encoded | BadImage]:
+    return [_encode_or_explain(task, root, settings) for task in tasks]
+
+
+def _encode_or_explain(task: _Task, root: Path, settings: Settings) -> Encoded | BadImage:
+    name = task.image if isinstance(task.image, str) else f"image {task.index}"
+    try:
+        return encode(task.image, task.label, task.index, root, settings)
+    except UnidentifiedImageError:
+        return BadImage(name, f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image")
+    # whatever a decoder raises over a file's content makes that file an unreadable one
+    except Exception as cause:
+        return BadImage(name, str(cause) or type(cause).__name__)
+
+
+def encode(image: str | Pixels, label: int, index: int, root: Path, settings: Settings) -> Encoded:
+    """One image as it will be stored. Raises whatever the decoder raises when it cannot be read to its end."""
+    if not isinstance(image, str):
+        pixels = Image.fromarray(image)
+        return Encoded(_raw(pixels, label) if settings.original else _stored(pixels, label, index, settings), False)
+    data = (root / image).read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    with warnings.catch_warnings():
+        # about metadata that is not used, and about sizes that are checked below
+        warnings.simplefilter("ignore")
+        decoded = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if decoded.mode not in _EIGHT_BIT:
+            raise ValueError(f"its pixels are {decoded.mode}, not 8 bits a channel: convert it first")
+        decoded.load()
+        if max(decoded.size) > LONGEST_SIDE:
+            raise ValueError(f"{decoded.width}x{decoded.height} pixels: the longest possible side is {LONGEST_SIDE}")
+        if not settings.original:
+            return Encoded(_stored(decoded.convert("RGB"), label, index, settings), False)
+        if decoded.format in ("JPEG", "MPO") and decoded.mode in ("RGB", "L"):
+            return Encoded(Sample(label, "jpg", decoded.height, decoded.width, data), False)
+        return Encoded(_jpeg(decoded.convert("RGB"), label, REENCODED_QUALITY, subsampling=0), True)
+
+
+def _stored(image: Image.Image, label: int, index: int, settings: Settings) -> Sample:
+    """image: RGB."""
+    image = _shrunk(image, settings.max_side)
+    # spread evenly, and the same in every run: of n images floor(n * share) are raw
+    if int((index + 1) * settings.raw_share) > int(index * settings.raw_share):
+        return _raw(image, label)
+    return _jpeg(image, label, settings.quality)
+
+
+def _shrunk(image: Image.Image, max_side: int | None) -> Image.Image:
+    """Each new pixel is the mean of the area it covers, as in FFCV's own writer; nothing is ever enlarged."""
+    if max_side is None or max(image.size) <= max_side:
+        return image
+    ratio = max_side / max(image.size)
+    width, height = (max(1, round(side * ratio)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
+def _raw(image: Image.Image, label: int) -> Sample:
+    size = 3 * image.width * image.height
+    if size > LARGEST_IMAGE:
+        raise ValueError(f"{size} bytes of pixels are too many for a raw image: limit its longest side")
+    return Sample(label, "raw", image.height, image.width, image.tobytes())
+
+
+def _jpeg(image: Image.Image, label: int, quality: int, subsampling: int = 2) -> Sample:
+    """subsampling: 2 halves the colours' resolution both ways (4:2:0, as FFCV's writer does), 0 keeps it."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=quality, subsampling=subsampling)
+    return Sample(label, "jpg", image.height, image.width, encoded.getvalue())

@@ -1,0 +1,142 @@
+"""`acdc data`: what sets there are, writing them, checking what was written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from acdc_cli import console
+from acdc_cli.data import catalog, manifest
+from acdc_cli.data.catalog import SETS, SPLITS, KnownSet
+from acdc_cli.data.manifest import Manifest
+from acdc_cli.data.write import Settings, write
+from acdc_cli.errors import DataError
+
+HOME = Path("data")
+"""Sets lie in `data/<name>`, as recipes expect them."""
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What `acdc data write` was asked for; None leaves a setting to the data set."""
+
+    source: Path | None = None
+    out: Path | None = None
+    quality: int | None = None
+    max_side: int | None = None
+    raw_share: float | None = None
+    original: bool | None = None
+    skip_bad: bool = False
+    workers: int | None = None
+    download: bool = False
+    force: bool = False
+
+
+def list_sets() -> list[dict[str, Any]]:
+    """The known sets, and how many images of each lie in `data/<name>`."""
+    return [
+        {
+            "name": known.name,
+            "classes": known.classes,
+            "image_size": known.image_size,
+            "description": known.description,
+            "written": _written(HOME / known.name),
+        }
+        for known in SETS.values()
+    ]
+
+
+def _written(folder: Path) -> dict[str, int]:
+    betons = [folder / f"{split}.beton" for split in SPLITS]
+    return {beton.stem: manifest.read(beton).samples for beton in betons if manifest.path_of(beton).exists()}
+
+
+def write_set(name: str, options: WriteOptions) -> list[Manifest]:
+    known = catalog.known_set(name)
+    settings = {split: _settings(known, split, options) for split in SPLITS}
+    train, val = known.read(known, options.source, options.download)
+    folder = options.out or HOME / name
+    workers = options.workers if options.workers is not None else _default_workers(known)
+    written = []
+    # the small split first: what is wrong with the source shows within minutes
+    for source in (val, train):
+        made = write(
+            source,
+            folder / f"{source.split}.beton",
+            settings[source.split],
+            workers=workers,
+            skip_bad=options.skip_bad,
+            force=options.force,
+        )
+        written.append(made)
+    return written
+
+
+def write_demo() -> None:
+    write_set("demo", WriteOptions())
+
+
+def _default_workers(known: KnownSet) -> int:
+    return 0 if known.in_memory else len(os.sched_getaffinity(0))
+
+
+def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
+    """The set's settings for the split, changed by what was asked for.
+
+    A split that passes through by default stays as it is unless --reencode is given.
+    """
+    encoding = {
+        key: value for key in ("quality", "max_side", "raw_share") if (value := getattr(options, key)) is not None
+    }
+    if options.original:
+        if encoding:
+            asked = ", ".join("--" + key.replace("_", "-") for key in encoding)
+            raise DataError(f"--original stores the source's own bytes, so {asked} cannot hold; leave one of them out")
+        return catalog.ORIGINAL
+    default = known.train if split == "train" or options.original is False else known.val
+    return default if default.original else replace(default, **encoding)
+
+
+def check(target: str) -> list[Manifest]:
+    """Every byte of a .beton file, or of all in a folder or a set. Raises DataError that names everything damaged."""
+    sound, damaged = [], []
+    for beton in _betons(target):
+        title = f"Checking {beton}"
+        with console.progress(title) as bar:
+            task = bar.add_task(title)
+
+            def show(done: int, total: int, bar: Any = bar, task: Any = task) -> None:
+                bar.update(task, completed=done >> 20, total=total >> 20)
+
+            try:
+                made = manifest.check_full(beton, show)
+            except DataError as cause:
+                damaged.append(str(cause))
+                continue
+        console.say(f"{beton}: whole and unchanged, {made.summary()}")
+        sound.append(made)
+    if damaged:
+        raise DataError("\n".join(damaged))
+    return sound
+
+
+def _betons(target: str) -> list[Path]:
+    path = Path(target)
+    if not path.exists() and target in SETS:
+        path = HOME / target
+    if path.is_dir():
+        betons = sorted({*path.glob("*.beton"), *_promised(path)})
+        if not betons:
+            raise DataError(f"{path}: no .beton files in this folder. `acdc data write` makes them.")
+        return betons
+    if not path.exists():
+        known = f" (sets: {', '.join(SETS)})" if path.parent == Path() else ""
+        raise DataError(f"{path}: there is no such file, folder or written set{known}. `acdc data write` makes one.")
+    return [path]
+
+
+def _promised(folder: Path) -> list[Path]:
+    """Files that have a manifest, though they themselves may be gone."""
+    return [path.with_suffix("") for path in folder.glob("*.beton.json")]

@@ -1,0 +1,38 @@
+"""`acdc demo`: the whole way from data to a figure, in two minutes on two cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from acdc_cli import console
+from acdc_cli.jobs.analyze import analyze
+from acdc_cli.jobs.data import write_demo
+from acdc_cli.jobs.evaluate import Options, Which, evaluate_checkpoint
+from acdc_cli.jobs.train import train
+from acdc_cli.runs.run_dir import RunDir
+
+_MODELS: tuple[Which, ...] = ("sparse", "dense")
+
+
+def demo(out: Path) -> None:
+    """Write the demo set, train, judge both models, draw the run; what is done already is not done again."""
+    write_demo()
+    run = RunDir(out)
+    if run.finished:
+        console.say(f"{out} is trained already; remove it to train again")
+    else:
+        train("demo", out=out, resume=run.resolved.exists())
+    columns = ("model", "top-1", "loss", "entropy", "sparsity", "of all weights", "images")
+    rows = []
+    for which in _MODELS:
+        found = evaluate_checkpoint(out, Options(which=which))
+        shares = [f"{found[key]:.2%}" for key in ("sparsity", "sparsity_all")]
+        numbers = [f"{found['top1']:.2%}", f"{found['loss']:.4f}", f"{found['entropy']:.4f}"]
+        rows.append((which, *numbers, *shares, str(int(found["samples"]))))
+    console.out("")
+    console.table(columns, rows)
+    figures = analyze("curves", [out])["figures"]
+    console.out("")
+    console.out(f"figure  {figures[0]}")
+    console.out(f"models  {run.model_file('sparse')}  {run.model_file('dense')}")
+    console.out("next    acdc recipes list · acdc recipes show demo · acdc train demo_gmp")

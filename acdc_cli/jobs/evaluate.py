@@ -1,0 +1,147 @@
+"""`acdc eval`: exact numbers of a run's model, or of somebody else's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from acdc_cli.data import loaders
+from acdc_cli.errors import CheckpointError, RunError
+from acdc_cli.jobs import setup
+from acdc_cli.recipe.load import from_dict, load
+from acdc_cli.recipe.schema import DataBlock, Recipe
+from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.training.checkpoint import read_metadata
+from acdc_cli.training.evaluate import evaluate
+from acdc_cli.training.trainer import sparsities
+
+Which = Literal["sparse", "dense"]
+KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "samples")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line may change of a recipe; None keeps the recipe's."""
+
+    which: Which | None = None
+    """Which of a run's two models; None is the sparse one where there is one."""
+    model: str | None = None
+    data: str | None = None
+    """A folder, or the name of a data set."""
+    split: Literal["train", "val"] = "val"
+    batch_size: int | None = None
+    loader: Literal["auto", "ffcv", "torch"] | None = None
+
+
+def evaluate_checkpoint(source: Path, options: Options) -> dict[str, float]:
+    """`KEYS`: accuracies and sparsities as fractions, loss and entropy in nats (P2 eq. 4, unsmoothed logits).
+
+    A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so that there
+    both sparsities are over all conv and linear weights.
+    """
+    recipe, weights = _locate(source, options)
+    recipe = _changed(recipe, weights, options)
+    data = loaders.open_set(recipe.data)
+    bench = setup.build(recipe, data.classes)
+    loader = loaders.val_loader(recipe.data, bench.device, options.split)
+    try:
+        loader.warm_up()
+        metrics = evaluate(bench.model, bench.forward, loader, bench.task, bench.precision, options.split)
+    finally:
+        loader.close()
+    found = metrics | sparsities(bench.layers)
+    return {key: found[key] for key in KEYS}
+
+
+def rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The metrics as a person reads them."""
+    return [
+        ("top-1", f"{metrics['top1']:.2%}"),
+        ("top-5", f"{metrics['top5']:.2%}"),
+        ("loss", f"{metrics['loss']:.4f} nats"),
+        ("entropy", f"{metrics['entropy']:.4f} nats"),
+        ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
+        ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
+        ("images", f"{metrics['samples']:.0f}"),
+    ]
+
+
+def _locate(source: Path, options: Options) -> tuple[Recipe, Path]:
+    """The recipe that a checkpoint belongs to, and the file with its weights."""
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; give a run directory or a checkpoint file")
+    if source.is_dir():
+        run = open_run(source)
+        return load(run.resolved), _model_of(run, options.which)
+    if options.which is not None:
+        raise RunError("--which chooses between the two models of a run directory; a file holds one")
+    recipe = _recorded_recipe(source)
+    if recipe is not None:
+        if options.model is not None:
+            raise RunError(f"{source} says itself that it is a {recipe['model']['name']}; leave --model out")
+        return from_dict(recipe, str(source)), source
+    if options.model is None or options.data is None:
+        raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
+    return _foreign(options.model, options.data), source
+
+
+def _model_of(run: RunDir, which: Which | None) -> Path:
+    wanted: tuple[Which, ...] = ("sparse", "dense") if which is None else (which,)
+    for kind in wanted:
+        if run.model_file(kind).exists():
+            return run.model_file(kind)
+    there = [kind for kind in ("sparse", "dense") if run.model_file(kind).exists()]
+    raise CheckpointError(
+        f"{run.path} has no {' or '.join(wanted)} model"
+        + (f"; it has --which {there[0]}" if there else ": no phase of the run has ended yet")
+    )
+
+
+def _recorded_recipe(file: Path) -> dict[str, Any] | None:
+    if file.suffix == ".safetensors":
+        metadata = read_metadata(file)
+    else:
+        # foreign files may hold anything; what cannot be read safely is refused with the weights themselves
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:
+            return None
+        metadata = state.get("metadata") if isinstance(state, dict) else None
+    recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _foreign(model: str, data: str) -> Recipe:
+    """The least recipe that a checkpoint of others can be judged by, with torchvision's decoding and resizing."""
+    return from_dict(
+        {
+            "name": "eval",
+            "epochs": 1,
+            "model": {"name": model},
+            "data": {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"},
+            "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
+            "sparsity": {"method": "dense"},
+        },
+        "acdc eval",
+    )
+
+
+def _changed(recipe: Recipe, weights: Path, options: Options) -> Recipe:
+    model = recipe.model.model_copy(update={"weights": str(weights)})
+    return recipe.model_copy(update={"model": model, "data": _data(recipe.data, options), "compile": False})
+
+
+def _data(block: DataBlock, options: Options) -> DataBlock:
+    changes: dict[str, Any] = {}
+    if options.data is not None:
+        is_folder = Path(options.data).is_dir()
+        changes |= {"path": options.data} if is_folder else {"name": options.data, "path": None}
+    if options.batch_size is not None:
+        changes["val_batch_size"] = options.batch_size
+    if options.loader is not None:
+        changes["loader"] = options.loader
+    return block.model_copy(update=changes)

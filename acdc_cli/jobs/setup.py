@@ -1,0 +1,54 @@
+"""From a recipe to its model, device and precision: what training and evaluation have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from acdc_cli.models import catalog as models
+from acdc_cli.recipe.schema import PrunedBlock, Recipe
+from acdc_cli.sparsity.prunable import Layer, layers
+from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.task import Task
+from acdc_cli.training.evaluate import Forward, forward_of
+from acdc_cli.training.precision import Precision, choose_device
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model on its device, ready to be trained or judged."""
+
+    model: nn.Module
+    forward: Forward
+    layers: list[Layer]
+    task: Task
+    precision: Precision
+    device: torch.device
+
+
+def build(recipe: Recipe, classes: int) -> Bench:
+    device = choose_device(recipe.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    torch.manual_seed(recipe.seed)
+    model = models.build(recipe.model, classes)
+    model.to(device)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    forward = forward_of(model, recipe.data.mean, recipe.data.std, device)
+    compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
+    return Bench(
+        model=model,
+        forward=torch.compile(forward) if compiled else forward,
+        layers=layers(model, keep_dense(recipe)),
+        task=Classification(recipe.task.label_smoothing),
+        precision=Precision(recipe.precision, device),
+        device=device,
+    )
+
+
+def keep_dense(recipe: Recipe) -> Sequence[str]:
+    return recipe.sparsity.keep_dense if isinstance(recipe.sparsity, PrunedBlock) else ()

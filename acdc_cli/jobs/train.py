@@ -1,0 +1,160 @@
+"""`acdc train`: from a recipe to a finished run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from acdc_cli import console
+from acdc_cli.data import loaders
+from acdc_cli.errors import RunError
+from acdc_cli.jobs import setup
+from acdc_cli.recipe.load import load, resolved_yaml
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.recipe.shipped import find
+from acdc_cli.runs.provenance import command_line, provenance
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import trackers
+from acdc_cli.schedule import curves
+from acdc_cli.sparsity import catalog as methods
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.prunable import Layer, pruned
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.training import checkpoint
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.trainer import Parts, Settings, Trainer
+
+
+def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: bool = False) -> RunDir:
+    """Train the recipe `source` into `out`, or go on with the run that lies there.
+
+    source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
+    Raises an AcdcError for whatever the user can mend, before anything is written.
+    """
+    if (Path(source) / "resolved.yaml").exists():
+        out, source = out or Path(source), f"{source}/resolved.yaml"
+    recipe = load(source, overrides)
+    run = RunDir(out or Path("runs") / f"{recipe.name}-{recipe.seed}")
+    if resume:
+        _check_resumable(run, recipe)
+    else:
+        run.refuse_if_taken()
+    data = loaders.open_set(recipe.data)
+    bench = setup.build(recipe, data.classes)
+    train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
+    val_loader = loaders.val_loader(recipe.data, bench.device)
+    try:
+        optimizer = build_optimizer(bench.model, recipe.optim)
+        sparsifier = build_sparsifier(recipe, bench.layers)
+        sparsifier.masked.attach(optimizer)
+        parts = Parts(
+            model=bench.model,
+            forward=bench.forward,
+            optimizer=optimizer,
+            sparsifier=sparsifier,
+            layers=bench.layers,
+            task=bench.task,
+            precision=bench.precision,
+            train=train_loader,
+            val=val_loader,
+        )
+        facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
+        entry = provenance(bench.device, facts, command_line())
+        if resume:
+            run.record_provenance(entry)
+        else:
+            run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+        _describe(recipe, run, bench, data, train_loader.kind)
+        _fit(recipe, run, parts, data.classes, resume)
+    finally:
+        train_loader.close()
+        val_loader.close()
+    return run
+
+
+def build_sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier:
+    """The recipe's method over the weights of the layers that it may prune."""
+    _, method = methods.method(recipe.sparsity.method)
+    return method(recipe.sparsity, MaskedParameters(pruned(layers)), recipe.epochs)
+
+
+def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
+    optim = recipe.optim
+    return Settings(
+        epochs=recipe.epochs,
+        learning_rate=lambda progress: optim.lr * curves.learning_rate(optim.schedule, progress, recipe.epochs),
+        resolution=lambda epoch: curves.resolution(recipe.data.resolution, epoch, recipe.epochs),
+        accumulate=optim.accumulate,
+        clip_norm=optim.clip_norm,
+        log_every=recipe.track.log_every,
+        checkpoint_every=recipe.checkpoint.every_epochs,
+        keep_phases=recipe.checkpoint.keep_phases,
+        metadata=metadata,
+    )
+
+
+def _fit(recipe: Recipe, run: RunDir, parts: Parts, classes: int, resume: bool) -> None:
+    state = checkpoint.load_state(run.checkpoints) if resume else None
+    first_epoch = 0
+    if resume:
+        done = state["epoch"] if state else 0
+        run.rewind_metrics(done)
+        console.say(f"going on after {done} of {recipe.epochs} epochs")
+    tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict())
+    try:
+        metadata = {"recipe": recipe.as_dict(), "classes": classes}
+        trainer = Trainer(parts, settings(recipe, metadata), run, tracking)
+        if state:
+            first_epoch = trainer.load_state_dict(state)
+        summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit(first_epoch)}
+        for tracker in tracking:
+            tracker.finish(summary)
+        run.finish(summary)
+    except KeyboardInterrupt:
+        console.say(f"interrupted; go on from the last checkpoint with: acdc train {run.path} --resume")
+        raise
+    finally:
+        for tracker in tracking:
+            tracker.close()
+
+
+def _check_resumable(run: RunDir, recipe: Recipe) -> None:
+    """A resumed run must be the same run: every key that bears on the numbers is as it was."""
+    if run.finished:
+        raise RunError(f"{run.path} is finished: there is nothing to resume")
+    if not run.resolved.exists():
+        raise RunError(f"{run.path} holds no run to resume; leave --resume out to start it")
+    before, now = _flat(load(run.resolved).as_dict()), _flat(recipe.as_dict())
+    changed = [
+        f"{key}: {before.get(key)} there, {now.get(key)} asked for"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(("track.", "data.workers", "data.path"))
+    ]
+    if changed:
+        raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str) -> None:
+    weights = sum(layer.parameter.numel() for layer in bench.layers)
+    pruned = sum(layer.parameter.numel() for layer in bench.layers if layer.kept_dense is None)
+    console.say(
+        f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
+        f"{bench.device.type} {bench.precision.name}, loader {loader}"
+    )
+    console.say(f"{pruned:,} of {weights:,} conv and linear weights can be pruned; results go to {run.path}")
+    wanted = recipe.optim.lr_batch
+    if wanted is not None and wanted != recipe.data.batch_size:
+        scaled = recipe.optim.lr * recipe.data.batch_size / wanted
+        console.warn(
+            f"optim.lr {recipe.optim.lr} was chosen for batch {wanted}, data.batch_size is {recipe.data.batch_size}; "
+            f"the linear scaling rule gives --set optim.lr={scaled:g} --set optim.lr_batch={recipe.data.batch_size}"
+        )

@@ -1,0 +1,62 @@
+"""A little data set of real digits, written once by the real command, and the command itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from acdc_cli.cli.app import app
+
+Acdc = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 training and 100 validation digits as .beton files, in `data/digits` of a folder."""
+    from PIL import Image
+
+    from acdc_cli.data.beton import BetonFile
+    from acdc_cli.jobs.data import WriteOptions, write_set
+
+    home = tmp_path_factory.mktemp("digits")
+    write_set("demo", WriteOptions(out=home / "demo", workers=1))
+    for split, count in (("train", 200), ("val", 100)):
+        file = BetonFile(home / "demo" / f"{split}.beton")
+        step = file.samples // count
+        for index in range(0, file.samples, step):
+            folder = home / "images" / split / str(file.labels[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(file.decode(index)).save(folder / f"{index:04d}.png")
+    write_set("folder", WriteOptions(source=home / "images", out=home / "digits", workers=1))
+    return home / "digits"
+
+
+@pytest.fixture
+def acdc() -> Acdc:
+    """Runs the command line in this process."""
+    runner = CliRunner()
+
+    def run(*arguments: str | Path) -> Result:
+        return runner.invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def recipe(in_tmp: Path, digits: Path) -> Path:
+    """Six short epochs of AC/DC: dense 0, sparse 1, dense 2, sparse 3, dense 4, sparse 5."""
+    path = in_tmp / "small.yaml"
+    path.write_text(
+        f"""extends: demo
+name: small
+epochs: 6
+model: {{name: resnet8}}
+data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch}}
+optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
+sparsity: {{warmup_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
+"""
+    )
+    return path

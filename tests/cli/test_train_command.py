@@ -1,0 +1,186 @@
+"""`acdc train` and `acdc eval` from end to end, on real digits, in real run directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Acdc
+from safetensors.torch import load_file, save_file
+
+from acdc_cli.training import checkpoint
+
+KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "samples"]
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in r.items() if key not in ("seconds", "images_per_second")} for r in records]
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_recipe_becomes_a_run_directory(acdc: Acdc, recipe: Path) -> None:
+    result = acdc("train", recipe)
+    assert result.exit_code == 0, result.output
+    run = Path("runs/small-0")
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "dense.safetensors",
+        "masks",
+        "metrics.jsonl",
+        "provenance.json",
+        "recipe.yaml",
+        "resolved.yaml",
+        "sparse.safetensors",
+        "summary.json",
+    ]
+    assert (run / "recipe.yaml").read_text() == recipe.read_text()
+    assert [record["phase"] for record in untimed(run)] == ["dense", "sparse"] * 3
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["sparse"]["epoch"], summary["dense"]["epoch"]) == (5, 4)
+    (entry,) = json.loads((run / "provenance.json").read_text())
+    assert entry["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert entry["data"]["loader"] == "torch"
+    assert "90.00%" in result.stderr
+
+
+def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe).exit_code == 0
+    for which, epoch in (("sparse", 5), ("dense", 4)):
+        found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
+        assert list(found) == KEYS
+        record = untimed(Path("runs/small-0"))[epoch]
+        assert found["loss"] == pytest.approx(record["val_loss"], rel=1e-5)
+        for key in ("top1", "top5", "sparsity", "sparsity_all"):
+            assert found[key] == record[key]
+        assert found["entropy"] == pytest.approx(record["entropy"], rel=1e-5)
+        assert found["samples"] == 100
+    by_file = acdc("eval", "--checkpoint", "runs/small-0/sparse.safetensors", "--batch-size", "7", "--json")
+    by_state = acdc("eval", "--checkpoint", "runs/small-0/checkpoints/last.pt", "--json")
+    by_run = acdc("eval", "--checkpoint", "runs/small-0", "--json")
+    numbers = [json.loads(result.stdout) for result in (by_run, by_state, by_file)]
+    assert numbers[0] == numbers[1]
+    assert numbers[2] == pytest.approx(numbers[0], rel=1e-5)
+
+
+def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe).exit_code == 0
+    weights = load_file("runs/small-0/sparse.safetensors")
+    masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0005-sparse.safetensors"))
+    total = sum(mask.numel() for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.1 * total)
+    assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
+    assert "conv1.weight" not in masks  # the first layer is kept dense
+    assert (load_file("runs/small-0/dense.safetensors")[next(iter(masks))] != 0).float().mean() > 0.9
+
+
+def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, recipe: Path, digits: Path) -> None:
+    assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
+    own = load_file("runs/small-0/dense.safetensors")
+    save_file({f"module.{name}": value for name, value in own.items()}, "foreign.safetensors")
+    torch.save({"state_dict": own}, "foreign.pt")
+    for file in ("foreign.safetensors", "foreign.pt"):
+        result = acdc("eval", "--checkpoint", file, "--model", "resnet8", "--data", digits, "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert list(found) == KEYS
+        assert (found["samples"], found["sparsity"]) == (100, 0.0)
+    refused = acdc("eval", "--checkpoint", "foreign.pt")
+    assert refused.exit_code == 2
+    assert "--model" in refused.stderr
+
+
+def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--set", "epochs=5", "--set", "sparsity.method=dense").exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    again = acdc("train", recipe)
+    assert again.exit_code == 2
+    assert "finished run, which is never overwritten" in flat(again.stderr)
+    resumed = acdc("train", recipe, "--resume")
+    assert resumed.exit_code == 2
+    assert "nothing to resume" in flat(resumed.stderr)
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Path, sign: signal.Signals) -> None:
+    assert acdc("train", recipe, "--out", "whole").exit_code == 0
+    command = [sys.executable, "-m", "acdc_cli", "train", str(recipe), "--out", "cut"]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
+    deadline = time.monotonic() + 120
+    while not Path("cut/checkpoints/previous.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(sign)
+    _, said = process.communicate(timeout=60)
+    assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
+    if sign != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "acdc train cut --resume" in flat(said)
+
+    refused = acdc("train", recipe, "--out", "cut")
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    other = acdc("train", recipe, "--out", "cut", "--resume", "--set", "optim.lr=0.5")
+    assert other.exit_code == 2
+    assert "optim.lr: 0.05 there, 0.5 asked for" in flat(other.stderr)
+
+    resumed = acdc("train", "cut", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert untimed(Path("cut")) == untimed(Path("whole"))
+    for kind in ("sparse", "dense"):
+        ours, theirs = load_file(f"cut/{kind}.safetensors"), load_file(f"whole/{kind}.safetensors")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert len(json.loads(Path("cut/provenance.json").read_text())) == 2
+
+
+def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(acdc: Acdc, in_tmp: Path) -> None:
+    result = acdc("train", "recipes/resnet50_95.yaml")
+    assert result.exit_code == 2
+    said = flat(result.stderr)
+    assert "imagenet" in said
+    assert str(in_tmp / "data" / "imagenet").replace(" ", "") in said.replace(" ", "")
+    assert "acdc data write imagenet" in said
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: Path) -> None:
+    sets = ("epochs=1", "sparsity.method=dense", "optim.lr_batch=100")
+    result = acdc("train", recipe, *(word for item in sets for word in ("--set", item)))
+    assert result.exit_code == 0
+    assert "--set optim.lr=0.025 --set optim.lr_batch=50" in flat(result.stderr)
+
+
+def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> None:
+    for arguments, said in (
+        (["nowhere"], "nowhere does not exist"),
+        ([str(recipe.parent)], "is no run directory"),
+        ([str(recipe)], "was not written by acdc"),
+    ):
+        result = acdc("eval", "--checkpoint", *arguments)
+        assert result.exit_code == 2
+        assert said in flat(result.stderr)
+        assert "Traceback" not in result.output
+
+
+def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--set", "epochs=1", "--set", "sparsity.method=dense").exit_code == 0
+    result = acdc("analyze", "curves", "runs/small-0")
+    assert result.exit_code == 0
+    assert result.stdout.split() == ["runs/small-0/curves.png", "runs/small-0/curves.svg"]
+    assert Path("runs/small-0/curves.png").read_bytes().startswith(b"\x89PNG")
+    unknown = acdc("analyze", "curve", "runs/small-0")
+    assert unknown.exit_code == 2
+    assert "did you mean curves?" in unknown.stderr

@@ -1,0 +1,20 @@
+"""What keeps `acdc --help` quick."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def imported_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "from typer.testing import CliRunner\nfrom acdc_cli.cli.app import app\n"
+    modules = imported_by(code + "assert CliRunner().invoke(app, ['--help']).exit_code == 0")
+    assert "typer" in modules
+    assert not modules & {"torch", "torchvision", "timm", "ffcv", "wandb", "numpy", "matplotlib", "pydantic", "yaml"}
