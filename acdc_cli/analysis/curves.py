@@ -49,12 +49,14 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
         _shade(panel, next(iter(runs.values())))
     for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-."))):
         run = f"{name}: " if len(runs) > 1 else ""
-        looks = {"linestyle": style}
-        _steps(sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks)
+        looks: dict[str, Any] = {"linestyle": style}
+        _steps(
+            sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks
+        )
         _steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **looks)
         _line(loss, records, "train_loss", label=f"{run}training", color="tab:orange", marker="s", **looks)
         _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **looks)
-        _line(accuracy, records, "top1", 100, label=f"{run}validation", color="tab:blue", marker="o", **looks)
+        _line(accuracy, records, "top1", scale=100, label=f"{run}validation", color="tab:blue", marker="o", **looks)
     sparsity.set(ylabel="zero weights (%)", ylim=(-3, 103), title=" · ".join(runs))
     loss.set(ylabel="cross entropy (nats)", yscale="log")
     accuracy.set(ylabel="top-1 (%)", xlabel="epochs trained", xlim=(0, None))
@@ -67,7 +69,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
     return [str(file) for file in files]
 
 
-def _line(panel: Axes, records: Records, key: str, scale: float = 1, **looks: Any) -> None:
+def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:
     epochs = [record["epoch"] + 1 for record in records]
     panel.plot(epochs, [scale * record[key] for record in records], markersize=3, **looks)
 

@@ -74,7 +74,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     return run
 
 
-def build_sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier:
+def build_sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
     _, method = methods.method(recipe.sparsity.method)
     return method(recipe.sparsity, MaskedParameters(pruned(layers)), recipe.epochs)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 from urllib.parse import urlparse
 
 from acdc_cli import console
@@ -57,7 +57,7 @@ class Wandb:
         identity = run.path / "wandb-id"
         if not identity.exists():
             identity.write_text(secrets.token_hex(4))
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "project": block.project,
             "entity": block.entity,
             "group": block.group,
@@ -73,7 +73,7 @@ class Wandb:
         import wandb
 
         quiet = wandb.Settings(silent=True, console="off")
-        resume = "allow" if mode == "online" else None
+        resume: Literal["allow"] | None = "allow" if mode == "online" else None
         try:
             return wandb.init(**self._settings, mode=mode, resume=resume, settings=quiet)
         except Exception as error:  # W&B raises many kinds, its server's included, and none may stop a run
@@ -120,8 +120,8 @@ def wandb_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Wandb
     if asked != "auto":
         return asked
     given = os.environ.get("WANDB_MODE")
-    if given in ("online", "offline", "disabled"):
-        return given
+    if given is not None and given in get_args(WandbMode):
+        return cast(WandbMode, given)
     return "online" if _has_credentials() else "offline"
 
 

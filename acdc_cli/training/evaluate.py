@@ -29,7 +29,12 @@ def forward_of(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def evaluate(
-    model: nn.Module, forward: Forward, loader: Loader, task: Task, precision: Precision, description: str = "validation"
+    model: nn.Module,
+    forward: Forward,
+    loader: Loader,
+    task: Task,
+    precision: Precision,
+    description: str = "validation",
 ) -> dict[str, float]:
     """The task's metrics, and `samples`; the host waits for the device once, at the end."""
     was_training = model.training

@@ -33,7 +33,7 @@ class Precision:
         return torch.autocast(self._device.type, _DTYPES[self.name], enabled=self.name != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        torch.autograd.backward(self._scaler.scale(loss))
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Gradients become those of the unscaled loss, and are looked through for infinities."""

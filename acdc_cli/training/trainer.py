@@ -52,7 +52,7 @@ class Parts:
     model: nn.Module
     forward: Forward
     optimizer: Optimizer
-    sparsifier: Sparsifier
+    sparsifier: Sparsifier[Any]
     layers: Sequence[Layer]
     task: Task
     precision: Precision

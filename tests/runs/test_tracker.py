@@ -14,7 +14,14 @@ from acdc_cli.runs.tracker import trackers, wandb_mode
 
 RECORDS: list[dict[str, Any]] = [
     {"epoch": 0, "step": 5, "phase": "dense", "train_loss": 2.25, "sparsity": 0.0, "layers": {"conv1": 0.0, "fc": 0.5}},
-    {"epoch": 1, "step": 10, "phase": "sparse", "train_loss": 1.5, "sparsity": 0.9, "layers": {"conv1": 0.5, "fc": 1.0}},
+    {
+        "epoch": 1,
+        "step": 10,
+        "phase": "sparse",
+        "train_loss": 1.5,
+        "sparsity": 0.9,
+        "layers": {"conv1": 0.5, "fc": 1.0},
+    },
 ]
 
 

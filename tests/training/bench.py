@@ -60,7 +60,13 @@ class Bench:
         block: SparsityBlock = config.model_validate(sparsity)
         torch.manual_seed(0)
         self.model = nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(216, 3)
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.AdaptiveAvgPool2d(6),
+            nn.Flatten(),
+            nn.Linear(216, 3),
         ).to(memory_format=torch.channels_last)
         optim = SGDBlock(name="sgd", lr=0.05, weight_decay=1e-3, schedule=LinearSchedule(name="linear"))
         found = layers(self.model, [])

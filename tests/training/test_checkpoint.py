@@ -76,7 +76,9 @@ def test_masks_take_one_bit_a_weight_and_come_back_the_same(tmp_path: Path) -> N
     masks["a.weight"] = masks["a.weight"].to(memory_format=torch.channels_last)
     checkpoint.save_masks(tmp_path / "masks.safetensors", masks)
     found = checkpoint.load_masks(tmp_path / "masks.safetensors")
-    assert {name: mask.tolist() for name, mask in found.items()} == {name: mask.tolist() for name, mask in masks.items()}
+    assert {name: mask.tolist() for name, mask in found.items()} == {
+        name: mask.tolist() for name, mask in masks.items()
+    }
     assert (tmp_path / "masks.safetensors").stat().st_size < 11_000 / 8 + 500
 
 
