@@ -56,7 +56,7 @@ epochs: 6
 model: {{name: resnet8}}
 data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
-sparsity: {{warmup_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
+sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """
     )
     return path

@@ -43,7 +43,7 @@ def test_a_truncated_state_falls_back_to_the_one_before_and_says_so(
 def test_without_a_readable_state_there_is_an_error(tmp_path: Path) -> None:
     assert checkpoint.load_state(tmp_path) is None
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="last.pt cannot be read"):
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
         checkpoint.load_state(tmp_path)
 
 

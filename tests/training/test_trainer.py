@@ -81,17 +81,17 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, An
     first = Bench(tmp_path / "cut", 6, sparsity)
     original = checkpoint.save_state
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def killed(path: Path, state: dict[str, Any]) -> None:
         original(path, state)
         if state["epoch"] == stop:
-            raise Killed
+            raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_state", killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             first.fit()
 
     torch.manual_seed(99)
