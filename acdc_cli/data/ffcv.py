@@ -229,7 +229,7 @@ class FFCVLoader:
         """At each turn the buffer of the batch before is free again, and the next one is drawn into it."""
         jobs.extend(itertools.islice(starts, _AHEAD))
         while jobs:
-            jobs.extend(itertools.islice(starts, 2))
+            jobs.extend(itertools.islice(starts, 1))
             batch = jobs[0].ready.result()
             jobs.popleft()
             yield self._transfer.hand_over(batch)

@@ -272,11 +272,12 @@ class TorchLoader:
         self._requests.now = requests
         try:
             yield from self._workers
-        except RuntimeError as cause:
-            if "exited unexpectedly" not in str(cause):
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as cause:
+            # the last three when a worker's end is noticed while a batch is being taken from it
+            if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
                 raise
             raise DataError(
-                f"a process that draws images ended ({cause}). Most often memory ran out: lower data.workers."
+                f"a process that draws images ended ({cause!r}). Most often memory ran out: lower data.workers."
             ) from cause
 
     def _one_ahead(self, batches: Iterator[Batch], sending: ThreadPoolExecutor) -> Iterator[Batch]:

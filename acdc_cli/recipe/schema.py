@@ -261,7 +261,7 @@ class Recipe(Block):
     """Names the run directory: runs/<name>-<seed>."""
     epochs: PositiveInt
     """Passes over the training set."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, order of the epochs and augmentation follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA when there is one."""

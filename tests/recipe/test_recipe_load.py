@@ -150,7 +150,7 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("compile=on", 'expected auto, true or false, found "on"; write true'),
         ("channels_last=No", 'expected true or false, found "No"; write false'),
         ("model.blurpool=1", "expected true or false, found 1"),
-        ("seed=1.0", "expected a whole number of at least 0, found 1.0; write 1"),
+        ("seed=1.0", "expected a whole number of at least 0 and below 9.22337e+18, found 1.0; write 1"),
         ("data.workers=many", 'expected a whole number of at least 0 or null, found "many"'),
         ("data.flip=50", "expected a number from 0 to 1, found 50; it is a share: 0.5, not 50"),
         ("data.resolution=big", "expected a whole number above 0 or a list, each a block with at least since, size, "
@@ -192,7 +192,7 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file(in_tmp: Path) ->
         "foo.yaml:7: data.batch_size",
         "foo.yaml:9: optim.name",
         "foo.yaml:13: sparsity.sparse_epochs",
-        "--set seed: expected a whole number of at least 0, found -1",
+        "--set seed: expected a whole number of at least 0 and below 9.22337e+18, found -1",
         "--set sede: unknown key; did you mean seed? (allowed",
     ]
 

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from acdc_cli.data import loaders
+from acdc_cli.data.batches import Loader
+from acdc_cli.data.loaders import open_set
+from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.errors import DataError
+from acdc_cli.recipe.schema import DataBlock, ResolutionStep
+
+CPU = torch.device("cpu")
+NAMES = ("zero", "one", "two")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 training and 23 validation images of 32 x 32 random pixels, as .beton files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for split, count in (("train", 50), ("val", 23)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+        source = Source("tiny", split, pixels, np.arange(count) % 3, NAMES, split)
+        write(source, folder / f"{split}.beton", Settings(raw_share=1.0), workers=0)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """train/ and val/ with two classes of three and of two images."""
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (40, 30), (80 * index, 10, 20)).save(tmp_path / split / name / f"{index}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def without_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "acdc_cli.data.ffcv", None)
+    loaders._say_once.cache_clear()
+
+
+def _block(path: Path | None, **values: Any) -> DataBlock:
+    sizes = {"batch_size": 8, "resolution": 32, "val_resize": 32, "val_crop": 32, "augment": "pad_crop", "workers": 1}
+    return DataBlock(**{"name": "tiny", "path": None if path is None else str(path)} | sizes | values)
+
+
+@pytest.fixture(params=["ffcv", "torch"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "ffcv":
+        request.getfixturevalue("ffcv")
+    return str(request.param)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Loader]]:
+    """Loaders put in here are closed at the end."""
+    made: list[Loader] = []
+    yield made
+    for loader in made:
+        loader.close()
+
+
+def _train(opened: list[Loader], block: DataBlock, epochs: int = 10) -> Loader:
+    opened.append(loaders.train_loader(block, 0, epochs, CPU))
+    return opened[-1]
+
+
+def _val(opened: list[Loader], block: DataBlock, split: str = "val") -> Loader:
+    opened.append(loaders.val_loader(block, CPU, split))
+    return opened[-1]
+
+
+def test_a_written_set_is_described_by_its_manifests(root: Path) -> None:
+    found = open_set(_block(root))
+    assert (found.name, found.path, found.classes, found.class_names) == ("tiny", root, 3, NAMES)
+    assert (found.train, found.val) == (50, 23)
+    assert len(set(found.fingerprint.values())) == 2
+
+
+def test_image_folders_are_a_set_as_they_are(folders: Path) -> None:
+    found = open_set(_block(folders))
+    assert (found.classes, found.class_names, found.train, found.val) == (2, ("cat", "dog"), 6, 4)
+    assert set(found.fingerprint) == {"train", "val"}
+
+
+def test_a_set_that_is_not_there_is_an_error_that_says_where_it_was_sought_and_how_it_is_made(in_tmp: Path) -> None:
+    command = "`acdc data write imagenet --source /path/to/imagenet --out data/imagenet`"
+    with pytest.raises(DataError) as caught:
+        open_set(_block(None, name="imagenet"))
+    assert "train and val" in str(caught.value)
+    assert str(in_tmp / "data" / "imagenet") in str(caught.value)
+    assert command in str(caught.value)
+    with pytest.raises(DataError, match="`acdc data write demo`"):
+        open_set(_block(None, name="demo"))
+
+
+def test_a_split_that_is_not_there_is_missed_when_it_is_asked_for(folders: Path) -> None:
+    (folders / "train").rename(folders / "elsewhere")
+    assert open_set(_block(folders)).train == 0
+    with pytest.raises(DataError, match="the data set tiny has no train"):
+        loaders.train_loader(_block(folders), 0, 1, CPU)
+
+
+def test_the_path_defaults_to_the_sets_name_below_data(in_tmp: Path, folders: Path) -> None:
+    (in_tmp / "data").mkdir()
+    (folders / "train").rename(in_tmp / "train")
+    (in_tmp / "data" / "pets").symlink_to(folders)
+    assert open_set(_block(None, name="pets")).val == 4
+
+
+def test_a_damaged_file_is_refused_when_the_set_is_opened(root: Path, tmp_path: Path) -> None:
+    for file in root.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    beton = tmp_path / "val.beton"
+    beton.write_bytes(beton.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"val\.beton"):
+        open_set(_block(tmp_path))
+
+
+def test_auto_takes_ffcv_for_beton_files(ffcv: ModuleType, opened: list[Loader], root: Path) -> None:
+    assert _train(opened, _block(root)).kind == "ffcv"
+    assert _train(opened, _block(root, loader="torch")).kind == "torch"
+
+
+def test_auto_takes_torchvision_for_folders_and_says_why(
+    opened: list[Loader], folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(opened, _block(folders, batch_size=2)).kind == "torch"
+    assert "image folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_ffcv")
+def test_auto_does_without_ffcv_and_says_why_once(
+    opened: list[Loader], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(opened, _block(root)).kind == _val(opened, _block(root)).kind == "torch"
+    said = capsys.readouterr().err
+    assert said.count("FFCV cannot be used") == 1
+    assert "pip install 'acdc-cli[ffcv]'" in said
+    assert "libopencv-dev libturbojpeg0-dev pkg-config g++" in said
+
+
+@pytest.mark.usefixtures("without_ffcv")
+def test_ffcv_asked_for_but_not_there_is_an_error(root: Path) -> None:
+    with pytest.raises(DataError, match=r"FFCV cannot be used.*pip install 'acdc-cli\[ffcv\]'.*data\.loader=torch"):
+        loaders.train_loader(_block(root, loader="ffcv"), 0, 1, CPU)
+
+
+def test_ffcv_asked_for_a_folder_is_an_error(folders: Path) -> None:
+    with pytest.raises(DataError, match=r"is an image folder.*acdc data write folder.*data\.loader=torch"):
+        loaders.train_loader(_block(folders, loader="ffcv"), 0, 1, CPU)
+
+
+def test_a_batch_larger_than_the_set_is_an_error(kind: str, root: Path) -> None:
+    with pytest.raises(DataError, match=r"batch_size 51 is more than the 50 images"):
+        loaders.train_loader(_block(root, batch_size=51, loader=kind), 0, 1, CPU)
+
+
+def test_training_drops_the_last_partial_batch(kind: str, opened: list[Loader], root: Path) -> None:
+    loader = _train(opened, _block(root, loader=kind))
+    assert (loader.samples, loader.steps) == (50, 6)
+    with loader.epoch(0) as batches:
+        indices = torch.cat([batch.indices for batch in batches])
+    assert len(indices.unique()) == 48
+
+
+def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader], root: Path) -> None:
+    loader = _train(opened, _block(root, loader=kind))
+    with loader.epoch(4) as batches:
+        whole = [(batch.indices.clone(), batch.images.clone()) for batch in batches]
+    with loader.epoch(4, start_step=4) as batches:
+        rest = [(batch.indices.clone(), batch.images.clone()) for batch in batches]
+    assert len(rest) == 2
+    for (indices, images), (expected_indices, expected_images) in zip(rest, whole[4:], strict=True):
+        assert torch.equal(indices, expected_indices)
+        assert torch.equal(images, expected_images)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_validation_gives_every_image_once_in_its_order(
+    kind: str, opened: list[Loader], root: Path, batch_size: int, split: str
+) -> None:
+    loader = _val(opened, _block(root, loader=kind, val_batch_size=batch_size), split)
+    with loader.epoch(0) as batches:
+        given = [(batch.indices.tolist(), batch.labels.tolist(), len(batch.images)) for batch in batches]
+    count = {"val": 23, "train": 50}[split]
+    indices = [index for part, _, _ in given for index in part]
+    assert indices == list(range(count))
+    assert [label for _, part, _ in given for label in part] == [index % 3 for index in range(count)]
+    assert [images for _, _, images in given] == [len(part) for part, _, _ in given]
+    assert len(given) == loader.steps
+
+
+def test_the_resolution_follows_the_recipe_without_a_new_loader(kind: str, opened: list[Loader], root: Path) -> None:
+    steps = [ResolutionStep(since=0.0, size=16), ResolutionStep(since=0.8, size=24)]
+    loader = _train(opened, _block(root, loader=kind, augment="random_resized_crop", resolution=steps), epochs=10)
+
+    def side(epoch: int, resolution: int | None = None) -> tuple[int, ...]:
+        with loader.epoch(epoch, resolution=resolution) as batches:
+            return tuple(next(batches).images.shape[2:])
+
+    assert [side(epoch) for epoch in (0, 7, 8, 9, 0)] == [(16, 16), (16, 16), (24, 24), (24, 24), (16, 16)]
+    assert side(0, resolution=40) == (40, 40)
+
+
+def test_the_recipes_crop_and_flip_reach_the_images(kind: str, opened: list[Loader], root: Path) -> None:
+    values = {"augment": "none", "flip": 1.0, "loader": kind}
+    with _train(opened, _block(root, **values)).epoch(0) as batches:
+        batch = next(batches)
+    with _val(opened, _block(root, val_batch_size=50, loader="torch"), "train").epoch(0) as batches:
+        stored = next(batches).images
+    assert torch.equal(batch.images, stored[batch.indices].flip(3))
+
+
+def test_workers_default_to_the_cores_that_this_process_may_use(
+    ffcv: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
+    monkeypatch.setattr(ffcv, "FFCVLoader", lambda path, plan, workers, device: asked.append(workers))
+    loaders._loader(_block(root, workers=None, loader="ffcv"), "val", None, CPU)  # type: ignore[arg-type]
+    loaders._loader(_block(root, workers=0, loader="ffcv"), "val", None, CPU)  # type: ignore[arg-type]
+    assert asked == [3, 1]
