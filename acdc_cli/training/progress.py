@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from acdc_cli import console
 
-_HEADER = "epoch    phase   lr        train   val     top-1   entropy  sparsity  img/s    time"
+_HEADER = "epoch  phase   lr        train   val     top-1   entropy  sparsity  img/s    time"
 
 
 class EpochProgress:
@@ -17,7 +17,7 @@ class EpochProgress:
     def __init__(self, epoch: int, epochs: int, steps: int, phase: str) -> None:
         self._bar = console.progress("", "loss {task.fields[loss]} · {task.fields[speed]} img/s")
         self._task = self._bar.add_task(
-            f"epoch {epoch}/{epochs} {phase}", total=epochs * steps, completed=epoch * steps, loss="…", speed="…"
+            f"epoch {epoch} {phase}", total=epochs * steps, completed=epoch * steps, loss="…", speed="…"
         )
         self._images = 0
         self._began = time.perf_counter()
@@ -44,10 +44,9 @@ def print_header() -> None:
     console.say(_HEADER)
 
 
-def print_epoch(record: dict[str, Any], epochs: int) -> None:
-    number = f"{record['epoch']}/{epochs}"
+def print_epoch(record: dict[str, Any]) -> None:
     console.say(
-        f"{number:<8} {record['phase']:<7} {record['lr']:<9.3g} {record['train_loss']:<7.3f} "
+        f"{record['epoch']:<6} {record['phase']:<7} {record['lr']:<9.3g} {record['train_loss']:<7.3f} "
         f"{record['val_loss']:<7.3f} {record['top1']:<7.2%} {record['entropy']:<8.3f} {record['sparsity']:<9.2%} "
         f"{record['images_per_second']:<8.0f} {record['seconds']:.0f} s"
     )

@@ -80,7 +80,7 @@ class Trainer:
         print_header()
         for epoch in range(first_epoch, settings.epochs):
             record = self._epoch(epoch)
-            print_epoch(record, settings.epochs)
+            print_epoch(record)
             if self._parts.sparsifier.phases.ends(epoch):
                 self._end_phase(record)
             for tracker in self._trackers:
