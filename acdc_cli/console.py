@@ -58,6 +58,7 @@ def progress(description: str, fields: str = "") -> Progress:
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn(fields),
+        TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
         console=_err,
         transient=True,

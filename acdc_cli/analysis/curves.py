@@ -23,12 +23,18 @@ def analyze(runs: Sequence[RunDir], out: Path) -> dict[str, Any]:
 
     The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet.
     """
-    records = {run.path.name: run.records() for run in runs}
+    records = {_title(run, runs): run.records() for run in runs}
     empty = [name for name, found in records.items() if not found]
     if empty:
         raise RunError(f"{', '.join(empty)}: no epoch has ended yet, so there is nothing to draw")
     out.mkdir(parents=True, exist_ok=True)
     return {"figures": _draw(records, out), "runs": records}
+
+
+def _title(run: RunDir, runs: Sequence[RunDir]) -> str:
+    """The directory's name; its path where several have that name."""
+    alone = [other.path.name for other in runs].count(run.path.name) == 1
+    return run.path.name if alone else str(run.path)
 
 
 def phases(records: Records) -> list[tuple[str, int, int]]:

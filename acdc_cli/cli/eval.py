@@ -30,6 +30,9 @@ WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models
 Model = Annotated[str | None, typer.Option(help="Architecture of a checkpoint that is not ours.", show_default=False)]
 Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images at a time.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: device=cpu. May be repeated.")
+]
 LoaderOption = Annotated[Loader | None, typer.Option(help="What reads the images.", show_default="the recipe's")]
 
 
@@ -41,6 +44,7 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="Which part of the data set.")] = Split.VAL,
     batch_size: BatchSize = None,
     loader: LoaderOption = None,
+    set_: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Exact accuracy, loss, entropy and sparsity of a run's model or of any checkpoint."""
@@ -54,6 +58,7 @@ def evaluate(
         split=split.value,
         batch_size=batch_size,
         loader=loader.value if loader else None,
+        overrides=tuple(set_ or ()),
     )
     metrics = evaluate_checkpoint(checkpoint, options)
     if json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from acdc_cli import console
 from acdc_cli.data import loaders
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
@@ -35,6 +36,8 @@ class Options:
     split: Literal["train", "val"] = "val"
     batch_size: int | None = None
     loader: Literal["auto", "ffcv", "torch"] | None = None
+    overrides: tuple[str, ...] = ()
+    """Further keys, as `key=value`."""
 
 
 def evaluate_checkpoint(source: Path, options: Options) -> dict[str, float]:
@@ -76,17 +79,19 @@ def _locate(source: Path, options: Options) -> tuple[Recipe, Path]:
         raise CheckpointError(f"{source} does not exist; give a run directory or a checkpoint file")
     if source.is_dir():
         run = open_run(source)
-        return load(run.resolved), _model_of(run, options.which)
+        if options.model is not None:
+            raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
+        return load(run.resolved, options.overrides), _model_of(run, options.which)
     if options.which is not None:
         raise RunError("--which chooses between the two models of a run directory; a file holds one")
     recipe = _recorded_recipe(source)
     if recipe is not None:
         if options.model is not None:
             raise RunError(f"{source} says itself that it is a {recipe['model']['name']}; leave --model out")
-        return from_dict(recipe, str(source)), source
+        return from_dict(recipe, str(source), options.overrides), source
     if options.model is None or options.data is None:
         raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
-    return _foreign(options.model, options.data), source
+    return _foreign(options.model, options.data, options.overrides), source
 
 
 def _model_of(run: RunDir, which: Which | None) -> Path:
@@ -115,9 +120,9 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) else None
 
 
-def _foreign(model: str, data: str) -> Recipe:
+def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
     """The least recipe that a checkpoint of others can be judged by, with torchvision's decoding and resizing."""
-    return from_dict(
+    recipe = from_dict(
         {
             "name": "eval",
             "epochs": 1,
@@ -127,7 +132,15 @@ def _foreign(model: str, data: str) -> Recipe:
             "sparsity": {"method": "dense"},
         },
         "acdc eval",
+        overrides,
     )
+    block = recipe.data
+    # nothing in the file says what its model was trained to see
+    console.say(
+        f"judged at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; for "
+        "other training: --set data.val_crop=…, data.val_resize, data.mean, data.std"
+    )
+    return recipe
 
 
 def _changed(recipe: Recipe, weights: Path, options: Options) -> Recipe:

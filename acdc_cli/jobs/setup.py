@@ -35,10 +35,9 @@ def build(recipe: Recipe, classes: int) -> Bench:
         torch.backends.cudnn.benchmark = True
     torch.manual_seed(recipe.seed)
     model = models.build(recipe.model, classes)
-    model.to(device)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
-    forward = forward_of(model, recipe.data.mean, recipe.data.std, device)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model.to(device).to(memory_format=layout)
+    forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
     compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
     return Bench(
         model=model,

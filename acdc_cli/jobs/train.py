@@ -12,7 +12,7 @@ from acdc_cli.data import loaders
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.schema import Recipe
+from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
@@ -63,11 +63,13 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, facts, command_line())
         if resume:
+            _check_same_data(run, facts)
             run.record_provenance(entry)
         else:
             run.start(find(source).read_text(), resolved_yaml(recipe), entry)
         _describe(recipe, run, bench, data, train_loader.kind)
-        _fit(recipe, run, parts, data.classes, resume)
+        with run.locked():
+            _fit(recipe, run, parts, data.classes, resume)
     finally:
         train_loader.close()
         val_loader.close()
@@ -136,6 +138,20 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
         raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
 
 
+def _check_same_data(run: RunDir, now: dict[str, Any]) -> None:
+    before = run.provenance()[-1]["data"]
+    if before["fingerprint"] != now["fingerprint"]:
+        raise RunError(
+            f"the images in {now['path']} are not those that {run.path} was trained on; bring those back (data.path "
+            "may be another), or use --out for a new run"
+        )
+    if before["loader"] != now["loader"]:
+        console.warn(
+            f"the run was trained with the loader {before['loader']} and goes on with {now['loader']}: their pixels "
+            "differ a little, so that it will not end as it would have"
+        )
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
@@ -145,12 +161,13 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str) -> None:
     weights = sum(layer.parameter.numel() for layer in bench.layers)
-    pruned = sum(layer.parameter.numel() for layer in bench.layers if layer.kept_dense is None)
+    prunable = sum(parameter.numel() for parameter in pruned(bench.layers).values())
+    fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
     console.say(
         f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
         f"{bench.device.type} {bench.precision.name}, loader {loader}"
     )
-    console.say(f"{pruned:,} of {weights:,} conv and linear weights can be pruned; results go to {run.path}")
+    console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     wanted = recipe.optim.lr_batch
     if wanted is not None and wanted != recipe.data.batch_size:
         scaled = recipe.optim.lr * recipe.data.batch_size / wanted

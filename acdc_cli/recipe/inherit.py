@@ -27,7 +27,12 @@ class Draft:
 
 def draft(source: str | Path, overrides: Sequence[str]) -> Draft:
     """The recipe of a path or shipped name over all that it extends, under `--set` in the order given."""
-    root, problems, sources = _with_parents(shipped.find(source).resolve(), [])
+    return overridden(Draft(*_with_parents(shipped.find(source).resolve(), [])), overrides)
+
+
+def overridden(given: Draft, overrides: Sequence[str]) -> Draft:
+    """The same recipe under `--set`, in the order given."""
+    root, problems, sources = given.root, given.problems, given.sources
     for override in overrides:
         changed, found, name = _override(root, override)
         root = overlay(root, changed)

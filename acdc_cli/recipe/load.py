@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
-from acdc_cli.recipe.inherit import Draft, draft
+from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, Recipe, Schedule, SparsityBlock, StepSchedule
 from acdc_cli.recipe.shape import either
@@ -39,12 +39,12 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(draft(source, overrides))
 
 
-def from_dict(values: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe of plain values, such as those `as_dict` gives and checkpoints hold.
+def from_dict(values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of plain values, such as those `as_dict` gives and checkpoints hold, with `--set` values over it.
 
     origin: names where the values come from. Raises RecipeError as `load` does.
     """
-    return _checked(Draft(Entry.of(values, Place(origin)), [], [origin]))
+    return _checked(overridden(Draft(Entry.of(values, Place(origin)), [], [origin]), overrides))
 
 
 def resolved_yaml(recipe: Recipe) -> str:

@@ -20,6 +20,8 @@ from pydantic import (
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""What a running mean keeps of itself at each step."""
 Epochs = (
     NonNegativeInt
     | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$", json_schema_extra={"expected": "a share of the run such as 10%"})]
@@ -189,16 +191,22 @@ class _Optim(Block):
 class SGDBlock(_Optim):
     name: Literal["sgd"]
     """Stochastic gradient descent with momentum."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Decay = 0.9
     """Momentum, without dampening."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: it is a form of momentum, which is 0 here; set momentum, or nesterov: false")
+        return self
 
 
 class AdamWBlock(_Optim):
     name: Literal["adamw"]
     """AdamW: Adam with decoupled weight decay."""
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """Decay of the running mean and of the running square of the gradient."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""

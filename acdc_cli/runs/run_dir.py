@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.masks = path / "masks"
         self.summary = path / "summary.json"
+        self._provenance = path / "provenance.json"
 
     @property
     def finished(self) -> bool:
@@ -41,15 +45,28 @@ class RunDir:
 
     def record_provenance(self, provenance: dict[str, Any]) -> None:
         """One entry for the start and one for every resumption."""
-        path = self.path / "provenance.json"
-        entries = json.loads(path.read_text()) if path.exists() else []
-        files.write_text(path, json.dumps([*entries, provenance], indent=2) + "\n")
+        files.write_text(self._provenance, json.dumps([*self.provenance(), provenance], indent=2) + "\n")
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """The entries of `record_provenance`, the newest last."""
+        return json.loads(self._provenance.read_text()) if self._provenance.exists() else []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process trains here; the system frees the lock of one that dies. Raises RunError for the others."""
+        with (self.checkpoints / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise RunError(f"another process trains in {self.path} now; wait for it, or end it") from e
+            yield
 
     def records(self) -> list[dict[str, Any]]:
-        """Every epoch's record, in order."""
+        """Every epoch's record, in order; a last line that was cut off while it was written is none."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind_metrics(self, epochs: int) -> None:
         """Forget the records from epoch `epochs` on: they will be made again."""

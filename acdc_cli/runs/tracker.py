@@ -109,9 +109,13 @@ class Wandb:
 
 
 def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) -> list[Tracker]:
-    """metrics.jsonl, and W&B unless it is disabled."""
-    mode = wandb_mode(block.wandb)
-    mirror: list[Tracker] = [] if mode == "disabled" else [Wandb(block, run, name, config, mode)]
+    """metrics.jsonl, and W&B unless it is disabled or cannot be imported."""
+    mirror: list[Tracker] = []
+    try:
+        if (mode := wandb_mode(block.wandb)) != "disabled":
+            mirror = [Wandb(block, run, name, config, mode)]
+    except ImportError as error:
+        console.warn(f"W&B is not available ({error}); the run goes on, metrics.jsonl has every number")
     return [JsonLines(run.metrics), *mirror]
 
 

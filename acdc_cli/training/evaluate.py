@@ -16,13 +16,22 @@ Forward = Callable[[Tensor], Tensor]
 """uint8 images (batch, 3, height, width) to logits (batch, classes)."""
 
 
-def forward_of(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Forward:
-    """The model behind its normalisation, which runs on the device, where torch.compile fuses it."""
+def forward_of(
+    model: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
+) -> Forward:
+    """The model behind its normalisation, which runs on the device, where torch.compile fuses it.
+
+    layout: of the images that the model sees. Loaders give channels_last, and convolutions keep what they are given.
+    """
     shift = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
     scale = 1 / (255 * torch.tensor(std, device=device).view(1, 3, 1, 1))
 
     def forward(images: Tensor) -> Tensor:
-        logits: Tensor = model((images - shift) * scale)
+        logits: Tensor = model(((images - shift) * scale).contiguous(memory_format=layout))
         return logits
 
     return forward

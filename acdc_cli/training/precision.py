@@ -42,6 +42,10 @@ class Precision:
     def step(self, optimizer: Optimizer) -> None:
         """The optimiser's step, unless a gradient is not finite: then nothing changes but fp16's scale."""
         self._scaler.step(optimizer)
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Ready for the next backward pass; for itself, it ends an iteration that the optimiser skips."""
         self._scaler.update(None if self._scales else 1.0)
 
     def state_dict(self) -> dict[str, float]:

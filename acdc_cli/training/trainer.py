@@ -184,6 +184,8 @@ class Trainer:
             if settings.clip_norm is not None:
                 clip_gradients(parts.model, settings.clip_norm)
             parts.precision.step(parts.optimizer)
+        else:
+            parts.precision.end_step()
         parts.sparsifier.after_step(moment)
         parts.optimizer.zero_grad(set_to_none=True)
         return mean

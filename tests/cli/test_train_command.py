@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from conftest import Acdc
 from safetensors.torch import load_file, save_file
 
+from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
 KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "samples"]
@@ -86,6 +88,14 @@ def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(acdc: Acdc, 
     assert (load_file("runs/small-0/dense.safetensors")[next(iter(masks))] != 0).float().mean() > 0.9
 
 
+def test_a_run_of_another_machine_is_judged_on_this_one(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
+    resolved = Path("runs/small-0/resolved.yaml")
+    resolved.write_text(resolved.read_text().replace("device: auto", "device: cuda"))
+    result = acdc("eval", "--checkpoint", "runs/small-0", "--json", "--set", "device=cpu")
+    assert json.loads(result.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
+
+
 def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, recipe: Path, digits: Path) -> None:
     assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
     own = load_file("runs/small-0/dense.safetensors")
@@ -97,6 +107,11 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, re
         found = json.loads(result.stdout)
         assert list(found) == KEYS
         assert (found["samples"], found["sparsity"]) == (100, 0.0)
+        assert "judged at 224 of 256 pixels" in flat(result.stderr)
+    mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
+    set_ = [word for item in ("data.val_crop=28", "data.val_resize=28", mean, std) for word in ("--set", item)]
+    same = acdc("eval", "--checkpoint", "foreign.pt", "--model", "resnet8", "--data", digits, "--json", *set_)
+    assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
@@ -146,6 +161,21 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Pat
     assert len(json.loads(Path("cut/provenance.json").read_text())) == 2
 
 
+def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, recipe: Path, digits: Path, in_tmp: Path) -> None:
+    assert acdc("train", recipe, "--out", "run").exit_code == 0
+    (in_tmp / "run" / "summary.json").unlink()
+    swapped = in_tmp / "swapped"
+    swapped.mkdir()
+    for ours, theirs in (("train", "val"), ("val", "train")):
+        for suffix in (".beton", ".beton.json"):
+            shutil.copy(digits / f"{ours}{suffix}", swapped / f"{theirs}{suffix}")
+    refused = acdc("train", "run", "--resume", "--set", f"data.path={swapped}")
+    assert refused.exit_code == 2
+    assert "are not those that run was trained on" in flat(refused.stderr)
+    shutil.copytree(digits, in_tmp / "moved")
+    assert acdc("train", "run", "--resume", "--set", f"data.path={in_tmp / 'moved'}").exit_code == 0
+
+
 def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(acdc: Acdc, in_tmp: Path) -> None:
     result = acdc("train", "recipes/resnet50_95.yaml")
     assert result.exit_code == 2
@@ -164,8 +194,10 @@ def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: 
 
 
 def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> None:
+    RunDir(Path("run")).start("", "", {})
     for arguments, said in (
         (["nowhere"], "nowhere does not exist"),
+        (["run", "--model", "resnet50"], "is a run, whose recipe names its model"),
         ([str(recipe.parent)], "is no run directory"),
         ([str(recipe)], "was not written by acdc"),
     ):
@@ -181,6 +213,9 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.split() == ["runs/small-0/curves.png", "runs/small-0/curves.svg"]
     assert Path("runs/small-0/curves.png").read_bytes().startswith(b"\x89PNG")
+    shutil.copytree("runs/small-0", "elsewhere/small-0")
+    both = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
+    assert list(json.loads(both.stdout)["runs"]) == ["runs/small-0", "elsewhere/small-0"]
     unknown = acdc("analyze", "curve", "runs/small-0")
     assert unknown.exit_code == 2
     assert "did you mean curves?" in unknown.stderr

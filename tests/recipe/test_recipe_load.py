@@ -126,6 +126,10 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
          "epoch 100 of 100, at no epoch"]),
         ("linear", "step\n    milestones: [50, 100]", ["13: optim.schedule.milestones: the run ends after 100 epochs, "
          "before 100"]),
+        ("0.1", "0.1\n  nesterov: true\n  momentum: 0.0", ["11: optim.nesterov: it is a form of momentum, which is 0 "
+         "here; set momentum, or nesterov: false"]),
+        ("name: sgd", "name: adamw\n  betas: [0.9, 1.0]", ["10: optim.betas[1]: expected a number of at least 0 and "
+         "below 1, found 1.0"]),
         # a missing block
         ("model:\n  name: resnet20\n", "", ["model: missing; expected a block with at least name"]),
         (SPARSITY, "", ["sparsity: missing; expected a block whose method is acdc, dense or gmp"]),
@@ -221,9 +225,9 @@ SCHEDULES = st.fixed_dictionaries(
 ) | st.fixed_dictionaries({"name": st.just("step"), "milestones": st.lists(st.integers(1, 9))})
 SHARED = {"lr": st.floats(1e-300, 1e300), "schedule": SCHEDULES}
 OPTIMS = st.fixed_dictionaries(
-    SHARED | {"name": st.just("sgd")}, optional={"momentum": st.floats(0, 0.999), "nesterov": st.booleans()}
+    SHARED | {"name": st.just("sgd")}, optional={"momentum": st.floats(0.001, 0.999), "nesterov": st.booleans()}
 ) | st.fixed_dictionaries(
-    SHARED | {"name": st.just("adamw")}, optional={"betas": st.lists(SHARE, min_size=2, max_size=2)}
+    SHARED | {"name": st.just("adamw")}, optional={"betas": st.lists(st.floats(0, 0.999), min_size=2, max_size=2)}
 )
 METHODS = st.just({"method": "dense"}) | st.fixed_dictionaries(
     {"method": st.just("gmp"), "target": st.floats(0, 0.999)},

@@ -52,6 +52,22 @@ def test_rewinding_forgets_the_epochs_that_will_be_made_again(tmp_path: Path) ->
     assert run.records() == [{"epoch": 0}, {"epoch": 1}]
 
 
+def test_a_record_cut_off_while_it_was_written_is_none(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.metrics.write_text('{"epoch": 0}\n{"epoch": 1, "sta')
+    assert run.records() == [{"epoch": 0}]
+    run.rewind_metrics(1)
+    assert run.metrics.read_text() == '{"epoch": 0}\n'
+
+
+def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    with run.locked(), pytest.raises(RunError, match="another process trains in"), RunDir(run.path).locked():
+        pass
+    with run.locked():
+        pass
+
+
 def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.record_provenance({"command": ["acdc", "--resume"]})

@@ -81,6 +81,15 @@ def test_wandb_that_fails_does_not_stop_the_run(
     assert capsys.readouterr().err.count("W&B is not available (its files cannot be written)") == 1
 
 
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_without_wandb_the_run_goes_on(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert track(tmp_path / "run", mode).records() == RECORDS
+    assert capsys.readouterr().err.count("W&B is not available") == 1
+
+
 def test_a_server_out_of_reach_leaves_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

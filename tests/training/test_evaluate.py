@@ -74,3 +74,11 @@ def test_images_are_normalised_as_floats_between_zero_and_one() -> None:
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     found = forward_of(nn.Identity(), (0.5, 0.5, 0.0), (0.5, 0.25, 0.1), CPU)(images)
     assert found.flatten().tolist() == pytest.approx([-1.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_model_sees_images_in_the_layout_that_was_asked_for(layout: torch.memory_format) -> None:
+    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    conv = nn.Conv2d(3, 5, 3).to(memory_format=layout)
+    logits = forward_of(conv, (0, 0, 0), (1, 1, 1), CPU, layout)(images)
+    assert logits.is_contiguous(memory_format=layout)

@@ -151,6 +151,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(folder:
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
+def test_a_method_may_take_the_step_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(folder, 1, DENSE)
+    before = [parameter.detach().clone() for parameter in bench.model.parameters()]
+    monkeypatch.setattr(bench.sparsifier, "on_gradients", lambda moment: moment.step == 2)
+    bench.fit()
+    # of three steps the optimiser takes one
+    assert bench.run.records()[0]["step"] == 3
+    assert any((p.detach() != b).any() for p, b in zip(bench.model.parameters(), before, strict=True))
+
+
 def test_the_loader_is_asked_for_each_epochs_resolution(folder: Path) -> None:
     bench = Bench(folder, 3, DENSE, resolution=lambda epoch: (4, 6, 8)[epoch])
     bench.fit()
