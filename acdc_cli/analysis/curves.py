@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import cycle, groupby
 from pathlib import Path
@@ -77,7 +78,8 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
 
 def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:
     epochs = [record["epoch"] + 1 for record in records]
-    panel.plot(epochs, [scale * record[key] for record in records], markersize=3, **looks)
+    values = [math.nan if record[key] is None else scale * record[key] for record in records]
+    panel.plot(epochs, values, markersize=3, **looks)
 
 
 def _steps(panel: Axes, records: Records, key: str, **looks: Any) -> None:

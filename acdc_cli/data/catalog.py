@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import warnings
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from acdc_cli.data import demo
 from acdc_cli.data.write import Settings, Source
 from acdc_cli.errors import DataError
+from acdc_cli.recipe.suggest import did_you_mean
 
 SPLITS = ("train", "val")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -44,9 +44,7 @@ class KnownSet:
 
 def known_set(name: str) -> KnownSet:
     if name not in SETS:
-        near = difflib.get_close_matches(name, SETS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise DataError(f"no data set is called {name!r}; there are {', '.join(SETS)}.{hint}")
+        raise DataError(f"no data set is called {name!r}, only {', '.join(SETS)}{did_you_mean(name, SETS)}")
     return SETS[name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from acdc_cli import files
 from acdc_cli.data.beton import MODES, BetonFile, Mode
 from acdc_cli.errors import DataError
 
@@ -129,23 +129,7 @@ def path_of(beton: Path) -> Path:
 def write(beton: Path, manifest: Manifest) -> None:
     """Puts the manifest beside its file, whole or not at all."""
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(manifest).items())
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    partial = path_of(beton).with_name(path_of(beton).name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path_of(beton))
-    sync_folder(beton.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.write_text(path_of(beton), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read(beton: Path) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import multiprocessing
 import os
@@ -13,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from acdc_cli import __version__, console
+from acdc_cli import __version__, console, files
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import LARGEST_IMAGE, LONGEST_SIDE, BetonFile, Sample, write_beton
 from acdc_cli.data.manifest import BadImage, ContentHash, Manifest
@@ -103,7 +101,8 @@ def write(
     """
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(destination):
+        busy = DataError(f"{destination}: another process is writing it now. Wait for it, or end it.")
+        with files.locked(destination.with_name(destination.name + ".lock"), busy):
             if not force and (finished := _finished(source, destination, settings)):
                 console.say(f"{destination}: already written, {finished.summary()}")
                 return finished
@@ -112,17 +111,6 @@ def write(
             return made
     except OSError as cause:
         raise DataError(f"{destination}: cannot be written: {cause.strerror or cause}") from cause
-
-
-@contextmanager
-def _locked(destination: Path) -> Iterator[None]:
-    """Only one process writes here; the system frees the lock of one that dies."""
-    with destination.with_name(destination.name + ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise DataError(f"{destination}: another process is writing it now. Wait for it, or end it.") from cause
-        yield
 
 
 def _finished(source: Source, destination: Path, settings: Settings) -> Manifest | None:
@@ -163,7 +151,7 @@ def _write(source: Source, destination: Path, settings: Settings, workers: int, 
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(destination)
-        manifests.sync_folder(destination.parent)
+        files.sync(destination.parent)
     finally:
         partial.unlink(missing_ok=True)
     manifests.write(destination, manifest)

@@ -11,7 +11,7 @@ from torch import nn
 from acdc_cli.models import catalog as models
 from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.sparsity.prunable import Layer, layers
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
 from acdc_cli.training.evaluate import Forward, forward_of
 from acdc_cli.training.precision import Precision, choose_device
@@ -41,9 +41,10 @@ def build(recipe: Recipe, classes: int) -> Bench:
     compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
     return Bench(
         model=model,
-        forward=torch.compile(forward) if compiled else forward,
+        # static shapes: a run has two or three image sizes, and a kernel that fits all of them fits none well
+        forward=torch.compile(forward, dynamic=False) if compiled else forward,
         layers=layers(model, keep_dense(recipe)),
-        task=Classification(recipe.task.label_smoothing),
+        task=tasks.build(recipe.task),
         precision=Precision(recipe.precision, device),
         device=device,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     """Train the recipe `source` into `out`, or go on with the run that lies there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
-    Raises an AcdcError for whatever the user can mend, before anything is written.
+    Raises an AcdcError for whatever the user can mend.
     """
     if (Path(source) / "resolved.yaml").exists():
         out, source = out or Path(source), f"{source}/resolved.yaml"
@@ -43,9 +44,11 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         run.refuse_if_taken()
     data = loaders.open_set(recipe.data)
     bench = setup.build(recipe, data.classes)
-    train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
-    val_loader = loaders.val_loader(recipe.data, bench.device)
-    try:
+    with ExitStack() as stack:
+        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
+        stack.callback(train_loader.close)
+        val_loader = loaders.val_loader(recipe.data, bench.device)
+        stack.callback(val_loader.close)
         optimizer = build_optimizer(bench.model, recipe.optim)
         sparsifier = build_sparsifier(recipe, bench.layers)
         sparsifier.masked.attach(optimizer)
@@ -61,18 +64,15 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
             val=val_loader,
         )
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
-        entry = provenance(bench.device, facts, command_line())
+        entry = provenance(bench.device, bench.precision.name, facts, command_line())
+        stack.enter_context(run.locked())
         if resume:
-            _check_same_data(run, facts)
+            _check_continuity(run.provenance()[-1], entry, run)
             run.record_provenance(entry)
         else:
             run.start(find(source).read_text(), resolved_yaml(recipe), entry)
         _describe(recipe, run, bench, data, train_loader.kind)
-        with run.locked():
-            _fit(recipe, run, parts, data.classes, resume)
-    finally:
-        train_loader.close()
-        val_loader.close()
+        _fit(recipe, run, parts, resume)
     return run
 
 
@@ -97,7 +97,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
     )
 
 
-def _fit(recipe: Recipe, run: RunDir, parts: Parts, classes: int, resume: bool) -> None:
+def _fit(recipe: Recipe, run: RunDir, parts: Parts, resume: bool) -> None:
     state = checkpoint.load_state(run.checkpoints) if resume else None
     first_epoch = 0
     if resume:
@@ -106,8 +106,7 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, classes: int, resume: bool) 
         console.say(f"going on after {done} of {recipe.epochs} epochs")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict())
     try:
-        metadata = {"recipe": recipe.as_dict(), "classes": classes}
-        trainer = Trainer(parts, settings(recipe, metadata), run, tracking)
+        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking)
         if state:
             first_epoch = trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit(first_epoch)}
@@ -119,7 +118,7 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, classes: int, resume: bool) 
         raise
     finally:
         for tracker in tracking:
-            tracker.close()
+            tracker.close(failed=not run.finished)
 
 
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
@@ -138,18 +137,18 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
         raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
 
 
-def _check_same_data(run: RunDir, now: dict[str, Any]) -> None:
-    before = run.provenance()[-1]["data"]
-    if before["fingerprint"] != now["fingerprint"]:
+def _check_continuity(before: dict[str, Any], now: dict[str, Any], run: RunDir) -> None:
+    """What the machine, not the recipe, decides: other images are an error, other arithmetic is said."""
+    if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
-            f"the images in {now['path']} are not those that {run.path} was trained on; bring those back (data.path "
-            "may be another), or use --out for a new run"
+            f"the images in {now['data']['path']} are not those that {run.path} was trained on; bring those back "
+            "(data.path may be another), or use --out for a new run"
         )
-    if before["loader"] != now["loader"]:
-        console.warn(
-            f"the run was trained with the loader {before['loader']} and goes on with {now['loader']}: their pixels "
-            "differ a little, so that it will not end as it would have"
-        )
+    changed = [(what, before[what], now[what]) for what in ("device", "precision") if before[what] != now[what]]
+    if before["data"]["loader"] != now["data"]["loader"]:
+        changed.append(("loader", before["data"]["loader"], now["data"]["loader"]))
+    for what, old, new in changed:
+        console.warn(f"the run began with {what} {old} and goes on with {new}: it will not end as it would have")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

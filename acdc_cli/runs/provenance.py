@@ -15,7 +15,7 @@ import torch
 _PACKAGES = ("acdc-cli", "torch", "torchvision", "timm", "ffcv", "numpy", "numba", "wandb")
 
 
-def provenance(device: torch.device, data: dict[str, Any], command: list[str]) -> dict[str, Any]:
+def provenance(device: torch.device, precision: str, data: dict[str, Any], command: list[str]) -> dict[str, Any]:
     """What a stranger needs to judge or repeat the run; JSON-able."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -23,8 +23,9 @@ def provenance(device: torch.device, data: dict[str, Any], command: list[str]) -
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions(),
-        "git": _git(Path.cwd()),
+        "git": _git(),
         "device": describe(device),
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "data": data,
     }
@@ -50,15 +51,16 @@ def command_line() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit of the working directory, and whether it has uncommitted changes; None outside a repository."""
+def _git() -> dict[str, Any] | None:
+    """Commit of acdc's own checkout, and whether it has uncommitted changes; None where acdc is installed."""
     try:
-        commit = _run_git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_run_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+        _run_git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _run_git(folder: Path, *arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
+    folder = Path(__file__).parent
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +36,10 @@ class RunDir:
         Raises RunError if a run, or anything else, is there already.
         """
         self.refuse_if_taken()
-        self.checkpoints.mkdir(parents=True)
-        self.masks.mkdir()
+        for leftover in (self.metrics, self._provenance, self.path / "wandb-id"):
+            leftover.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.masks):
+            folder.mkdir(parents=True, exist_ok=True)
         files.write_text(self.path / "recipe.yaml", given)
         self.record_provenance(provenance)
         files.write_text(self.resolved, resolved)
@@ -53,12 +54,10 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process trains here; the system frees the lock of one that dies. Raises RunError for the others."""
-        with (self.checkpoints / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise RunError(f"another process trains in {self.path} now; wait for it, or end it") from e
+        """Only one process trains here. Raises RunError for the others."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        busy = RunError(f"another process trains in {self.path} now; wait for it, or end it")
+        with files.locked(self.checkpoints / ".lock", busy):
             yield
 
     def records(self) -> list[dict[str, Any]]:
@@ -77,13 +76,16 @@ class RunDir:
         files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def refuse_if_taken(self) -> None:
+        """Raises RunError where a new run would overwrite something; one that ended before its first epoch did is
+        nothing."""
         if self.finished:
             raise RunError(f"{self.path} holds a finished run, which is never overwritten; choose another with --out")
-        if self.resolved.exists():
+        if self.records() or (self.checkpoints / "last.pt").exists():
             raise RunError(
                 f"{self.path} holds an unfinished run; go on with it by --resume, or choose another place with --out"
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        own = self.resolved.exists() or self.checkpoints.is_dir()
+        if self.path.exists() and not own and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"{self.path} exists and is not a run of acdc; choose another place with --out")
 
 

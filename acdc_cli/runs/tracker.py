@@ -25,8 +25,8 @@ class Tracker(Protocol):
     def finish(self, summary: dict[str, Any]) -> None:
         """The run ended well."""
 
-    def close(self) -> None:
-        """The process ends, however the run went."""
+    def close(self, failed: bool = False) -> None:
+        """The process ends; `failed` if the run is not finished."""
 
 
 class JsonLines:
@@ -43,7 +43,7 @@ class JsonLines:
     def finish(self, summary: dict[str, Any]) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._file.close()
 
 
@@ -92,8 +92,8 @@ class Wandb:
     def finish(self, summary: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(summary))
 
-    def close(self) -> None:
-        self._attempt(lambda: self._run.finish())
+    def close(self, failed: bool = False) -> None:
+        self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
     def _attempt(self, action: Callable[[], None]) -> None:
         if self._run is None:

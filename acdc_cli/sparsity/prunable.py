@@ -15,7 +15,8 @@ from acdc_cli.errors import ModelError
 from acdc_cli.sparsity.masks import count_zeros
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_Prunable = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Linear weights that torch's attention holds itself, without a linear module."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,14 @@ class Layer:
     """A convolution or linear module's weight."""
 
     name: str
-    """Of the module, `layer1.0.conv1`."""
+    """Of the module, `layer1.0.conv1`; of a weight of torch's attention, `layers.0.self_attention.in_proj`."""
+    parameter_name: str
+    """`layer1.0.conv1.weight`."""
     kind: Literal["conv", "linear"]
     parameter: nn.Parameter
     shape: torch.Size
     kept_dense: str | None
     """The first entry of `keep_dense` that holds it back, or None: it is pruned."""
-
-    @property
-    def parameter_name(self) -> str:
-        """`layer1.0.conv1.weight`."""
-        return f"{self.name}.weight" if self.name else "weight"
 
 
 def layers(model: nn.Module, keep_dense: Sequence[str]) -> list[Layer]:
@@ -42,22 +40,23 @@ def layers(model: nn.Module, keep_dense: Sequence[str]) -> list[Layer]:
     keep_dense: `first`, `last` (the last linear layer), `depthwise`, or patterns (fnmatch) of module names.
     Raises ModelError if an entry holds for no layer, or if nothing is left to prune.
     """
-    modules = _modules(model)
-    held = {entry: _held_by(entry, modules) for entry in keep_dense}
+    weights = _weights(model)
+    held = {entry: _held_by(entry, weights) for entry in keep_dense}
     if nowhere := [entry for entry, names in held.items() if not names]:
-        raise ModelError(_holds_for_no_layer(nowhere, list(modules)))
+        raise ModelError(_holds_for_no_layer(nowhere, list(weights)))
     reasons = {name: entry for entry in reversed(keep_dense) for name in held[entry]}
-    if modules and len(reasons) == len(modules):
-        raise ModelError(f"sparsity.keep_dense: {list(keep_dense)} holds back all {len(modules)} layers; drop an entry")
+    if weights and len(reasons) == len(weights):
+        raise ModelError(f"sparsity.keep_dense: {list(keep_dense)} holds back all {len(weights)} layers; drop an entry")
     return [
         Layer(
             name=name,
-            kind="conv" if isinstance(module, _CONVOLUTIONS) else "linear",
-            parameter=module.get_parameter("weight"),
-            shape=module.weight.shape,
+            parameter_name=weight.parameter_name,
+            kind="conv" if isinstance(weight.module, _CONVOLUTIONS) else "linear",
+            parameter=weight.parameter,
+            shape=weight.parameter.shape,
             kept_dense=reasons.get(name),
         )
-        for name, module in modules.items()
+        for name, weight in weights.items()
     ]
 
 
@@ -72,40 +71,61 @@ def zero_counts(layers: Sequence[Layer]) -> dict[str, tuple[int, int]]:
     return {layer.name: (count, layer.shape.numel()) for layer, count in zip(layers, zeros, strict=True)}
 
 
-def _modules(model: nn.Module) -> dict[str, _Prunable]:
-    """The modules whose weight can be pruned; of several that share one, the first."""
-    found: dict[str, _Prunable] = {}
+@dataclass(frozen=True)
+class _Weight:
+    """A weight that can be pruned, and the module that owns it."""
+
+    module: nn.Module
+    parameter_name: str
+    parameter: nn.Parameter
+
+
+def _weights(model: nn.Module) -> dict[str, _Weight]:
+    """By layer name; of several modules that share a weight, the first."""
+    found: dict[str, _Weight] = {}
     seen: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, _Prunable) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[name] = module
+    for module_name, module in model.named_modules():
+        for own_name in _prunable_weights(module):
+            parameter_name = f"{module_name}.{own_name}" if module_name else own_name
+            layer_name = parameter_name.removesuffix("_weight").removesuffix("weight").removesuffix(".")
+            parameter = module.get_parameter(own_name)
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[layer_name] = _Weight(module, parameter_name, parameter)
     return found
 
 
-def _held_by(entry: str, modules: dict[str, _Prunable]) -> list[str]:
+def _prunable_weights(module: nn.Module) -> Sequence[str]:
+    if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+        return ("weight",)
+    if isinstance(module, nn.MultiheadAttention):
+        return [name for name in _PROJECTIONS if getattr(module, name) is not None]
+    return ()
+
+
+def _held_by(entry: str, weights: dict[str, _Weight]) -> list[str]:
     if word := _WORDS.get(entry):
-        return word(modules)
-    return [name for name in modules if fnmatchcase(name, entry)]
+        return word(weights)
+    return [name for name in weights if fnmatchcase(name, entry)]
 
 
-def _first(modules: dict[str, _Prunable]) -> list[str]:
-    return list(modules)[:1]
+def _first(weights: dict[str, _Weight]) -> list[str]:
+    return list(weights)[:1]
 
 
-def _last(modules: dict[str, _Prunable]) -> list[str]:
-    return [name for name, module in modules.items() if isinstance(module, nn.Linear)][-1:]
+def _last(weights: dict[str, _Weight]) -> list[str]:
+    return [name for name, weight in weights.items() if isinstance(weight.module, nn.Linear)][-1:]
 
 
-def _depthwise(modules: dict[str, _Prunable]) -> list[str]:
+def _depthwise(weights: dict[str, _Weight]) -> list[str]:
     return [
         name
-        for name, module in modules.items()
-        if isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels > 1
+        for name, weight in weights.items()
+        if isinstance(weight.module, _CONVOLUTIONS) and weight.module.groups == weight.module.in_channels > 1
     ]
 
 
-_WORDS: dict[str, Callable[[dict[str, _Prunable]], list[str]]] = {
+_WORDS: dict[str, Callable[[dict[str, _Weight]], list[str]]] = {
     "first": _first,
     "last": _last,
     "depthwise": _depthwise,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 from acdc_cli import console
-
-_HEADER = "epoch  phase   lr        train   val     top-1   entropy  sparsity  img/s    time"
 
 
 class EpochProgress:
@@ -41,12 +40,41 @@ class EpochProgress:
 
 
 def print_header() -> None:
-    console.say(_HEADER)
+    console.say("train, val and entr. in nats; top-1, top-5 and zero weights (of the pruned, of all) in %")
+    console.say("".join(f"{title:>{width}}" for title, width, _ in _COLUMNS))
 
 
 def print_epoch(record: dict[str, Any]) -> None:
-    console.say(
-        f"{record['epoch']:<6} {record['phase']:<7} {record['lr']:<9.3g} {record['train_loss']:<7.3f} "
-        f"{record['val_loss']:<7.3f} {record['top1']:<7.2%} {record['entropy']:<8.3f} {record['sparsity']:<9.2%} "
-        f"{record['images_per_second']:<8.0f} {record['seconds']:.0f} s"
-    )
+    console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _COLUMNS))
+
+
+def print_phase_end(record: dict[str, Any]) -> None:
+    """How unevenly the sparsity lies over the layers; metrics.jsonl has each."""
+    densest, sparsest = (pick(record["layers"].items(), key=lambda item: item[1]) for pick in (min, max))
+    if sparsest[1] > 0:
+        console.say(f"     zeros by layer: {densest[1]:.1%} of {densest[0]} to {sparsest[1]:.1%} of {sparsest[0]}")
+
+
+def _loss(value: float | None) -> str:
+    """Five characters, whatever happens."""
+    if value is None:
+        return "nan"
+    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")
+
+
+_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+    ("ep", 4, lambda record: str(record["epoch"])),
+    ("phase", 7, lambda record: record["phase"]),
+    ("lr", 8, lambda record: f"{record['lr']:.1e}"),
+    ("px", 4, lambda record: str(record["resolution"])),
+    ("train", 6, lambda record: _loss(record["train_loss"])),
+    ("val", 6, lambda record: _loss(record["val_loss"])),
+    ("top-1", 7, lambda record: f"{100 * record['top1']:.2f}"),
+    ("top-5", 7, lambda record: f"{100 * record['top5']:.2f}"),
+    ("entr.", 6, lambda record: _loss(record["entropy"])),
+    ("zeros", 6, lambda record: f"{100 * record['sparsity']:.2f}"),
+    ("all", 6, lambda record: f"{100 * record['sparsity_all']:.2f}"),
+    ("img/s", 6, lambda record: f"{record['images_per_second']:.0f}"),
+    ("time", 6, lambda record: f"{record['seconds']:.0f} s"),
+)
+"""Title, width and cell: 79 characters in all."""

@@ -24,7 +24,7 @@ from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import Forward, evaluate
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
-from acdc_cli.training.progress import EpochProgress, print_epoch, print_header
+from acdc_cli.training.progress import EpochProgress, print_epoch, print_header, print_phase_end
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class Trainer:
             "optimizer": parts.optimizer.state_dict(),
             "sparsifier": parts.sparsifier.state_dict(),
             "precision": parts.precision.state_dict(),
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            },
             "ends": self._ends,
             "seconds": self._seconds,
             "metadata": self._settings.metadata,
@@ -112,8 +115,8 @@ class Trainer:
         parts.sparsifier.load_state_dict(state["sparsifier"])
         parts.precision.load_state_dict(state["precision"])
         torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.device_count() == len(state["random"]["cuda"]):
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        if state["random"]["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random"]["cuda"])
         self._ends = state["ends"]
         self._seconds = state["seconds"]
         return int(state["epoch"])
@@ -134,8 +137,8 @@ class Trainer:
             "lr": learning_rate,
             "resolution": self._settings.resolution(epoch),
             "train_loss": loss,
-            "val_loss": metrics.pop("loss"),
-            **{name: value for name, value in metrics.items() if name != "samples"},
+            "val_loss": _number(metrics.pop("loss")),
+            **{name: _number(value) for name, value in metrics.items() if name != "samples"},
             **parts.sparsifier.metrics(),
             **sparsities(parts.layers),
             "images_per_second": round(images / trained, 1),
@@ -212,6 +215,7 @@ class Trainer:
         if kind in ("sparse", "dense"):
             checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
             self._ends[kind] = record
+        print_phase_end(record)
 
 
 def sparsities(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -223,6 +227,11 @@ def sparsities(layers: Sequence[Layer]) -> dict[str, Any]:
         "sparsity_all": _share(list(counts.values())),
         "layers": {name: zeros / total for name, (zeros, total) in counts.items()},
     }
+
+
+def _number(value: float) -> float | None:
+    """None for what is no number: JSON has no word for it."""
+    return value if math.isfinite(value) else None
 
 
 def _share(counts: list[tuple[int, int]]) -> float:

@@ -110,7 +110,7 @@ def test_an_unreadable_image_stops_the_write_and_skip_bad_leaves_it_out(photogra
 
 def test_an_unknown_set_and_a_missing_source_exit_with_2(in_tmp: Path) -> None:
     assert _run("write", "imagnet")[0] == 2
-    assert "Did you mean imagenet?" in _run("write", "imagnet")[2]
+    assert "did you mean imagenet?" in _run("write", "imagnet")[2]
     assert "--source FOLDER" in _run("write", "imagenet")[2]
 
 

@@ -55,7 +55,8 @@ def test_a_recipe_becomes_a_run_directory(acdc: Acdc, recipe: Path) -> None:
     (entry,) = json.loads((run / "provenance.json").read_text())
     assert entry["packages"]["torch"] == torch.__version__.split("+")[0]
     assert entry["data"]["loader"] == "torch"
-    assert "90.00%" in result.stderr
+    assert [line.split()[:2] for line in result.stderr.splitlines()[-8:] if line[3:4].isdigit()][-1] == ["5", "sparse"]
+    assert "zeros by layer:" in result.stderr
 
 
 def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, recipe: Path) -> None:
@@ -219,3 +220,49 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
     unknown = acdc("analyze", "curve", "runs/small-0")
     assert unknown.exit_code == 2
     assert "did you mean curves?" in unknown.stderr
+
+
+def test_a_mistake_that_only_the_data_shows_is_mended_and_trained(acdc: Acdc, recipe: Path) -> None:
+    sets = ("--set", "epochs=1", "--set", "sparsity.method=dense")
+    refused = acdc("train", recipe, *sets, "--set", "data.resolution=40")
+    assert refused.exit_code == 2
+    assert "no crop of 40 fits" in flat(refused.stderr)
+    assert acdc("train", recipe, *sets).exit_code == 0
+
+
+def test_two_processes_do_not_train_in_one_directory(acdc: Acdc, recipe: Path) -> None:
+    from acdc_cli.runs.run_dir import RunDir
+
+    with RunDir(Path("runs/small-0")).locked():
+        refused = acdc("train", recipe)
+    assert refused.exit_code == 2
+    assert "another process trains in runs/small-0" in flat(refused.stderr)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, precision: str) -> None:
+    optim = "{name: adamw, lr: 0.003, clip_norm: 1.0, accumulate: 2, schedule: {name: step, milestones: [1]}}"
+    sets = ("epochs=3", "sparsity={method: gmp, target: 0.8, every_epochs: 1}", f"precision={precision}")
+    result = acdc("train", recipe, "--set", f"optim={optim}", *(word for item in sets for word in ("--set", item)))
+    assert result.exit_code == 0, result.output
+    records = untimed(Path("runs/small-0"))
+    assert [record["lr"] for record in records] == pytest.approx([0.003, 0.0003, 0.0003])
+    assert [record["phase"] for record in records] == ["ramp", "ramp", "sparse"]
+    assert records[2]["mask_sparsity"] == pytest.approx(0.8, abs=1e-4)
+
+
+def test_resolution_grows_over_the_run(acdc: Acdc, recipe: Path) -> None:
+    sets = ("epochs=5", "sparsity.method=dense", "data.augment=random_resized_crop")
+    sizes = "data.resolution=[{since: 0, size: 16}, {since: 0.8, size: 28}]"
+    result = acdc("train", recipe, "--set", sizes, *(word for item in sets for word in ("--set", item)))
+    assert result.exit_code == 0, result.output
+    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [16, 16, 16, 16, 28]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, recipe: Path) -> None:
+    assert (
+        acdc("train", recipe, "--set", "epochs=1", "--set", "compile=true", "--set", "sparsity.method=dense").exit_code
+        == 0
+    )
+    assert "conv1.weight" in load_file("runs/small-0/dense.safetensors")

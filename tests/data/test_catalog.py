@@ -35,7 +35,7 @@ def test_validation_images_of_photographs_pass_through_and_small_sets_are_pixels
 
 
 def test_an_unknown_set_names_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"'cifar1'; there are imagenet, .*Did you mean cifar10\?"):
+    with pytest.raises(DataError, match=r"'cifar1', only imagenet, .*; did you mean cifar10\?"):
         known_set("cifar1")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acdc_cli import files
 from acdc_cli.data import manifest
 from acdc_cli.data import write as writing
 from acdc_cli.data.beton import BetonFile
@@ -334,7 +335,7 @@ def test_a_damaged_or_foreign_file_is_replaced_only_by_force(tmp_path: Path) -> 
 def test_only_one_process_writes_a_file(tmp_path: Path) -> None:
     source = _folder(tmp_path, _pictures(2))
     with (
-        writing._locked(tmp_path / "train.beton"),
+        files.locked(tmp_path / "train.beton.lock", AssertionError("free")),
         pytest.raises(DataError, match="another process is writing it now"),
     ):
         write(source, tmp_path / "train.beton", JPEG, workers=0)

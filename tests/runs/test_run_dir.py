@@ -29,9 +29,16 @@ def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_refused_with_the_way_to_resume(tmp_path: Path) -> None:
-    started(tmp_path / "run")
+    started(tmp_path / "run").metrics.write_text('{"epoch": 0}\n')
     with pytest.raises(RunError, match="--resume"):
         started(tmp_path / "run")
+
+
+def test_a_run_that_ended_before_its_first_epoch_did_may_be_started_anew(tmp_path: Path) -> None:
+    started(tmp_path / "run")
+    run = started(tmp_path / "run")
+    assert len(run.provenance()) == 1
+    assert run.records() == []
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

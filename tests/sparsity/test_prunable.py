@@ -129,3 +129,24 @@ def test_zeros_are_counted_in_every_layer_kept_dense_or_not() -> None:
         model[1].weight.fill_(1)
     assert zero_counts(layers(model, ["last"])) == {"0": (3, 6), "1": (0, 3)}
     assert zero_counts([]) == {}
+
+
+def test_the_packed_projections_of_torchs_attention_are_linear_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
+    found = layers(model, ["first", "last"])
+    assert [(layer.name, layer.parameter_name, layer.kept_dense) for layer in found] == [
+        ("0", "0.weight", "first"),
+        ("1.in_proj", "1.in_proj_weight", None),
+        ("1.out_proj", "1.out_proj.weight", None),
+        ("2", "2.weight", "last"),
+    ]
+    assert found[1].shape == (12, 4)
+    apart = layers(nn.MultiheadAttention(4, 2, kdim=3, vdim=5), [])
+    assert [layer.name for layer in apart] == ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def test_all_matrices_of_torchvisions_vision_transformer_are_layers() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+    # 12 blocks of 12 · 768² weights, the patch embedding's 768 · 3 · 16² and the head's 1000 · 768
+    assert sum(layer.shape.numel() for layer in layers(model, [])) == 12 * 12 * 768**2 + 768 * 768 + 1000 * 768

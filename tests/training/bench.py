@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.recipe.schema import LinearSchedule, SGDBlock, SparsityBlock
+from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock, SparsityBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule import curves
@@ -55,7 +55,9 @@ class Tiny:
 class Bench:
     """A trainer over `Tiny`, with everything it is made of at hand."""
 
-    def __init__(self, folder: Path, epochs: int, sparsity: dict[str, Any], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, epochs: int, sparsity: dict[str, Any], adamw: bool = False, **settings: Any
+    ) -> None:
         config, method = catalog.method(sparsity["method"])
         block: SparsityBlock = config.model_validate(sparsity)
         torch.manual_seed(0)
@@ -68,7 +70,10 @@ class Bench:
             nn.Flatten(),
             nn.Linear(216, 3),
         ).to(memory_format=torch.channels_last)
-        optim = SGDBlock(name="sgd", lr=0.05, weight_decay=1e-3, schedule=LinearSchedule(name="linear"))
+        schedule = LinearSchedule(name="linear")
+        optim: SGDBlock | AdamWBlock = SGDBlock(name="sgd", lr=0.05, weight_decay=1e-3, schedule=schedule)
+        if adamw:
+            optim = AdamWBlock(name="adamw", lr=0.01, weight_decay=1e-3, schedule=schedule)
         found = layers(self.model, [])
         self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
         self.optimizer = build_optimizer(self.model, optim)

@@ -1,0 +1,13 @@
+"""The tasks by the names that recipes give them."""
+
+from __future__ import annotations
+
+from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.task import Task
+
+_TASKS = {"classification": Classification}
+
+
+def build(block: TaskBlock) -> Task:
+    return _TASKS[block.name](block.label_smoothing)
