@@ -1,0 +1,90 @@
+"""A training run without its files: the real parts and the real Trainer, fed by whatever loader is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.train import build_sparsifier, settings
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.schedule.time import Moment
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.trainer import Parts, Trainer
+
+CLASSES = 1000
+
+
+class Resident:
+    """A loader whose one batch lies on the device already, so that nothing but the training loop is measured."""
+
+    kind: Literal["ffcv", "torch"] = "torch"
+
+    def __init__(self, batch_size: int, side: int, steps: int, device: torch.device, classes: int = CLASSES) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, classes, (batch_size,), generator=generator)
+        self.batch = Batch(images.to(device).permute(0, 3, 1, 2), labels.to(device), torch.arange(batch_size))
+        self.steps = steps
+        self.samples = batch_size * steps
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        yield (self.batch for _ in range(start_step, self.steps))
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Assembly:
+    recipe: Recipe
+    parts: Parts
+    trainer: Trainer
+
+    def train_epoch(self, epoch: int) -> None:
+        """All that `acdc train` does in an epoch but evaluating and writing files."""
+        self.trainer._train(epoch)
+
+    def steps(self, epoch: int, count: int) -> None:
+        """`count` steps of an epoch on the loader's first batch, as the trainer takes them."""
+        with self.parts.train.epoch(epoch) as batches:
+            batch = next(batches)
+            for _ in range(count):
+                self.trainer._step(batch, moment(self, epoch), self.recipe.optim.lr)
+
+
+def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly:
+    bench = setup.build(recipe, classes)
+    optimizer = build_optimizer(bench.model, recipe.optim)
+    sparsifier = build_sparsifier(recipe, bench.layers)
+    sparsifier.masked.attach(optimizer)
+    parts = Parts(
+        model=bench.model,
+        forward=bench.forward,
+        optimizer=optimizer,
+        sparsifier=sparsifier,
+        layers=bench.layers,
+        task=bench.task,
+        precision=bench.precision,
+        train=loader,
+        val=loader,
+    )
+    bench.model.train()
+    return Assembly(recipe, parts, Trainer(parts, settings(recipe, {}), RunDir(Path("unused")), []))
+
+
+def moment(assembly: Assembly, epoch: int) -> Moment:
+    """The first step of an epoch."""
+    steps = assembly.parts.train.steps
+    return Moment(epoch, epoch * steps, assembly.recipe.epochs, steps)

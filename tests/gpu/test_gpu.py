@@ -1,0 +1,301 @@
+"""What only a CUDA device can show: run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from acdc_cli.data.augment import RANDOM_RESIZED, Crop
+from acdc_cli.data.batches import Batch, Loader, Plan
+from acdc_cli.data.beton import BetonFile, Sample, write_beton
+from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.train import build_sparsifier, settings
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.schedule.time import Moment
+from acdc_cli.training import checkpoint
+from acdc_cli.training.evaluate import forward_of
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.precision import Precision, PrecisionName
+from acdc_cli.training.trainer import Parts, Trainer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+CLASSES = 10
+
+
+class Resident:
+    """Four batches of random digits' size, on the device."""
+
+    kind: Literal["ffcv", "torch"] = "torch"
+    steps, samples = 4, 4 * 32
+
+    def __init__(self, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (self.samples, 28, 28, 3), dtype=torch.uint8, generator=generator)
+        self.images = images.to(device).permute(0, 3, 1, 2)
+        self.labels = torch.randint(0, CLASSES, (self.samples,), generator=generator).to(device)
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
+        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Run:
+    """The demo's network and AC/DC at 90 %: epochs 0 and 2 dense, 1 and 3 sparse."""
+
+    def __init__(self, folder: Path, device: str, **changes: Any) -> None:
+        demo = {
+            "device": device,
+            "compile": False,
+            "epochs": 4,
+            "optim.schedule.warmup_epochs": 0,
+            "sparsity.warmup_epochs": 1,
+            "sparsity.sparse_epochs": 1,
+            "sparsity.dense_epochs": 1,
+            "sparsity.last_dense_epochs": 1,
+            "sparsity.last_sparse_epochs": 1,
+        }
+        values = demo | {name.replace("__", "."): value for name, value in changes.items()}
+        recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
+        bench = setup.build(recipe, CLASSES)
+        self.model, self.forward, self.loader = bench.model, bench.forward, Resident(bench.device)
+        self.eager = forward_of(bench.model, recipe.data.mean, recipe.data.std, bench.device)
+        self.optimizer = build_optimizer(bench.model, recipe.optim)
+        self.sparsifier = build_sparsifier(recipe, bench.layers)
+        self.sparsifier.masked.attach(self.optimizer)
+        self.run = RunDir(folder)
+        if not self.run.resolved.exists():
+            self.run.start("", "", {})
+        parts = Parts(
+            model=bench.model,
+            forward=bench.forward,
+            optimizer=self.optimizer,
+            sparsifier=self.sparsifier,
+            layers=bench.layers,
+            task=bench.task,
+            precision=bench.precision,
+            train=self.loader,
+            val=self.loader,
+        )
+        self.trainer = Trainer(parts, settings(recipe, {}), self.run, [])
+
+    def moment(self, epoch: int, index: int = 0) -> Moment:
+        return Moment(epoch, epoch * self.loader.steps + index, 4, self.loader.steps)
+
+    def take_steps(self, epoch: int) -> None:
+        """An epoch's steps, without its start and end."""
+        with self.loader.epoch(epoch) as batches:
+            for index, batch in enumerate(batches):
+                self.trainer._step(batch, self.moment(epoch, index), 0.01)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and momentum by name."""
+        named = dict(self.model.named_parameters())
+        momenta = {
+            f"{name}/momentum": self.optimizer.state[weight]["momentum_buffer"] for name, weight in named.items()
+        }
+        return {name: tensor.detach() for name, tensor in (named | momenta).items()}
+
+    def check_masked_are_zero(self, sparsity: float = 0.9) -> None:
+        masked, state = self.sparsifier.masked, self.state()
+        kept = 0
+        for name, mask in masked.masks.items():
+            kept += int(mask.sum())
+            assert state[name].masked_select(~mask).eq(0).all(), name
+            assert state[f"{name}/momentum"].masked_select(~mask).eq(0).all(), name
+        assert kept == round((1 - sparsity) * masked.total)
+
+
+@pytest.fixture(params=["bf16", "fp16"])
+def precision(request: pytest.FixtureRequest) -> PrecisionName:
+    name: PrecisionName = request.param
+    return name
+
+
+def test_acdc_ends_with_exactly_the_masked_weights_and_momenta_at_zero(
+    tmp_path: Path, precision: PrecisionName
+) -> None:
+    run = Run(tmp_path / "run", "cuda", precision=precision)
+    before = {name: weight.clone() for name, weight in run.state().items()}
+    summary = run.trainer.fit()
+    run.check_masked_are_zero()
+    assert summary["sparse"]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    assert summary["dense"]["sparsity"] < 0.5
+    assert all(not torch.equal(before[name], weight) for name, weight in run.model.named_parameters())
+    assert all(tensor.isfinite().all() for tensor in run.state().values())
+
+
+def test_a_dense_phase_on_the_device_frees_every_weight_and_forgets_momentum(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "cuda")
+    run.sparsifier.on_epoch_start(run.moment(1))
+    run.take_steps(1)
+    run.check_masked_are_zero()
+    run.sparsifier.on_epoch_start(run.moment(2))
+    state, masked = run.state(), run.sparsifier.masked
+    assert masked.sparsity() == 0
+    assert all(mask.all() for mask in masked.masks.values())
+    assert all(state[f"{name}/momentum"].eq(0).all() for name in masked.masks)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_never_makes_the_host_wait(tmp_path: Path, precision: PrecisionName, clip_norm: float | None) -> None:
+    clipping = {} if clip_norm is None else {"optim__clip_norm": clip_norm}
+    run = Run(tmp_path / "run", "cuda", precision=precision, **clipping)
+    run.model.train()
+    for epoch in (0, 1):
+        run.sparsifier.on_epoch_start(run.moment(epoch))
+        # the first steps choose algorithms and allocate
+        run.take_steps(epoch)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run.take_steps(epoch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    run.check_masked_are_zero()
+
+
+# what the compiler has to say about this GPU and this Python
+@pytest.mark.filterwarnings("default")
+def test_a_compiled_network_sees_masks_that_change_in_place(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "cuda", compile=True, precision="fp32")
+    images = run.loader.images[:32]
+    run.model.train()
+    run.take_steps(0)
+    for epoch in (1, 2, 3):
+        run.sparsifier.on_epoch_start(run.moment(epoch))
+        run.take_steps(epoch)
+        run.model.eval()
+        with torch.inference_mode():
+            compiled = run.forward(images)
+            eager = run.eager(images)
+        run.model.train()
+        # TF32 rounds both, each in its own order; with the masks of another phase they would be far apart
+        torch.testing.assert_close(compiled, eager, rtol=0.05, atol=0.05)
+    run.check_masked_are_zero()
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_non_finite_gradient_changes_nothing(precision: PrecisionName, optim: str, bad: float) -> None:
+    schedule = LinearSchedule(name="linear")
+    blocks: dict[str, SGDBlock | AdamWBlock] = {
+        "sgd": SGDBlock(name="sgd", lr=0.5, momentum=0.5, weight_decay=0.25, schedule=schedule),
+        "adamw": AdamWBlock(name="adamw", lr=0.5, weight_decay=0.25, schedule=schedule),
+    }
+
+    def run(gradients: list[list[float]]) -> list[Tensor]:
+        model = nn.Linear(2, 1, bias=False, device=CUDA)
+        nn.init.ones_(model.weight)
+        optimizer = build_optimizer(model, blocks[optim])
+        here = Precision(precision, CUDA)
+        for gradient in gradients:
+            optimizer.zero_grad(set_to_none=True)
+            here.backward((model.weight * torch.tensor([gradient], device=CUDA)).sum())
+            here.unscale(optimizer)
+            here.step(optimizer)
+        return [model.weight.detach(), *optimizer.state[model.weight].values()]
+
+    found = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
+    expected = run([[1.0, 2.0], [3.0, 1.0]])
+    # gradients are powers of two times small integers: fp16's lower scale rounds nothing
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_checkpoint_from_the_device_goes_on_on_the_cpu(tmp_path: Path) -> None:
+    there = Run(tmp_path / "run", "cuda", precision="fp32")
+    there.trainer.fit()
+    state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
+    assert state is not None
+    here = Run(tmp_path / "run", "cpu", precision="fp32")
+    assert here.trainer.load_state_dict(state) == 4
+    theirs = there.state()
+    assert all(torch.equal(tensor, theirs[name].cpu()) for name, tensor in here.state().items())
+    for name, mask in here.sparsifier.masked.masks.items():
+        assert torch.equal(mask, there.sparsifier.masked.masks[name].cpu())
+    here.take_steps(3)
+    here.check_masked_are_zero()
+
+
+def test_a_checkpoint_from_the_device_goes_on_there(tmp_path: Path) -> None:
+    before = Run(tmp_path / "run", "cuda")
+    before.trainer.fit()
+    state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
+    assert state is not None
+    after = Run(tmp_path / "run", "cuda")
+    after.trainer.load_state_dict(state)
+    assert all(torch.equal(tensor, before.state()[name]) for name, tensor in after.state().items())
+    assert all(tensor.is_cuda for tensor in after.state().values())
+    after.take_steps(3)
+    after.check_masked_are_zero()
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 JPEGs that no two crops of look alike."""
+    path = tmp_path_factory.mktemp("beton") / "train.beton"
+
+    def sample(index: int) -> Sample:
+        coarse = np.random.default_rng(index).integers(0, 256, (12, 16, 3), np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
+        return Sample(index % CLASSES, "jpg", 240, 320, stream.getvalue())
+
+    write_beton(path, (sample(index) for index in range(64)), 64)
+    return path
+
+
+def make_loader(kind: str, path: Path, device: torch.device) -> Loader:
+    plan = Plan(8, lambda epoch: 128, Crop(RANDOM_RESIZED), 0.5, seed=5, shuffle=True)
+    if kind == "torch":
+        return TorchLoader(BetonImages(BetonFile(path)), plan, 2, device)
+    try:
+        from acdc_cli.data.ffcv import FFCVLoader
+    except (ImportError, OSError) as cause:
+        pytest.skip(f"FFCV cannot be used here: {cause}")
+    return FFCVLoader(path, plan, 4, device)
+
+
+@pytest.mark.parametrize("kind", ["ffcv", "torch"])
+def test_a_loader_brings_the_same_pixels_to_the_device_as_to_the_cpu(kind: str, beton: Path) -> None:
+    """While the device is so busy that a batch handed on too early, or its memory too early reused, would show."""
+    load_heavy = torch.randn(4096, 4096, device=CUDA)
+    with closing(make_loader(kind, beton, CUDA)) as there, closing(make_loader(kind, beton, CPU)) as here:
+        for epoch in range(3):
+            arrived: list[Tensor] = []
+            labels: list[Tensor] = []
+            with there.epoch(epoch) as batches:
+                for batch in batches:
+                    assert batch.images.is_cuda
+                    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                    for _ in range(5):
+                        load_heavy = (load_heavy @ load_heavy).clamp(-1, 1)
+                    # read only after all that work, when the loader is batches ahead
+                    arrived.append(batch.images + 0)
+                    labels.append(batch.labels + 0)
+            with here.epoch(epoch) as batches:
+                for position, batch in enumerate(batches):
+                    assert torch.equal(arrived[position].cpu(), batch.images)
+                    assert torch.equal(labels[position].cpu(), batch.labels)
+            assert len(arrived) == here.steps == 8
