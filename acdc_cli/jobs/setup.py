@@ -33,6 +33,8 @@ def build(recipe: Recipe, classes: int) -> Bench:
     device = choose_device(recipe.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     model = models.build(recipe.model, classes)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format

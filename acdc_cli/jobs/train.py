@@ -144,7 +144,8 @@ def _check_continuity(before: dict[str, Any], now: dict[str, Any], run: RunDir) 
             f"the images in {now['data']['path']} are not those that {run.path} was trained on; bring those back "
             "(data.path may be another), or use --out for a new run"
         )
-    changed = [(what, before[what], now[what]) for what in ("device", "precision") if before[what] != now[what]]
+    machine = ("device", "precision", "threads")
+    changed = [(what, before[what], now[what]) for what in machine if before[what] != now[what]]
     if before["data"]["loader"] != now["data"]["loader"]:
         changed.append(("loader", before["data"]["loader"], now["data"]["loader"]))
     for what, old, new in changed:

@@ -273,6 +273,9 @@ class Recipe(Block):
     """Initial weights, order of the epochs and augmentation follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA when there is one."""
+    threads: PositiveInt | None = None
+    """CPU threads of one operation; default: one a core. A small model on a busy machine is faster with fewer, and a
+    run is the same to the bit only on as many."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """`auto`: bf16 on CUDA, fp32 on the CPU. fp16 scales the loss."""
     compile: Literal["auto"] | bool = "auto"

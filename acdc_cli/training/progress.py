@@ -50,9 +50,10 @@ def print_epoch(record: dict[str, Any]) -> None:
 
 def print_phase_end(record: dict[str, Any]) -> None:
     """How unevenly the sparsity lies over the layers; metrics.jsonl has each."""
-    densest, sparsest = (pick(record["layers"].items(), key=lambda item: item[1]) for pick in (min, max))
-    if sparsest[1] > 0:
-        console.say(f"     zeros by layer: {densest[1]:.1%} of {densest[0]} to {sparsest[1]:.1%} of {sparsest[0]}")
+    pruned = {name: share for name, share in record["layers"].items() if share > 0}
+    if pruned:
+        few, most = (pick(pruned, key=pruned.__getitem__) for pick in (min, max))
+        console.say(f"     zeros by layer: from {pruned[few]:.1%} of {few} to {pruned[most]:.1%} of {most}")
 
 
 def _loss(value: float | None) -> str:
