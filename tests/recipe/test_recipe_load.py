@@ -33,8 +33,8 @@ sparsity:
 """
 OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
 TOP = (
-    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, model, data, task, optim, sparsity, "
-    "track, checkpoint"
+    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, model, data, task, optim, "
+    "sparsity, track, checkpoint"
 )
 SGD = "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, accumulate, momentum, nesterov"
 ACDC = (
