@@ -15,8 +15,8 @@ test: $(ready) ## run the tests; ARGS='-k masks' picks some (8 minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
 check: $(ready) ## format, lint, types and the direction of imports
-	@$(bin)/ruff format --check .
-	@$(bin)/ruff check .
+	@$(bin)/ruff format --check acdc_cli tests benchmarks
+	@$(bin)/ruff check acdc_cli tests benchmarks
 	@$(bin)/mypy --strict acdc_cli
 	@$(bin)/lint-imports
 

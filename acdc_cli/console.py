@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _out = Console(soft_wrap=True, highlight=False, emoji=False)
-_err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def out(text: str) -> None:
@@ -28,15 +28,20 @@ def out_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """A line of commentary on stderr."""
-    _err.print(text, markup=False)
+    _comment(escape(text))
 
 
 def warn(text: str) -> None:
-    _err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+    _comment(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def error(text: str) -> None:
-    _err.print(f"[bold red]error:[/bold red] {escape(text)}")
+    _comment(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+def _comment(text: str) -> None:
+    # wrapped between words for a person, left in one line for a file
+    _err.print(text, soft_wrap=not _err.is_terminal)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -51,15 +56,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     _out.print(grid)
 
 
-def progress(description: str, fields: str = "") -> Progress:
-    """A progress bar on stderr; `fields` is further text in rich's format, filled by `update(task, name=value)`."""
+def progress(description: str, fields: str = "", remaining: bool = True) -> Progress:
+    """A progress bar on stderr; `fields` is further text in rich's format, filled by `update(task, name=value)`.
+
+    remaining: ends with the time left, as the bar itself estimates it.
+    """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn(fields),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
+        *([TimeRemainingColumn(compact=True)] if remaining else []),
         console=_err,
         transient=True,
         disable=not _err.is_terminal,

@@ -53,7 +53,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     for panel in panels:
-        _shade(panel, next(iter(runs.values())))
+        _shade(panel, next(iter(runs.values())), named=panel is sparsity)
     for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-."))):
         run = f"{name}: " if len(runs) > 1 else ""
         looks: dict[str, Any] = {"linestyle": style}
@@ -88,10 +88,8 @@ def _steps(panel: Axes, records: Records, key: str, **looks: Any) -> None:
     panel.stairs([100 * record[key] for record in records], edges, baseline=None, **looks)
 
 
-def _shade(panel: Axes, records: Records) -> None:
-    named: set[str] = set()
+def _shade(panel: Axes, records: Records, named: bool) -> None:
+    labels = {kind: f"{kind} phase" for kind in _SHADES} if named else {}
     for kind, start, end in phases(records):
         if kind in _SHADES:
-            label = "" if kind in named else f"{kind} phase"
-            panel.axvspan(start, end, color=_SHADES[kind], linewidth=0, label=label)
-            named.add(kind)
+            panel.axvspan(start, end, color=_SHADES[kind], linewidth=0, label=labels.pop(kind, ""))

@@ -129,7 +129,11 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> L
 def _ffcv(block: DataBlock, place: Path) -> Callable[..., FFCVLoader] | None:
     """FFCV's loader; None, and a word why, where `auto` has to do without. Raises DataError where `ffcv` cannot."""
     if place.is_dir():
-        reason = f"FFCV reads .beton files, and {place} is an image folder: {_write_command(block)} makes one"
+        folder = place.parent
+        name = "imagenet" if block.name == "imagenet" else "folder"
+        reason = (
+            f"FFCV reads .beton files, and {folder} holds images: `acdc data write {name} --source {folder}` makes them"
+        )
     else:
         try:
             # here, because it loads FFCV's kernels

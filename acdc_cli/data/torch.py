@@ -67,7 +67,10 @@ class FolderImages:
                 with Image.open(path) as image:
                     array = np.array(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
-            raise DataError(f"{path}: the image cannot be read ({cause}). Repair or remove it.") from cause
+            raise DataError(
+                f"{path}: the image cannot be read ({cause}). Repair or remove it, or write the set without such "
+                "images: `acdc data write … --skip-bad`."
+            ) from cause
         return torch.from_numpy(array).permute(2, 0, 1)
 
 

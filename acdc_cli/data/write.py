@@ -207,7 +207,7 @@ class _Intake:
         more = f"\n  … and {count - _BAD_SHOWN} more" if count > _BAD_SHOWN else ""
         way_out = "" if count == total else " Mend them, or leave them out with --skip-bad."
         raise DataError(
-            f"{count} of {total} images cannot be read, so nothing was written.{way_out} All are listed in {bad_list}."
+            f"{count} of {total} images cannot be read, so it is not written.{way_out} All are listed in {bad_list}."
             f"{shown}{more}"
         )
 

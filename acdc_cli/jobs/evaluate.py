@@ -50,6 +50,7 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, float]:
     recipe = _changed(recipe, weights, options)
     data = loaders.open_set(recipe.data)
     bench = setup.build(recipe, data.classes)
+    setup.require_sizes(bench, [recipe.data.val_crop])
     loader = loaders.val_loader(recipe.data, bench.device, options.split)
     try:
         loader.warm_up()

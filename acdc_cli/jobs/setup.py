@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from acdc_cli.errors import ModelError
 from acdc_cli.models import catalog as models
 from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.sparsity.prunable import Layer, layers
@@ -50,6 +51,24 @@ def build(recipe: Recipe, classes: int) -> Bench:
         precision=Precision(recipe.precision, device),
         device=device,
     )
+
+
+def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
+    """Shows the model a black image of each size, so that what does not fit is said before a run starts.
+
+    Raises ModelError.
+    """
+    bench.model.eval()
+    for side in sorted(set(sides)):
+        image = torch.zeros(1, 3, side, side, device=bench.device)
+        try:
+            with torch.inference_mode(), bench.precision.autocast():
+                bench.model(image)
+        except (AssertionError, RuntimeError, ValueError) as e:
+            raise ModelError(
+                f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "
+                "crops data.val_crop"
+            ) from e
 
 
 def keep_dense(recipe: Recipe) -> Sequence[str]:

@@ -16,7 +16,7 @@ from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
-from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule import curves
 from acdc_cli.sparsity import catalog as methods
@@ -34,8 +34,8 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
     Raises an AcdcError for whatever the user can mend.
     """
-    if (Path(source) / "resolved.yaml").exists():
-        out, source = out or Path(source), f"{source}/resolved.yaml"
+    if Path(source).is_dir():
+        out, source = out or Path(source), str(open_run(Path(source)).resolved)
     recipe = load(source, overrides)
     run = RunDir(out or Path("runs") / f"{recipe.name}-{recipe.seed}")
     if resume:
@@ -44,6 +44,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         run.refuse_if_taken()
     data = loaders.open_set(recipe.data)
     bench = setup.build(recipe, data.classes)
+    setup.require_sizes(bench, _sides(recipe))
     with ExitStack() as stack:
         train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
         stack.callback(train_loader.close)
@@ -113,6 +114,7 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, resume: bool) -> None:
         for tracker in tracking:
             tracker.finish(summary)
         run.finish(summary)
+        _conclude(run, summary)
     except KeyboardInterrupt:
         console.say(f"interrupted; go on from the last checkpoint with: acdc train {run.path} --resume")
         raise
@@ -157,6 +159,20 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
     return flat
+
+
+def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
+    """What the run made, and what to do with it."""
+    for kind in ("sparse", "dense"):
+        if kind in summary:
+            console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
+    console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}")
+
+
+def _sides(recipe: Recipe) -> set[int]:
+    """Of all images that the model will be shown."""
+    training = {curves.resolution(recipe.data.resolution, epoch, recipe.epochs) for epoch in range(recipe.epochs)}
+    return training | {recipe.data.val_crop}
 
 
 def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str) -> None:

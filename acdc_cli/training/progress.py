@@ -1,46 +1,65 @@
-"""What a person sees of a training run: a bar while an epoch runs, a line when it is done."""
+"""What a person sees of a training run: a bar while it runs, a line when an epoch is done."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.progress import Progress, TaskID
 
 from acdc_cli import console
 
 
-class EpochProgress:
-    """A bar over all steps of the run, so that its remaining time is the run's."""
+class RunProgress:
+    """A bar over all steps of the run; speed and remaining time are those of the run, validation included."""
 
-    def __init__(self, epoch: int, epochs: int, steps: int, phase: str) -> None:
-        self._bar = console.progress("", "loss {task.fields[loss]} · {task.fields[speed]} img/s")
-        self._task = self._bar.add_task(
-            f"epoch {epoch} {phase}", total=epochs * steps, completed=epoch * steps, loss="…", speed="…"
-        )
-        self._images = 0
+    def __init__(self, epochs: int, steps: int, first_epoch: int) -> None:
+        self._epochs, self._steps, self._first_step = epochs, steps, first_epoch * steps
         self._began = time.perf_counter()
+        self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…"}
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._images = 0
+        self._epoch_began = 0.0
+
+    @contextmanager
+    def epoch(self, epoch: int, phase: str) -> Iterator[None]:
+        fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left"
+        with console.progress(f"epoch {epoch}", fields, remaining=False) as bar:
+            self._bar, self._images, self._epoch_began = bar, 0, time.perf_counter()
+            self._task = bar.add_task(
+                f"epoch {epoch} {phase}, step",
+                total=self._epochs * self._steps,
+                completed=epoch * self._steps,
+                **self._shown,
+            )
+            yield
 
     def advance(self, images: int) -> None:
+        assert self._bar is not None
+        assert self._task is not None
         self._images += images
         self._bar.advance(self._task)
 
-    def show(self, loss: float) -> None:
-        speed = self._images / (time.perf_counter() - self._began)
-        self._bar.update(self._task, loss=f"{loss:.3f}", speed=f"{speed:.0f}")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+    def show(self, loss: float, step: int) -> None:
+        """step: of the run, done."""
+        assert self._bar is not None
+        assert self._task is not None
+        now = time.perf_counter()
+        left = (now - self._began) / (step - self._first_step) * (self._epochs * self._steps - step)
+        self._shown = {
+            "loss": f"{loss:.3f}",
+            "speed": f"{self._images / (now - self._epoch_began):.0f}",
+            "left": str(timedelta(seconds=round(left))),
+        }
+        self._bar.update(self._task, **self._shown)
 
 
 def print_header() -> None:
-    console.say("train, val and entr. in nats; top-1, top-5 and zero weights (of the pruned, of all) in %")
+    console.say("train, val, entr. in nats; top-1, top-5, zeros (of pruned layers, of all) in %")
     console.say("".join(f"{title:>{width}}" for title, width, _ in _COLUMNS))
 
 

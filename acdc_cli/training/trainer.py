@@ -24,7 +24,7 @@ from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import Forward, evaluate
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
-from acdc_cli.training.progress import EpochProgress, print_epoch, print_header, print_phase_end
+from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Trainer:
         self._trackers = trackers
         self._ends: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0
+        self._progress = RunProgress(settings.epochs, parts.train.steps, 0)
 
     def fit(self, first_epoch: int = 0) -> dict[str, Any]:
         """Train from `first_epoch` to the end; returns the summary.
@@ -77,6 +78,7 @@ class Trainer:
         settings = self._settings
         self._parts.train.warm_up()
         self._parts.val.warm_up()
+        self._progress = RunProgress(settings.epochs, self._parts.train.steps, first_epoch)
         print_header()
         for epoch in range(first_epoch, settings.epochs):
             record = self._epoch(epoch)
@@ -156,16 +158,17 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=next(parts.model.parameters()).device)
         with (
             parts.train.epoch(epoch, resolution=settings.resolution(epoch)) as batches,
-            EpochProgress(epoch, settings.epochs, steps, phase) as progress,
+            self._progress.epoch(epoch, phase),
         ):
             for index, batch in enumerate(batches):
                 moment = Moment(epoch, epoch * steps + index, settings.epochs, steps)
                 learning_rate = settings.learning_rate(moment.progress)
                 total += self._step(batch, moment, learning_rate)
                 images += len(batch.labels)
-                progress.advance(len(batch.labels))
+                self._progress.advance(len(batch.labels))
                 if (index + 1) % settings.log_every == 0 or index + 1 == steps:
-                    progress.show(self._mean(total, index + 1, moment, learning_rate))
+                    mean = self._mean(total, index + 1, moment, learning_rate)
+                    self._progress.show(mean, moment.step + 1)
         return self._mean(total, steps, moment, learning_rate), learning_rate, images
 
     def _step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import Acdc
 from typer.testing import CliRunner, Result
 
 from acdc_cli.cli.app import app
-
-Acdc = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")

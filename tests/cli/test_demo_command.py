@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Acdc
+from command import Acdc
 
 from acdc_cli.jobs import demo as job
 

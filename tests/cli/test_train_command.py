@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Acdc
+from command import Acdc
 from safetensors.torch import load_file, save_file
 
 from acdc_cli.runs.run_dir import RunDir
@@ -266,3 +266,30 @@ def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, reci
         == 0
     )
     assert "conv1.weight" in load_file("runs/small-0/dense.safetensors")
+
+
+def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc, recipe: Path) -> None:
+    result = acdc("train", recipe, "--set", "model.name=timm:vit_tiny_patch16_224")
+    assert result.exit_code == 2
+    assert "the model takes no images of 28 pixels" in flat(result.stderr)
+    assert not Path("runs").exists()
+
+
+def test_a_finished_run_says_what_it_made_and_what_to_do_next(acdc: Acdc, recipe: Path) -> None:
+    said = acdc("train", recipe).stderr.splitlines()
+    assert [line.split(":")[0] for line in said[-3:]] == ["sparse", "dense", "next"]
+    assert "acdc eval --checkpoint runs/small-0" in said[-1]
+
+
+def test_a_folder_that_is_no_run_is_no_recipe_either(acdc: Acdc, in_tmp: Path) -> None:
+    (in_tmp / "empty").mkdir()
+    result = acdc("train", "empty", "--resume")
+    assert result.exit_code == 2
+    assert "empty is no run directory" in flat(result.stderr)
+
+
+def test_what_is_said_fits_a_terminal_of_80_columns(acdc: Acdc, recipe: Path) -> None:
+    said = acdc("train", recipe).stderr.splitlines()
+    table = [line for line in said if line.startswith(("train, val", "  ep", "   ", "     zeros"))]
+    assert len(table) >= 8
+    assert max(map(len, table)) <= 80

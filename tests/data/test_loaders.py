@@ -137,7 +137,7 @@ def test_auto_takes_torchvision_for_folders_and_says_why(
     opened: list[Loader], folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _train(opened, _block(folders, batch_size=2)).kind == "torch"
-    assert "image folder" in capsys.readouterr().err
+    assert "holds images" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_ffcv")
@@ -158,7 +158,7 @@ def test_ffcv_asked_for_but_not_there_is_an_error(root: Path) -> None:
 
 
 def test_ffcv_asked_for_a_folder_is_an_error(folders: Path) -> None:
-    with pytest.raises(DataError, match=r"is an image folder.*acdc data write folder.*data\.loader=torch"):
+    with pytest.raises(DataError, match=r"holds images: .*acdc data write folder --source.*data\.loader=torch"):
         loaders.train_loader(_block(folders, loader="ffcv"), 0, 1, CPU)
 
 

@@ -209,7 +209,7 @@ def test_one_bad_image_stops_the_write_and_leaves_nothing_but_the_list(tmp_path:
     with pytest.raises(DataError) as refusal:
         write(source, out / "train.beton", JPEG, workers=1)
     message = str(refusal.value)
-    assert message.startswith("2 of 22 images cannot be read, so nothing was written.")
+    assert message.startswith("2 of 22 images cannot be read, so it is not written.")
     assert "--skip-bad" in message
     assert "bad.jpg: no JPEG" in message
     assert "worse.jpg: the file is empty" in message
@@ -254,7 +254,7 @@ def test_skip_bad_writes_the_others_and_the_manifest_names_the_bad(
 
 def test_skip_bad_does_not_write_a_set_without_images(tmp_path: Path) -> None:
     source = _folder(tmp_path, {"a.jpg": b"text", "b.jpg": b""})
-    with pytest.raises(DataError, match="2 of 2 images cannot be read, so nothing was written") as refusal:
+    with pytest.raises(DataError, match="2 of 2 images cannot be read, so it is not written") as refusal:
         write(source, tmp_path / "train.beton", JPEG, workers=0, skip_bad=True)
     assert "--skip-bad" not in str(refusal.value)
 
