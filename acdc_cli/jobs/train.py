@@ -21,7 +21,8 @@ from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule import curves
 from acdc_cli.sparsity import catalog as methods
 from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.prunable import Layer, pruned
+from acdc_cli.sparsity.prunable import Layer, layer_name, pruned
+from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.training import checkpoint
 from acdc_cli.training.optim import build_optimizer
@@ -80,7 +81,10 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 def build_sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
     _, method = methods.method(recipe.sparsity.method)
-    return method(recipe.sparsity, MaskedParameters(pruned(layers)), recipe.epochs)
+    masked = MaskedParameters(pruned(layers))
+    if isinstance(recipe.sparsity, PrunedBlock):
+        Selector.of(recipe.sparsity).check(masked.shapes)
+    return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
@@ -184,6 +188,13 @@ def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.Dat
         f"{bench.device.type} {bench.precision.name}, loader {loader}"
     )
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
+    if isinstance(recipe.sparsity, PrunedBlock):
+        shapes = {layer.parameter_name: layer.shape for layer in bench.layers if layer.kept_dense is None}
+        if left_dense := Selector.of(recipe.sparsity).left_dense(shapes):
+            console.warn(
+                f"sparsity.pattern: {recipe.sparsity.pattern} does not divide the input channels of "
+                f"{', '.join(map(layer_name, left_dense))}; they stay dense"
+            )
     wanted = recipe.optim.lr_batch
     if wanted is not None and wanted != recipe.data.batch_size:
         scaled = recipe.optim.lr * recipe.data.batch_size / wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import floor
+from math import floor, isclose
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """What a running mean keeps of itself at each step."""
+Distribution = Literal["global", "uniform", "erk"]
 Epochs = (
     NonNegativeInt
     | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$", json_schema_extra={"expected": "a share of the run such as 10%"})]
@@ -231,10 +232,55 @@ class PrunedBlock(SparsityBlock):
 
     target: Sparsity
     """Share of the pruned weights that are zero at the end: 0.95, never 95."""
-    distribution: Literal["global", "uniform"] = "global"
-    """One ranking of all weights, or the same sparsity in every layer."""
+    distribution: Distribution = "global"
+    """`global`: one ranking of all weights. `uniform`: the same sparsity in every layer. `erk`: layers whose weight has
+    small dimensions stay denser (Erdős-Rényi-Kernel). The pattern N:M is uniform by nature."""
+    pattern: Annotated[
+        str,
+        Field(
+            pattern=r"^(unstructured|[1-9]\d{0,2}:[1-9]\d{0,2}|block([2-9]|[1-9]\d{1,2}))$",
+            json_schema_extra={"expected": "unstructured, N:M such as 2:4, or blocks such as block4"},
+        ),
+    ] = "unstructured"
+    """`2:4` keeps the 2 largest of every 4 consecutive input channels (any N:M), `block4` keeps or drops 4 of them
+    together, by their mean size. A layer whose input channels are no multiple of 4 stays dense."""
+    layers: dict[str, Sparsity] = {}
+    """Sparsities of their own, by patterns of layer names (`"layer4.*": 0.98`), of which the first that matches holds;
+    the target is then that of the other layers."""
     keep_dense: list[str] = []
     """Layers never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """N and M of a pattern N:M."""
+        n, colon, m = self.pattern.partition(":")
+        return (int(n), int(m)) if colon else None
+
+    @property
+    def block(self) -> int:
+        """Consecutive input channels that live and die together."""
+        return int(self.pattern.removeprefix("block")) if self.pattern.startswith("block") else 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.layers and not self.target:
+            raise ValueError("layers: with target 0 there is nothing to add to; name layers to spare in keep_dense")
+        if self.n_of_m is None:
+            return self
+        n, m = self.n_of_m
+        if n >= m:
+            raise ValueError(f"pattern: {self.pattern} prunes nothing; N of N:M must be smaller than M")
+        if not isclose(self.target, 1 - n / m, abs_tol=1e-3):
+            raise ValueError(
+                f"target: {self.pattern} keeps {n} of every {m} weights, a sparsity of {1 - n / m:.4g}, found "
+                f"{self.target:g}; write target: {1 - n / m:.4g}, or take another pattern"
+            )
+        fixes = f"{self.pattern} fixes the sparsity of every layer at {1 - n / m:.4g}"
+        if self.distribution == "erk":
+            raise ValueError(f"distribution: {fixes}, and erk gives each its own; leave one of them out")
+        if self.layers:
+            raise ValueError(f"layers: {fixes}, so none can have its own; leave one of them out")
+        return self
 
 
 class TrackBlock(Block):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Literal
+from math import floor
 
 from acdc_cli.recipe.schema import part_of
 
-Distribution = Literal["global", "uniform"]
 
-
-def kept_count(weights: int, sparsity: float) -> int:
+def kept_count(weights: int, sparsity: float | Fraction) -> int:
     """(1 - sparsity) · weights to the nearest whole number, halves up.
 
     In the decimals of the recipe: 0.9 of 5 weights leaves 0.5, so 1, where binary fractions say 0.4999….
@@ -19,13 +17,45 @@ def kept_count(weights: int, sparsity: float) -> int:
     return part_of(1 - Fraction(str(sparsity)), weights)
 
 
-def kept_per_layer(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
+def kept_per_layer(sizes: Mapping[str, int], sparsity: float | Fraction) -> dict[str, int]:
     """The same sparsity in every layer, each rounded for itself ("uniform")."""
     return {name: kept_count(size, sparsity) for name, size in sizes.items()}
 
 
-def density(sizes: Mapping[str, int], sparsity: float, distribution: Distribution) -> float:
-    """The share of all weights that stays, as exact as the counts."""
-    total = sum(sizes.values())
-    kept = kept_count(total, sparsity) if distribution == "global" else sum(kept_per_layer(sizes, sparsity).values())
-    return kept / total
+def erk_shares(dimensions: Mapping[str, int], sizes: Mapping[str, int], kept: int) -> dict[str, Fraction]:
+    """What each layer keeps of `kept` weights under Erdős-Rényi-Kernel (RigL, arXiv 1911.11134, 3.1), before rounding.
+
+    A density of eps · (sum of the weight's dimensions / product of them) is eps · sum weights. A layer that would keep
+    more than all of its weights is dense, and eps is solved again for the others until none would.
+    """
+    dense: set[str] = set()
+    while rest := [name for name in sizes if name not in dense]:
+        eps = Fraction(kept - sum(sizes[name] for name in dense), sum(dimensions[name] for name in rest))
+        over = {name for name in rest if eps * dimensions[name] > sizes[name]}
+        if not over:
+            break
+        dense |= over
+    return {name: Fraction(sizes[name]) if name in dense else eps * dimensions[name] for name in sizes}
+
+
+def kept_erk(dimensions: Mapping[str, int], sizes: Mapping[str, int], sparsity: float | Fraction) -> dict[str, int]:
+    """Whole counts by `erk_shares` that add up to `kept_count` of all weights; no layer keeps more than it has.
+
+    dimensions: sum of the dimensions of each layer's weight. Rounded to nearest; what is then amiss is given or taken
+    one weight at a time where it tilts the proportions least (Sainte-Laguë). Unlike with largest remainders, no layer
+    ever gains a weight when the sparsity rises: a weight that a ramp has pruned never comes back.
+    """
+    total = kept_count(sum(sizes.values()), sparsity)
+    counts = {name: floor(share + Fraction(1, 2)) for name, share in erk_shares(dimensions, sizes, total).items()}
+
+    def claim(name: str, weight: int) -> Fraction:
+        return dimensions[name] / (weight - Fraction(1, 2))
+
+    while (missing := total - sum(counts.values())) > 0:
+        open_layers = [name for name in sizes if counts[name] < sizes[name]]
+        counts[max(open_layers, key=lambda name: claim(name, counts[name] + 1))] += 1
+    for _ in range(-missing):
+        # of equal claims the last gives way, as in a ranking of weights
+        living_layers = [name for name in sizes if counts[name]][::-1]
+        counts[min(living_layers, key=lambda name: claim(name, counts[name]))] -= 1
+    return counts

@@ -29,9 +29,9 @@ class MaskedParameters:
         self._optimizer: Optimizer | None = None
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """Weights in each layer."""
-        return {name: weight.numel() for name, weight in self.parameters.items()}
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of each weight."""
+        return {name: weight.shape for name, weight in self.parameters.items()}
 
     def attach(self, optimizer: Optimizer) -> None:
         """From now on the state of masked weights in this optimiser is kept at zero too."""
@@ -65,6 +65,15 @@ class MaskedParameters:
     def apply_to_gradients(self) -> None:
         """Zero the masked weights' gradients: one fused call, nothing at all while no weight is masked."""
         self._multiply((name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None)
+
+    def finite_gradients(self) -> Tensor:
+        """Is every gradient of this step a number, those of weights that are never pruned included?
+
+        One boolean, still on the device. Where it is false the optimiser takes no step.
+        """
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        weights = [weight for group in groups for weight in group["params"]] or self.parameters.values()
+        return torch.stack([weight.grad.isfinite().all() for weight in weights if weight.grad is not None]).all()
 
     def reset_momentum(self) -> None:
         """Zero the optimiser's state of all prunable weights, Adam's step count included: its bias correction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -65,6 +65,16 @@ def pruned(layers: Sequence[Layer]) -> dict[str, nn.Parameter]:
     return {layer.parameter_name: layer.parameter for layer in layers if layer.kept_dense is None}
 
 
+def layer_name(parameter_name: str) -> str:
+    """`layer1.0.conv1` of `layer1.0.conv1.weight`, `layers.0.self_attention.in_proj` of `….in_proj_weight`."""
+    return parameter_name.removesuffix("_weight").removesuffix("weight").removesuffix(".")
+
+
+def nearest(entries: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Names that are spelled most like the entries, a few for each."""
+    return list(dict.fromkeys(name for entry in entries for name in get_close_matches(entry, names, n=3, cutoff=0)))
+
+
 def zero_counts(layers: Sequence[Layer]) -> dict[str, tuple[int, int]]:
     """(weights that are exactly zero, all weights) of every layer, with one fetch from the device."""
     zeros = count_zeros([layer.parameter for layer in layers])
@@ -87,11 +97,10 @@ def _weights(model: nn.Module) -> dict[str, _Weight]:
     for module_name, module in model.named_modules():
         for own_name in _prunable_weights(module):
             parameter_name = f"{module_name}.{own_name}" if module_name else own_name
-            layer_name = parameter_name.removesuffix("_weight").removesuffix("weight").removesuffix(".")
             parameter = module.get_parameter(own_name)
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[layer_name] = _Weight(module, parameter_name, parameter)
+                found[layer_name(parameter_name)] = _Weight(module, parameter_name, parameter)
     return found
 
 
@@ -133,8 +142,7 @@ _WORDS: dict[str, Callable[[dict[str, _Weight]], list[str]]] = {
 
 
 def _holds_for_no_layer(entries: Sequence[str], names: Sequence[str]) -> str:
-    near = {name: None for entry in entries for name in get_close_matches(entry, [*_WORDS, *names], n=3, cutoff=0)}
     return (
         f"sparsity.keep_dense: {', '.join(map(repr, entries))} matches no convolution or linear layer of the model; "
-        f"near: {', '.join(near)}"
+        f"near: {', '.join(nearest(entries, [*_WORDS, *names]))}"
     )

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from acdc_cli.sparsity.distributions import Distribution, kept_count, kept_per_layer
+from acdc_cli.errors import ModelError
+from acdc_cli.recipe.schema import Distribution, PrunedBlock
+from acdc_cli.sparsity import patterns
+from acdc_cli.sparsity.distributions import kept_count, kept_erk, kept_per_layer
+from acdc_cli.sparsity.prunable import layer_name, nearest
+
+Shapes = Mapping[str, torch.Size]
 
 
-def keep_largest(scores: Mapping[str, Tensor], sparsity: float, distribution: Distribution) -> dict[str, Tensor]:
-    """Boolean masks, in the shapes of `scores`, of the (1 - sparsity) n largest scores, counted by `kept_count`.
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` largest of a vector of scores, the first among equals.
 
-    Among equal scores the first stays: by layer in the order of `scores`, then row-major within the layer, whatever
-    the memory layout. Never `score > threshold`, which drops or keeps whole ties.
+    Never `score > threshold`, which drops or keeps whole ties.
     """
-    if distribution == "uniform":
-        counts = kept_per_layer({name: score.numel() for name, score in scores.items()}, sparsity)
-        return {name: _largest(score.flatten(), counts[name]).view(score.shape) for name, score in scores.items()}
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    mask = _largest(flat, kept_count(flat.numel(), sparsity))
-    parts = torch.split_with_sizes(mask, [score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest of a vector of scores, the first among equals."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     # topk gives the right smallest score, but does not say which of several equal ones it took
@@ -34,3 +31,139 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     above, equal = scores > smallest, scores == smallest
     places = count - above.count_nonzero()
     return above | (equal & (equal.cumsum(0, dtype=torch.int32) <= places))
+
+
+@dataclass(frozen=True)
+class Selector:
+    """How a recipe spreads a sparsity over the layers and within them. Layers come by parameter name.
+
+    Layers that the pattern does not fit stay dense, and the sparsity is that of the others. In blocks, what is counted
+    and rounded is blocks, so that a count of weights is a multiple of the block's size.
+    """
+
+    target: float
+    """The sparsity at which `layers` have theirs; below it, theirs are lower in proportion."""
+    distribution: Distribution
+    layers: Mapping[str, float]
+    """Sparsities of their own, by pattern of layer names; the first that matches holds."""
+    n_of_m: tuple[int, int] | None
+    block: int
+    """Consecutive input channels that live and die together."""
+
+    @classmethod
+    def of(cls, config: PrunedBlock) -> Selector:
+        return cls(config.target, config.distribution, config.layers, config.n_of_m, config.block)
+
+    def check(self, shapes: Shapes) -> None:
+        """Raises ModelError where the recipe's `layers` or `pattern` hold for none of these layers."""
+        names = [layer_name(name) for name in shapes]
+        won = {self._match(name) for name in names}
+        if idle := [pattern for pattern in self.layers if pattern not in won]:
+            raise ModelError(self._of_no_use(idle, names))
+        if shapes and len(self.left_dense(shapes)) == len(shapes):
+            raise ModelError(
+                f"sparsity.pattern: no layer has input channels in multiples of {self._channels}, so none would be "
+                "pruned; take another pattern, or unstructured"
+            )
+
+    def left_dense(self, shapes: Shapes) -> list[str]:
+        """The layers whose input channels do not split into the pattern's groups."""
+        return [name for name, shape in shapes.items() if not patterns.fits(shape, self._channels)]
+
+    def masks(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Boolean masks, in the shapes of `scores`, of the largest scores.
+
+        Among equal scores the first stays: by layer in the order of `scores`, then row-major within the layer, whatever
+        the memory layout.
+        """
+        fixed = self._fixed({name: score.shape for name, score in scores.items()}, sparsity)
+        ranked = self._ranked({name: score for name, score in scores.items() if name not in fixed}, sparsity)
+        return {
+            name: ranked[name] if name in ranked else self._mask(score, fixed[name]) for name, score in scores.items()
+        }
+
+    def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int] | None:
+        """Weights that each layer keeps, or None where one ranking of several layers decides by their scores."""
+        fixed = self._fixed(shapes, sparsity)
+        return {name: fixed[name] for name in shapes} if fixed.keys() == shapes.keys() else None
+
+    def density(self, shapes: Shapes, sparsity: float) -> float:
+        """The share of all weights that stays, as exact as the counts."""
+        fixed = self._fixed(shapes, sparsity)
+        ranked = self._blocks({name: shape for name, shape in shapes.items() if name not in fixed})
+        kept = sum(fixed.values()) + self.block * kept_count(sum(ranked.values()), sparsity)
+        return kept / sum(shape.numel() for shape in shapes.values())
+
+    @property
+    def _channels(self) -> int:
+        return self.n_of_m[1] if self.n_of_m else self.block
+
+    def _blocks(self, shapes: Shapes) -> dict[str, int]:
+        return {name: shape.numel() // self.block for name, shape in shapes.items()}
+
+    def _fixed(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
+        """Weights kept of each layer whose count does not depend on the scores."""
+        dense = {name: shapes[name].numel() for name in self.left_dense(shapes)}
+        pruned = {name: shape for name, shape in shapes.items() if name not in dense}
+        if self.n_of_m:
+            assert sparsity == self.target  # the pattern knows no other: methods that need one refuse it
+            n, m = self.n_of_m
+            return dense | {name: shape.numel() * n // m for name, shape in pruned.items()}
+        blocks = self._blocks(pruned)
+        own = self._own_sparsities(pruned, sparsity)
+        rest = {name: count for name, count in blocks.items() if name not in own}
+        kept = {name: kept_count(blocks[name], own_sparsity) for name, own_sparsity in own.items()}
+        if self.distribution == "uniform":
+            kept |= kept_per_layer(rest, sparsity)
+        elif self.distribution == "erk":
+            kept |= kept_erk({name: sum(shapes[name]) for name in rest}, rest, sparsity)
+        return dense | {name: count * self.block for name, count in kept.items()}
+
+    def _mask(self, score: Tensor, count: int) -> Tensor:
+        """Of a layer by itself. A count of all its weights needs no pattern that fits."""
+        if count == score.numel():
+            return torch.ones_like(score, dtype=torch.bool)
+        if self.n_of_m:
+            return patterns.n_of_m(score, *self.n_of_m)
+        score = patterns.block_means(score, self.block)
+        mask = largest(score.flatten(), count // self.block).view(score.shape)
+        return patterns.whole_blocks(mask, self.block)
+
+    def _ranked(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Of several layers in one ranking."""
+        if not scores:
+            return {}
+        means = {name: patterns.block_means(score, self.block) for name, score in scores.items()}
+        flat = torch.cat([mean.flatten() for mean in means.values()])
+        mask = largest(flat, kept_count(flat.numel(), sparsity))
+        parts = torch.split_with_sizes(mask, [mean.numel() for mean in means.values()])
+        return {
+            name: patterns.whole_blocks(part.view(mean.shape), self.block)
+            for (name, mean), part in zip(means.items(), parts, strict=True)
+        }
+
+    def _own_sparsities(self, names: Iterable[str], sparsity: float) -> dict[str, Fraction]:
+        """Of the layers that `layers` names, when the run is at this sparsity on its way to the target."""
+        if not self.layers:
+            return {}
+        progress = Fraction(str(sparsity)) / Fraction(str(self.target))
+        patterns_of = {name: self._match(layer_name(name)) for name in names}
+        return {
+            name: Fraction(str(self.layers[pattern])) * progress
+            for name, pattern in patterns_of.items()
+            if pattern is not None
+        }
+
+    def _match(self, layer: str) -> str | None:
+        return next((pattern for pattern in self.layers if fnmatchcase(layer, pattern)), None)
+
+    def _of_no_use(self, idle: list[str], names: list[str]) -> str:
+        late = [pattern for pattern in idle if any(fnmatchcase(name, pattern) for name in names)]
+        nowhere = [pattern for pattern in idle if pattern not in late]
+        said = []
+        if nowhere:
+            near = ", ".join(nearest(nowhere, names))
+            said.append(f"{', '.join(map(repr, nowhere))} matches no layer that is pruned; near: {near}")
+        if late:
+            said.append(f"{', '.join(map(repr, late))} comes after a pattern for all of its layers; put it first")
+        return f"sparsity.layers: {'; '.join(said)}"

@@ -26,10 +26,12 @@ class Density:
 class Sparsifier(Generic[ConfigT]):
     """A method of sparse training. As it stands it prunes nothing."""
 
-    def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int) -> None:
+    def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        """seed: of the run; what a method draws at random follows from it, never from torch's global generator."""
         self.config = config
         self.masked = masked
         self.epochs = epochs
+        self.seed = seed
         self.phases = self.plan()
 
     def plan(self) -> PhasePlan:

@@ -187,6 +187,25 @@ def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(ac
     assert list(in_tmp.iterdir()) == []
 
 
+def test_a_layer_that_a_pattern_does_not_fit_is_told_and_stays_dense(acdc: Acdc, recipe: Path) -> None:
+    two_of_four = ("sparsity.pattern=2:4", "sparsity.target=0.5", "sparsity.keep_dense=[last]")
+    result = acdc("train", recipe, *(part for override in two_of_four for part in ("--set", override)))
+    assert result.exit_code == 0, result.output
+    said = "sparsity.pattern: 2:4 does not divide the input channels of conv1; they stay dense"
+    assert flat(result.stderr).count(said) == 1
+    masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0005-sparse.safetensors"))
+    assert masks.pop("conv1.weight").all()
+    for mask in masks.values():
+        assert (mask.view(mask.shape[0], -1, 4, *mask.shape[2:]).sum(2) == 2).all()
+
+
+def test_sparsities_of_layers_that_do_not_exist_are_refused_before_a_run_begins(acdc: Acdc, recipe: Path) -> None:
+    refused = acdc("train", recipe, "--set", 'sparsity.layers={"layer9.*": 0.5}')
+    assert refused.exit_code == 2
+    assert "sparsity.layers: 'layer9.*' matches no layer that is pruned; near: layer" in flat(refused.stderr)
+    assert not Path("runs").exists()
+
+
 def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: Path) -> None:
     sets = ("epochs=1", "sparsity.method=dense", "optim.lr_batch=100")
     result = acdc("train", recipe, *(word for item in sets for word in ("--set", item)))

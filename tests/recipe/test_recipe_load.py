@@ -38,9 +38,10 @@ TOP = (
 )
 SGD = "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, accumulate, momentum, nesterov"
 ACDC = (
-    "method, target, distribution, keep_dense, warmup_epochs, sparse_epochs, dense_epochs, last_dense_epochs, "
-    "last_sparse_epochs, reset_momentum"
+    "method, target, distribution, pattern, layers, keep_dense, warmup_epochs, sparse_epochs, dense_epochs, "
+    "last_dense_epochs, last_sparse_epochs, reset_momentum"
 )
+METHOD_NAMES = "acdc, dense, gmp, oneshot, rigl, set or static"
 TARGET = "expected a number of at least 0 and below 1"
 LENGTH = "expected a whole number of at least 0 or a share of the run such as 10%"
 NAME = "expected a name of letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -116,9 +117,9 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
         ("  name: sgd\n", "", ["8: optim.name: missing; expected adamw or sgd"]),
         ("name: linear", "name: 3", ["12: optim.schedule.name: expected cosine, linear or step, found 3"]),
         ("    name: linear", "    end: 0", ["11: optim.schedule.name: missing; expected cosine, linear or step"]),
-        ("acdc", "acddc", ['14: sparsity.method: expected acdc, dense or gmp, found "acddc"; did you mean acdc?']),
-        ("acdc", "[acdc]", ['14: sparsity.method: expected acdc, dense or gmp, found ["acdc"]']),
-        ("  method: acdc\n", "", ["13: sparsity.method: missing; expected acdc, dense or gmp"]),
+        ("acdc", "acddc", [f'14: sparsity.method: expected {METHOD_NAMES}, found "acddc"; did you mean acdc?']),
+        ("acdc", "[acdc]", [f'14: sparsity.method: expected {METHOD_NAMES}, found ["acdc"]']),
+        ("  method: acdc\n", "", [f"13: sparsity.method: missing; expected {METHOD_NAMES}"]),
         # between keys and between blocks
         ("64", "64\n  val_crop: 300", ["8: data.val_crop: 300 is larger than val_resize, 256"]),
         ("64", "64\n  crop_scale: [1, 0.5]", ["8: data.crop_scale: the smaller number comes first, found [1.0, 0.5]"]),
@@ -128,11 +129,19 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
          "before 100"]),
         ("0.1", "0.1\n  nesterov: true\n  momentum: 0.0", ["11: optim.nesterov: it is a form of momentum, which is 0 "
          "here; set momentum, or nesterov: false"]),
+        ("target: 0.9", "target: 0.9\n  pattern: 2:4", ["15: sparsity.target: 2:4 keeps 2 of every 4 weights, a "
+         "sparsity of 0.5, found 0.9; write target: 0.5, or take another pattern"]),
+        ("target: 0.9", "target: 0.5\n  pattern: 2:4\n  distribution: erk", ["17: sparsity.distribution: 2:4 fixes the "
+         "sparsity of every layer at 0.5, and erk gives each its own; leave one of them out"]),
+        ("target: 0.9", "target: 0.5\n  pattern: 2:4\n  layers: {fc: 0.9}", ["17: sparsity.layers: 2:4 fixes the "
+         "sparsity of every layer at 0.5, so none can have its own; leave one of them out"]),
+        ("acdc\n  target: 0.9", "gmp\n  target: 0.5\n  pattern: 2:4", ["16: sparsity.pattern: 2:4 has one sparsity "
+         "only, and gmp reaches its target over many; take another method, such as acdc, or another pattern"]),
         ("name: sgd", "name: adamw\n  betas: [0.9, 1.0]", ["10: optim.betas[1]: expected a number of at least 0 and "
          "below 1, found 1.0"]),
         # a missing block
         ("model:\n  name: resnet20\n", "", ["model: missing; expected a block with at least name"]),
-        (SPARSITY, "", ["sparsity: missing; expected a block whose method is acdc, dense or gmp"]),
+        (SPARSITY, "", [f"sparsity: missing; expected a block whose method is {METHOD_NAMES}"]),
         (OPTIM, "", ["optim: missing; expected a block whose name is adamw or sgd"]),
         ("model:\n  name: resnet20\n", "model:\n", ["3: model: expected a block with at least name, found nothing; "
          "give a value or remove the line"]),
@@ -167,11 +176,17 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("optim=sgd", 'expected a block whose name is adamw or sgd, found "sgd"'),
         ("optim.lr=fast", 'expected a number above 0, found "fast"'),
         ("optim.lr=0", "expected a number above 0, found 0"),
-        ("sparsity=acdc", 'expected a block whose method is acdc, dense or gmp, found "acdc"'),
+        ("sparsity=acdc", f'expected a block whose method is {METHOD_NAMES}, found "acdc"'),
         ("sparsity.warmup_epochs=-1", f"{LENGTH}, found -1"),
         ("sparsity.warmup_epochs=10 %", f'{LENGTH}, found "10 %"'),
         ("sparsity.warmup_epochs=2.0", f"{LENGTH}, found 2.0; write 2"),
         ("sparsity.keep_dense=first", 'expected a list, each text, found "first"'),
+        ("sparsity.pattern=4", "expected unstructured, N:M such as 2:4, or blocks such as block4, found 4; put it in "
+         'quotes: "4"'),
+        ("sparsity.pattern=block1", "expected unstructured, N:M such as 2:4, or blocks such as block4, found "
+         '"block1"'),
+        ("sparsity.distribution=ekr", 'expected global, uniform or erk, found "ekr"; did you mean erk?'),
+        ("sparsity.layers=0.98", "expected a block of keys, found 0.98"),
         ("track.tags=[a, 1]", 'track.tags[1]: expected text, found 1; put it in quotes: "1"'),
         ("task.name=regression", 'expected classification, found "regression"'),
         ("optim.weight_decay=[1", "not valid YAML: expected ',' or ']', but got '<stream end>' in what begins on "
@@ -199,6 +214,19 @@ def test_every_mistake_is_told_at_once_in_the_order_of_the_file(in_tmp: Path) ->
         "--set seed: expected a whole number of at least 0 and below 9.22337e+18, found -1",
         "--set sede: unknown key; did you mean seed? (allowed",
     ]
+
+
+def test_a_sparsity_of_a_layers_own_is_a_share_like_the_target(in_tmp: Path) -> None:
+    block = GOOD.replace("target: 0.9", 'target: 0.9\n  layers: {"layer4.*": 98, fc: 0.5}')
+    assert refusal(block) == [f"foo.yaml:16: sparsity.layers.layer4.*: {TARGET}, found 98; it is a share: 0.98, not 98"]
+    Path("foo.yaml").write_text(block.replace("98", "0.98"))
+    assert load("foo.yaml").as_dict()["sparsity"]["layers"] == {"layer4.*": 0.98, "fc": 0.5}
+
+
+def test_a_pattern_needs_no_quotes(in_tmp: Path) -> None:
+    Path("foo.yaml").write_text(GOOD.replace("target: 0.9", "target: 0.5\n  pattern: 2:4"))
+    assert load("foo.yaml").as_dict()["sparsity"]["pattern"] == "2:4"
+    assert load("foo.yaml", ["sparsity.pattern=1:2"]).as_dict()["sparsity"]["pattern"] == "1:2"
 
 
 def test_phases_that_do_not_fit_are_an_error_of_the_recipe(in_tmp: Path) -> None:
@@ -231,7 +259,11 @@ OPTIMS = st.fixed_dictionaries(
 )
 METHODS = st.just({"method": "dense"}) | st.fixed_dictionaries(
     {"method": st.just("gmp"), "target": st.floats(0, 0.999)},
-    optional={"keep_dense": st.lists(TEXT, max_size=3), "distribution": st.sampled_from(["global", "uniform"])},
+    optional={
+        "keep_dense": st.lists(TEXT, max_size=3),
+        "distribution": st.sampled_from(["global", "uniform", "erk"]),
+        "pattern": st.sampled_from(["unstructured", "block4"]),
+    },
 )
 RECIPES = st.fixed_dictionaries(
     {

@@ -16,10 +16,12 @@ from acdc_cli.recipe.schema import Recipe
 
 NAMES = shipped.names()
 TOP = [f"resnet50_{kind}" for kind in ("80", "90", "95", "98", "dense")] + ["mobilenetv1_75", "mobilenetv1_90"]
-ACDC_PP = [*TOP, "gmp_resnet50_95"]
+OTHER_METHODS = [f"{method}_resnet50_95" for method in ("gmp", "oneshot", "rigl", "set", "static")]
+VARIANTS = [f"acdc_resnet50_{kind}" for kind in ("2to4", "95_block4", "95_uniform")]
+ACDC_PP = [*TOP, *VARIANTS, *OTHER_METHODS]
 NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
 CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
-DEMO = ["demo", "demo_dense", "demo_gmp"]
+DEMO = ["demo", *(f"demo_{method}" for method in ("dense", "gmp", "oneshot", "rigl", "set", "static"))]
 
 
 def sparsity(recipe: Recipe) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def test_these_recipes_are_shipped() -> None:
 
 
 def test_the_top_level_is_listed_first() -> None:
-    assert NAMES[0] == "demo"
+    assert NAMES[0] == "acdc_resnet50_2to4"
     assert [name.count("/") for name in NAMES] == sorted(name.count("/") for name in NAMES)
 
 
@@ -83,7 +85,10 @@ def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
     )
     if "dense" not in name:
         kept = ["first", "last", "depthwise"] if mobile else ["first", "last"]
-        assert (sparsity(recipe)["keep_dense"], sparsity(recipe)["distribution"]) == (kept, "global")
+        assert sparsity(recipe)["keep_dense"] == kept
+    if "dense" not in name and name not in VARIANTS:
+        random_start = name.startswith(("rigl", "set", "static"))
+        assert sparsity(recipe)["distribution"] == ("erk" if random_start else "global")
 
 
 @pytest.mark.parametrize("name", NEURIPS21)
@@ -102,10 +107,23 @@ def test_neurips21_is_p1s_protocol(name: str) -> None:
         assert sparsity(recipe)["warmup_epochs"] == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "differing"),
+    [
+        ("acdc_resnet50_2to4", {"pattern": "2:4", "target": 0.5, "distribution": "uniform"}),
+        ("acdc_resnet50_95_block4", {"pattern": "block4"}),
+        ("acdc_resnet50_95_uniform", {"distribution": "uniform"}),
+    ],
+)
+def test_a_variant_of_acdc_differs_from_resnet50_95_in_what_its_name_says(name: str, differing: dict[str, Any]) -> None:
+    variant, plain = load(name), load("resnet50_95")
+    assert variant.as_dict() == plain.as_dict() | {"name": name, "sparsity": sparsity(plain) | differing}
+
+
 @pytest.mark.parametrize("epochs", range(100, 1001, 100))
 def test_longer_training_is_one_override(epochs: int) -> None:
     assert load("resnet50_95", [f"epochs={epochs}"]).epochs == epochs
-    assert load("gmp_resnet50_95", [f"epochs={epochs}"]).epochs == epochs
+    assert all(load(name, [f"epochs={epochs}"]).epochs == epochs for name in OTHER_METHODS)
 
 
 @pytest.mark.parametrize(

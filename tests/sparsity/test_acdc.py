@@ -170,3 +170,22 @@ def test_only_the_first_epoch_of_a_phase_does_anything() -> None:
     assert living == ["1111", "1111", "0101", "0101", "1111", "1111", "0101"]
     assert momentum == [0, 4, 3, 3.5, 0, 4, 3]
     assert [method.nominal(epoch).forward for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]
+
+
+def test_two_of_four_is_chosen_anew_in_every_sparse_phase() -> None:
+    # P1 4, semi-structured sparsity: dense 0, sparse 1, dense 2, sparse 3
+    weight = nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
+    lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 1)
+    block = config(**lengths, last_sparse_epochs=1, pattern="2:4")
+    method = Method(block, MaskedParameters({"a": weight}), epochs=4)
+    seen = []
+    for epoch in range(4):
+        method.on_epoch_start(Moment(epoch, epoch, 4, 1))
+        seen.append(weight.tolist())
+        if epoch == 2:
+            with torch.no_grad():
+                weight[:, 3] = 9.0
+    assert block.problems(4) == []
+    assert seen[1] == seen[2] == [[4, 3, 0, 0], [1, 1, 0, 0]]
+    assert seen[3] == [[4, 0, 0, 9], [1, 0, 0, 9]]
+    assert [method.nominal(epoch).forward for epoch in range(4)] == [1, 0.5, 1, 0.5]

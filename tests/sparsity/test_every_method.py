@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
-from acdc_cli.recipe.schema import PrunedBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.distributions import kept_per_layer
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.training.precision import Precision
 
 EPOCHS, STEPS = 12, 3
 TARGET = 0.85
@@ -34,8 +34,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "last_sparse_epochs": 2,
     },
     "gmp": {"target": TARGET, "every_epochs": 2},
+    "oneshot": {"target": TARGET, "at": 3},
+    "rigl": {"target": TARGET, "every": 4, "average_batches": 2},
+    "set": {"target": TARGET, "every_epochs": 1},
+    "static": {"target": TARGET},
 }
 PRUNING = sorted(RUNS.keys() - {"dense"})
+RANDOM_START = {"rigl", "set", "static"}
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "sgd": lambda model: SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01),
@@ -43,6 +48,15 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 
 every_method = pytest.mark.parametrize("name", sorted(RUNS))
+every_distribution = pytest.mark.parametrize(
+    ("name", "distribution"),
+    [
+        (name, distribution)
+        for name in PRUNING
+        for distribution in ("global", "uniform", "erk")
+        if name not in RANDOM_START or distribution != "global"
+    ],
+)
 every_optimizer = pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 
 
@@ -94,18 +108,20 @@ class Run:
             self.method.finish()
 
     def _step(self, moment: Moment) -> None:
-        noise = torch.Generator().manual_seed(moment.step)
-        images = torch.randn(16, 3, 6, 6, generator=noise)
-        labels = torch.randint(5, (16,), generator=noise)
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss = F.cross_entropy(self.model(images), labels)
-        if (penalty := self.method.penalty()) is not None:
-            loss = loss + penalty
-        loss.backward()
+        self.loss(moment).backward()
         if self.method.on_gradients(moment):
             self.optimizer.step()
         self.method.after_step(moment)
+
+    def loss(self, moment: Moment) -> Tensor:
+        noise = torch.Generator().manual_seed(moment.step)
+        images = torch.randn(16, 3, 6, 6, generator=noise)
+        labels = torch.randint(5, (16,), generator=noise)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            loss = F.cross_entropy(self.model(images), labels)
+        penalty = self.method.penalty()
+        return loss if penalty is None else loss + penalty
 
     def state(self) -> dict[str, Any]:
         return {
@@ -140,21 +156,31 @@ def test_the_phases_cover_the_run(name: str) -> None:
     assert Run(name).method.phases.epochs == EPOCHS
 
 
-@every_method
+@every_distribution
 @pytest.mark.parametrize("target", [0.0, TARGET, 0.999])
-@pytest.mark.parametrize("distribution", ["global", "uniform"])
 def test_the_final_sparsity_is_exact_to_the_weight(name: str, distribution: str, target: float) -> None:
-    keys = {"target": target, "distribution": distribution} if name in PRUNING else {}
-    run = Run(name, **keys)
+    run = Run(name, target=target, distribution=distribution)
     run.train()
     living = {name: int(mask.sum()) for name, mask in run.masked.masks.items()}
-    if isinstance(run.config, PrunedBlock) and distribution == "uniform":
+    if distribution == "uniform":
         assert living == kept_per_layer({"3.weight": 72, "4.weight": 96, "7.weight": 240}, target)
     else:
         # 408 weights: 61.2 and 0.408 of them stay
-        assert sum(living.values()) == ({0.0: 408, TARGET: 61, 0.999: 0}[target] if name in PRUNING else 408)
-    if target == TARGET:
-        assert sum(run.masked.zeros().values()) == 408 - sum(living.values())
+        assert sum(living.values()) == {0.0: 408, TARGET: 61, 0.999: 0}[target]
+    for key, weight in run.masked.parameters.items():
+        mask = run.masked.masks[key]
+        assert not weight[~mask].any()
+        # one that grew where no living path leads to the loss stays at the zero it began with
+        assert weight.grad is not None
+        assert not weight.grad[mask & (weight == 0)].any()
+
+
+def test_dense_training_leaves_every_weight_alive() -> None:
+    run = Run("dense")
+    run.train()
+    assert run.masked.sparsity() == 0
+    assert not any(run.masked.zeros().values())
+    assert all(run.method.nominal(epoch).forward == 1 for epoch in range(EPOCHS))
 
 
 @every_method
@@ -198,10 +224,9 @@ def test_weights_and_masks_stay_where_they_are(name: str) -> None:
     assert all(run.model.get_parameter(key) is weight for key, weight in run.masked.parameters.items())
 
 
-@every_method
-@pytest.mark.parametrize("distribution", ["global", "uniform"])
+@every_distribution
 def test_the_nominal_density_is_what_the_epoch_had(name: str, distribution: str) -> None:
-    run = Run(name, **({"distribution": distribution} if name in PRUNING else {}))
+    run = Run(name, distribution=distribution)
 
     def check(epoch: int) -> None:
         living = sum(int(mask.sum()) for mask in run.masked.masks.values())
@@ -230,3 +255,38 @@ def test_two_runs_of_the_same_seed_have_the_same_masks(name: str) -> None:
     first.train()
     second.train()
     assert all(torch.equal(mask, second.masked.masks[key]) for key, mask in first.masked.masks.items())
+
+
+@every_method
+def test_nothing_is_drawn_from_the_global_generator(name: str) -> None:
+    run = Run(name)
+    state = torch.get_rng_state()
+    run.train()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_method
+@pytest.mark.parametrize("key", ["0.weight", "7.weight"], ids=["kept dense", "pruned"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_with_a_gradient_that_is_no_number_changes_neither_weights_nor_masks(
+    name: str, key: str, value: float
+) -> None:
+    run, precision = Run(name), Precision("fp32", torch.device("cpu"))
+    first, last = 6, 8
+    run.train(last=first)
+    for step in range(first * STEPS, last * STEPS):
+        moment = Moment(step // STEPS, step, EPOCHS, STEPS)
+        if step % STEPS == 0:
+            run.method.on_epoch_start(moment)
+        before = [tensor.clone() for tensor in [*run.model.parameters(), *run.masked.masks.values()]]
+        run.optimizer.zero_grad()
+        precision.backward(run.loss(moment))
+        gradient = run.model.get_parameter(key).grad
+        assert gradient is not None
+        gradient.fill_(value)
+        precision.unscale(run.optimizer)
+        assert run.method.on_gradients(moment), "the step is skipped on the device, by the precision"
+        precision.step(run.optimizer)
+        run.method.after_step(moment)
+        after = [*run.model.parameters(), *run.masked.masks.values()]
+        assert all(torch.equal(new, old) for new, old in zip(after, before, strict=True))

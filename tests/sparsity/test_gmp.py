@@ -77,14 +77,34 @@ def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
     assert start(method, 3)["a"].tolist() == [False] * 4 + [True, True, False, False]
 
 
-@pytest.mark.parametrize("distribution", ["global", "uniform"])
-def test_pruned_weights_never_return(distribution: str) -> None:
+def test_a_pattern_with_one_sparsity_only_cannot_be_reached_by_and_by() -> None:
+    [(key, message)] = config(0.5, pattern="2:4").problems(20)
+    assert (key, message) == (
+        "pattern",
+        "2:4 has one sparsity only, and gmp reaches its target over many; take another method, such as acdc, "
+        "or another pattern",
+    )
+    assert config(pattern="block4").problems(20) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"distribution": "uniform"},
+        {"distribution": "erk"},
+        {"layers": {"a": 0.5}, "distribution": "erk"},
+        {"layers": {"b": 0.5}},
+    ],
+)
+def test_pruned_weights_never_return(keys: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {
-        name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in (("a", (7, 5)), ("b", (31,)))
+        name: nn.Parameter(torch.randn(shape, generator=generator))
+        for name, shape in (("a.weight", (7, 5)), ("b.weight", (31, 1)))
     }
     masked = MaskedParameters(weights)
-    method = Method(config(0.9, every_epochs=3, distribution=distribution), masked, epochs=20)
+    method = Method(config(0.9, every_epochs=3, **keys), masked, epochs=20)
     before, living = start(method, 0), [66]
     for epoch in range(1, 20):
         with torch.no_grad():
@@ -95,4 +115,15 @@ def test_pruned_weights_never_return(distribution: str) -> None:
         living.append(sum(int(mask.sum()) for mask in after.values()))
         before = after
     assert living == sorted(living, reverse=True)
-    assert living[15:] == [7] * 5  # 6.6 of 66, and 3.5 + 3.1 (4 + 3) of 35 and 31
+    # 6.6 of 66, and 3.5 + 3.1 (4 + 3) of 35 and 31; with half of a layer 17.5 + 3.1 (18 + 3) or 3.5 + 15.5 (4 + 16)
+    assert living[15:] == [{"a": 21, "b": 20}.get("".join(keys.get("layers", {})), 7)] * 5
+
+
+def test_blocks_are_pruned_whole_and_never_return() -> None:
+    # 4 blocks of 2, T = 3: sparsities 0.75 · (19/27, 26/27, 1) leave 1.89, 1.11 and 1 block
+    weight = nn.Parameter(torch.tensor([[1.0, 9.0, 4.0, 5.0], [7.0, 0.0, 4.0, 4.0]]))
+    method = Method(config(0.75, every_epochs=1, pattern="block2"), MaskedParameters({"a": weight}), epochs=4)
+    living = [start(method, epoch)["a"][:, ::2].tolist() for epoch in range(4)]
+    assert living[1] == [[True, True], [False, False]]
+    assert living[2] == living[3] == [[True, False], [False, False]]
+    assert weight.tolist() == [[1, 9, 0, 0], [0, 0, 0, 0]]

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.sparsity.prunable import layers, pruned, zero_counts
+from acdc_cli.sparsity.prunable import layer_name, layers, pruned, zero_counts
 
 
 class BlurredConv2d(nn.Conv2d):
@@ -140,6 +140,7 @@ def test_the_packed_projections_of_torchs_attention_are_linear_weights() -> None
         ("1.out_proj", "1.out_proj.weight", None),
         ("2", "2.weight", "last"),
     ]
+    assert [layer_name(layer.parameter_name) for layer in found] == [layer.name for layer in found]
     assert found[1].shape == (12, 4)
     apart = layers(nn.MultiheadAttention(4, 2, kdim=3, vdim=5), [])
     assert [layer.name for layer in apart] == ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -6,8 +6,8 @@ from pydantic import PositiveInt
 
 from acdc_cli.recipe.schema import Epochs, PrunedBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.distributions import density
-from acdc_cli.sparsity.selection import keep_largest
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 
 _SEARCHED_EPOCHS = 1000
@@ -85,13 +85,17 @@ class Config(PrunedBlock):
 
 
 class Method(Sparsifier[Config]):
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 
     def nominal(self, epoch: int) -> Density:
         if self.phases.at(epoch).kind == "dense":
             return Density(1.0, 1.0)
-        kept = density(self.masked.sizes, self.config.target, self.config.distribution)
+        kept = self.selector.density(self.masked.shapes, self.config.target)
         return Density(kept, kept)
 
     def on_epoch_start(self, moment: Moment) -> None:
@@ -103,7 +107,7 @@ class Method(Sparsifier[Config]):
             self._decompress()
 
     def _compress(self) -> None:
-        self.masked.set(keep_largest(self.masked.magnitudes(), self.config.target, self.config.distribution))
+        self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
 
     def _decompress(self) -> None:
         self.masked.fill()

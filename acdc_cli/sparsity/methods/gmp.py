@@ -7,8 +7,8 @@ from pydantic import PositiveInt
 from acdc_cli.recipe.schema import Epochs, PrunedBlock, epochs_of
 from acdc_cli.schedule.curves import cubic
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.distributions import density
-from acdc_cli.sparsity.selection import keep_largest
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 
 
@@ -21,6 +21,9 @@ class Config(PrunedBlock):
     """Epochs between two updates of the masks."""
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
+        if self.n_of_m:
+            only = f"{self.pattern} has one sparsity only, and gmp reaches its target over many"
+            return [("pattern", f"{only}; take another method, such as acdc, or another pattern")]
         begin, end = self._ramp(epochs)
         if end >= epochs:
             return [
@@ -53,15 +56,19 @@ class Config(PrunedBlock):
 
 
 class Method(Sparsifier[Config]):
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 
     def nominal(self, epoch: int) -> Density:
         sparsity = self.config.sparsity(epoch, self.epochs)
-        kept = density(self.masked.sizes, sparsity, self.config.distribution)
+        kept = self.selector.density(self.masked.shapes, sparsity)
         return Density(kept, kept)
 
     def on_epoch_start(self, moment: Moment) -> None:
         if self.config.updates_at(moment.epoch, self.epochs):
             sparsity = self.config.sparsity(moment.epoch, self.epochs)
-            self.masked.set(keep_largest(self.masked.magnitudes(), sparsity, self.config.distribution))
+            self.masked.set(self.selector.masks(self.masked.magnitudes(), sparsity))

@@ -1,0 +1,40 @@
+"""One-shot magnitude pruning: train dense, prune once to the target, fine-tune what is left (arXiv 1506.02626)."""
+
+from __future__ import annotations
+
+from acdc_cli.recipe.schema import Epochs, PrunedBlock, epochs_of
+from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+
+class Config(PrunedBlock):
+    at: Epochs = "50%"
+    """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 fine-tunes `model.weights`."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        at = epochs_of(self.at, epochs)
+        if at < epochs:
+            return []
+        return [("at", f"the weights would be pruned at epoch {at}, but epoch {epochs - 1} is the last that starts")]
+
+
+class Method(Sparsifier[Config]):
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+
+    def plan(self) -> PhasePlan:
+        at = epochs_of(self.config.at, self.epochs)
+        dense = (Phase("dense", 0, at),) if at else ()
+        return PhasePlan((*dense, Phase("sparse", at, self.epochs)))
+
+    def nominal(self, epoch: int) -> Density:
+        dense = self.phases.at(epoch).kind == "dense"
+        kept = 1.0 if dense else self.selector.density(self.masked.shapes, self.config.target)
+        return Density(kept, kept)
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        if self.phases.at(moment.epoch) == Phase("sparse", moment.epoch, self.epochs):
+            self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))

@@ -1,0 +1,64 @@
+"""SET: the smallest weights drop, others grow at random, the same on every rank."""
+
+import torch
+from torch import nn
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.set import Config, Method
+
+EPOCHS, STEPS = 4, 5
+
+
+def method(seed: int) -> Method:
+    generator = torch.Generator().manual_seed(1)
+    weights = {"a.weight": nn.Parameter(torch.randn(40, 50, generator=generator))}
+    made = Method(
+        Config(method="set", target=0.9, every_epochs=1, distribution="uniform"),
+        MaskedParameters(weights),
+        EPOCHS,
+        seed,
+    )
+    made.on_epoch_start(Moment(0, 0, EPOCHS, STEPS))
+    return made
+
+
+def update(made: Method, step: int, gradient: float = 1.0) -> None:
+    for weight in made.masked.parameters.values():
+        weight.grad = torch.full_like(weight, gradient)
+    assert not made.on_gradients(Moment(step // STEPS, step, EPOCHS, STEPS))
+
+
+def test_the_smallest_weights_drop_and_others_grow_as_zeros() -> None:
+    made = method(seed=0)
+    weight, mask = made.masked.parameters["a.weight"], made.masked.masks["a.weight"]
+    before, old = weight.detach().clone(), mask.clone()
+    update(made, step=5)
+    # 200 live; t/T = 5/15, 0.15 (1 + cos(pi/3)) = 0.225
+    cut = before[old].abs().sort().values[45]
+    assert int(mask.sum()) == 200
+    assert torch.equal(mask & (before.abs() >= cut), old & (before.abs() >= cut)), "the 155 largest stay"
+    assert not weight[mask & ~old].any()
+    assert 30 < int((mask & ~old).sum()) <= 45, "but for the few just dropped that are drawn again"
+    assert torch.equal(weight[mask & old], before[mask & old])
+
+
+def test_what_grows_follows_from_the_seed_not_from_the_gradients() -> None:
+    first, other_data, other_seed = method(seed=0), method(seed=0), method(seed=1)
+    other_seed.masked.set(first.masked.masks)
+    with torch.no_grad():
+        other_seed.masked.parameters["a.weight"].copy_(first.masked.parameters["a.weight"])
+    update(first, step=5)
+    torch.rand(3)
+    update(other_data, step=5, gradient=-2.0)
+    update(other_seed, step=5)
+    assert torch.equal(first.masked.masks["a.weight"], other_data.masked.masks["a.weight"])
+    assert not torch.equal(first.masked.masks["a.weight"], other_seed.masked.masks["a.weight"])
+
+
+def test_every_update_draws_anew() -> None:
+    at_five, at_ten = method(seed=0), method(seed=0)
+    assert not torch.equal(
+        at_five.growth_scores(Moment(1, 5, EPOCHS, STEPS))["a.weight"],
+        at_ten.growth_scores(Moment(2, 10, EPOCHS, STEPS))["a.weight"],
+    )
