@@ -11,12 +11,10 @@ from typing import Literal
 import torch
 
 from acdc_cli.data.batches import Batch, Loader
-from acdc_cli.jobs import setup
-from acdc_cli.jobs.train import build_sparsifier, settings
+from acdc_cli.jobs import setup, train
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
-from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.trainer import Parts, Trainer
 
 CLASSES = 1000
@@ -66,22 +64,9 @@ class Assembly:
 
 def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly:
     bench = setup.build(recipe, classes)
-    optimizer = build_optimizer(bench.model, recipe.optim)
-    sparsifier = build_sparsifier(recipe, bench.layers)
-    sparsifier.masked.attach(optimizer)
-    parts = Parts(
-        model=bench.model,
-        forward=bench.forward,
-        optimizer=optimizer,
-        sparsifier=sparsifier,
-        layers=bench.layers,
-        task=bench.task,
-        precision=bench.precision,
-        train=loader,
-        val=loader,
-    )
+    parts = train.assemble(recipe, bench, loader, loader)
     bench.model.train()
-    return Assembly(recipe, parts, Trainer(parts, settings(recipe, {}), RunDir(Path("unused")), []))
+    return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(Path("unused")), []))
 
 
 def moment(assembly: Assembly, epoch: int) -> Moment:

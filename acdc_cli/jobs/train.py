@@ -10,6 +10,7 @@ from typing import Any
 
 from acdc_cli import console
 from acdc_cli.data import loaders
+from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import load, resolved_yaml
@@ -51,20 +52,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         stack.callback(train_loader.close)
         val_loader = loaders.val_loader(recipe.data, bench.device)
         stack.callback(val_loader.close)
-        optimizer = build_optimizer(bench.model, recipe.optim)
-        sparsifier = build_sparsifier(recipe, bench.layers)
-        sparsifier.masked.attach(optimizer)
-        parts = Parts(
-            model=bench.model,
-            forward=bench.forward,
-            optimizer=optimizer,
-            sparsifier=sparsifier,
-            layers=bench.layers,
-            task=bench.task,
-            precision=bench.precision,
-            train=train_loader,
-            val=val_loader,
-        )
+        parts = assemble(recipe, bench, train_loader, val_loader)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, bench.precision.name, facts, command_line())
         stack.enter_context(run.locked())
@@ -78,7 +66,25 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     return run
 
 
-def build_sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
+def assemble(recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader) -> Parts:
+    """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
+    optimizer = build_optimizer(bench.model, recipe.optim)
+    sparsifier = _sparsifier(recipe, bench.layers)
+    sparsifier.masked.attach(optimizer)
+    return Parts(
+        model=bench.model,
+        forward=bench.forward,
+        optimizer=optimizer,
+        sparsifier=sparsifier,
+        layers=bench.layers,
+        task=bench.task,
+        precision=bench.precision,
+        train=train_loader,
+        val=val_loader,
+    )
+
+
+def _sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
     _, method = methods.method(recipe.sparsity.method)
     masked = MaskedParameters(pruned(layers))

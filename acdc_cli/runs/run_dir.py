@@ -84,9 +84,17 @@ class RunDir:
             raise RunError(
                 f"{self.path} holds an unfinished run; go on with it by --resume, or choose another place with --out"
             )
-        own = self.resolved.exists() or self.checkpoints.is_dir()
-        if self.path.exists() and not own and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not self.resolved.exists() and not self._is_empty():
             raise RunError(f"{self.path} exists and is not a run of acdc; choose another place with --out")
+
+    def _is_empty(self) -> bool:
+        """Nothing is there but, maybe, the lock."""
+        if not self.path.is_dir():
+            return False
+        return {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")} <= {
+            "checkpoints",
+            "checkpoints/.lock",
+        }
 
 
 def open_run(path: Path) -> RunDir:

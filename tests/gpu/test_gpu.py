@@ -19,7 +19,7 @@ from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import BetonImages, TorchLoader
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.train import build_sparsifier, settings
+from acdc_cli.jobs.train import assemble, settings
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
@@ -28,7 +28,7 @@ from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
-from acdc_cli.training.trainer import Parts, Trainer
+from acdc_cli.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -80,23 +80,11 @@ class Run:
         bench = setup.build(recipe, CLASSES)
         self.model, self.forward, self.loader = bench.model, bench.forward, Resident(bench.device)
         self.eager = forward_of(bench.model, recipe.data.mean, recipe.data.std, bench.device)
-        self.optimizer = build_optimizer(bench.model, recipe.optim)
-        self.sparsifier = build_sparsifier(recipe, bench.layers)
-        self.sparsifier.masked.attach(self.optimizer)
+        parts = assemble(recipe, bench, self.loader, self.loader)
+        self.optimizer, self.sparsifier = parts.optimizer, parts.sparsifier
         self.run = RunDir(folder)
         if not self.run.resolved.exists():
             self.run.start("", "", {})
-        parts = Parts(
-            model=bench.model,
-            forward=bench.forward,
-            optimizer=self.optimizer,
-            sparsifier=self.sparsifier,
-            layers=bench.layers,
-            task=bench.task,
-            precision=bench.precision,
-            train=self.loader,
-            val=self.loader,
-        )
         self.trainer = Trainer(parts, settings(recipe, {}), self.run, [])
 
     def moment(self, epoch: int, index: int = 0) -> Moment:

@@ -48,6 +48,14 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_with_checkpoints_of_others_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text("of somebody else")
+    with pytest.raises(RunError, match="is not a run of acdc"):
+        started(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == "of somebody else"
+
+
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     assert started(tmp_path).resolved.exists()
 
