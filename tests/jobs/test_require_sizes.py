@@ -1,0 +1,48 @@
+"""A model is shown its image sizes before a run starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acdc_cli.errors import ModelError
+from acdc_cli.jobs.setup import Bench, require_sizes
+from acdc_cli.tasks.classification import Classification
+from acdc_cli.training.evaluate import forward_of
+from acdc_cli.training.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+class Caching(nn.Module):
+    """Takes images of 4 or 8 pixels, and keeps a tensor that it builds at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.kept: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] in (4, 8), f"no images of {images.shape[-1]}"
+        if self.kept is None:
+            self.kept = torch.full((3,), 2.0)
+        return images.mean((2, 3)) * self.kept * self.weight
+
+
+def bench(model: nn.Module) -> Bench:
+    forward = forward_of(model, (0, 0, 0), (1, 1, 1), CPU)
+    return Bench(model, forward, [], Classification(), Precision("fp32", CPU), CPU)
+
+
+def test_a_size_that_does_not_fit_is_told_with_the_models_own_words() -> None:
+    with pytest.raises(ModelError, match=r"takes no images of 6 pixels \(no images of 6\)"):
+        require_sizes(bench(Caching()), [4, 6])
+
+
+def test_what_the_model_keeps_of_it_can_be_trained_with() -> None:
+    model = Caching()
+    require_sizes(bench(model), [4, 8])
+    model(torch.ones(1, 3, 4, 4)).sum().backward()
+    assert model.weight.grad is not None
+    assert model.weight.grad.tolist() == [2.0, 2.0, 2.0]
