@@ -24,7 +24,8 @@ class Caching(nn.Module):
         self.kept: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        assert images.shape[-1] in (4, 8), f"no images of {images.shape[-1]}"
+        if images.shape[-1] not in (4, 8):
+            raise ValueError(f"no images of {images.shape[-1]}")
         if self.kept is None:
             self.kept = torch.full((3,), 2.0)
         return images.mean((2, 3)) * self.kept * self.weight
