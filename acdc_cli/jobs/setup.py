@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from acdc_cli.errors import ModelError
+from acdc_cli.errors import ModelError, RunError
 from acdc_cli.models import catalog as models
-from acdc_cli.recipe.schema import PrunedBlock, Recipe
+from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe
+from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.prunable import Layer, layers
 from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
@@ -37,7 +39,7 @@ def build(recipe: Recipe, classes: int) -> Bench:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
-    model = models.build(recipe.model, classes)
+    model = models.build(_started(recipe), classes)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
@@ -70,6 +72,24 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
                 f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "
                 "crops data.val_crop"
             ) from e
+
+
+def _started(recipe: Recipe) -> ModelBlock:
+    """The recipe's model with the weights that its run starts from."""
+    source = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
+    if source is None:
+        return recipe.model
+    return recipe.model.model_copy(update={"weights": str(_dense_model(Path(source).expanduser()))})
+
+
+def _dense_model(source: Path) -> Path:
+    """The file itself, or that of a run directory. Raises RunError where a run has no dense model."""
+    if not source.is_dir():
+        return source
+    file = open_run(source).model_file("dense")
+    if not file.exists():
+        raise RunError(f"sparsity.from_checkpoint: {source} has no dense model; its run has ended no dense phase yet")
+    return file
 
 
 def keep_dense(recipe: Recipe) -> Sequence[str]:

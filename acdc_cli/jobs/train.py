@@ -14,7 +14,7 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.schema import PrunedBlock, Recipe
+from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -68,13 +68,12 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 
 def assemble(recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
-    optimizer = build_optimizer(bench.model, recipe.optim)
     sparsifier = _sparsifier(recipe, bench.layers)
-    sparsifier.masked.attach(optimizer)
+    groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     return Parts(
         model=bench.model,
         forward=bench.forward,
-        optimizer=optimizer,
+        optimizer=build_optimizer(bench.model, recipe.optim, groups),
         sparsifier=sparsifier,
         layers=bench.layers,
         task=bench.task,
@@ -88,17 +87,21 @@ def _sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
     _, method = methods.method(recipe.sparsity.method)
     masked = MaskedParameters(pruned(layers))
-    if isinstance(recipe.sparsity, PrunedBlock):
+    if isinstance(recipe.sparsity, TargetBlock):
         Selector.of(recipe.sparsity).check(masked.shapes)
     return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
-    optim = recipe.optim
+    optim, clock = recipe.optim, recipe.sparsity.clock
+
+    def learning_rate(progress: float) -> float:
+        return optim.lr * curves.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
+
     return Settings(
         epochs=recipe.epochs,
-        learning_rate=lambda progress: optim.lr * curves.learning_rate(optim.schedule, progress, recipe.epochs),
-        resolution=lambda epoch: curves.resolution(recipe.data.resolution, epoch, recipe.epochs),
+        learning_rate=learning_rate,
+        resolution=lambda epoch: _resolution(recipe, epoch),
         accumulate=optim.accumulate,
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
@@ -181,8 +184,12 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
 
 def _sides(recipe: Recipe) -> set[int]:
     """Of all images that the model will be shown."""
-    training = {curves.resolution(recipe.data.resolution, epoch, recipe.epochs) for epoch in range(recipe.epochs)}
-    return training | {recipe.data.val_crop}
+    return {_resolution(recipe, epoch) for epoch in range(recipe.epochs)} | {recipe.data.val_crop}
+
+
+def _resolution(recipe: Recipe, epoch: int) -> int:
+    elapsed, epochs = recipe.sparsity.clock(epoch, recipe.epochs)
+    return curves.resolution(recipe.data.resolution, int(elapsed), epochs)
 
 
 def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str) -> None:
@@ -194,7 +201,7 @@ def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.Dat
         f"{bench.device.type} {bench.precision.name}, loader {loader}"
     )
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
-    if isinstance(recipe.sparsity, PrunedBlock):
+    if isinstance(recipe.sparsity, TargetBlock):
         shapes = {layer.parameter_name: layer.shape for layer in bench.layers if layer.kept_dense is None}
         if left_dense := Selector.of(recipe.sparsity).left_dense(shapes):
             console.warn(

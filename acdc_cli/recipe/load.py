@@ -12,7 +12,15 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
-from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, Recipe, Schedule, SparsityBlock, StepSchedule
+from acdc_cli.recipe.schema import (
+    CosineSchedule,
+    LinearSchedule,
+    PrunedBlock,
+    Recipe,
+    Schedule,
+    SparsityBlock,
+    StepSchedule,
+)
 from acdc_cli.recipe.shape import either
 from acdc_cli.recipe.syntax import Entry, Place, Problem, dump
 
@@ -87,12 +95,22 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     epochs = _valid(_EPOCHS, given.get("epochs"))
     sparsity = _valid(TypeAdapter(config), given.get("sparsity"))
     schedule = _valid(_SCHEDULE, optim.get("schedule") if isinstance(optim, dict) else None)
+    found = []
+    if isinstance(sparsity, PrunedBlock) and sparsity.from_checkpoint and _weights(given.get("model")):
+        text = "the run starts from this model, and `model.weights` names another; leave one of them out"
+        found.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     if epochs is None:
-        return []
-    found = [problem_at(root, ("sparsity", key), text) for key, text in (sparsity.problems(epochs) if sparsity else [])]
-    for key, text in schedule.problems(epochs) if schedule else []:
-        found.append(problem_at(root, ("optim", "schedule", key), text))
+        return found
+    misfits = sparsity.problems(epochs) if sparsity else []
+    found += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
+    if schedule and not misfits:
+        _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
+        found += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
     return found
+
+
+def _weights(model: Any) -> Any:
+    return model.get("weights") if isinstance(model, dict) else None
 
 
 def _valid(adapter: TypeAdapter[T], value: Any) -> T | None:

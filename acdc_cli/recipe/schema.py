@@ -226,9 +226,25 @@ class SparsityBlock(Block):
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
         return []
 
+    def clock(self, progress: float, epochs: int) -> tuple[float, int]:
+        """What the learning rate and the resolution take for the epochs elapsed and for all epochs.
+
+        The run's own, but for a method that trains several times over: each time starts the clock again.
+        """
+        return progress, epochs
+
 
 class PrunedBlock(SparsityBlock):
     """What every method that prunes shares."""
+
+    keep_dense: list[str] = []
+    """Layers never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
+    from_checkpoint: str | None = None
+    """Start from a trained dense model: a run directory, whose dense model is taken, or a file (`model.weights`)."""
+
+
+class TargetBlock(PrunedBlock):
+    """What every method shares that prunes to a sparsity set beforehand."""
 
     target: Sparsity
     """Share of the pruned weights that are zero at the end: 0.95, never 95."""
@@ -247,8 +263,6 @@ class PrunedBlock(SparsityBlock):
     layers: dict[str, Sparsity] = {}
     """Sparsities of their own, by patterns of layer names (`"layer4.*": 0.98`), of which the first that matches holds;
     the target is then that of the other layers."""
-    keep_dense: list[str] = []
-    """Layers never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:

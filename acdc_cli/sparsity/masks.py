@@ -1,4 +1,8 @@
-"""The prunable weights with their masks: a masked weight, its gradient and its optimiser state are exactly zero."""
+"""The prunable weights with their masks: a masked weight, its gradient and its optimiser state are exactly zero.
+
+Some methods train weights that the forward pass does not use: for those the gradients and the optimiser's state have a
+mask of their own, the backward mask.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,15 @@ class MaskedParameters:
         self.parameters = dict(parameters)
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.parameters.items()}
         self.total = sum(weight.numel() for weight in self.parameters.values())
-        # Masks in the weights' dtype and layout: a product of unlike tensors would leave the fused path.
-        self._multipliers = {name: torch.ones_like(weight) for name, weight in self._detached()}
-        self._kept = self.total
+        self._backward: dict[str, Tensor] | None = None
+        self._weight_factors = _Factors({name: weight.detach() for name, weight in self.parameters.items()})
+        self._gradient_factors = self._weight_factors
         self._optimizer: Optimizer | None = None
+
+    @property
+    def backward_masks(self) -> dict[str, Tensor]:
+        """True where a weight's gradient counts: the masks themselves, unless `set` was given others."""
+        return self.masks if self._backward is None else self._backward
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -37,12 +46,23 @@ class MaskedParameters:
         """From now on the state of masked weights in this optimiser is kept at zero too."""
         self._optimizer = optimizer
 
-    def set(self, masks: Mapping[str, Tensor]) -> None:
-        """Take these masks; newly masked weights, their gradients and their optimiser state become zero."""
+    @property
+    def learning_rate(self) -> float:
+        """Of these weights, at this step."""
+        assert self._optimizer is not None
+        first = next(iter(self.parameters.values()))
+        groups = self._optimizer.param_groups
+        return next(float(group["lr"]) for group in groups if any(weight is first for weight in group["params"]))
+
+    def set(self, masks: Mapping[str, Tensor], backward: Mapping[str, Tensor] | None = None) -> None:
+        """Take these masks; newly masked weights, their gradients and their optimiser state become zero.
+
+        backward: where gradients and optimiser state stay alive, if that is not where weights do.
+        """
         assert masks.keys() == self.masks.keys()
-        self._take(masks)
+        self._take(masks, backward)
         self.apply()
-        self._multiply(
+        self._gradient_factors.multiply(
             # Adam's step count is a scalar that masked and living weights share
             (name, state)
             for name, state in self._optimizer_state()
@@ -54,17 +74,17 @@ class MaskedParameters:
         """Free every weight; those that were masked come back as the zeros they are."""
         for mask in self.masks.values():
             mask.fill_(True)
-        for multiplier in self._multipliers.values():
-            multiplier.fill_(1)
-        self._kept = self.total
+        self._weight_factors.fill()
+        self._backward, self._gradient_factors = None, self._weight_factors
 
     def apply(self) -> None:
         """Zero the masked weights."""
-        self._multiply((name, weight) for name, weight in self._detached())
+        self._weight_factors.multiply(self._detached())
 
     def apply_to_gradients(self) -> None:
         """Zero the masked weights' gradients: one fused call, nothing at all while no weight is masked."""
-        self._multiply((name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None)
+        named = [(name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None]
+        self._gradient_factors.multiply(iter(named))
 
     def finite_gradients(self) -> Tensor:
         """Is every gradient of this step a number, those of weights that are never pruned included?
@@ -84,48 +104,53 @@ class MaskedParameters:
     def magnitudes(self) -> dict[str, Tensor]:
         """|w|, and -1 for masked weights: they rank below those that live, even below those that live as zeros."""
         magnitudes = {name: weight.abs() for name, weight in self._detached()}
-        if self._kept < self.total:
+        if self._weight_factors.kept < self.total:
             for name, magnitude in magnitudes.items():
                 magnitude.masked_fill_(~self.masks[name], -1)
         return magnitudes
 
     def sparsity(self) -> float:
         """Share of the prunable weights that are masked; known without asking the device."""
-        return 1 - self._kept / self.total if self.total else 0.0
+        return 1 - self._weight_factors.kept / self.total if self.total else 0.0
 
     def zeros(self) -> dict[str, int]:
         """Weights of each layer that are exactly zero, masked or not, with one fetch from the device."""
         return dict(zip(self.parameters, count_zeros(list(self.parameters.values())), strict=True))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: mask.clone() for name, mask in self.masks.items()}
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The masks, and the backward masks where there are some."""
+        forward = {name: mask.clone() for name, mask in self.masks.items()}
+        if self._backward is None:
+            return {"forward": forward}
+        return {"forward": forward, "backward": {name: mask.clone() for name, mask in self._backward.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take the masks of a checkpoint whose weights and optimiser are loaded by their own means.
 
         Raises CheckpointError if they are not masks of these weights.
         """
-        theirs = {name: mask.shape for name, mask in state.items()}
+        theirs = {name: mask.shape for name, mask in state["forward"].items()}
         ours = {name: mask.shape for name, mask in self.masks.items()}
         if differing := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
             raise CheckpointError(
                 f"the checkpoint's masks are of other weights: {len(differing)} differ, the first is {differing[0]}; "
                 "resume with the model and the keep_dense of the run that wrote it"
             )
-        self._take(state)
+        self._take(state["forward"], state.get("backward"))
 
-    def _take(self, masks: Mapping[str, Tensor]) -> None:
+    def _take(self, masks: Mapping[str, Tensor], backward: Mapping[str, Tensor] | None) -> None:
         for name, mask in self.masks.items():
             mask.copy_(masks[name])
-            self._multipliers[name].copy_(mask)
-        self._kept = self.total - sum(count_zeros(list(self.masks.values())))
-
-    def _multiply(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        if self._kept == self.total:
+        self._weight_factors.set(self.masks)
+        if backward is None:
+            self._backward, self._gradient_factors = None, self._weight_factors
             return
-        named = list(tensors)
-        if named:
-            torch._foreach_mul_([tensor for _, tensor in named], [self._multipliers[name] for name, _ in named])
+        if self._backward is None:
+            self._backward = {name: torch.empty_like(mask) for name, mask in self.masks.items()}
+            self._gradient_factors = _Factors({name: weight.detach() for name, weight in self.parameters.items()})
+        for name, mask in self._backward.items():
+            mask.copy_(backward[name])
+        self._gradient_factors.set(self._backward)
 
     def _detached(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, weight.detach()) for name, weight in self.parameters.items())
@@ -139,6 +164,33 @@ class MaskedParameters:
             for value in state.values():
                 if isinstance(value, Tensor):
                     yield name, value
+
+
+class _Factors:
+    """Masks as factors in the weights' dtype and layout: a product of unlike tensors would leave the fused path."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._factors = {name: torch.ones_like(weight) for name, weight in weights.items()}
+        self.total = sum(weight.numel() for weight in weights.values())
+        self.kept = self.total
+
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        for name, factor in self._factors.items():
+            factor.copy_(masks[name])
+        self.kept = self.total - sum(count_zeros(list(masks.values())))
+
+    def fill(self) -> None:
+        for factor in self._factors.values():
+            factor.fill_(1)
+        self.kept = self.total
+
+    def multiply(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """In place; no work where every factor is 1."""
+        if self.kept == self.total:
+            return
+        named = list(tensors)
+        if named:
+            torch._foreach_mul_([tensor for _, tensor in named], [self._factors[name] for name, _ in named])
 
 
 def count_zeros(tensors: Sequence[Tensor]) -> list[int]:

@@ -10,14 +10,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Distribution, PrunedBlock
+from acdc_cli.recipe.schema import Distribution, TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 
 
-class RandomStartBlock(PrunedBlock):
+class RandomStartBlock(TargetBlock):
     distribution: Distribution = "erk"
     """The same sparsity in every layer (`uniform`), or the sparser the more weights it has (`erk`)."""
 

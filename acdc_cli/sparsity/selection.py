@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Distribution, PrunedBlock
+from acdc_cli.recipe.schema import Distribution, TargetBlock
 from acdc_cli.sparsity import patterns
 from acdc_cli.sparsity.distributions import kept_count, kept_erk, kept_per_layer
 from acdc_cli.sparsity.prunable import layer_name, nearest
@@ -51,7 +51,7 @@ class Selector:
     """Consecutive input channels that live and die together."""
 
     @classmethod
-    def of(cls, config: PrunedBlock) -> Selector:
+    def of(cls, config: TargetBlock) -> Selector:
         return cls(config.target, config.distribution, config.layers, config.n_of_m, config.block)
 
     def check(self, shapes: Shapes) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from acdc_cli.recipe.schema import SparsityBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
@@ -23,8 +24,28 @@ class Density:
     backward: float
 
 
+class Training(Protocol):
+    """What a method may ask of the run that it is part of."""
+
+    def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Gradients of the prunable weights, one batch at a time: of the mean loss over `batch_size` training images.
+
+        In eval mode and fp32, the same on all ranks, dense (masked weights have theirs), from the images that this
+        epoch begins with. Fewer batches than asked for where the epoch has no more.
+        """
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the whole model: weights, biases, batch norm and its running statistics."""
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """The model becomes that of the snapshot, and the optimiser's state of all its parameters zero."""
+
+
 class Sparsifier(Generic[ConfigT]):
     """A method of sparse training. As it stands it prunes nothing."""
+
+    training: Training
+    """Known from `attach` on."""
 
     def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         """seed: of the run; what a method draws at random follows from it, never from torch's global generator."""
@@ -38,9 +59,22 @@ class Sparsifier(Generic[ConfigT]):
         """The phases of the run."""
         return PhasePlan((Phase("dense", 0, self.epochs),))
 
-    def nominal(self, epoch: int) -> Density:
-        """The densities that this epoch trains with, known before the run starts."""
+    def nominal(self, epoch: int) -> Density | None:
+        """The densities that this epoch ends with, known before the run starts; None where they are learned."""
         return Density(1.0, 1.0)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of the optimiser that the method sets up itself: parameters of its own, or weights whose decay it
+        takes over.
+
+        weight_decay: the recipe's, for convolution and linear weights.
+        """
+        return []
+
+    def attach(self, optimizer: Optimizer, training: Training) -> None:
+        """Once, before anything else happens."""
+        self.masked.attach(optimizer)
+        self.training = training
 
     def on_epoch_start(self, moment: Moment) -> None:
         """Before the first batch of every epoch, and not again when a run goes on within one."""
@@ -60,8 +94,11 @@ class Sparsifier(Generic[ConfigT]):
     def after_step(self, moment: Moment) -> None:
         """After the optimiser's step."""
 
+    def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
+        """After an epoch's validation, whose `metrics` these are; `moment` is the epoch's last step."""
+
     def finish(self) -> None:
-        """After the last epoch, before the model is written."""
+        """After the last epoch's last step, before the model is judged and written."""
 
     def metrics(self) -> dict[str, float]:
         """What the method adds to an epoch's record."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -12,9 +15,16 @@ from acdc_cli.recipe.schema import AdamWBlock, SGDBlock
 _DECAYED = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
-def build_optimizer(model: nn.Module, block: SGDBlock | AdamWBlock) -> Optimizer:
-    """Fused, so that a step is one kernel on the device and can be skipped there."""
-    groups = parameter_groups(model, block.weight_decay, block.decay_norm_and_bias)
+Group = dict[str, Any]
+"""Parameters and their settings, as torch's optimisers take them."""
+
+
+def build_optimizer(model: nn.Module, block: SGDBlock | AdamWBlock, first: Sequence[Group] = ()) -> Optimizer:
+    """Fused, so that a step is one kernel on the device and can be skipped there.
+
+    first: groups that somebody else has set up; their parameters are in no other group.
+    """
+    groups = [*first, *parameter_groups(model, block.weight_decay, block.decay_norm_and_bias, first)]
     if isinstance(block, SGDBlock):
         optimizer = SGD(groups, lr=block.lr, momentum=block.momentum, nesterov=block.nesterov, fused=True)
         if block.momentum:
@@ -23,13 +33,16 @@ def build_optimizer(model: nn.Module, block: SGDBlock | AdamWBlock) -> Optimizer
     return AdamW(groups, lr=block.lr, betas=block.betas, eps=block.eps, fused=True)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool, taken: Sequence[Group] = ()
+) -> list[Group]:
     """Two groups: the weights of convolutions, linear layers and attention decay; the rest only if asked."""
+    elsewhere = {id(parameter) for group in taken for parameter in group["params"]}
     decayed: dict[int, nn.Parameter] = {}
     rest: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in decayed:
+            if not parameter.requires_grad or id(parameter) in elsewhere or id(parameter) in decayed:
                 continue
             if isinstance(module, _DECAYED) and parameter.ndim > 1:
                 decayed[id(parameter)] = parameter

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Trainer:
         self._ends: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0
         self._progress = RunProgress(settings.epochs, parts.train.steps, 0)
+        parts.sparsifier.attach(parts.optimizer, self)
 
     def fit(self, first_epoch: int = 0) -> dict[str, Any]:
         """Train from `first_epoch` to the end; returns the summary.
@@ -123,6 +125,32 @@ class Trainer:
         self._seconds = state["seconds"]
         return int(state["epoch"])
 
+    def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """As `sparsity.sparsifier.Training` says."""
+        parts = self._parts
+        weights = parts.sparsifier.masked.parameters
+        was_training = parts.model.training
+        parts.model.eval()
+        try:
+            with parts.train.epoch(moment.epoch, resolution=self._settings.resolution(moment.epoch)) as loaded:
+                for images, labels in islice(_pieces(loaded, batch_size), batches):
+                    loss = parts.task.loss(parts.forward(images), labels)
+                    yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+        finally:
+            parts.model.train(was_training)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """As `sparsity.sparsifier.Training` says."""
+        return {name: value.detach().clone() for name, value in self._parts.model.state_dict().items()}
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """As `sparsity.sparsifier.Training` says."""
+        self._parts.model.load_state_dict(snapshot)
+        for parameter in self._parts.model.parameters():
+            for value in self._parts.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
     def _epoch(self, epoch: int) -> dict[str, Any]:
         parts, began = self._parts, time.perf_counter()
         loss, learning_rate, images = self._train(epoch)
@@ -130,6 +158,8 @@ class Trainer:
         if epoch + 1 == self._settings.epochs:
             parts.sparsifier.finish()
         metrics = evaluate(parts.model, parts.forward, parts.val, parts.task, parts.precision)
+        last_step = (epoch + 1) * parts.train.steps - 1
+        parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
         seconds = time.perf_counter() - began
         self._seconds += seconds
         return {
@@ -219,6 +249,13 @@ class Trainer:
             checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
             self._ends[kind] = record
         print_phase_end(record)
+
+
+def _pieces(batches: Iterator[Batch], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, exactly `size` at a time; what is left over of a batch falls away."""
+    for batch in batches:
+        for start in range(0, len(batch.labels) - size + 1, size):
+            yield batch.images[start : start + size], batch.labels[start : start + size]
 
 
 def sparsities(layers: Sequence[Layer]) -> dict[str, Any]:

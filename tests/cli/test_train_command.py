@@ -89,6 +89,43 @@ def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(acdc: Acdc, 
     assert (load_file("runs/small-0/dense.safetensors")[next(iter(masks))] != 0).float().mean() > 0.9
 
 
+def test_a_run_starts_from_the_dense_model_of_another(acdc: Acdc, recipe: Path) -> None:
+    assert (
+        acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=2", "--out", "first").exit_code == 0
+    )
+    oneshot = "sparsity={method: oneshot, target: 0.5, at: 0, from_checkpoint: first}"
+    still = ("--set", "optim.lr=1e-9", "--set", "epochs=1", "--out", "second")
+    assert acdc("train", recipe, "--set", oneshot, *still).exit_code == 0
+    before, after = load_file("first/dense.safetensors"), load_file("second/sparse.safetensors")
+    for name, weight in before.items():
+        if name.endswith(("conv1.weight", "conv2.weight")):
+            kept = after[name] != 0
+            torch.testing.assert_close(after[name][kept], weight[kept])
+    result = acdc("eval", "--checkpoint", "second", "--json")
+    shutil.rmtree("first")
+    assert acdc("eval", "--checkpoint", "second", "--json").stdout == result.stdout, "the run stands by itself"
+    assert json.loads(result.stdout)["sparsity"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "extra", "said"),
+    [
+        ("nowhere.pt", (), "there is no weight file nowhere.pt"),
+        ("empty", (), "empty is no run directory"),
+        ("other.pt", ("--set", "model.weights=one.pt"), "the run starts from this model, and `model.weights` names"),
+    ],
+)
+def test_a_dense_model_that_is_not_there_is_said_before_anything_is_written(
+    acdc: Acdc, recipe: Path, source: str, extra: tuple[str, ...], said: str
+) -> None:
+    Path("empty").mkdir()
+    block = f"sparsity={{method: oneshot, target: 0.5, at: 0, from_checkpoint: {source}}}"
+    result = acdc("train", recipe, "--set", block, *extra)
+    assert result.exit_code == 2
+    assert said in flat(result.output)
+    assert not Path("runs").exists()
+
+
 def test_a_run_of_another_machine_is_judged_on_this_one(acdc: Acdc, recipe: Path) -> None:
     assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
     resolved = Path("runs/small-0/resolved.yaml")

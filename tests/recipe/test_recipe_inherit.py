@@ -116,7 +116,7 @@ def test_another_optimizer_or_schedule_does_the_same() -> None:
 def test_a_key_that_no_kind_knows_is_not_forgotten_silently() -> None:
     Path("parent.yaml").write_text(PARENT.replace("sparse_epochs", "sparse_epoch"))
     assert refusal(child("sparsity: {method: gmp}\n")).startswith(
-        "parent.yaml:19: sparsity.sparse_epoch: unknown key (allowed: method, target, "
+        "parent.yaml:19: sparsity.sparse_epoch: unknown key (allowed: method, keep_dense, "
     )
 
 

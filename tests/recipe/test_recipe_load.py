@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import from_dict, load, resolved_yaml
 from acdc_cli.recipe.schema import SGDBlock
 
@@ -37,11 +38,8 @@ TOP = (
     "sparsity, track, checkpoint"
 )
 SGD = "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, accumulate, momentum, nesterov"
-ACDC = (
-    "method, target, distribution, pattern, layers, keep_dense, warmup_epochs, sparse_epochs, dense_epochs, "
-    "last_dense_epochs, last_sparse_epochs, reset_momentum"
-)
-METHOD_NAMES = "acdc, dense, gmp, oneshot, rigl, set or static"
+ACDC = ", ".join(method_config("acdc").model_fields)
+METHOD_NAMES = f"{', '.join(methods()[:-1])} or {methods()[-1]}"
 TARGET = "expected a number of at least 0 and below 1"
 LENGTH = "expected a whole number of at least 0 or a share of the run such as 10%"
 NAME = "expected a name of letters, digits, dots, dashes and underscores, a letter or digit first"

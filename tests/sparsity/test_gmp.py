@@ -10,6 +10,8 @@ from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.methods.gmp import Config, Method
 
+ONCE = "begin must come before end (all at once is method oneshot)"
+
 
 def config(target: float = 0.8, **keys: Any) -> Config:
     return Config(method="gmp", target=target, **keys)
@@ -51,8 +53,8 @@ def test_100_epochs_ramp_up_to_75() -> None:
     [
         ({"end": 20}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
         ({"end": "100%"}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
-        ({"begin": 15}, "begin", "the sparsity would rise from epoch 15 to epoch 15; begin must come before end"),
-        ({"end": 0}, "begin", "the sparsity would rise from epoch 0 to epoch 0; begin must come before end"),
+        ({"begin": 15}, "begin", "the sparsity would rise from epoch 15 to epoch 15; " + ONCE),
+        ({"end": 0}, "begin", "the sparsity would rise from epoch 0 to epoch 0; " + ONCE),
     ],
 )
 def test_a_ramp_outside_the_run_is_a_problem(keys: dict[str, Any], key: str, message: str) -> None:

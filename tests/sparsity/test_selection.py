@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import PrunedBlock
+from acdc_cli.recipe.schema import TargetBlock
 from acdc_cli.sparsity.distributions import kept_erk
 from acdc_cli.sparsity.selection import Selector, largest
 
@@ -20,7 +20,7 @@ Place = tuple[str, int]
 
 
 def selector(target: float = 0.5, **keys: Any) -> Selector:
-    return Selector.of(PrunedBlock(method="any", target=target, **keys))
+    return Selector.of(TargetBlock(method="any", target=target, **keys))
 
 
 def shapes_of(scores: dict[str, Tensor]) -> dict[str, torch.Size]:

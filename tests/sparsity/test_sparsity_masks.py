@@ -117,7 +117,7 @@ def test_everything_happens_in_place_in_the_layout_and_type_of_the_weights(dtype
     storages = weight.data_ptr(), masked.masks["weight"].data_ptr()
     mask = torch.rand(6, 4, 3, 3) < 0.5
     masked.set({"weight": mask})
-    masked.load_state_dict({"weight": mask})
+    masked.load_state_dict({"forward": {"weight": mask}})
     masked.fill()
     assert masked.parameters["weight"] is convolution.weight is weight
     assert (weight.data_ptr(), masked.masks["weight"].data_ptr()) == storages
@@ -207,7 +207,7 @@ def test_an_optimizer_without_state_is_left_without() -> None:
     assert optimizer.state_dict()["state"] == {}
 
 
-def saved_and_loaded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def saved_and_loaded(state: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -226,12 +226,56 @@ def test_masks_come_back_from_a_file_and_mask_again() -> None:
     assert other.parameters["b"].grad.tolist() == [0, 1]
 
 
+BACKWARD = {"a": torch.ones(2, 3, dtype=torch.bool), "b": torch.tensor([False, True])}
+
+
+def test_gradients_and_optimiser_state_may_live_where_weights_do_not() -> None:
+    masked = MaskedParameters(weights())
+    optimizer = SGD(masked.parameters.values(), lr=0.0, momentum=0.9)
+    masked.attach(optimizer)
+    step(masked, optimizer)
+    masked.set(MASKS, BACKWARD)
+    momentum = [optimizer.state[weight]["momentum_buffer"] != 0 for weight in masked.parameters.values()]
+    assert all(torch.equal(alive, mask) for alive, mask in zip(momentum, BACKWARD.values(), strict=True))
+    for weight in masked.parameters.values():
+        weight.grad = torch.ones_like(weight)
+    masked.apply_to_gradients()
+    for name, weight in masked.parameters.items():
+        assert torch.equal(weight.grad == 1, BACKWARD[name])
+        assert not weight[~MASKS[name]].any()
+    assert masked.sparsity() == 3 / 8
+
+
+def test_masks_that_are_set_or_filled_without_backward_masks_are_those_of_gradients_again() -> None:
+    masked = masked_with_gradients()
+    masked.set(MASKS, BACKWARD)
+    assert masked.backward_masks["a"].all()
+    masked.set(MASKS)
+    assert masked.backward_masks is masked.masks
+    masked.set(MASKS, BACKWARD)
+    masked.fill()
+    assert masked.backward_masks["b"].all()
+    masked.parameters["b"].grad = torch.ones(2)
+    masked.apply_to_gradients()
+    assert masked.parameters["b"].grad.tolist() == [1, 1]
+
+
+def test_backward_masks_come_back_from_a_file_and_mask_again() -> None:
+    masked = MaskedParameters(weights())
+    masked.set(MASKS, BACKWARD)
+    other = masked_with_gradients()
+    other.load_state_dict(saved_and_loaded(masked.state_dict()))
+    assert all(torch.equal(other.backward_masks[name], mask) for name, mask in BACKWARD.items())
+    other.apply_to_gradients()
+    assert [other.parameters[name].grad.count_nonzero().item() for name in ("a", "b")] == [6, 1]
+
+
 def test_a_state_does_not_change_with_the_masks_it_was_taken_from() -> None:
     masked = MaskedParameters(weights())
     masked.set(MASKS)
     state = masked.state_dict()
     masked.fill()
-    assert torch.equal(state["b"], MASKS["b"])
+    assert torch.equal(state["forward"]["b"], MASKS["b"])
 
 
 @pytest.mark.parametrize(
@@ -244,11 +288,11 @@ def test_a_state_does_not_change_with_the_masks_it_was_taken_from() -> None:
 )
 def test_masks_of_another_model_are_refused(state: dict[str, Tensor], first: str) -> None:
     with pytest.raises(CheckpointError, match=f"1 differ, the first is {first}; resume with the model"):
-        MaskedParameters(weights()).load_state_dict(state)
+        MaskedParameters(weights()).load_state_dict({"forward": state})
 
 
 def test_nothing_to_prune_is_fine() -> None:
     masked = MaskedParameters({})
     masked.set({})
     masked.apply_to_gradients()
-    assert (masked.sparsity(), masked.zeros(), masked.state_dict()) == (0.0, {}, {})
+    assert (masked.sparsity(), masked.zeros(), masked.state_dict()) == (0.0, {}, {"forward": {}})

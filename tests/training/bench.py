@@ -76,8 +76,7 @@ class Bench:
             optim = AdamWBlock(name="adamw", lr=0.01, weight_decay=1e-3, schedule=schedule)
         found = layers(self.model, [])
         self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
-        self.optimizer = build_optimizer(self.model, optim)
-        self.sparsifier.masked.attach(self.optimizer)
+        self.optimizer = build_optimizer(self.model, optim, self.sparsifier.parameter_groups(optim.weight_decay))
         self.train, self.val = Tiny(), Tiny()
         self.run = RunDir(folder)
         if not self.run.resolved.exists():

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from acdc_cli.training.optim import parameter_groups
+from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
+from acdc_cli.training.optim import build_optimizer, parameter_groups
 
 
 class Small(nn.Module):
@@ -44,6 +45,19 @@ def test_every_parameter_is_in_one_group() -> None:
 def test_p1_decays_norm_and_bias_too() -> None:
     decayed, rest = parameter_groups(Small(), 2**-15, decay_norm_and_bias=True)
     assert decayed["weight_decay"] == rest["weight_decay"] == 2**-15
+
+
+def test_a_parameter_that_somebody_else_has_grouped_is_in_no_other_group() -> None:
+    model = Small()
+    threshold = nn.Parameter(model.token.detach().clone())
+    taken = {"params": [model.conv.weight, threshold], "weight_decay": 0.5}
+    block = SGDBlock(name="sgd", lr=0.1, weight_decay=0.1, schedule=LinearSchedule(name="linear"))
+    optimizer = build_optimizer(model, block, [taken])
+    first, decayed, rest = optimizer.param_groups
+    assert [first["weight_decay"], decayed["weight_decay"], rest["weight_decay"]] == [0.5, 0.1, 0.0]
+    assert "conv.weight" not in names(model, decayed) | names(model, rest)
+    # fused SGD would leave the buffer of a skipped first step as it finds it
+    assert not optimizer.state[threshold]["momentum_buffer"].any()
 
 
 def test_a_weight_that_two_modules_share_is_counted_once() -> None:

@@ -182,3 +182,18 @@ def test_metrics_are_lines_of_json(folder: Path) -> None:
     bench.fit()
     lines = bench.run.metrics.read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize("adamw", [False, True])
+def test_a_snapshot_brings_the_whole_model_back_and_forgets_the_optimisers_state(folder: Path, adamw: bool) -> None:
+    bench = Bench(folder, 2, DENSE, adamw=adamw)
+    before = bench.trainer.snapshot()
+    bench.fit()
+    assert not any(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
+    places = [parameter.data_ptr() for parameter in bench.model.parameters()]
+    bench.trainer.restore(before)
+    assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
+    assert [parameter.data_ptr() for parameter in bench.model.parameters()] == places
+    states = [value for state in bench.optimizer.state.values() for value in state.values()]
+    assert len(states) > 0
+    assert not any(value.any() for value in states)

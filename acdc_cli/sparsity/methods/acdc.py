@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from acdc_cli.recipe.schema import Epochs, PrunedBlock, epochs_of
+from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
@@ -13,7 +13,7 @@ from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 _SEARCHED_EPOCHS = 1000
 
 
-class Config(PrunedBlock):
+class Config(TargetBlock):
     """Dense warm-up; sparse, dense, …, sparse phases; the last dense phase; the last sparse phase."""
 
     warmup_epochs: Epochs = "10%"

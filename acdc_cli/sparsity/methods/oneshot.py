@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from acdc_cli.recipe.schema import Epochs, PrunedBlock, epochs_of
+from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 
 
-class Config(PrunedBlock):
+class Config(TargetBlock):
     at: Epochs = "50%"
-    """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 fine-tunes `model.weights`."""
+    """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 with `from_checkpoint`."""
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
         at = epochs_of(self.at, epochs)

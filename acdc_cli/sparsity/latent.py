@@ -1,0 +1,38 @@
+"""Dense weights that live on behind a sparse model, unseen by the forward pass, and that the optimiser moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from acdc_cli.sparsity.masks import MaskedParameters
+
+
+class LatentWeights:
+    """The model holds the sparse weights; these take their place for the optimiser's step alone.
+
+    So whatever looks at the model between two steps (validation, a checkpoint, a count of zeros) sees what the forward
+    pass uses. `install` before the optimiser's step, `keep` after it; then the method makes the weights sparse again.
+    """
+
+    def __init__(self, masked: MaskedParameters) -> None:
+        self._parameters = {name: weight.detach() for name, weight in masked.parameters.items()}
+        self.weights = {name: weight.clone() for name, weight in self._parameters.items()}
+
+    def install(self) -> None:
+        torch._foreach_copy_(list(self._parameters.values()), list(self.weights.values()))
+
+    def keep(self) -> None:
+        torch._foreach_copy_(list(self.weights.values()), list(self._parameters.values()))
+
+    def magnitudes(self) -> dict[str, Tensor]:
+        return {name: weight.abs() for name, weight in self.weights.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: weight.clone() for name, weight in self.weights.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(state[name])

@@ -1,0 +1,81 @@
+"""What methods share whose sparsity rises along a cubic, epoch by epoch (arXiv 1710.01878)."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import PositiveInt
+
+from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
+from acdc_cli.schedule.curves import cubic
+from acdc_cli.schedule.time import Phase, PhasePlan
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+
+class RampBlock(TargetBlock):
+    begin: Epochs = 0
+    """Epochs of dense training before the sparsity starts to rise, as a number or a share of the run."""
+    end: Epochs = "75%"
+    """Epoch at whose start the target is reached, exactly, whether or not a regular update falls on it."""
+    every_epochs: PositiveInt = 5
+    """Epochs between two steps of the sparsity."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        begin, end = self.ramp(epochs)
+        if end >= epochs:
+            return [
+                ("end", f"the target would be reached at epoch {end}, but epoch {epochs - 1} is the last that starts")
+            ]
+        if begin > end:
+            return [("begin", f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end")]
+        if self.n_of_m and begin < end:
+            only = f"{self.pattern} has one sparsity only, and {self.method} reaches its target over many"
+            return [("pattern", f"{only}; take another method, such as acdc, or another pattern")]
+        return []
+
+    def phases(self, epochs: int) -> PhasePlan:
+        begin, end = self.ramp(epochs)
+        dense = (Phase("dense", 0, begin),) if begin else ()
+        ramp = (Phase("ramp", begin, end),) if begin < end else ()
+        return PhasePlan((*dense, *ramp, Phase("sparse", end, epochs)))
+
+    def updates_at(self, epoch: int, epochs: int) -> bool:
+        """Does the sparsity change at the start of this epoch?"""
+        begin, end = self.ramp(epochs)
+        return epoch == end or (begin < epoch < end and (epoch - begin) % self.every_epochs == 0)
+
+    def sparsity(self, epoch: int, epochs: int) -> float:
+        """Of the masks in this epoch: a staircase, because it stays between two updates."""
+        begin, end = self.ramp(epochs)
+        if epoch >= end:
+            return self.target
+        since_update = max(epoch - begin, 0) % self.every_epochs
+        return cubic(epoch - since_update - begin, end - begin, self.target)
+
+    def ramp(self, epochs: int) -> tuple[int, int]:
+        """The epochs at which the sparsity starts to rise and reaches the target; the same one where it jumps."""
+        return epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
+
+
+ConfigT = TypeVar("ConfigT", bound=RampBlock)
+
+
+class Ramp(Sparsifier[ConfigT]):
+    """Phases and densities of such a run; what is pruned, a method says."""
+
+    def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+
+    def plan(self) -> PhasePlan:
+        return self.config.phases(self.epochs)
+
+    def nominal(self, epoch: int) -> Density:
+        kept = self.selector.density(self.masked.shapes, self.sparsity(epoch))
+        return Density(kept, kept)
+
+    def sparsity(self, epoch: int) -> float:
+        """Of the masks in this epoch."""
+        return self.config.sparsity(epoch, self.epochs)
