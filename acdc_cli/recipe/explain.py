@@ -123,7 +123,7 @@ def _hint(here: Shape, value: Any) -> str:
         return ""
     if here.takes("number") and _upper(here) <= 1 < value <= 100:
         return f"; it is a share: {value / 100:g}, not {value:g}"
-    if here.takes("integer") and float(value).is_integer() and value > 0:
+    if here.takes("integer") and isinstance(value, float) and value.is_integer() and value > 0:
         return f"; write {int(value)}"
     numeric = here.takes("number") or here.takes("integer")
     return f'; put it in quotes: "{value}"' if here.takes("string") and not numeric and not here.choices else ""

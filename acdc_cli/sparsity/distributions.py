@@ -22,20 +22,30 @@ def kept_per_layer(sizes: Mapping[str, int], sparsity: float | Fraction) -> dict
     return {name: kept_count(size, sparsity) for name, size in sizes.items()}
 
 
+def proportional(claims: Mapping[str, int | Fraction], room: Mapping[str, int], total: int) -> dict[str, Fraction]:
+    """What each layer gets of `total` in proportion to its claim, but no more than it has room for.
+
+    A layer whose proportion exceeds its room is full, and the rest is shared out again among the others until none
+    exceeds it. Where nobody claims anything, nobody gets anything.
+    """
+    full: set[str] = set()
+    while rest := [name for name in claims if name not in full]:
+        claimed = sum(claims[name] for name in rest)
+        per_claim = (total - sum(room[name] for name in full)) / Fraction(claimed) if claimed else Fraction(0)
+        over = {name for name in rest if per_claim * claims[name] > room[name]}
+        if not over:
+            break
+        full |= over
+    return {name: Fraction(room[name]) if name in full else per_claim * claims[name] for name in claims}
+
+
 def erk_shares(dimensions: Mapping[str, int], sizes: Mapping[str, int], kept: int) -> dict[str, Fraction]:
     """What each layer keeps of `kept` weights under Erdős-Rényi-Kernel (RigL, arXiv 1911.11134, 3.1), before rounding.
 
     A density of eps · (sum of the weight's dimensions / product of them) is eps · sum weights. A layer that would keep
-    more than all of its weights is dense, and eps is solved again for the others until none would.
+    more than all of its weights is dense, and eps is solved again for the others.
     """
-    dense: set[str] = set()
-    while rest := [name for name in sizes if name not in dense]:
-        eps = Fraction(kept - sum(sizes[name] for name in dense), sum(dimensions[name] for name in rest))
-        over = {name for name in rest if eps * dimensions[name] > sizes[name]}
-        if not over:
-            break
-        dense |= over
-    return {name: Fraction(sizes[name]) if name in dense else eps * dimensions[name] for name in sizes}
+    return proportional(dimensions, sizes, kept)
 
 
 def kept_erk(dimensions: Mapping[str, int], sizes: Mapping[str, int], sparsity: float | Fraction) -> dict[str, int]:

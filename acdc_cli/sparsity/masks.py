@@ -93,7 +93,11 @@ class MaskedParameters:
         """
         groups = [] if self._optimizer is None else self._optimizer.param_groups
         weights = [weight for group in groups for weight in group["params"]] or self.parameters.values()
-        return torch.stack([weight.grad.isfinite().all() for weight in weights if weight.grad is not None]).all()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        found, one = torch.zeros((), device=gradients[0].device), torch.ones((), device=gradients[0].device)
+        # what the gradient scaler asks, too: one fused call, which leaves gradients as they are when it scales by 1
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
+        return found == 0
 
     def reset_momentum(self) -> None:
         """Zero the optimiser's state of all prunable weights, Adam's step count included: its bias correction

@@ -51,7 +51,9 @@ class RampBlock(TargetBlock):
         begin, end = self.ramp(epochs)
         if epoch >= end:
             return self.target
-        since_update = max(epoch - begin, 0) % self.every_epochs
+        if epoch < begin:
+            return 0.0
+        since_update = (epoch - begin) % self.every_epochs
         return cubic(epoch - since_update - begin, end - begin, self.target)
 
     def ramp(self, epochs: int) -> tuple[int, int]:

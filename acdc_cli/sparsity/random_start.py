@@ -61,11 +61,12 @@ def random_scores(like: Mapping[str, Tensor], seed: int, step: int) -> dict[str,
     every restart, and torch's global generator is left as it was.
     """
     return {
-        name: torch.rand(weight.shape, generator=_generator(seed, step, name)).to(weight.device)
+        name: torch.rand(weight.shape, generator=generator(seed, step, name)).to(weight.device)
         for name, weight in like.items()
     }
 
 
-def _generator(*facts: Any) -> torch.Generator:
+def generator(*facts: Any) -> torch.Generator:
+    """Seeded with these facts (numbers and strings), the same in every process."""
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))

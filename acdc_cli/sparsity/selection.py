@@ -76,6 +76,8 @@ class Selector:
         Among equal scores the first stays: by layer in the order of `scores`, then row-major within the layer, whatever
         the memory layout.
         """
+        if not sparsity:
+            return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
         fixed = self._fixed({name: score.shape for name, score in scores.items()}, sparsity)
         ranked = self._ranked({name: score for name, score in scores.items() if name not in fixed}, sparsity)
         return {
@@ -89,6 +91,8 @@ class Selector:
 
     def density(self, shapes: Shapes, sparsity: float) -> float:
         """The share of all weights that stays, as exact as the counts."""
+        if not sparsity:
+            return 1.0
         fixed = self._fixed(shapes, sparsity)
         ranked = self._blocks({name: shape for name, shape in shapes.items() if name not in fixed})
         kept = sum(fixed.values()) + self.block * kept_count(sum(ranked.values()), sparsity)

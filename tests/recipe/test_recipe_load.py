@@ -178,6 +178,7 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("sparsity.warmup_epochs=-1", f"{LENGTH}, found -1"),
         ("sparsity.warmup_epochs=10 %", f'{LENGTH}, found "10 %"'),
         ("sparsity.warmup_epochs=2.0", f"{LENGTH}, found 2.0; write 2"),
+        ("sparsity.period_epochs=1", "expected a whole number of at least 2 or null, found 1"),
         ("sparsity.keep_dense=first", 'expected a list, each text, found "first"'),
         ("sparsity.pattern=4", "expected unstructured, N:M such as 2:4, or blocks such as block4, found 4; put it in "
          'quotes: "4"'),

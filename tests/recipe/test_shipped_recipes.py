@@ -16,12 +16,58 @@ from acdc_cli.recipe.schema import Recipe
 
 NAMES = shipped.names()
 TOP = [f"resnet50_{kind}" for kind in ("80", "90", "95", "98", "dense")] + ["mobilenetv1_75", "mobilenetv1_90"]
-OTHER_METHODS = [f"{method}_resnet50_95" for method in ("gmp", "oneshot", "rigl", "set", "static")]
-VARIANTS = [f"acdc_resnet50_{kind}" for kind in ("2to4", "95_block4", "95_uniform")]
-ACDC_PP = [*TOP, *VARIANTS, *OTHER_METHODS]
+OTHER_METHODS = [
+    f"{method}_resnet50_95"
+    for method in (
+        "deepr",
+        "dpf",
+        "dsd",
+        "gmp",
+        "oneshot",
+        "rigl",
+        "set",
+        "snfs",
+        "snip",
+        "static",
+        "topkast",
+    )
+]
+VARIANTS = [
+    *(f"acdc_resnet50_{kind}" for kind in ("2to4", "95_block4", "95_dense_fine_tuning", "95_sparse_decompression")),
+    *(f"acdc_resnet50_{kind}" for kind in ("95_sparse_fraction", "95_uniform", "99_ramp")),
+]
+REWOUND = ["lottery_resnet50_95"]
+"""Methods that train several times over, 100 epochs each time."""
+ACDC_PP = [*TOP, *VARIANTS, *OTHER_METHODS, *REWOUND]
+STR = ["str_resnet50"]
+"""Whose sparsity follows from how it trains, so that it trains as in its own paper."""
+WOODFISHER = ["woodfisher_resnet50_95"]
+"""Which starts from a trained model, and fine-tunes it as in its own paper."""
 NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
 CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
-DEMO = ["demo", *(f"demo_{method}" for method in ("dense", "gmp", "oneshot", "rigl", "set", "static"))]
+DEMO = [
+    "demo",
+    *(
+        f"demo_{method}"
+        for method in (
+            "deepr",
+            "dense",
+            "dpf",
+            "dsd",
+            "gmp",
+            "lottery",
+            "oneshot",
+            "rigl",
+            "set",
+            "snfs",
+            "snip",
+            "static",
+            "str",
+            "topkast",
+            "woodfisher",
+        )
+    ),
+]
 
 
 def sparsity(recipe: Recipe) -> dict[str, Any]:
@@ -31,7 +77,7 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
-    assert sorted(NAMES) == sorted(ACDC_PP + NEURIPS21 + CIFAR + DEMO)
+    assert sorted(NAMES) == sorted(ACDC_PP + STR + WOODFISHER + NEURIPS21 + CIFAR + DEMO)
 
 
 def test_the_top_level_is_listed_first() -> None:
@@ -63,7 +109,7 @@ def test_no_two_share_a_run_directory() -> None:
     assert len({load(name).name for name in NAMES}) == len(NAMES)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit()])
+@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit() and name not in STR])
 def test_the_name_is_the_target(name: str) -> None:
     assert sparsity(load(name))["target"] == int(name[-2:]) / 100
 
@@ -72,7 +118,8 @@ def test_the_name_is_the_target(name: str) -> None:
 def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
     recipe = load(name)
     mobile = name.startswith("mobilenet")
-    assert (recipe.epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
+    _, epochs = recipe.sparsity.clock(0, recipe.epochs)
+    assert (epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
         100, 1024, 0.1, True,
     )  # fmt: skip
     assert recipe.as_dict()["data"]["resolution"] == [{"since": 0.0, "size": 160}, {"since": 0.8, "size": 192}]
@@ -87,8 +134,9 @@ def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
         kept = ["first", "last", "depthwise"] if mobile else ["first", "last"]
         assert sparsity(recipe)["keep_dense"] == kept
     if "dense" not in name and name not in VARIANTS:
-        random_start = name.startswith(("rigl", "set", "static"))
-        assert sparsity(recipe)["distribution"] == ("erk" if random_start else "global")
+        random_start = name.startswith(("deepr", "rigl", "set", "static"))
+        distribution = "erk" if random_start else "uniform" if name.startswith(("snfs", "topkast")) else "global"
+        assert sparsity(recipe)["distribution"] == distribution
 
 
 @pytest.mark.parametrize("name", NEURIPS21)
@@ -112,7 +160,20 @@ def test_neurips21_is_p1s_protocol(name: str) -> None:
     [
         ("acdc_resnet50_2to4", {"pattern": "2:4", "target": 0.5, "distribution": "uniform"}),
         ("acdc_resnet50_95_block4", {"pattern": "block4"}),
+        ("acdc_resnet50_95_dense_fine_tuning", {"last_phase": "dense_best"}),
+        ("acdc_resnet50_95_sparse_decompression", {"dense_sparsity": 0.8}),
+        (
+            "acdc_resnet50_95_sparse_fraction",
+            {
+                "sparse_epochs": None,
+                "dense_epochs": None,
+                "period_epochs": 10,
+                "sparse_fraction": 0.8,
+                "last_dense_epochs": 7,
+            },
+        ),
         ("acdc_resnet50_95_uniform", {"distribution": "uniform"}),
+        ("acdc_resnet50_99_ramp", {"target": 0.99, "ramp_from": 0.9}),
     ],
 )
 def test_a_variant_of_acdc_differs_from_resnet50_95_in_what_its_name_says(name: str, differing: dict[str, Any]) -> None:
@@ -120,10 +181,20 @@ def test_a_variant_of_acdc_differs_from_resnet50_95_in_what_its_name_says(name: 
     assert variant.as_dict() == plain.as_dict() | {"name": name, "sparsity": sparsity(plain) | differing}
 
 
+def test_str_trains_as_its_paper_does() -> None:
+    ours, theirs = load("str_resnet50").as_dict(), load("neurips21/resnet50_90").as_dict()
+    assert ours["sparsity"] == {
+        "method": "str", "s_init": -3200.0, "s_decay": None, "keep_dense": [], "from_checkpoint": None,
+    }  # fmt: skip
+    assert (ours["task"]["label_smoothing"], ours["optim"]["weight_decay"]) == (0.1, 2.251757813e-5)
+    assert ours["optim"] | {"weight_decay": 2**-15} == theirs["optim"]
+    assert (ours["epochs"], ours["model"], ours["data"]) == (100, theirs["model"], theirs["data"])
+
+
 @pytest.mark.parametrize("epochs", range(100, 1001, 100))
 def test_longer_training_is_one_override(epochs: int) -> None:
     assert load("resnet50_95", [f"epochs={epochs}"]).epochs == epochs
-    assert all(load(name, [f"epochs={epochs}"]).epochs == epochs for name in OTHER_METHODS)
+    assert all(load(name, [f"epochs={epochs}"]).epochs == epochs for name in VARIANTS + OTHER_METHODS)
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,14 @@ def test_as_many_drop_as_grow() -> None:
     for living, exchanged in [(40, 12), (40, 40), (40, 0), (0, 0), (100, 30)]:
         old = torch.randperm(100, generator=generator) < living
         magnitudes = torch.where(old, torch.rand(100, generator=generator), -1.0)
-        new = exchange(magnitudes, torch.rand(100, generator=generator), living, exchanged)
+        new = exchange(magnitudes, torch.rand(100, generator=generator), living - exchanged, exchanged)
         dropped, grown = int((old & ~new).sum()), int((new & ~old).sum())
         assert int(new.sum()) == living
         assert dropped == grown <= exchanged
 
 
 def test_a_layer_that_is_dense_stays_as_it_is() -> None:
-    assert exchange(torch.tensor([3.0, 1.0, 2.0]), torch.zeros(3), living=3, exchanged=2).all()
+    assert exchange(torch.tensor([3.0, 1.0, 2.0]), torch.zeros(3), kept=1, grown=2).all()
 
 
 def test_the_share_exchanged_falls_along_a_cosine_to_nothing() -> None:

@@ -2,114 +2,139 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, Self
 
-from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from pydantic import model_validator
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Sparsity
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 
-_SEARCHED_EPOCHS = 1000
 
-
-class Config(TargetBlock):
-    """Dense warm-up; sparse, dense, …, sparse phases; the last dense phase; the last sparse phase."""
-
-    warmup_epochs: Epochs = "10%"
-    """Dense epochs before the first sparse phase: `10` (P1), or `10%` of the run (P2)."""
-    sparse_epochs: PositiveInt = 5
-    """Length of a sparse phase."""
-    dense_epochs: PositiveInt = 5
-    """Length of a dense phase."""
-    last_dense_epochs: Epochs = 10
-    """Length of the last dense phase, which ends in the dense model."""
-    last_sparse_epochs: Epochs = 15
-    """Length of the last sparse phase, which ends in the sparse model."""
+class Config(AlternationBlock):
+    ramp_from: Sparsity | None = None
+    """Sparsity of the first sparse phase; it rises by the same step at each until the last has the target (P2 C.2).
+    Default: all have the target."""
+    dense_sparsity: Sparsity = 0.0
+    """Share of the weights that stay pruned in the dense phases too (P2 L, "sparse decompression"): those smallest at
+    the end of the warm-up, which is fully dense. Sparse phases choose anew among the others. 0: none."""
     reset_momentum: bool = True
     """Zero the optimiser's state of the pruned layers on entering a dense phase."""
 
+    @model_validator(mode="after")
+    def _sparsities_in_order(self) -> Self:
+        if self.n_of_m and (self.ramp_from is not None or self.dense_sparsity):
+            key = "dense_sparsity" if self.ramp_from is None else "ramp_from"
+            raise ValueError(f"{key}: {self.pattern} has one sparsity only; leave it out, or take another pattern")
+        if self.ramp_from is not None and self.ramp_from > self.target:
+            raise ValueError(
+                f"ramp_from: the sparsity rises to the target, {self.target:g}, and {self.ramp_from:g} lies above it"
+            )
+        lowest = self.target if self.ramp_from is None else self.ramp_from
+        if self.dense_sparsity and self.dense_sparsity >= lowest:
+            raise ValueError(
+                f"dense_sparsity: dense phases must be less sparse than the sparse ones, the first of which has "
+                f"{lowest:g}; found {self.dense_sparsity:g}"
+            )
+        return self
+
     def problems(self, epochs: int) -> list[tuple[str, str]]:
-        found = [
-            (key, f"{getattr(self, key)} of {epochs} epochs is no epoch at all; the last phases need at least one")
-            for key in ("last_dense_epochs", "last_sparse_epochs")
-            if epochs_of(getattr(self, key), epochs) == 0
-        ]
-        if not found and not self._fits(epochs):
-            found.append(("sparse_epochs", self._misfit(epochs)))
-        return found
+        found = super().problems(epochs)
+        if self.ramp_from is None or found or len(self._sparse_starts(epochs)) > 1:
+            return found
+        return [("ramp_from", "the run has only one sparse phase, so nothing can rise; leave it out, or train longer")]
 
-    def phases(self, epochs: int) -> PhasePlan:
-        """Raises ValueError where `problems` finds some."""
-        if not self._fits(epochs):
-            raise ValueError(self._misfit(epochs))
-        warmup, last_dense, last_sparse = self._fixed(epochs)
-        rounds = (self._middle(epochs) + self.dense_epochs) // (self.sparse_epochs + self.dense_epochs)
-        plan = [Phase("dense", 0, warmup)] if warmup else []
-        for number in range(rounds):
-            start = warmup + number * (self.sparse_epochs + self.dense_epochs)
-            dense_epochs = self.dense_epochs if number < rounds - 1 else last_dense
-            sparse = Phase("sparse", start, start + self.sparse_epochs)
-            plan += [sparse, Phase("dense", sparse.end, sparse.end + dense_epochs)]
-        return PhasePlan((*plan, Phase("sparse", epochs - last_sparse, epochs)))
+    def sparsity(self, epoch: int, epochs: int) -> float:
+        """Of the masks in this epoch."""
+        starts, phase = self._sparse_starts(epochs), self.phases(epochs).at(epoch)
+        if phase.kind == "dense":
+            return self.dense_sparsity if epoch > starts[0] else 0.0
+        if self.ramp_from is None:
+            return self.target
+        # in the decimals of the recipe, so that the last is the target to the bit
+        start, target = Fraction(str(self.ramp_from)), Fraction(str(self.target))
+        return float(start + (target - start) * starts.index(phase.start) / (len(starts) - 1))
 
-    def _fixed(self, epochs: int) -> tuple[int, int, int]:
-        """Epochs of the warm-up, of the last dense phase and of the last sparse phase."""
-        return (
-            epochs_of(self.warmup_epochs, epochs),
-            epochs_of(self.last_dense_epochs, epochs),
-            epochs_of(self.last_sparse_epochs, epochs),
-        )
-
-    def _middle(self, epochs: int) -> int:
-        """Epochs between the warm-up and the last dense phase; negative where even those do not fit."""
-        return epochs - sum(self._fixed(epochs))
-
-    def _fits(self, epochs: int) -> bool:
-        middle, dense, sparse = self._middle(epochs), self.dense_epochs, self.sparse_epochs
-        return min(self._fixed(epochs)[1:]) > 0 and middle >= sparse and (middle + dense) % (sparse + dense) == 0
-
-    def _misfit(self, epochs: int) -> str:
-        warmup, last_dense, last_sparse = self._fixed(epochs)
-        middle, sparse, dense = self._middle(epochs), self.sparse_epochs, self.dense_epochs
-        fitting = ", ".join(str(sparse + number * (sparse + dense)) for number in range(3))
-        lie_between = f"{middle} lie" if middle >= 0 else f"{-middle} too few are left"
-        shorter = next((total for total in range(epochs - 1, 0, -1) if self._fits(total)), None)
-        longer = next((total for total in range(epochs + 1, epochs + _SEARCHED_EPOCHS) if self._fits(total)), None)
-        totals = " or ".join(str(total) for total in (shorter, longer) if total is not None)
-        return (
-            f"of {epochs} epochs, {lie_between} between the warm-up ({warmup}) and the last phases ({last_dense} dense "
-            f"and {last_sparse} sparse); sparse phases of {sparse} with dense phases of {dense} between them take "
-            f"{fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
-        )
+    def _sparse_starts(self, epochs: int) -> list[int]:
+        return [phase.start for phase in self.phases(epochs).phases if phase.kind == "sparse"]
 
 
 class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.selector = Selector.of(config)
+        self._dense_masks: dict[str, Tensor] = {}
+        """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
+        self._best_top1 = -1.0
+        self._best: dict[str, Tensor] = {}
+        """The dense model with that top-1, where it is to be fine-tuned; empty before there is one and after."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 
     def nominal(self, epoch: int) -> Density:
-        if self.phases.at(epoch).kind == "dense":
-            return Density(1.0, 1.0)
-        kept = self.selector.density(self.masked.shapes, self.config.target)
+        sparsity = self.config.sparsity(epoch, self.epochs)
+        kept = self.selector.density(self.masked.shapes, sparsity) if sparsity else 1.0
         return Density(kept, kept)
 
     def on_epoch_start(self, moment: Moment) -> None:
-        if not self.phases.begins(moment.epoch):
+        phase = self.phases.at(moment.epoch)
+        if phase.start != moment.epoch:
             return
-        if self.phases.at(moment.epoch).kind == "sparse":
-            self._compress()
+        if phase.kind == "sparse":
+            self._compress(moment.epoch)
+        elif phase.end == self.epochs:
+            self._fine_tune()
         elif moment.epoch > 0:
             self._decompress()
 
-    def _compress(self) -> None:
-        self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
+    def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
+        phase = self.phases.at(moment.epoch)
+        competes = phase.kind == "dense" and phase.start > 0 and phase.end < self.epochs
+        if self.config.last_phase == "dense_best" and competes and metrics["top1"] > self._best_top1:
+            self._best_top1, self._best = metrics["top1"], self.training.snapshot()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self._dense_masks:
+            state["dense_masks"] = _cloned(self._dense_masks)
+        if self._best:
+            state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if dense := state.get("dense_masks"):
+            self._dense_masks = {name: dense[name].clone() for name in self.masked.parameters}
+        if best := state.get("best"):
+            self._best_top1, self._best = best["top1"], _cloned(best["model"])
+
+    def _compress(self, epoch: int) -> None:
+        magnitudes = self.masked.magnitudes()
+        if self.config.dense_sparsity and not self._dense_masks:
+            # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
+            self._dense_masks = self.selector.masks(magnitudes, self.config.dense_sparsity)
+        self.masked.set(self.selector.masks(magnitudes, self.config.sparsity(epoch, self.epochs)))
 
     def _decompress(self) -> None:
-        self.masked.fill()
+        if self._dense_masks:
+            self.masked.set(self._dense_masks)
+        else:
+            self.masked.fill()
         if self.config.reset_momentum:
             self.masked.reset_momentum()
+
+    def _fine_tune(self) -> None:
+        if self.config.last_phase == "dense_best":
+            self.training.restore(self._best)
+            self._best = {}
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

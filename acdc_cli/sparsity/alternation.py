@@ -1,0 +1,131 @@
+"""When AC/DC trains sparse and when dense: the lengths of its phases, and what to change where they do not fit."""
+
+from __future__ import annotations
+
+from math import ceil, floor, isclose
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from acdc_cli.recipe.schema import Epochs, Share, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Phase, PhasePlan
+
+_DEFAULT_EPOCHS = 5
+_SEARCHED_EPOCHS = 1000
+
+
+class AlternationBlock(TargetBlock):
+    """Dense warm-up; sparse, dense, …, sparse phases; the last dense phase; the last phase (P1 3.2)."""
+
+    warmup_epochs: Epochs = "10%"
+    """Dense epochs before the first sparse phase: `10` (P1), or `10%` of the run (P2)."""
+    sparse_epochs: PositiveInt | None = None
+    """Length of a sparse phase. Default: 5, unless `period_epochs` is given."""
+    dense_epochs: PositiveInt | None = None
+    """Length of a dense phase. Default: 5, unless `period_epochs` is given."""
+    period_epochs: Annotated[int, Field(ge=2)] | None = None
+    """Instead of these two: the length of a sparse and a dense phase together …"""
+    sparse_fraction: Share | None = None
+    """… and the share of it that is sparse: 0.2 of 10 epochs is 2 sparse and 8 dense (P2 H)."""
+    last_dense_epochs: Epochs = 10
+    """Length of the last dense phase, which ends in the dense model."""
+    last_sparse_epochs: Epochs = 15
+    """Length of the last phase, which ends in the sparse model, or by `last_phase` in the dense one."""
+    last_phase: Literal["sparse", "dense_best", "dense_last"] = "sparse"
+    """`dense_best` and `dense_last` fine-tune a dense model in place of the last sparse phase: that of the dense epoch
+    with the best top-1 on the validation images, the warm-up's left out, or that of the last one (P1 3.2, 4). The
+    sparse model is then the end of the sparse phase before."""
+
+    @model_validator(mode="after")
+    def _lengths_given_once(self) -> Self:
+        period, share = self.period_epochs, self.sparse_fraction
+        if period is None and share is None:
+            return self
+        if period is None or share is None:
+            missing = "period_epochs" if period is None else "sparse_fraction"
+            raise ValueError(
+                f"{missing}: missing; `period_epochs` and `sparse_fraction` come together, as the length of a sparse "
+                "and a dense phase and the share of it that is sparse"
+            )
+        if self.sparse_epochs is not None or self.dense_epochs is not None:
+            raise ValueError(
+                "period_epochs: it gives the phases their lengths, and so do `sparse_epochs` and `dense_epochs`; leave "
+                "one of the two ways out (null takes back an inherited key)"
+            )
+        if not any(isclose(share, whole / period, abs_tol=1e-3) for whole in range(1, period)):
+            near = {min(max(near, 1), period - 1) for near in (floor(share * period), ceil(share * period))}
+            fitting = " or ".join(f"{whole / period:.4g}" for whole in sorted(near))
+            raise ValueError(
+                f"sparse_fraction: {share:g} of {period} epochs is {share * period:.4g} epochs; sparse and dense "
+                f"phases take whole epochs, at least one: make it {fitting}"
+            )
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Epochs of a sparse phase, and of a dense one."""
+        if self.period_epochs is None or self.sparse_fraction is None:
+            return self.sparse_epochs or _DEFAULT_EPOCHS, self.dense_epochs or _DEFAULT_EPOCHS
+        sparse = round(self.sparse_fraction * self.period_epochs)
+        return sparse, self.period_epochs - sparse
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        found = [
+            (key, f"{getattr(self, key)} of {epochs} epochs is no epoch at all; the last phases need at least one")
+            for key in ("last_dense_epochs", "last_sparse_epochs")
+            if epochs_of(getattr(self, key), epochs) == 0
+        ]
+        if not found and not self._fits(epochs):
+            found.append(("period_epochs" if self.period_epochs else "sparse_epochs", self._misfit(epochs)))
+        return found
+
+    def phases(self, epochs: int) -> PhasePlan:
+        """Raises ValueError where `problems` finds that they do not fit."""
+        if not self._fits(epochs):
+            raise ValueError(self._misfit(epochs))
+        warmup, last_dense, last = self._fixed(epochs)
+        sparse_epochs, dense_epochs = self.lengths
+        rounds = (self._middle(epochs) + dense_epochs) // (sparse_epochs + dense_epochs)
+        plan = [Phase("dense", 0, warmup)] if warmup else []
+        for number in range(rounds):
+            start = warmup + number * (sparse_epochs + dense_epochs)
+            sparse = Phase("sparse", start, start + sparse_epochs)
+            plan += [
+                sparse,
+                Phase("dense", sparse.end, sparse.end + (dense_epochs if number < rounds - 1 else last_dense)),
+            ]
+        return PhasePlan((*plan, Phase(self._last_kind, epochs - last, epochs)))
+
+    @property
+    def _last_kind(self) -> Literal["sparse", "dense"]:
+        return "sparse" if self.last_phase == "sparse" else "dense"
+
+    def _fixed(self, epochs: int) -> tuple[int, int, int]:
+        """Epochs of the warm-up, of the last dense phase and of the last phase."""
+        return (
+            epochs_of(self.warmup_epochs, epochs),
+            epochs_of(self.last_dense_epochs, epochs),
+            epochs_of(self.last_sparse_epochs, epochs),
+        )
+
+    def _middle(self, epochs: int) -> int:
+        """Epochs between the warm-up and the last dense phase; negative where even those do not fit."""
+        return epochs - sum(self._fixed(epochs))
+
+    def _fits(self, epochs: int) -> bool:
+        middle, (sparse, dense) = self._middle(epochs), self.lengths
+        return min(self._fixed(epochs)[1:]) > 0 and middle >= sparse and (middle + dense) % (sparse + dense) == 0
+
+    def _misfit(self, epochs: int) -> str:
+        warmup, last_dense, last = self._fixed(epochs)
+        middle, (sparse, dense) = self._middle(epochs), self.lengths
+        fitting = ", ".join(str(sparse + number * (sparse + dense)) for number in range(3))
+        lie_between = f"{middle} lie" if middle >= 0 else f"{-middle} too few are left"
+        shorter = next((total for total in range(epochs - 1, 0, -1) if self._fits(total)), None)
+        longer = next((total for total in range(epochs + 1, epochs + _SEARCHED_EPOCHS) if self._fits(total)), None)
+        totals = " or ".join(str(total) for total in (shorter, longer) if total is not None)
+        return (
+            f"of {epochs} epochs, {lie_between} between the warm-up ({warmup}) and the last phases ({last_dense} dense "
+            f"and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them take "
+            f"{fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
+        )

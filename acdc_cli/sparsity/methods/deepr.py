@@ -1,0 +1,110 @@
+"""Deep rewiring (DEEP R): a weight that changes its sign dies, another is born at random (arXiv 1711.05136)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Epochs
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters, count_zeros
+from acdc_cli.sparsity.random_start import generator, random_scores
+from acdc_cli.sparsity.selection import largest
+from acdc_cli.sparsity.updates import UpdatedBetweenSteps, UpdatedBlock
+
+
+class Config(UpdatedBlock):
+    """The paper updates at every step: `every: 1`. What flips its sign in between dies if it has not flipped back."""
+
+    end: Epochs = "100%"
+    """Epoch from which on the masks stay, as a number or a share of the run. The paper rewires throughout; there is
+    no update after the very last step, because what it let grow would never be trained."""
+    l1: NonNegativeFloat = 1e-5
+    """Added to the gradient with the weight's own sign (the paper's alpha): what the loss does not need dies."""
+    temperature: NonNegativeFloat = 0.0
+    """T of the random walk: each step adds noise of variance 2 · learning rate · T to the living weights; 0: none. What
+    the steps between two updates would have added is drawn at the update, at once."""
+
+
+class Method(UpdatedBetweenSteps[Config]):
+    """Every living weight has a sign: that of its start, and a random one when it is born later.
+
+    At an update those of the wrong sign die, and as many of the same layer's dormant weights are born, each of them
+    with the same chance, those that just died included (algorithm 1). They start at 0, which is alive.
+    """
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        # in the weights' dtype and layout: a sum of unlike tensors would leave the fused path
+        self._signs = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
+        """1 or -1, and 0 where dormant."""
+        self._variance = 0.0
+        """Of the noise since the last update."""
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        super().on_epoch_start(moment)
+        if moment.step == 0:
+            for name, weight in self.masked.parameters.items():
+                self._signs[name].copy_(weight.detach().sign())
+                self._draw_signs(name, self.masked.masks[name] & (weight == 0), moment)
+
+    def on_gradients(self, moment: Moment) -> bool:
+        steps = super().on_gradients(moment)
+        self._variance += 2 * self.masked.learning_rate * self.config.temperature
+        if self.config.l1:
+            self._pull_to_zero()
+        return steps
+
+    def update(self, moment: Moment) -> None:
+        if self._variance:
+            self._walk(moment)
+        dying = {name: self._signs[name] * weight.detach() < 0 for name, weight in self.masked.parameters.items()}
+        surviving = {name: mask & ~dying[name] for name, mask in self.masked.masks.items()}
+        spared = count_zeros(list(dying.values()))
+        deaths = {name: dead.numel() - count for (name, dead), count in zip(dying.items(), spared, strict=True)}
+        # before the births: one that dies and is born at once starts from zero too
+        self.masked.set(surviving)
+        born = self._births(surviving, deaths, moment)
+        self.masked.set({name: mask | born[name] if name in born else mask for name, mask in surviving.items()})
+        for name, newborn in born.items():
+            self._signs[name].masked_fill_(dying[name], 0)
+            self._draw_signs(name, newborn, moment)
+
+    def state_dict(self) -> dict[str, Any]:
+        signs = {name: sign.to(torch.int8) for name, sign in self._signs.items()}
+        return super().state_dict() | {"signs": signs, "variance": self._variance}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, sign in self._signs.items():
+            sign.copy_(state["signs"][name])
+        self._variance = state["variance"]
+
+    def _pull_to_zero(self) -> None:
+        gradients = {name: weight.grad for name, weight in self.masked.parameters.items() if weight.grad is not None}
+        signs = [self._signs[name] for name in gradients]
+        torch._foreach_add_(list(gradients.values()), signs, alpha=self.config.l1)
+
+    def _walk(self, moment: Moment) -> None:
+        for name, weight in self.masked.parameters.items():
+            noise = torch.randn(weight.shape, generator=generator(self.seed, moment.step, name, "noise"))
+            weight.detach().add_(noise.to(weight.device) * self.masked.masks[name], alpha=self._variance**0.5)
+        self._variance = 0.0
+
+    def _births(self, surviving: Mapping[str, Tensor], deaths: Mapping[str, int], moment: Moment) -> dict[str, Tensor]:
+        """True where a weight is born, of the layers where some died."""
+        layers = {name: surviving[name] for name, count in deaths.items() if count}
+        scores = random_scores(layers, self.seed, moment.step)
+        return {
+            name: largest(scores[name].masked_fill(mask, -1).flatten(), deaths[name]).view(mask.shape)
+            for name, mask in layers.items()
+        }
+
+    def _draw_signs(self, name: str, newborn: Tensor, moment: Moment) -> None:
+        count = int(newborn.count_nonzero())
+        drawn = torch.randint(2, (count,), generator=generator(self.seed, moment.step, name, "signs")) * 2 - 1
+        self._signs[name][newborn] = drawn.to(self._signs[name])

@@ -1,0 +1,78 @@
+"""DPF: the gradients of the pruned model move dense weights, which are ranked again and again (arXiv 2006.07253)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import PositiveInt
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.ramp import Ramp, RampBlock
+from acdc_cli.sparsity.sparsifier import Density
+
+
+class Config(RampBlock):
+    """The sparsity rises along the cubic; within each of its steps, and after the last, the masks go on changing."""
+
+    every: PositiveInt = 16
+    """Steps between two rankings of the dense weights, to the end of the run (the paper's p: 16)."""
+    every_epochs: PositiveInt = 1
+    """Epochs between two steps of the sparsity."""
+
+
+class Method(Ramp[Config]):
+    """w <- w - lr g(m * w): the error w - m * w that pruning makes is fed back into every later step (section 3).
+
+    Momentum and weight decay are those of the dense weights w. The model holds m * w between two steps.
+    """
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.latent = LatentWeights(masked)
+
+    def nominal(self, epoch: int) -> Density:
+        return Density(super().nominal(epoch).forward, 1.0)
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        if not self.config.updates_at(moment.epoch, self.epochs):
+            return
+        if self._dense:
+            self.latent.keep()
+        self.latent.install()
+        self._prune(moment)
+
+    def on_gradients(self, moment: Moment) -> bool:
+        if not self._dense:
+            self.latent.install()
+        return True
+
+    def after_step(self, moment: Moment) -> None:
+        if self._dense:
+            return
+        self.latent.keep()
+        # the one place where the host waits, and only at updates
+        if chosen_anew(moment, self.config.every) and self.masked.finite_gradients().item():
+            self._prune(moment)
+        else:
+            self.masked.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"latent": self.latent.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.latent.load_state_dict(state["latent"])
+
+    @property
+    def _dense(self) -> bool:
+        """While nothing is pruned the model itself is the dense one, and a step costs nothing more."""
+        return self.masked.sparsity() == 0
+
+    def _prune(self, moment: Moment) -> None:
+        """The model, which holds the dense weights, becomes the pruned one."""
+        masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment.epoch))
+        self.masked.set(masks, backward={name: torch.ones_like(mask) for name, mask in masks.items()})

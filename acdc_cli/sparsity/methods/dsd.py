@@ -1,0 +1,54 @@
+"""DSD: train dense, prune once and train sparse, free every weight and train dense again (arXiv 1607.04381)."""
+
+from __future__ import annotations
+
+from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+
+class Config(TargetBlock):
+    sparse_from: Epochs = "50%"
+    """Epoch at whose start the smallest weights are pruned, as a number or a share of the run; 0 with
+    `from_checkpoint`. The target is the sparsity from here …"""
+    dense_from: Epochs = "75%"
+    """… to this epoch, at whose start every weight is freed, the pruned ones as zeros. The paper trains this last phase
+    at a tenth of the learning rate: let `optim.schedule` have fallen by then."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        pruned, freed = epochs_of(self.sparse_from, epochs), epochs_of(self.dense_from, epochs)
+        if freed >= epochs:
+            last = f"epoch {epochs - 1} is the last that starts"
+            return [("dense_from", f"the weights would be freed at epoch {freed}, but {last}")]
+        if pruned >= freed:
+            pair = f"the weights would be pruned at epoch {pruned} and freed at epoch {freed}"
+            return [("sparse_from", f"{pair}; sparse_from must come before dense_from")]
+        return []
+
+
+class Method(Sparsifier[Config]):
+    """The optimiser goes on as it is, as in the paper's algorithm 1: what was pruned comes back without momentum."""
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+
+    def plan(self) -> PhasePlan:
+        pruned, freed = epochs_of(self.config.sparse_from, self.epochs), epochs_of(self.config.dense_from, self.epochs)
+        first = (Phase("dense", 0, pruned),) if pruned else ()
+        return PhasePlan((*first, Phase("sparse", pruned, freed), Phase("dense", freed, self.epochs)))
+
+    def nominal(self, epoch: int) -> Density:
+        dense = self.phases.at(epoch).kind == "dense"
+        kept = 1.0 if dense else self.selector.density(self.masked.shapes, self.config.target)
+        return Density(kept, kept)
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        if not self.phases.begins(moment.epoch):
+            return
+        if self.phases.at(moment.epoch).kind == "sparse":
+            self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
+        elif moment.epoch > 0:
+            self.masked.fill()

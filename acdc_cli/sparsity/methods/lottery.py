@@ -1,0 +1,171 @@
+"""Lottery tickets: train, prune the smallest weights, rewind the others, train again (arXiv 1803.03635, 1912.05671)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from math import ceil, log
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+_SEARCHED_EPOCHS = 1000
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A round of `length` epochs, and after each of the `prunings` another that begins at epoch `rewound_to` of it."""
+
+    length: int
+    rewound_to: int
+    prunings: int
+
+    @property
+    def epochs(self) -> int:
+        return self.start(self.prunings + 1)
+
+    def start(self, number: int) -> int:
+        """The epoch of the run at which round `number` starts, counted from 0; after the last, the run's end."""
+        return self.length + (number - 1) * (self.length - self.rewound_to) if number else 0
+
+    def at(self, epoch: float) -> int:
+        """The round that this epoch of the run is in."""
+        return 0 if epoch < self.length else 1 + int((epoch - self.length) // (self.length - self.rewound_to))
+
+    def clock(self, progress: float) -> float:
+        """Epochs elapsed of the round's training, those skipped by rewinding included."""
+        number = self.at(progress)
+        return progress - self.start(number) + self.rewound_to if number else progress
+
+    def phases(self) -> PhasePlan:
+        """One a round: dense the first, sparse the last, for that one has the target's masks."""
+        starts = [self.start(number) for number in range(self.prunings + 2)]
+        return PhasePlan(
+            tuple(
+                Phase("sparse" if number == self.prunings else "ramp" if number else "dense", start, end)
+                for number, (start, end) in enumerate(pairwise(starts))
+            )
+        )
+
+
+@cache
+def rounds_of(epochs: int, prunings: int, rewind_to: int | str) -> Rounds | None:
+    """The rounds that make up a run of this many epochs, or None where its epochs do not come out even."""
+
+    def of(length: int) -> Rounds:
+        return Rounds(length, epochs_of(rewind_to, length), prunings)
+
+    # a longer round makes a longer run, however its share is rounded
+    found = of(bisect_left(range(epochs + 1), epochs, key=lambda length: of(length).epochs))
+    return found if found.epochs == epochs and found.rewound_to < found.length else None
+
+
+class Config(TargetBlock):
+    """`epochs` of the recipe is the whole run: E = L + n (L - k) for rounds of L epochs, n prunings and rewinding to
+    epoch k. L follows from E; an E of which no whole L follows is refused, and the nearest that fit are named.
+    """
+
+    prune: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the remaining weights, the smallest, that is pruned after a round (arXiv 1803.03635). There are as many
+    rounds as the target takes; the last pruning stops at the target. As much as the target: one pruning only."""
+    rewind_to: Epochs = 0
+    """Epoch of the first round to whose start the model and the learning rate go back after each pruning: a number, or
+    a share of a round. 0: to what the run began with, which is the model of `from_checkpoint` where there is one."""
+
+    @model_validator(mode="after")
+    def _trains_again(self) -> Self:
+        if isinstance(self.rewind_to, str) and float(self.rewind_to.removesuffix("%")) >= 100:
+            raise ValueError(f"rewind_to: after {self.rewind_to} of a round nothing is left to train again; take less")
+        if self.n_of_m and self.prunings > 1:
+            raise ValueError(
+                f"pattern: {self.pattern} has one sparsity only, and prune: {self.prune:g} comes by others on its way; "
+                f"prune all at once (prune: {self.target:g}), or take another pattern"
+            )
+        return self
+
+    @property
+    def prunings(self) -> int:
+        """The smallest n with (1 - prune)^n <= 1 - target."""
+        # rounded, because log 0.64 / log 0.8 is 2.0000000000000004
+        return ceil(round(log(1 - self.target) / log(1 - self.prune), 9))
+
+    def sparsity(self, number: int) -> float:
+        """In round `number`, counted from 0: 1 - (1 - prune)^number, in the last one the target."""
+        # in decimals, like the counts of weights that follow from it: 0.36, never 0.3599…
+        return self.target if number == self.prunings else float(1 - (1 - Fraction(str(self.prune))) ** number)
+
+    def rounds(self, epochs: int) -> Rounds:
+        """Raises ValueError where `problems` finds some."""
+        if (rounds := rounds_of(epochs, self.prunings, self.rewind_to)) is None:
+            raise ValueError(self._misfit(epochs))
+        return rounds
+
+    def clock(self, progress: float, epochs: int) -> tuple[float, int]:
+        """Learning rate and resolution of a round are those of a run of its length."""
+        rounds = self.rounds(epochs)
+        return rounds.clock(progress), rounds.length
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        return [] if rounds_of(epochs, self.prunings, self.rewind_to) else [("prune", self._misfit(epochs))]
+
+    def _misfit(self, epochs: int) -> str:
+        shorter = self._first_fitting(range(epochs - 1, 0, -1))
+        longer = self._first_fitting(range(epochs + 1, epochs + _SEARCHED_EPOCHS))
+        totals = " or ".join(f"{rounds.epochs} (rounds of {rounds.length})" for rounds in (shorter, longer) if rounds)
+        start = f"epoch {self.rewind_to}" if isinstance(self.rewind_to, int) else f"{self.rewind_to} of its epochs"
+        return (
+            f"{epochs} epochs do not split into equal rounds: {self.prune:g} of the rest at a time takes "
+            f"{self.prunings} prunings to {self.target:g}, so there are a first round and {self.prunings} more that go "
+            f"back to {start}; change prune or rewind_to" + (f", or train {totals} epochs" if totals else "")
+        )
+
+    def _first_fitting(self, totals: Iterable[int]) -> Rounds | None:
+        return next(filter(None, (rounds_of(total, self.prunings, self.rewind_to) for total in totals)), None)
+
+
+class Method(Sparsifier[Config]):
+    """The optimiser's state starts at zero in every round, and the images come in other orders."""
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        self.rounds = config.rounds(epochs)
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+        self._early: dict[str, Tensor] = {}
+        """The whole model at the epoch that is rewound to; empty before."""
+
+    def plan(self) -> PhasePlan:
+        return self.rounds.phases()
+
+    def nominal(self, epoch: int) -> Density:
+        number = self.rounds.at(epoch)
+        kept = self.selector.density(self.masked.shapes, self.config.sparsity(number)) if number else 1.0
+        return Density(kept, kept)
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        if moment.epoch == self.rounds.rewound_to:
+            self._early = self.training.snapshot()
+        if moment.epoch > 0 and self.phases.begins(moment.epoch):
+            self._prune_and_rewind(self.config.sparsity(self.rounds.at(moment.epoch)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"early": {name: value.clone() for name, value in self._early.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._early = {name: value.clone() for name, value in state["early"].items()}
+
+    def _prune_and_rewind(self, sparsity: float) -> None:
+        masks = self.selector.masks(self.masked.magnitudes(), sparsity)
+        self.training.restore(self._early)
+        self.masked.set(masks)

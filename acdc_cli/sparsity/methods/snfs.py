@@ -1,0 +1,126 @@
+"""Sparse momentum: smoothed gradients say in which layers weights grow, and which (SNFS, arXiv 1907.04840)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import floor
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Decay, Epochs, Share
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.distributions import proportional
+from acdc_cli.sparsity.masks import MaskedParameters, count_zeros
+from acdc_cli.sparsity.rewiring import RewiredBlock, exchange
+from acdc_cli.sparsity.updates import UpdatedBetweenSteps
+
+
+class Config(RewiredBlock):
+    fraction: Share = 0.5
+    """Share of a layer's living weights that is dropped at the start (the prune rate); it falls to 0 along half a
+    cosine until `end`."""
+    end: Epochs = "100%"
+    """Epoch from which on the masks stay, as a number or a share of the run."""
+    momentum: Decay = 0.9
+    """What the mean of past gradients, by which weights grow, keeps of itself at each step. It is not the optimiser's,
+    which knows no masked weights."""
+
+    @model_validator(mode="after")
+    def _layers_are_free(self) -> Self:
+        if self.layers:
+            raise ValueError(
+                "layers: snfs moves weights between layers, so none keeps a sparsity of its own; leave layers out, "
+                "spare some in keep_dense, or take rigl"
+            )
+        return self
+
+    def gathers_at(self, moment: Moment) -> bool:
+        """Is there an update to come that this step's gradient bears on?"""
+        interval = self.interval(moment.steps_per_epoch)
+        last_update = (self.last_step(moment) - 1) // interval * interval
+        return moment.step < last_update
+
+
+class Method(UpdatedBetweenSteps[Config]):
+    """`distribution` is that of the start; from the first update on only the total is fixed."""
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self._momentum = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
+        """m <- b m + (1 - b) g of every weight, masked or not; empty once the last update is over."""
+
+    def on_gradients(self, moment: Moment) -> bool:
+        if self.config.gathers_at(moment):
+            self._gather()
+        else:
+            self._momentum = {}
+        return super().on_gradients(moment)
+
+    def update(self, moment: Moment) -> None:
+        masks, magnitudes = self.masked.masks, self.masked.magnitudes()
+        zeros = count_zeros(list(masks.values()))
+        living = {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}
+        dropped = {name: int(self.config.exchanged(moment) * count) for name, count in living.items()}
+        kept = {name: living[name] - dropped[name] for name in masks}
+        room = {name: mask.numel() - kept[name] for name, mask in masks.items()}
+        grown = regrowth(dropped, mean_magnitudes(self._momentum, masks, living), room)
+        scores = {name: momentum.abs() for name, momentum in self._momentum.items()}
+        self.masked.set({name: exchange(magnitudes[name], scores[name], kept[name], grown[name]) for name in masks})
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"smoothed": {name: mean.clone() for name, mean in self._momentum.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        weights = self.masked.parameters
+        self._momentum = {name: torch.zeros_like(weights[name]).copy_(old) for name, old in state["smoothed"].items()}
+
+    def _gather(self) -> None:
+        gradients = {name: weight.grad for name, weight in self.masked.parameters.items() if weight.grad is not None}
+        # Ascent with weight decay 1 is m + (1 - b) (g - m). As an optimiser's step it leaves out a bad gradient on the
+        # device, which a lerp could not, and reads and writes memory no more often.
+        torch._fused_sgd_(
+            [self._momentum[name] for name in gradients],
+            list(gradients.values()),
+            [],
+            lr=1 - self.config.momentum,
+            weight_decay=1.0,
+            maximize=True,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            is_first_step=False,
+            found_inf=(~self.masked.finite_gradients()).float(),
+        )
+
+
+def mean_magnitudes(
+    momentum: Mapping[str, Tensor], masks: Mapping[str, Tensor], living: Mapping[str, int]
+) -> dict[str, float]:
+    """Mean |m| of each layer's living weights, 0 where none lives."""
+    sums = [(momentum[name] * mask).abs().sum(dtype=torch.float64) for name, mask in masks.items()]
+    totals: list[float] = torch.stack(sums).tolist()
+    return {name: total / max(living[name], 1) for name, total in zip(masks, totals, strict=True)}
+
+
+def regrowth(dropped: Mapping[str, int], momentum: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    """How many weights grow in each layer: as many in all as dropped, in proportion to the layers' mean |momentum|.
+
+    room: at least as much as dropped. What a layer has no room for goes to the others, in the same proportion; what
+    none with momentum has room for goes back to those without, in proportion to what they dropped. Rounded by largest
+    remainders, of which the first among equals is rounded up.
+    """
+    total = sum(dropped.values())
+    moving = {name: Fraction(mean) for name, mean in momentum.items() if mean > 0}
+    resting = {name: count for name, count in dropped.items() if name not in moving}
+    taken = min(total, sum(room[name] for name in moving))
+    shares = proportional(moving, room, taken) | proportional(resting, room, total - taken)
+    counts = {name: floor(shares[name]) for name in room}
+    by_remainder = sorted(room, key=lambda name: counts[name] - shares[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts

@@ -1,0 +1,126 @@
+"""Top-KAST: the largest weights act, and more of them learn, so that others can rise to act (arXiv 2106.03517)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Distribution, Sparsity, TargetBlock
+from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+
+class Config(TargetBlock):
+    """`target` is the sparsity of the forward pass; `layers` have their share of the backward sparsity too."""
+
+    distribution: Distribution = "uniform"
+    """The same sparsity in every layer (`uniform`, as in the paper), one ranking of all weights (`global`), or the
+    sparser the more weights a layer has (`erk`)."""
+    backward_sparsity: Sparsity
+    """Share of the pruned weights that get no gradient either, less than `target`; 0 trains all of them. Those between
+    the two learn without acting."""
+    every: PositiveInt = 100
+    """Steps between two rankings of the weights, to the end of the run (the paper: 1, and as good at 100)."""
+
+    @model_validator(mode="after")
+    def _leaves_room_to_explore(self) -> Self:
+        if self.backward_sparsity and self.backward_sparsity >= self.target:
+            raise ValueError(
+                f"backward_sparsity: weights learn without acting only where it is lower than the target, "
+                f"{self.target:g}, found {self.backward_sparsity:g}"
+            )
+        if self.n_of_m and self.backward_sparsity:
+            raise ValueError(
+                f"pattern: {self.pattern} has one sparsity only, and the backward pass needs a lower one; "
+                "take backward_sparsity: 0, which trains all weights, or another pattern"
+            )
+        return self
+
+
+class Method(Sparsifier[Config]):
+    """Forward set A: the largest weights at the target. Backward set B, which contains A: the largest at the backward
+    sparsity. The model holds A between two steps; all weights are kept, and those outside B stand still.
+
+    Instead of the optimiser's weight decay d, after its step and no part of its momentum (2.3, with L2):
+    w <- w - lr d w in A, w <- w - lr d w / (1 - target) in B without A.
+    """
+
+    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
+        super().__init__(config, masked, epochs, seed)
+        self.selector = Selector.of(config)
+        self.latent = LatentWeights(masked)
+        self.weight_decay = 0.0
+        self._strengths: list[Tensor] = []
+        """Of the decay, weight by weight, in multiples of `weight_decay`."""
+
+    def plan(self) -> PhasePlan:
+        return PhasePlan((Phase("sparse", 0, self.epochs),))
+
+    def nominal(self, epoch: int) -> Density:
+        shapes, config = self.masked.shapes, self.config
+        return Density(
+            self.selector.density(shapes, config.target), self.selector.density(shapes, config.backward_sparsity)
+        )
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        self.weight_decay = weight_decay
+        return [{"params": list(self.masked.parameters.values()), "weight_decay": 0.0}]
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        if moment.step == 0:
+            self.latent.keep()
+            self._choose()
+
+    def on_gradients(self, moment: Moment) -> bool:
+        self.masked.apply_to_gradients()
+        self.latent.install()
+        return True
+
+    def after_step(self, moment: Moment) -> None:
+        finite = self.masked.finite_gradients()
+        self._decay(finite)
+        self.latent.keep()
+        # the one place where the host waits, and only at updates
+        if chosen_anew(moment, self.config.every) and finite.item():
+            self._choose()
+        else:
+            self.masked.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"latent": self.latent.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.latent.load_state_dict(state["latent"])
+        self._strengthen()
+
+    def _choose(self) -> None:
+        """The sets of the weights as they are now; the model, which holds all weights, is left with A."""
+        magnitudes = self.latent.magnitudes()
+        acting = self.selector.masks(magnitudes, self.config.target)
+        self.masked.set(acting, backward=self.selector.masks(magnitudes, self.config.backward_sparsity))
+        self._strengthen()
+
+    def _strengthen(self) -> None:
+        beyond = 1 / (1 - self.config.target)
+        self._strengths = [
+            (beyond * self.masked.backward_masks[name].to(weight.dtype)).masked_fill_(self.masked.masks[name], 1)
+            for name, weight in self.masked.parameters.items()
+        ]
+
+    def _decay(self, taken: Tensor) -> None:
+        """Shrink the weights, which the model holds, unless the optimiser has skipped its step.
+
+        taken: a boolean on the device. Where it is false the shrinkage is by exactly nothing, and the host need not
+        know.
+        """
+        weights = [weight.detach() for weight in self.masked.parameters.values()]
+        shares = torch._foreach_mul(self._strengths, taken * (self.masked.learning_rate * self.weight_decay))
+        torch._foreach_addcmul_(weights, weights, shares, value=-1)

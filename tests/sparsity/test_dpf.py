@@ -1,0 +1,200 @@
+"""DPF: dense weights learn from the pruned model, and a weight comes back with what it has gathered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.dpf import Config, Method
+from acdc_cli.sparsity.sparsifier import Density
+from acdc_cli.training.precision import Precision
+
+EPOCHS, STEPS = 4, 3
+
+
+def config(**keys: Any) -> Config:
+    return Config(**{"method": "dpf", "target": 0.5, "begin": 0, "end": 0, "every": 2} | keys)
+
+
+class Quadratic:
+    """One layer under the loss |m * w - goal|² / 2, whose gradient is m * w - goal, by SGD."""
+
+    def __init__(self, start: list[float], goal: list[float], momentum: float = 0.0, **keys: Any) -> None:
+        self.weight = nn.Parameter(torch.tensor([start], dtype=torch.float32))
+        self.goal = torch.tensor([goal], dtype=torch.float32)
+        masked = MaskedParameters({"fc.weight": self.weight})
+        self.method = Method(config(**keys), masked, EPOCHS)
+        self.optimizer = SGD([self.weight], lr=0.5, momentum=momentum, fused=True)
+        masked.attach(self.optimizer)
+        self.precision = Precision("fp32", torch.device("cpu"))
+
+    def begin(self, epoch: int) -> None:
+        self.method.on_epoch_start(Moment(epoch, epoch * STEPS, EPOCHS, STEPS))
+
+    def step(self, number: int, bad: float | None = None) -> None:
+        moment = Moment(number // STEPS, number, EPOCHS, STEPS)
+        self.precision.backward((self.weight - self.goal).square().sum() / 2)
+        assert self.weight.grad is not None
+        if bad is not None:
+            self.weight.grad[0, 0] = bad
+        self.precision.unscale(self.optimizer)
+        assert self.method.on_gradients(moment)
+        self.precision.step(self.optimizer)
+        self.method.after_step(moment)
+        self.optimizer.zero_grad()
+
+    @property
+    def dense(self) -> list[float]:
+        return self.method.latent.weights["fc.weight"].flatten().tolist()
+
+    @property
+    def model(self) -> list[float]:
+        return self.weight.flatten().tolist()
+
+    @property
+    def living(self) -> list[int]:
+        return self.method.masked.masks["fc.weight"].flatten().nonzero().flatten().tolist()
+
+
+def test_four_steps_worked_by_hand() -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3])
+    run.begin(0)
+    assert (run.dense, run.model) == ([4, 3, 2, -1], [4, 3, 0, 0])
+    run.step(0)  # gradient 4, 3, -8, 3: of the pruned model, whose third and fourth weights are 0
+    assert (run.dense, run.model) == ([2, 1.5, 6, -2.5], [2, 1.5, 0, 0])
+    run.step(1)  # gradient 2, 1.5, -8, 3; then ranked: 10 and -4 come back with what they have gathered
+    assert (run.dense, run.model) == ([1, 0.75, 10, -4], [0, 0, 10, -4])
+    run.step(2)  # gradient 0, 0, 2, -1
+    assert (run.dense, run.model) == ([1, 0.75, 9, -3.5], [0, 0, 9, -3.5])
+    run.begin(1)
+    run.step(3)  # gradient 0, 0, 1, -0.5; ranked, and nothing changes
+    assert (run.dense, run.model) == ([1, 0.75, 8.5, -3.25], [0, 0, 8.5, -3.25])
+
+
+def reference(start: list[float], goal: list[float], kept: dict[int, int], every: int) -> list[list[float]]:
+    """The pruned model after every step, weight by weight; kept: how many live from an epoch on."""
+    dense, models, count, mask = list(start), [], 8, [True] * 8
+
+    def ranked(count: int) -> list[bool]:
+        order = sorted(range(len(dense)), key=lambda index: (-abs(dense[index]), index))
+        return [index in order[:count] for index in range(len(dense))]
+
+    for step in range(EPOCHS * STEPS):
+        if step % STEPS == 0 and step // STEPS in kept:
+            count = kept[step // STEPS]
+            mask = ranked(count)
+        for index, lives in enumerate(mask):
+            dense[index] -= 0.5 * ((dense[index] if lives else 0.0) - goal[index])
+        if (step + 1) % every == 0 and step + 1 < EPOCHS * STEPS:
+            mask = ranked(count)
+        models.append([value if lives else 0.0 for value, lives in zip(dense, mask, strict=True)])
+    return models
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.lists(st.integers(-3, 3), min_size=8, max_size=8),
+    goal=st.lists(st.integers(-3, 3), min_size=8, max_size=8),
+    every=st.integers(1, 5),
+    ramp=st.sampled_from([(0, 0), (0, 3), (2, 2), (1, 3)]),
+)
+def test_the_run_is_that_of_a_slow_reference(
+    start: list[float], goal: list[float], every: int, ramp: tuple[int, int]
+) -> None:
+    # s_f (1 - (1 - t/T)³) of 0.75 · 8 weights: 4.22 and 5.78 zeros of T = 3, 5.25 of T = 2
+    kept = {(0, 0): {0: 2}, (0, 3): {1: 4, 2: 2, 3: 2}, (2, 2): {2: 2}, (1, 3): {2: 3, 3: 2}}[ramp]
+    run = Quadratic(start, goal, target=0.75, begin=ramp[0], end=ramp[1], every=every)
+    expected = reference(start, goal, kept, every)
+    for step in range(EPOCHS * STEPS):
+        if step % STEPS == 0:
+            run.begin(step // STEPS)
+        run.step(step)
+        assert run.model == expected[step]
+    assert len(run.living) == 2
+
+
+def test_pruned_weights_have_gradients_and_momentum_and_the_model_is_pruned_all_the_same() -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3], momentum=0.5)
+    run.begin(0)
+    run.step(0)
+    momentum: Tensor = run.optimizer.state[run.weight]["momentum_buffer"]
+    assert momentum.tolist() == [[4, 3, -8, 3]]
+    run.step(1)  # ranked; momentum 0.5 · 4 + 2 = 4, …, -4 - 8 = -12, 1.5 + 3 = 4.5
+    assert run.living == [2, 3]
+    assert momentum.tolist() == [[4, 3, -12, 4.5]], "a mask that moves on takes no momentum away"
+    assert run.model == [0, 0, 12, -4.75]
+
+
+def test_while_nothing_is_pruned_a_step_does_nothing_more() -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 0, 0], begin=0, end=3)
+    run.begin(0)
+    for step in range(STEPS):
+        run.step(step)
+    assert run.model == [0.5, 0.375, 0.25, -0.125]
+    assert run.dense == [4, 3, 2, -1], "no copies are taken yet"
+    run.begin(1)  # 0.5 (1 - (2/3)³) of 4 weights: 1.4
+    assert run.dense == [0.5, 0.375, 0.25, -0.125]
+    assert run.model == [0.5, 0.375, 0.25, 0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_step_moves_nothing_and_ranks_nothing(bad: float) -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3])
+    run.begin(0)
+    run.step(0)
+    before = run.dense, run.model, run.living
+    run.step(1, bad=bad)
+    assert (run.dense, run.model, run.living) == before
+    run.step(2)
+    run.step(3)
+    assert run.living == [2, 3]
+
+
+def test_the_weights_are_ranked_to_the_end_but_not_after_it() -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 0, 0], every=4)
+    run.begin(0)
+    for step in range(10):
+        run.step(step)
+    run.goal = torch.tensor([[0.0, 0, 0, 99]])
+    run.step(10)
+    run.step(11)
+    assert 3 not in run.living
+    assert abs(run.dense[3]) > 90
+
+
+def test_the_density_forward_follows_the_cubic_and_backward_is_one() -> None:
+    run = Quadratic(start=[0.0] * 8, goal=[0.0] * 8, target=0.75, end=3)
+    assert [run.method.nominal(epoch) for epoch in range(EPOCHS)] == [
+        Density(1.0, 1.0), Density(0.5, 1.0), Density(0.25, 1.0), Density(0.25, 1.0),
+    ]  # fmt: skip
+
+
+def test_by_default_the_sparsity_rises_every_epoch_and_ranks_every_16_steps() -> None:
+    defaults = Config(method="dpf", target=0.9)
+    assert (defaults.every, defaults.every_epochs, defaults.end) == (16, 1, "75%")
+
+
+def test_two_of_four_takes_a_jump() -> None:
+    run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3], pattern="2:4", begin=1, end=1)
+    assert run.method.config.problems(EPOCHS) == []
+    assert run.method.nominal(0) == Density(1.0, 1.0)
+    for step in range(EPOCHS * STEPS):
+        if step % STEPS == 0:
+            run.begin(step // STEPS)
+        run.step(step)
+    assert len(run.living) == 2
+    assert [key for key, _ in config(pattern="2:4", end=3).problems(EPOCHS)] == ["pattern"]
+
+
+def test_no_interval_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        config(every=0)

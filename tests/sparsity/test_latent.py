@@ -1,0 +1,65 @@
+"""Dense weights behind a sparse model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.sparsity.masks import MaskedParameters
+
+
+def make(*values: float) -> tuple[nn.Parameter, LatentWeights]:
+    weight = nn.Parameter(torch.tensor(values, dtype=torch.float32))
+    return weight, LatentWeights(MaskedParameters({"weight": weight}))
+
+
+def change(weight: nn.Parameter, *values: float) -> None:
+    with torch.no_grad():
+        weight.copy_(torch.tensor(values))
+
+
+def test_they_begin_as_the_weights_and_live_apart_from_them() -> None:
+    weight, latent = make(1, -2)
+    change(weight, 0, 0)
+    assert latent.weights["weight"].tolist() == [1, -2]
+
+
+def test_what_the_optimiser_made_of_them_is_kept_when_the_model_is_sparse_again() -> None:
+    weight, latent = make(1, -2)
+    change(weight, 1, 0)
+    latent.install()
+    assert weight.tolist() == [1, -2]
+    change(weight, 3, -4)
+    latent.keep()
+    change(weight, 3, 0)
+    assert latent.weights["weight"].tolist() == [3, -4]
+    assert latent.magnitudes()["weight"].tolist() == [3, 4]
+
+
+def test_weights_and_their_copies_stay_where_they_are() -> None:
+    weight, latent = make(1, -2)
+    places = weight.data_ptr(), latent.weights["weight"].data_ptr()
+    latent.install()
+    latent.keep()
+    latent.load_state_dict({"weight": torch.ones(2)})
+    assert (weight.data_ptr(), latent.weights["weight"].data_ptr()) == places
+
+
+def test_the_state_is_a_copy_that_comes_back() -> None:
+    weight, latent = make(1, -2)
+    state: dict[str, Tensor] = latent.state_dict()
+    change(weight, 5, 6)
+    latent.keep()
+    assert state["weight"].tolist() == [1, -2]
+    latent.load_state_dict(state)
+    assert latent.weights["weight"].tolist() == [1, -2]
+    assert weight.tolist() == [5, 6], "the model has its own way into a checkpoint"
+
+
+def test_masks_change_after_every_so_many_steps_but_not_after_the_last() -> None:
+    moments = [Moment(step // 4, step, epochs=3, steps_per_epoch=4) for step in range(12)]
+    assert [moment.step for moment in moments if chosen_anew(moment, 3)] == [2, 5, 8]
+    assert [moment.step for moment in moments if chosen_anew(moment, 1)] == list(range(11))
+    assert not any(chosen_anew(moment, 12) for moment in moments)

@@ -1,0 +1,279 @@
+"""Top-KAST: which weights act, which learn, which stand still, and how the regulariser shrinks them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW, Optimizer
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.topkast import Config, Method
+from acdc_cli.sparsity.sparsifier import Density
+from acdc_cli.training.precision import Precision
+
+EPOCHS, STEPS = 5, 20
+WEIGHTS = [5.0, -4.0, 3.0, -2.0, 1.0, 0.5, -0.25, 0.125, -0.0625, 0.0]
+A, BEYOND, OUTSIDE = slice(0, 4), slice(4, 7), slice(7, 10)
+
+
+def config(**keys: Any) -> Config:
+    return Config(**{"method": "topkast", "target": 0.6, "backward_sparsity": 0.3} | keys)
+
+
+class Layer:
+    """Ten weights, of which four act (A), three more learn (BEYOND) and three stand still (OUTSIDE)."""
+
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        optimizer: type[Optimizer] = SGD,
+        values: list[float] = WEIGHTS,
+        shape: tuple[int, ...] = (1, 10),
+        **keys: Any,
+    ) -> None:
+        self.weight = nn.Parameter(torch.tensor(values).view(shape))
+        self.bias = nn.Parameter(torch.zeros(1))
+        masked = MaskedParameters({"fc.weight": self.weight})
+        self.method = Method(config(**keys), masked, EPOCHS)
+        own = self.method.parameter_groups(weight_decay)
+        momentum = {"momentum": 0.9} if optimizer is SGD else {}
+        self.optimizer = optimizer([*own, {"params": [self.bias]}], lr=0.1, fused=True, **momentum)  # type: ignore[call-arg]
+        masked.attach(self.optimizer)
+        self.precision = Precision("fp32", torch.device("cpu"))
+        self.step_number = 0
+        self.method.on_epoch_start(self.moment)
+
+    @property
+    def moment(self) -> Moment:
+        return Moment(self.step_number // STEPS, self.step_number, EPOCHS, STEPS)
+
+    def step(self, gradient: list[float] | float, of_bias: float = 0.0) -> None:
+        """As the trainer takes it, with this gradient."""
+        self.precision.backward((self.weight * 0).sum() + (self.bias * 0).sum())
+        assert self.weight.grad is not None
+        assert self.bias.grad is not None
+        values = gradient if isinstance(gradient, list) else [gradient] * self.weight.numel()
+        self.weight.grad.copy_(torch.tensor(values).view(self.weight.shape))
+        self.bias.grad.fill_(of_bias)
+        self.precision.unscale(self.optimizer)
+        assert self.method.on_gradients(self.moment)
+        self.precision.step(self.optimizer)
+        self.method.after_step(self.moment)
+        self.optimizer.zero_grad()
+        self.step_number += 1
+
+    @property
+    def latent(self) -> Tensor:
+        return self.method.latent.weights["fc.weight"].flatten()
+
+    @property
+    def model(self) -> Tensor:
+        return self.weight.detach().flatten()
+
+    @property
+    def momentum(self) -> Tensor:
+        momentum: Tensor = self.optimizer.state[self.weight]["momentum_buffer"].flatten()
+        return momentum
+
+    @property
+    def acting(self) -> list[int]:
+        return self.method.masked.masks["fc.weight"].flatten().nonzero().flatten().tolist()
+
+    @property
+    def learning(self) -> list[int]:
+        return self.method.masked.backward_masks["fc.weight"].flatten().nonzero().flatten().tolist()
+
+
+def test_the_largest_act_and_more_of_the_largest_learn() -> None:
+    layer = Layer()
+    assert layer.acting == [0, 1, 2, 3]
+    assert layer.learning == [0, 1, 2, 3, 4, 5, 6]
+    assert layer.model.tolist() == [5, -4, 3, -2, 0, 0, 0, 0, 0, 0]
+    assert layer.latent.tolist() == WEIGHTS
+    assert all(layer.method.nominal(epoch) == Density(0.4, 0.7) for epoch in range(EPOCHS))
+
+
+def test_weights_that_learn_without_acting_change_but_do_not_change_the_output() -> None:
+    layer, images = Layer(weight_decay=0.5), torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    before = F.linear(images, layer.weight)
+    layer.method.weight_decay = 0.0  # so that those that act keep their values where their gradients are 0
+    layer.step([0.0] * 4 + [1.0] * 6)
+    assert layer.latent[BEYOND].tolist() == pytest.approx([0.9, 0.4, -0.35])
+    assert torch.equal(F.linear(images, layer.weight), before)
+
+
+def test_the_regulariser_worked_by_hand() -> None:
+    layer = Layer(weight_decay=0.5)
+    layer.step(1.0)
+    # 0.1 less by the gradient; then A shrinks by 0.1 · 0.5, the others that learn by 0.1 · 0.5 / (1 - 0.6)
+    acting = [4.9 * 0.95, -4.1 * 0.95, 2.9 * 0.95, -2.1 * 0.95]
+    assert layer.latent[A].tolist() == pytest.approx(acting)
+    assert layer.latent[BEYOND].tolist() == pytest.approx([0.9 * 0.875, 0.4 * 0.875, -0.35 * 0.875])
+    assert layer.latent[OUTSIDE].tolist() == WEIGHTS[OUTSIDE]
+    assert layer.model.tolist() == pytest.approx([*acting, *[0.0] * 6])
+    assert layer.model[4:].tolist() == [0.0] * 6
+
+
+def test_the_regulariser_is_no_part_of_momentum() -> None:
+    layer = Layer(weight_decay=0.5)
+    layer.step(1.0)
+    assert layer.momentum.tolist() == [1.0] * 7 + [0.0] * 3
+    layer.step(0.0)
+    assert layer.momentum.tolist() == pytest.approx([0.9] * 7 + [0.0] * 3)
+    # 4.655 - 0.1 · 0.9, shrunk once more
+    assert layer.latent[0].item() == pytest.approx((4.655 - 0.09) * 0.95)
+
+
+def test_the_decay_of_other_parameters_is_the_optimisers() -> None:
+    layer = Layer(weight_decay=0.5)
+    assert [group["weight_decay"] for group in layer.optimizer.param_groups] == [0.0, 0.0]
+    assert layer.optimizer.param_groups[0]["params"] == [layer.weight]
+    layer.bias.data.fill_(8.0)
+    layer.step(1.0)
+    assert layer.bias.item() == 8.0
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_weights_outside_stand_still_to_the_bit(optimizer: type[Optimizer]) -> None:
+    layer = Layer(weight_decay=0.1, optimizer=optimizer, every=1000)
+    for number in range(10):
+        layer.step([float(number - 4)] * 10)
+    assert torch.equal(layer.latent[OUTSIDE], torch.tensor(WEIGHTS[OUTSIDE]))
+    assert not torch.isclose(layer.latent[BEYOND], torch.tensor(WEIGHTS[BEYOND])).any()
+
+
+def test_one_that_grows_comes_to_act_with_the_value_it_has() -> None:
+    layer = Layer(every=2)
+    layer.step([0.0] * 4 + [-15.0] + [0.0] * 5)  # 1 + 0.1 · 15
+    assert layer.acting == [0, 1, 2, 3]
+    layer.step(0.0)  # + 0.1 · 0.9 · 15 by momentum
+    assert layer.latent[4].item() == pytest.approx(3.85)
+    assert layer.acting == [0, 1, 2, 4]
+    assert layer.model.tolist() == pytest.approx([5, -4, 3, 0, 3.85, 0, 0, 0, 0, 0])
+    assert layer.latent[3] == -2, "the one whose place it took learns on"
+
+
+def test_one_that_shrinks_below_those_outside_stops_and_loses_its_momentum() -> None:
+    layer = Layer(every=1)
+    layer.step([0.0] * 5 + [4.5] + [0.0] * 4)  # 0.5 - 0.45: less than 0.125 and 0.0625
+    assert layer.learning == [0, 1, 2, 3, 4, 6, 7]
+    assert layer.latent[5].item() == pytest.approx(0.05)
+    assert not layer.momentum.any()
+    layer.step(1.0)
+    assert layer.latent[5].item() == pytest.approx(0.05)
+    assert layer.latent[7].item() == pytest.approx(0.025)
+
+
+def test_a_new_ranking_changes_the_regulariser() -> None:
+    layer = Layer(weight_decay=0.5, every=2)
+    layer.step([0.0] * 4 + [-15.0] + [0.0] * 5)
+    layer.step(0.0)
+    before = layer.latent.clone()
+    assert layer.acting == [0, 1, 2, 4]
+    layer.momentum.zero_()
+    layer.step(0.0)
+    shrunk = [0.95, 0.95, 0.95, 0.875, 0.95, 0.875, 0.875]
+    assert (layer.latent / before)[:7].tolist() == pytest.approx(shrunk)
+
+
+def test_a_backward_sparsity_of_zero_trains_all_weights() -> None:
+    layer = Layer(backward_sparsity=0.0)
+    layer.step(1.0)
+    assert layer.learning == list(range(10))
+    assert layer.latent.tolist() == pytest.approx([value - 0.1 for value in WEIGHTS])
+    assert layer.acting == [0, 1, 2, 3]
+    assert layer.method.nominal(0) == Density(0.4, 1.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_a_bad_step_moves_nothing_shrinks_nothing_and_ranks_nothing(bad: float, where: str) -> None:
+    layer = Layer(weight_decay=0.5, every=3)
+    layer.step([0.0] * 4 + [-15.0] + [0.0] * 5)
+    layer.step(0.0)
+    assert layer.latent[4] > 2, "due to act after the third step"
+    before = [tensor.clone() for tensor in (layer.latent, layer.model, layer.momentum)]
+    layer.step([bad, *[1.0] * 9] if where == "weight" else 1.0, of_bias=bad if where == "bias" else 0.0)
+    assert all(torch.equal(*pair) for pair in zip(before, (layer.latent, layer.model, layer.momentum), strict=True))
+    assert layer.acting == [0, 1, 2, 3]
+    for _ in range(3):
+        layer.step(0.0)
+    assert 4 in layer.acting
+
+
+def test_the_weights_are_ranked_every_so_many_steps_to_the_end_but_not_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, ranked = Layer(every=10), []
+    monkeypatch.setattr(layer.method.masked, "set", lambda masks, backward: ranked.append(layer.step_number))
+    for _ in range(EPOCHS * STEPS):
+        layer.step(1.0)
+    assert ranked == list(range(9, 99, 10))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.integers(-3, 3), min_size=13, max_size=13),
+    target=st.sampled_from([0.1, 0.5, 0.9, 0.999]),
+    share=st.sampled_from([0.0, 0.3, 0.9, 0.99]),
+    distribution=st.sampled_from(["uniform", "global", "erk"]),
+    layers=st.sampled_from([{}, {"a": 0.99}]),
+)
+def test_what_acts_learns_and_both_counts_are_exact(
+    values: list[int], target: float, share: float, distribution: str, layers: dict[str, float]
+) -> None:
+    flat = torch.tensor(values, dtype=torch.float32)
+    weights = {"a.weight": flat[:12].view(3, 4), "b.weight": flat[12:].view(1, 1)}
+    masked = MaskedParameters({name: nn.Parameter(weight.clone()) for name, weight in weights.items()})
+    keys = {"target": target, "backward_sparsity": share * target, "distribution": distribution, "layers": layers}
+    method = Method(config(**keys), masked, EPOCHS)
+    method.on_epoch_start(Moment(0, 0, EPOCHS, STEPS))
+    for name, mask in masked.masks.items():
+        backward = masked.backward_masks[name]
+        assert not (mask & ~backward).any()
+        magnitudes = weights[name].abs()
+        if mask.any() and not mask.all():
+            assert magnitudes[mask].min() >= magnitudes[~mask].max()
+        if backward.any() and not backward.all():
+            assert magnitudes[backward].min() >= magnitudes[~backward].max()
+    acting, learning = (
+        sum(int(mask.sum()) for mask in masks.values()) / 13 for masks in (masked.masks, masked.backward_masks)
+    )
+    assert method.nominal(0) == Density(acting, learning)
+
+
+def test_blocks_act_and_learn_whole() -> None:
+    values = [1.0, 1, 9, 9, 5, 5, 0, 0, 3, 3]
+    layer = Layer(values=values, pattern="block2", target=0.6, backward_sparsity=0.2)
+    assert layer.acting == [2, 3, 4, 5]
+    assert layer.learning == [0, 1, 2, 3, 4, 5, 8, 9]
+
+
+def test_two_of_four_act_while_all_learn() -> None:
+    layer = Layer(values=[1.0, 2, 3, 4, 8, 7, 6, 5], shape=(1, 8), pattern="2:4", target=0.5, backward_sparsity=0.0)
+    assert layer.acting == [2, 3, 4, 5]
+    assert layer.learning == list(range(8))
+    assert layer.method.nominal(0) == Density(0.5, 1.0)
+
+
+@pytest.mark.parametrize("backward", [0.6, 0.9])
+def test_a_backward_sparsity_that_leaves_no_room_is_refused(backward: float) -> None:
+    with pytest.raises(ValidationError, match=rf"backward_sparsity: .* lower than the target, 0.6, found {backward:g}"):
+        config(backward_sparsity=backward)
+
+
+def test_nothing_pruned_is_no_mistake() -> None:
+    assert config(target=0.0, backward_sparsity=0.0).target == 0
+
+
+def test_a_pattern_of_one_sparsity_is_refused_where_two_are_needed() -> None:
+    with pytest.raises(ValidationError, match="pattern: 2:4 has one sparsity only"):
+        config(pattern="2:4", target=0.5, backward_sparsity=0.25)

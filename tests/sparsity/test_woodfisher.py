@@ -1,0 +1,260 @@
+"""WoodFisher: what it prunes, what it changes, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from acdc_cli.errors import RecipeError, RunError
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.methods.woodfisher import Config, Method
+
+ONCE = {"begin": 0, "end": 0, "damping": 1e-4}
+
+
+class Given:
+    """A run that has these gradients, the same at every update."""
+
+    def __init__(self, gradients: list[dict[str, Tensor]]) -> None:
+        self._gradients = gradients
+        self.asked: list[tuple[int, int, int]] = []
+
+    def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        self.asked.append((moment.epoch, batches, batch_size))
+        yield from ({name: part.clone() for name, part in gradient.items()} for gradient in self._gradients[:batches])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+def method(
+    weights: dict[str, Tensor], gradients: list[dict[str, Tensor]], target: float, epochs: int = 4, **keys: Any
+) -> tuple[Method, Given]:
+    config = Config(method="woodfisher", target=target, **{"samples": len(gradients)} | keys)
+    assert config.problems(epochs) == []
+    masked = MaskedParameters({name: nn.Parameter(weight.clone()) for name, weight in weights.items()})
+    made, run = Method(config, masked, epochs), Given(gradients)
+    made.attach(SGD(masked.parameters.values(), lr=0.1, momentum=0.9), run)
+    return made, run
+
+
+def start(made: Method, epoch: int = 0) -> None:
+    made.on_epoch_start(Moment(epoch, epoch, made.epochs, 1))
+
+
+def noise(weights: dict[str, Tensor], samples: int, seed: int = 0, scale: float = 0.1) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {name: scale * torch.randn(weight.shape, generator=generator) for name, weight in weights.items()}
+        for _ in range(samples)
+    ]
+
+
+def random_weights(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in (("a", (6, 4)), ("b", (9, 2)))}
+
+
+def test_the_weight_of_least_consequence_goes_and_the_others_make_up_for_it() -> None:
+    # F = H = [[2, 2], [2, 5]], F^-1 = [[5, -2], [-2, 2]] / 6: scores 9 · 6/10 = 5.4 and 2.25 · 6/4 = 3.375
+    weights = {"a": torch.tensor([[3.0, 1.5]])}
+    gradients = [{"a": torch.tensor([[2.0, 2.0]])}, {"a": torch.tensor([[0.0, 6.0**0.5]])}]
+    made, run = method(weights, gradients, 0.5, **ONCE, fisher_batch_size=7)
+    start(made)
+    assert made.masked.masks["a"].tolist() == [[True, False]]
+    # without the second, the first is best at 3 + 1.5: 2 (w - 3) = 2 · 1.5
+    assert made.masked.parameters["a"][0].tolist() == [pytest.approx(4.5, rel=1e-3), 0]
+    assert run.asked == [(0, 2, 7)]
+
+
+def test_it_prunes_another_weight_than_magnitude() -> None:
+    weights = {"a": torch.tensor([[2.0, 1.0]])}
+    gradients = [{"a": torch.tensor([[1.0, 0.0]])}, {"a": torch.tensor([[0.0, 10.0]])}]
+    made, _ = method(weights, gradients, 0.5, **ONCE)
+    start(made)
+    assert made.masked.masks["a"].tolist() == [[False, True]]
+    assert made.masked.parameters["a"].tolist() == [[0, 1]]
+
+
+def test_weights_of_other_blocks_and_layers_stay_as_they_are() -> None:
+    weights = {"a": torch.tensor([[0.01, 1.0, 1.0, 1.0]]), "b": torch.tensor([[1.0]])}
+    made, _ = method(weights, noise(weights, 8), 0.2, **ONCE, fisher_block=2)
+    start(made)
+    [[first, second, *others]] = made.masked.parameters["a"].tolist()
+    assert (first, others) == (0, [1, 1])
+    assert second != 1
+    assert made.masked.parameters["b"].tolist() == [[1]]
+
+
+def test_pruned_weights_never_return_and_stay_zero() -> None:
+    weights = random_weights()
+    made, run = method(weights, noise(weights, 6), 0.8, epochs=12, every_epochs=2, fisher_block=5)
+    before, living = {name: torch.ones_like(weight).bool() for name, weight in weights.items()}, []
+    for epoch in range(12):
+        start(made, epoch)
+        for name, mask in made.masked.masks.items():
+            weight = made.masked.parameters[name].detach()
+            assert not (mask & ~before[name]).any()
+            assert not weight[~mask].any()
+            # what lives becomes smaller than anything: by its score it would go before what has gone
+            weight.mul_(1e-9)
+        before = {name: mask.clone() for name, mask in made.masked.masks.items()}
+        living.append(sum(int(mask.sum()) for mask in before.values()))
+    # 42 weights, T = 9: the cubic at 2, 4, 6 and 8 ninths, then 8.4 of them
+    shares = [1 - 0.8 * (1 - (1 - t / 9) ** 3) for t in (0, 2, 4, 6, 8, 9)]
+    counts = [round(42 * share) for share in shares]
+    assert living == [count for count in counts[:4] for _ in range(2)] + [counts[4]] + [counts[5]] * 3
+    assert [epoch for epoch, _, _ in run.asked] == [2, 4, 6, 8, 9]
+
+
+def test_gradients_of_pruned_weights_do_not_count() -> None:
+    weights = random_weights()
+    gone = {name: weight > 0 for name, weight in weights.items()}
+
+    def pruned(factor: float) -> list[Tensor]:
+        gradients = noise(weights, 6)
+        for gradient in gradients:
+            for name, part in gradient.items():
+                part[gone[name]] *= factor
+        made, _ = method(weights, gradients, 0.8, **ONCE, fisher_block=50)
+        made.masked.set({name: ~mask for name, mask in gone.items()})
+        start(made)
+        return [weight.detach() for weight in made.masked.parameters.values()]
+
+    assert all(torch.equal(left, right) for left, right in zip(pruned(1.0), pruned(1e3), strict=True))
+
+
+def test_living_zeros_outlive_the_pruned() -> None:
+    weights = {"a": torch.tensor([[0.0, 0.0, 0.0, 5.0]])}
+    made, _ = method(weights, noise(weights, 3), 0.5, epochs=4, **ONCE)
+    made.masked.set({"a": torch.tensor([[False, True, False, True]])})
+    start(made)
+    assert made.masked.masks["a"].tolist() == [[False, True, False, True]]
+
+
+@pytest.mark.parametrize(("memory", "passes"), [(1e-6, 1), (5e-7, 3), (1e-7, 17)])
+def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> None:
+    # blocks of 25 numbers, 4 bytes each: 5 of the first layer and 4 of the second, in groups of 10, 5 and 1
+    weights = random_weights()
+    whole, _ = method(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5)
+    parted, run = method(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5, memory_gib=memory)
+    start(whole)
+    start(parted)
+    assert len(run.asked) == passes
+    for name, mask in whole.masked.masks.items():
+        assert torch.equal(mask, parted.masked.masks[name])
+        torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"), [({"pattern": "2:4", "distribution": "uniform"}, 2), ({"pattern": "block4"}, 4)]
+)
+def test_patterns_hold(keys: dict[str, Any], kept: int) -> None:
+    weights = {"a.weight": torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(0))}
+    made, _ = method(weights, noise(weights, 4), 0.5, **ONCE, fisher_block=60, **keys)
+    start(made)
+    alive = made.masked.masks["a.weight"].unflatten(1, (2, 4)).sum(2).flatten().tolist()
+    assert set(alive) == ({2} if kept == 2 else {0, 4})
+
+
+def test_the_momentum_of_weights_that_stay_is_kept() -> None:
+    weights = random_weights()
+    made, _ = method(weights, noise(weights, 4), 0.5, **ONCE)
+    optimizer = made.masked._optimizer
+    assert optimizer is not None
+    for weight in made.masked.parameters.values():
+        optimizer.state[weight]["momentum_buffer"] = torch.full_like(weight, 7)
+    start(made)
+    for name, weight in made.masked.parameters.items():
+        assert torch.equal(optimizer.state[weight]["momentum_buffer"], 7.0 * made.masked.masks[name])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    target=st.sampled_from([0.0, 0.5, 0.999]),
+    block=st.integers(1, 7),
+    kind=st.sampled_from(["random", "zero", "tied"]),
+)
+def test_the_count_is_exact_whatever_the_weights(shape: tuple[int, int], target: float, block: int, kind: str) -> None:
+    made_of = {"random": torch.randn, "zero": torch.zeros, "tied": torch.ones}[kind]
+    weights = {"a": made_of(shape), "b": torch.zeros(1, 1)}
+    gradients = [{name: torch.zeros_like(weight) for name, weight in weights.items()}, *noise(weights, 2)]
+    made, _ = method(weights, gradients, target, **ONCE, fisher_block=block)
+    start(made)
+    living = sum(int(mask.sum()) for mask in made.masked.masks.values())
+    assert made.nominal(0).backward == living / made.masked.total
+    assert abs(living - (1 - target) * made.masked.total) <= 0.5
+    for name, mask in made.masked.masks.items():
+        weight = made.masked.parameters[name].detach()
+        assert weight.isfinite().all()
+        assert not weight[~mask].any()
+
+
+def test_a_set_too_small_for_the_samples_is_a_recipe_error_and_changes_nothing() -> None:
+    weights = random_weights()
+    made, _ = method(weights, noise(weights, 3), 0.5, **ONCE, samples=5, fisher_batch_size=16)
+    with pytest.raises(RecipeError) as error:
+        start(made)
+    assert str(error.value) == (
+        "sparsity.samples: epoch 0 has images for 3 gradients of 16 each (fisher_batch_size), not for 5: lower samples "
+        "or fisher_batch_size, which must not be larger than data.batch_size"
+    )
+    assert all(torch.equal(weight, made.masked.parameters[name]) for name, weight in weights.items())
+    assert made.masked.sparsity() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_counts_as_zero(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    weights = random_weights()
+    gradients = noise(weights, 4)
+    clean, _ = method(weights, [*gradients, {name: 0 * weight for name, weight in weights.items()}], 0.5, **ONCE)
+    broken = noise(weights, 1, seed=1)[0]
+    broken["b"][0, 0] = value
+    made, _ = method(weights, [*gradients, broken], 0.5, **ONCE)
+    start(clean)
+    with caplog.at_level(logging.WARNING):
+        start(made)
+    assert caplog.messages == ["epoch 0: 1 of 5 gradients are no numbers, and are left out"]
+    for name, weight in clean.masked.parameters.items():
+        assert torch.equal(weight, made.masked.parameters[name])
+
+
+def test_no_gradient_that_is_a_number_stops_the_run() -> None:
+    weights = random_weights()
+    made, _ = method(weights, [{name: weight / 0 for name, weight in weights.items()}] * 3, 0.5, **ONCE)
+    with pytest.raises(RunError, match="at the start of epoch 0 none of 3 gradients is a number"):
+        start(made)
+
+
+def test_gradients_too_large_for_the_damping_stop_the_run() -> None:
+    weights = random_weights()
+    made, _ = method(weights, noise(weights, 20, scale=1e6), 0.5, **ONCE)
+    with pytest.raises(RunError, match=r"sparsity.damping: 0.0001 is too small for gradients this large"):
+        start(made)
+
+
+def test_a_block_larger_than_the_memory_is_a_recipe_error() -> None:
+    with pytest.raises(ValidationError, match="memory_gib: the inverse of a single block of 20000 weights takes"):
+        Config(method="woodfisher", target=0.9, fisher_block=20_000, memory_gib=1.0)
+
+
+def test_a_pattern_of_one_sparsity_is_reached_at_once_only() -> None:
+    once = Config(method="woodfisher", target=0.5, pattern="2:4", begin=3, end=3)
+    assert once.problems(10) == []
+    [(key, message)] = Config(method="woodfisher", target=0.5, pattern="2:4").problems(10)
+    assert key == "pattern"
+    assert "woodfisher reaches its target over many" in message
