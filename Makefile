@@ -1,22 +1,25 @@
 # Every target does the set-up it needs, once. PYTHON=python3.12 picks the interpreter, ARGS=… goes to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench setup lock clean
+.PHONY: help demo compare test check bench setup lock clean
 
 bin := .venv/bin
 ready := .venv/.ready
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(ready) ## train a small ResNet to 90 % sparsity on MNIST digits, into runs/demo (2 minutes)
 	@$(bin)/acdc demo $(ARGS)
+
+compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into docs/results (15 minutes)
+	@$(bin)/python scripts/compare.py $(ARGS)
 
 test: $(ready) ## run the tests; ARGS='-k masks' picks some (8 minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
 check: $(ready) ## format, lint, types and the direction of imports
-	@$(bin)/ruff format --check acdc_cli tests benchmarks
-	@$(bin)/ruff check acdc_cli tests benchmarks
+	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts
+	@$(bin)/ruff check acdc_cli tests benchmarks scripts
 	@$(bin)/mypy --strict acdc_cli
 	@$(bin)/lint-imports
 

@@ -54,12 +54,15 @@ class Assembly:
         """All that `acdc train` does in an epoch but evaluating and writing files."""
         self.trainer._train(epoch)
 
-    def steps(self, epoch: int, count: int) -> None:
-        """`count` steps of an epoch on the loader's first batch, as the trainer takes them."""
+    def steps(self, epoch: int, count: int, first: int = 1) -> None:
+        """`count` steps of an epoch on the loader's first batch, as the trainer takes them.
+
+        first: the step of the epoch to begin with; not its very first, at which many methods update their masks.
+        """
         with self.parts.train.epoch(epoch) as batches:
             batch = next(batches)
-            for _ in range(count):
-                self.trainer._step(batch, moment(self, epoch), self.recipe.optim.lr)
+            for index in range(first, first + count):
+                self.trainer._step(batch, moment(self, epoch, index), self.recipe.optim.lr)
 
 
 def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly:
@@ -69,7 +72,7 @@ def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly
     return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(Path("unused")), []))
 
 
-def moment(assembly: Assembly, epoch: int) -> Moment:
-    """The first step of an epoch."""
+def moment(assembly: Assembly, epoch: int, index: int = 0) -> Moment:
+    """A step of an epoch."""
     steps = assembly.parts.train.steps
-    return Moment(epoch, epoch * steps, assembly.recipe.epochs, steps)
+    return Moment(epoch, epoch * steps + index, assembly.recipe.epochs, steps)

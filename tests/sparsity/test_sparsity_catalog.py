@@ -24,7 +24,7 @@ def test_every_method_has_a_configuration_and_hooks(name: str) -> None:
 
 
 def test_an_unknown_method_suggests_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"no method 'acdcc', only acdc, dense, .*did you mean acdc\?"):
+    with pytest.raises(RecipeError, match=r"no method 'acdcc', only acdc, deepr, dense, .*did you mean acdc\?"):
         catalog.method("acdcc")
 
 
