@@ -33,8 +33,8 @@ OTHER_METHODS = [
     )
 ]
 VARIANTS = [
-    *(f"acdc_resnet50_{kind}" for kind in ("2to4", "95_block4", "95_dense_fine_tuning", "95_sparse_decompression")),
-    *(f"acdc_resnet50_{kind}" for kind in ("95_sparse_fraction", "95_uniform", "99_ramp")),
+    *(f"acdc_resnet50_{kind}" for kind in ("2to4", "95_block4", "95_finetune", "95_decompression")),
+    *(f"acdc_resnet50_{kind}" for kind in ("95_fraction", "95_uniform", "99_ramp")),
 ]
 REWOUND = ["lottery_resnet50_95"]
 """Methods that train several times over, 100 epochs each time."""
@@ -160,10 +160,10 @@ def test_neurips21_is_p1s_protocol(name: str) -> None:
     [
         ("acdc_resnet50_2to4", {"pattern": "2:4", "target": 0.5, "distribution": "uniform"}),
         ("acdc_resnet50_95_block4", {"pattern": "block4"}),
-        ("acdc_resnet50_95_dense_fine_tuning", {"last_phase": "dense_best"}),
-        ("acdc_resnet50_95_sparse_decompression", {"dense_sparsity": 0.8}),
+        ("acdc_resnet50_95_finetune", {"last_phase": "dense_best"}),
+        ("acdc_resnet50_95_decompression", {"dense_sparsity": 0.8}),
         (
-            "acdc_resnet50_95_sparse_fraction",
+            "acdc_resnet50_95_fraction",
             {
                 "sparse_epochs": None,
                 "dense_epochs": None,
