@@ -19,7 +19,7 @@ import torch
 
 from acdc_cli import console
 from acdc_cli.errors import AcdcError
-from acdc_cli.runs.provenance import describe, versions
+from acdc_cli.runs.provenance import cpu_model, describe, versions
 from acdc_cli.training.precision import choose_device
 from benchmarks.skipped import SkippedError
 
@@ -70,12 +70,7 @@ def _run(name: str, smoke: bool, folder: Path) -> None:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     gpu = describe(device) if device.type == "cuda" else None
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
-
-
-def _cpu_model() -> str:
-    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return models[0] if models else platform.machine()
+    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
 
 
 def _slug(name: str) -> str:

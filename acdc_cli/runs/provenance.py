@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -45,6 +46,15 @@ def versions() -> dict[str, str]:
 def describe(device: torch.device) -> str:
     """The device in words, for example "NVIDIA H100 80GB HBM3" or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def cpu_model() -> str:
+    """The processor's name, where the system tells it, else its architecture."""
+    try:
+        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
 
 
 def command_line() -> list[str]:
