@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from acdc_cli.recipe.load import load
 from acdc_cli.sparsity import catalog
-
-
-@pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "compare.py"
-    spec = importlib.util.spec_from_file_location("compare", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import compare
 
 
 @pytest.mark.parametrize("epochs", [8, 32])
-def test_every_method_is_trained_at_every_target_for_the_same_epochs(compare: ModuleType, epochs: int) -> None:
+def test_every_method_is_trained_at_every_target_for_the_same_epochs(epochs: int) -> None:
     runs = compare.all_runs(compare.NAMES, compare.TARGETS, epochs)
     assert len({run.folder for run in runs}) == len(runs)
     for name in catalog.names():
@@ -44,7 +31,7 @@ def record(top1: float, seed: int) -> dict[str, Any]:
     return {"method": "gmp", "target": 0.9, "seed": seed, **numbers}
 
 
-def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds(compare: ModuleType) -> None:
+def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds() -> None:
     # deviations -0.1, 0, 0.1: the sample variance is 0.02 / 2
     (row,) = compare.summarise([record(0.7, 0), record(0.8, 1), record(0.9, 2)])
     assert row["seeds"] == 3
