@@ -54,6 +54,12 @@ OF_TARGET: dict[str, dict[float, str]] = {
     "lottery": {0.9: "sparsity.prune=0.54", 0.95: "sparsity.prune=0.64", 0.98: "sparsity.prune=0.73"},
     # its sparsity results; these come close in 8 epochs
     "str": {0.9: "sparsity.s_decay=0.0155", 0.95: "sparsity.s_decay=0.0237", 0.98: "sparsity.s_decay=0.04"},
+    # the backward pass has twice the density of the forward pass
+    "topkast": {
+        0.9: "sparsity.backward_sparsity=0.8",
+        0.95: "sparsity.backward_sparsity=0.9",
+        0.98: "sparsity.backward_sparsity=0.96",
+    },
     # why AC/DC fails at 98 % without them: docs/results/README.md
     "acdc ramp": {0.95: "sparsity.ramp_from=0.9", 0.98: "sparsity.ramp_from=0.9"},
     "acdc erk": {0.98: "sparsity.distribution=erk"},

@@ -14,7 +14,7 @@ from acdc_cli.data import loaders
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import from_dict, load
-from acdc_cli.recipe.schema import DataBlock, PrunedBlock, Recipe
+from acdc_cli.recipe.schema import DataBlock, Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.training.checkpoint import read_metadata
 from acdc_cli.training.evaluate import evaluate
@@ -146,11 +146,8 @@ def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
 
 def _changed(recipe: Recipe, weights: Path, options: Options) -> Recipe:
     model = recipe.model.model_copy(update={"weights": str(weights)})
-    changes: dict[str, Any] = {"model": model, "data": _data(recipe.data, options), "compile": False}
-    if isinstance(recipe.sparsity, PrunedBlock):
-        # where the run started from: these weights are what it came to
-        changes["sparsity"] = recipe.sparsity.model_copy(update={"from_checkpoint": None})
-    return recipe.model_copy(update=changes)
+    changes = {"model": model, "data": _data(recipe.data, options), "compile": False}
+    return setup.without_start(recipe).model_copy(update=changes)
 
 
 def _data(block: DataBlock, options: Options) -> DataBlock:

@@ -74,6 +74,15 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
             ) from e
 
 
+def without_start(recipe: Recipe) -> Recipe:
+    """The recipe with a model of random weights, for whoever brings weights."""
+    model = recipe.model.model_copy(update={"weights": None})
+    if not isinstance(recipe.sparsity, PrunedBlock):
+        return recipe.model_copy(update={"model": model})
+    sparsity = recipe.sparsity.model_copy(update={"from_checkpoint": None})
+    return recipe.model_copy(update={"model": model, "sparsity": sparsity})
+
+
 def _started(recipe: Recipe) -> ModelBlock:
     """The recipe's model with the weights that its run starts from."""
     source = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
@@ -88,7 +97,10 @@ def _dense_model(source: Path) -> Path:
         return source
     file = open_run(source).model_file("dense")
     if not file.exists():
-        raise RunError(f"sparsity.from_checkpoint: {source} has no dense model; its run has ended no dense phase yet")
+        raise RunError(
+            f"sparsity.from_checkpoint: {source} has no dense model: no dense phase of it has ended, or its "
+            "method has none; give another run, or a file"
+        )
     return file
 
 

@@ -45,7 +45,9 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     else:
         run.refuse_if_taken()
     data = loaders.open_set(recipe.data)
-    bench = setup.build(recipe, data.classes)
+    # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
+    begun = resume and (run.checkpoints / "last.pt").exists()
+    bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes)
     setup.require_sizes(bench, _sides(recipe))
     with ExitStack() as stack:
         train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)

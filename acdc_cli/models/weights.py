@@ -45,7 +45,10 @@ def _plain(name: str) -> str:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise ModelError(f"there is no weight file {path}; `model.weights` takes a .safetensors or torch file")
+        raise ModelError(
+            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
+            "or torch file"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

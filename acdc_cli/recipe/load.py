@@ -14,6 +14,7 @@ from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.schema import (
     CosineSchedule,
+    DataBlock,
     LinearSchedule,
     PrunedBlock,
     Recipe,
@@ -99,6 +100,9 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     if isinstance(sparsity, PrunedBlock) and sparsity.from_checkpoint and _weights(given.get("model")):
         text = "the run starts from this model, and `model.weights` names another; leave one of them out"
         found.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
+    data = _valid(TypeAdapter(DataBlock), given.get("data"))
+    of_data = sparsity.problems_of_data(data) if sparsity and data else []
+    found += [problem_at(root, ("sparsity", key), text) for key, text in of_data]
     if epochs is None:
         return found
     misfits = sparsity.problems(epochs) if sparsity else []

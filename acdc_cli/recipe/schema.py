@@ -226,6 +226,10 @@ class SparsityBlock(Block):
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
         return []
 
+    def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
+        """(key, message) for everything of this block that the data block does not allow."""
+        return []
+
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:
         """What the learning rate and the resolution take for the epochs elapsed and for all epochs.
 

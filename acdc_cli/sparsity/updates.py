@@ -103,7 +103,8 @@ class Updated(RandomStart[ConfigT], ABC):
 class UpdatedBetweenSteps(Updated[ConfigT]):
     """The optimiser takes every step; an update at step t comes before it, and after the step t - 1.
 
-    Between two epochs it waits until the model is validated. One that would follow a bad step is left out.
+    Between two epochs it waits until the model is validated. Within an epoch, one that would follow a bad step is left
+    out.
     """
 
     def on_epoch_start(self, moment: Moment) -> None:

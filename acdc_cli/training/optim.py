@@ -60,8 +60,10 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def clip_gradients(model: nn.Module, norm: float) -> Tensor:
-    return nn.utils.clip_grad_norm_(model.parameters(), norm, foreach=True)
+def clip_gradients(optimizer: Optimizer, norm: float) -> Tensor:
+    """Scale all gradients so that their global norm is at most this: a method's own parameters' with the model's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
 def _start_momentum(optimizer: SGD) -> None:

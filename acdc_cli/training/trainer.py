@@ -127,6 +127,8 @@ class Trainer:
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """As `sparsity.sparsifier.Training` says."""
+        # of several ranks each would see its own: they must be averaged before a method may choose by them
+        assert not torch.distributed.is_initialized()
         parts = self._parts
         weights = parts.sparsifier.masked.parameters
         was_training = parts.model.training
@@ -218,7 +220,7 @@ class Trainer:
         parts.precision.unscale(parts.optimizer)
         if parts.sparsifier.on_gradients(moment):
             if settings.clip_norm is not None:
-                clip_gradients(parts.model, settings.clip_norm)
+                clip_gradients(parts.optimizer, settings.clip_norm)
             parts.precision.step(parts.optimizer)
         else:
             parts.precision.end_step()

@@ -107,6 +107,25 @@ def test_a_run_starts_from_the_dense_model_of_another(acdc: Acdc, recipe: Path) 
     assert json.loads(result.stdout)["sparsity"] == pytest.approx(0.5, abs=1e-4)
 
 
+def test_a_run_goes_on_when_the_model_it_started_from_is_gone(acdc: Acdc, recipe: Path) -> None:
+    assert (
+        acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1", "--out", "first").exit_code == 0
+    )
+    oneshot = ("--set", "sparsity={method: oneshot, target: 0.5, at: 0, from_checkpoint: first}", "--set", "epochs=2")
+    assert acdc("train", recipe, *oneshot, "--out", "whole").exit_code == 0
+    assert acdc("train", recipe, *oneshot, "--out", "halted").exit_code == 0
+    # as if it had been stopped after its first epoch
+    state = torch.load("halted/checkpoints/previous.pt", weights_only=True)
+    assert state["epoch"] == 1
+    for file in ("summary.json", "checkpoints/last.pt"):
+        (Path("halted") / file).unlink()
+    Path("halted/checkpoints/previous.pt").rename("halted/checkpoints/last.pt")
+    shutil.rmtree("first")
+    result = acdc("train", "halted", "--resume")
+    assert result.exit_code == 0, result.output
+    assert untimed(Path("halted")) == untimed(Path("whole"))
+
+
 @pytest.mark.parametrize(
     ("source", "extra", "said"),
     [

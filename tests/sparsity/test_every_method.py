@@ -94,6 +94,9 @@ BY_LAYER = {name for name in TARGETED if issubclass(catalog.method(method_of(nam
 MOVING = {"snfs", "snfs by epochs"}
 """Move weights from layer to layer: of these, `distribution` is that of the start."""
 
+ANY_PATTERN = {"acdc", "dsd", "oneshot", "snip", "static", "woodfisher at once"}
+"""They prune to one sparsity, so that any pattern makes sense."""
+
 SCHEDULE = LinearSchedule(name="linear")
 OPTIMIZERS: dict[str, SGDBlock | AdamWBlock] = {
     "sgd": SGDBlock(name="sgd", lr=0.1, weight_decay=0.01, schedule=SCHEDULE),
@@ -143,6 +146,11 @@ class Run:
         self.optimizer = build_optimizer(self.model, block, self.method.parameter_groups(block.weight_decay))
         self.method.attach(self.optimizer, self)
         self.bf16 = bf16
+
+    @property
+    def end_of_the_last_sparse_phase(self) -> int:
+        """Of methods that end dense, the sparse model is what there was then."""
+        return max(phase.end for phase in self.method.phases.phases if phase.kind == "sparse")
 
     def train(
         self,
@@ -246,8 +254,7 @@ def test_the_phases_cover_the_run(name: str) -> None:
 @pytest.mark.parametrize("target", [0.0, TARGET, 0.999])
 def test_the_final_sparsity_is_exact_to_the_weight(name: str, distribution: str, target: float) -> None:
     run = Run(name, distribution=distribution, **retargeted(name, target))
-    # of those that end dense, the sparse model is that of the last sparse phase
-    run.train(last=max(phase.end for phase in run.method.phases.phases if phase.kind == "sparse"))
+    run.train(last=run.end_of_the_last_sparse_phase)
     living = {name: int(mask.sum()) for name, mask in run.masked.masks.items()}
     if distribution == "uniform" and name not in MOVING:
         assert living == kept_per_layer({"3.weight": 72, "4.weight": 96, "7.weight": 240}, target)
@@ -275,6 +282,31 @@ def test_a_sparsity_that_is_learned_is_reported_exactly(name: str) -> None:
     run.train(on_epoch_end=check)
     assert run.method.phases.phases[-1].kind == "sparse"
     assert all(torch.equal(mask, run.masked.parameters[key] != 0) for key, mask in run.masked.masks.items())
+
+
+@pytest.mark.parametrize("name", TARGETED)
+@pytest.mark.parametrize("pattern", ["2:4", "block2"])
+def test_a_pattern_holds_in_every_group_or_is_refused_with_the_reason(name: str, pattern: str) -> None:
+    keys = {"pattern": pattern} | ({"distribution": "uniform"} if name in BY_LAYER else {})
+    try:
+        run = Run(name, **keys | (retargeted(name, 0.5) if pattern == "2:4" else {}))
+    except (ValueError, AssertionError) as refusal:
+        # a validator's word, or that of `problems`, which Run asserts to be empty
+        said = str(refusal)
+    else:
+        said = ""
+    if said:
+        assert ("pattern" in said or pattern in said) and name not in ANY_PATTERN
+        return
+    run.train(last=run.end_of_the_last_sparse_phase)
+    width = 4 if pattern == "2:4" else 2
+    for key, mask in run.masked.masks.items():
+        if mask.shape[1] % width:
+            assert mask.all(), "layers that the pattern does not fit stay dense"
+            continue
+        groups = mask.movedim(1, -1).unflatten(-1, (-1, width)).sum(dim=-1)
+        assert groups.unique().tolist() == [2] if pattern == "2:4" else set(groups.unique().tolist()) <= {0, 2}
+        assert not run.masked.parameters[key][~mask].any()
 
 
 @pytest.mark.parametrize("name", TARGETED)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError, RunError
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.methods.woodfisher import Config, Method
@@ -258,3 +260,13 @@ def test_a_pattern_of_one_sparsity_is_reached_at_once_only() -> None:
     [(key, message)] = Config(method="woodfisher", target=0.5, pattern="2:4").problems(10)
     assert key == "pattern"
     assert "woodfisher reaches its target over many" in message
+
+
+def test_gradients_of_more_images_than_a_batch_has_are_a_problem_of_the_recipe() -> None:
+    config = Config(method="woodfisher", target=0.5, fisher_batch_size=64)
+    assert config.problems_of_data(DataBlock(name="demo", batch_size=64)) == []
+    assert config.problems_of_data(DataBlock(name="demo", batch_size=63)) == [
+        ("fisher_batch_size", "64 images are taken from one batch, and data.batch_size is 63; make it smaller")
+    ]
+    with pytest.raises(RecipeError, match=r"sparsity\.fisher_batch_size: 65 images are taken from one batch"):
+        load("demo_woodfisher", ["sparsity.fisher_batch_size=65"])

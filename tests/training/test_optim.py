@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
+import torch
 from torch import nn
 
 from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
-from acdc_cli.training.optim import build_optimizer, parameter_groups
+from acdc_cli.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 
 class Small(nn.Module):
@@ -58,6 +60,15 @@ def test_a_parameter_that_somebody_else_has_grouped_is_in_no_other_group() -> No
     assert "conv.weight" not in names(model, decayed) | names(model, rest)
     # fused SGD would leave the buffer of a skipped first step as it finds it
     assert not optimizer.state[threshold]["momentum_buffer"].any()
+
+
+def test_clipping_takes_a_methods_own_parameters_and_the_models_together() -> None:
+    model, threshold = nn.Linear(1, 1, bias=False), nn.Parameter(torch.zeros(1))
+    block = SGDBlock(name="sgd", lr=0.1, schedule=LinearSchedule(name="linear"))
+    optimizer = build_optimizer(model, block, [{"params": [threshold], "weight_decay": 0.0}])
+    model.weight.grad, threshold.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    clip_gradients(optimizer, 1.0)
+    assert [model.weight.grad.item(), threshold.grad.item()] == pytest.approx([0.6, 0.8], rel=1e-5)
 
 
 def test_a_weight_that_two_modules_share_is_counted_once() -> None:

@@ -27,7 +27,7 @@ class Config(UpdatedBlock):
     """Added to the gradient with the weight's own sign (the paper's alpha): what the loss does not need dies."""
     temperature: NonNegativeFloat = 0.0
     """T of the random walk: each step adds noise of variance 2 · learning rate · T to the living weights; 0: none. What
-    the steps between two updates would have added is drawn at the update, at once."""
+    the steps between two updates would have added is drawn at the update, at once, that of skipped steps included."""
 
 
 class Method(UpdatedBetweenSteps[Config]):

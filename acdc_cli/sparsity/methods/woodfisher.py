@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
+from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.fisher import Fisher
 from acdc_cli.sparsity.ramp import Ramp, RampBlock
@@ -45,6 +46,12 @@ class Config(RampBlock):
                 "make memory_gib larger, or fisher_block smaller"
             )
         return self
+
+    def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
+        if self.fisher_batch_size <= data.batch_size:
+            return []
+        batch = f"{self.fisher_batch_size} images are taken from one batch, and data.batch_size is {data.batch_size}"
+        return [("fisher_batch_size", f"{batch}; make it smaller")]
 
 
 class Method(Ramp[Config]):
@@ -92,8 +99,7 @@ class Method(Ramp[Config]):
         if len(finite) < asked:
             raise RecipeError(
                 f"sparsity.samples: epoch {moment.epoch} has images for {len(finite)} gradients of {size} each "
-                f"(fisher_batch_size), not for {asked}: lower samples or fisher_batch_size, which must not be larger "
-                "than data.batch_size"
+                f"(fisher_batch_size), not for {asked}: lower samples or fisher_batch_size"
             )
         used = int(torch.stack(finite).sum())
         if not used:
