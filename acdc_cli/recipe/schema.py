@@ -197,6 +197,11 @@ class SGDBlock(_Optim):
     nesterov: bool = False
     """Nesterov's form of momentum."""
 
+    @property
+    def state_per_parameter(self) -> int:
+        """Numbers that it keeps of every parameter."""
+        return 1 if self.momentum else 0
+
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
         if self.nesterov and not self.momentum:
@@ -212,6 +217,11 @@ class AdamWBlock(_Optim):
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
 
+    @property
+    def state_per_parameter(self) -> int:
+        """Numbers that it keeps of every parameter."""
+        return 2
+
 
 Optim = Annotated[SGDBlock | AdamWBlock, Field(discriminator="name")]
 
@@ -224,6 +234,14 @@ class SparsityBlock(Block):
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        return []
+
+    def step_problems(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        """As `problems`, for what only the data set's size can tell: an epoch's steps."""
+        return []
+
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        """(key, message) for what can be run, but is hardly what was meant."""
         return []
 
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:
