@@ -53,14 +53,12 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     for panel in panels:
-        _shade(panel, next(iter(runs.values())), named=panel is sparsity)
+        shade(panel, next(iter(runs.values())), named=panel is sparsity)
     for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-."))):
         run = f"{name}: " if len(runs) > 1 else ""
         looks: dict[str, Any] = {"linestyle": style}
-        _steps(
-            sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks
-        )
-        _steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **looks)
+        steps(sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks)
+        steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **looks)
         _line(loss, records, "train_loss", label=f"{run}training", color="tab:orange", marker="s", **looks)
         _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **looks)
         _line(accuracy, records, "top1", scale=100, label=f"{run}validation", color="tab:blue", marker="o", **looks)
@@ -82,13 +80,14 @@ def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks:
     panel.plot(epochs, values, markersize=3, **looks)
 
 
-def _steps(panel: Axes, records: Records, key: str, **looks: Any) -> None:
-    """Masks are chosen at the start of an epoch, so that a share of zeros, in percent, holds for all of it."""
+def steps(panel: Axes, records: Records, key: str, scale: float = 100, **looks: Any) -> None:
+    """What is chosen at the start of an epoch, masks or a resolution, holds for all of it; shares come in percent."""
     edges = [records[0]["epoch"], *(record["epoch"] + 1 for record in records)]
-    panel.stairs([100 * record[key] for record in records], edges, baseline=None, **looks)
+    panel.stairs([scale * record[key] for record in records], edges, baseline=None, **looks)
 
 
-def _shade(panel: Axes, records: Records, named: bool) -> None:
+def shade(panel: Axes, records: Records, named: bool) -> None:
+    """Greys the sparse phases and the ramps; `named`: with a legend."""
     labels = {kind: f"{kind} phase" for kind in _SHADES} if named else {}
     for kind, start, end in phases(records):
         if kind in _SHADES:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from acdc_cli import __version__
-from acdc_cli.cli import analyze, data, demo, eval, recipes, train
+from acdc_cli.cli import analyze, data, demo, eval, plan, recipes, train
 from acdc_cli.errors import AcdcError
 
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.add_typer(recipes.app, name="recipes", help="List, show and copy the recipes that come with acdc.")

@@ -45,11 +45,12 @@ def evaluate(
     batch_size: BatchSize = None,
     loader: LoaderOption = None,
     set_: Set = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Also each layer's nonzero weights and FLOPs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Exact accuracy, loss, entropy and sparsity of a run's model or of any checkpoint."""
+    """Exact accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint."""
     from acdc_cli import console
-    from acdc_cli.jobs.evaluate import Options, evaluate_checkpoint, rows
+    from acdc_cli.jobs.evaluate import KEYS, LAYERS, Options, evaluate_checkpoint, layer_rows, rows
 
     options = Options(
         which=which.value if which else None,
@@ -62,6 +63,9 @@ def evaluate(
     )
     metrics = evaluate_checkpoint(checkpoint, options)
     if json:
-        console.out_json(metrics)
-    else:
-        console.table(("measure", "value"), rows(metrics))
+        console.out_json({key: metrics[key] for key in (*KEYS, *(["layers"] if layers else []))})
+        return
+    console.table(("measure", "value"), rows(metrics))
+    if layers:
+        console.out("")
+        console.table(LAYERS, layer_rows(metrics))

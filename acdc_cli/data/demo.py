@@ -13,6 +13,7 @@ from acdc_cli.errors import DataError
 
 CLASSES = 10
 SIDE = 28
+TRAIN_SAMPLES = 4_000
 _EVERY = 5
 """Of each class's 500 digits every fifth is for validation: 4,000 and 1,000 in all."""
 

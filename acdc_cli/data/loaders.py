@@ -77,6 +77,18 @@ def open_set(block: DataBlock) -> DataSet:
     )
 
 
+def expected_set(block: DataBlock) -> tuple[int, int, bool]:
+    """(classes, training images, whether they were found): of the images, or by name where they are elsewhere.
+
+    Raises DataError for a set that is not there and whose size its name does not tell.
+    """
+    known = catalog.SETS.get(block.name)
+    if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
+        return known.classes, known.train_images, False
+    found = open_set(block)
+    return found.classes, found.train, True
+
+
 def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device) -> Loader:
     """Shuffled and augmented; crops have the resolution that the recipe gives the epoch."""
     plan = Plan(
@@ -88,13 +100,22 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device)
         shuffle=True,
     )
     loader = _loader(block, "train", plan, device)
-    if loader.steps == 0:
+    try:
+        steps_per_epoch(block, loader.samples)
+    except DataError:
         loader.close()
+        raise
+    return loader
+
+
+def steps_per_epoch(block: DataBlock, images: int) -> int:
+    """Whole batches in that many training images. Raises DataError where there is none."""
+    if images < block.batch_size:
         raise DataError(
-            f"data.batch_size {block.batch_size} is more than the {loader.samples} images of {block.name}: "
+            f"data.batch_size {block.batch_size} is more than the {images} images of {block.name}: "
             "an epoch would have no step. Lower it."
         )
-    return loader
+    return images // block.batch_size
 
 
 def val_loader(block: DataBlock, device: torch.device, split: str = "val") -> Loader:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from acdc_cli import console
+from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
-from acdc_cli.errors import CheckpointError, RunError
+from acdc_cli.errors import CheckpointError, ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import DataBlock, Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.sparsity.masks import count_zeros
+from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.training.checkpoint import read_metadata
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.trainer import sparsities
 
 Which = Literal["sparse", "dense"]
-KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "samples")
+CONVENTION: Convention = "A"
+LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
+KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,12 @@ class Options:
     """Further keys, as `key=value`."""
 
 
-def evaluate_checkpoint(source: Path, options: Options) -> dict[str, float]:
+def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     """`KEYS`: accuracies and sparsities as fractions, loss and entropy in nats (P2 eq. 4, unsmoothed logits).
 
     A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so that there
-    both sparsities are over all conv and linear weights.
+    both sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
+    `layers` has the weights, nonzero weights and FLOPs of each convolution and linear layer.
     """
     recipe, weights = _locate(source, options)
     recipe = _changed(recipe, weights, options)
@@ -57,12 +65,67 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, float]:
         metrics = evaluate(bench.model, bench.forward, loader, bench.task, bench.precision, options.split)
     finally:
         loader.close()
-    found = metrics | sparsities(bench.layers)
-    return {key: found[key] for key in KEYS}
+    found = metrics | sparsities(bench.layers) | _cost(recipe, bench, data.classes)
+    return {key: found[key] for key in (*KEYS, "layers")}
 
 
-def rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+def _cost(recipe: Recipe, bench: setup.Bench, classes: int) -> dict[str, Any]:
+    """What the model has, and what a validation image takes: None, and said, where the model cannot be counted."""
+    parameters = list(bench.model.parameters())
+    params = sum(weight.numel() for weight in parameters)
+    zeros = zero_counts(bench.layers)
+    nonzero = {layer.parameter_name: layer.shape.numel() - zeros[layer.name][0] for layer in bench.layers}
+    work = _operations(recipe, classes)
+
+    def flops(layer: str | None = None) -> int | Fraction | None:
+        if work is None:
+            return None
+        uses = [use for use in work if layer in (None, use.parameter_name)]
+        return forward_flops(uses, nonzero, CONVENTION)
+
+    return {
+        "params": params,
+        "nonzero": params - sum(count_zeros(parameters)),
+        "flops": flops(),
+        "layers": [
+            {
+                "name": layer.name,
+                "shape": list(layer.shape),
+                "weights": layer.shape.numel(),
+                "nonzero": nonzero[layer.parameter_name],
+                "flops": flops(layer.parameter_name),
+            }
+            for layer in bench.layers
+        ],
+    }
+
+
+def _operations(recipe: Recipe, classes: int) -> list[Operation] | None:
+    try:
+        return operations(setup.without_weights(recipe, classes), recipe.data.val_crop)
+    except ModelError as e:
+        console.warn(f"FLOPs are not counted: {e}")
+        return None
+
+
+def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Name, shape, weights, nonzero weights, their share, MFLOPs."""
+    return [
+        (
+            layer["name"],
+            "x".join(map(str, layer["shape"])),
+            str(layer["weights"]),
+            str(layer["nonzero"]),
+            f"{layer['nonzero'] / layer['weights']:.2%}",
+            "?" if layer["flops"] is None else f"{layer['flops'] / 1e6:.3f}",
+        )
+        for layer in metrics["layers"]
+    ]
+
+
+def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The metrics as a person reads them."""
+    flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
     return [
         ("top-1", f"{metrics['top1']:.2%}"),
         ("top-5", f"{metrics['top5']:.2%}"),
@@ -70,6 +133,8 @@ def rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
         ("entropy", f"{metrics['entropy']:.4f} nats"),
         ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
         ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
+        ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
+        (f"FLOPs of an image, convention {CONVENTION}", flops),
         ("images", f"{metrics['samples']:.0f}"),
     ]
 

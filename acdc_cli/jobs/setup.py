@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.models import catalog as models
-from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe
+from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
-from acdc_cli.sparsity.prunable import Layer, layers
+from acdc_cli.sparsity import catalog as methods
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.prunable import Layer, layers, pruned
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
 from acdc_cli.training.evaluate import Forward, forward_of
@@ -55,6 +60,12 @@ def build(recipe: Recipe, classes: int) -> Bench:
     )
 
 
+def without_weights(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's model on the meta device: names and shapes, but no memory, and no file is read."""
+    with torch.device("meta"):
+        return models.build(recipe.model.model_copy(update={"weights": None}), classes)
+
+
 def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
     """Shows the model a black image of each size, so that what does not fit is said before a run starts.
 
@@ -81,6 +92,15 @@ def without_start(recipe: Recipe) -> Recipe:
         return recipe.model_copy(update={"model": model})
     sparsity = recipe.sparsity.model_copy(update={"from_checkpoint": None})
     return recipe.model_copy(update={"model": model, "sparsity": sparsity})
+
+
+def sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
+    """The recipe's method over the weights of the layers that it may prune."""
+    _, method = methods.method(recipe.sparsity.method)
+    masked = MaskedParameters(pruned(layers))
+    if isinstance(recipe.sparsity, TargetBlock):
+        Selector.of(recipe.sparsity).check(masked.shapes)
+    return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
 
 
 def _started(recipe: Recipe) -> ModelBlock:

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli import console
+from acdc_cli.cost.ledger import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
-from acdc_cli.jobs import setup
+from acdc_cli.jobs import costs, setup
+from acdc_cli.jobs.lint import lint
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
+from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule import curves
-from acdc_cli.sparsity import catalog as methods
-from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.prunable import Layer, layer_name, pruned
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.training import checkpoint
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.trainer import Parts, Settings, Trainer
@@ -54,7 +52,9 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         stack.callback(train_loader.close)
         val_loader = loaders.val_loader(recipe.data, bench.device)
         stack.callback(val_loader.close)
-        parts = assemble(recipe, bench, train_loader, val_loader)
+        ledger = costs.ledger(recipe, data.classes, _sides(recipe))
+        parts = assemble(recipe, bench, train_loader, val_loader, ledger)
+        warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, bench.precision.name, facts, command_line())
         stack.enter_context(run.locked())
@@ -63,14 +63,16 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
             run.record_provenance(entry)
         else:
             run.start(find(source).read_text(), resolved_yaml(recipe), entry)
-        _describe(recipe, run, bench, data, train_loader.kind)
-        _fit(recipe, run, parts, resume)
+        _describe(recipe, run, bench, data, train_loader.kind, warnings)
+        _fit(recipe, run, parts, ledger, resume)
     return run
 
 
-def assemble(recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader) -> Parts:
+def assemble(
+    recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader, ledger: Measured | None = None
+) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
-    sparsifier = _sparsifier(recipe, bench.layers)
+    sparsifier = setup.sparsifier(recipe, bench.layers)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     return Parts(
         model=bench.model,
@@ -82,16 +84,8 @@ def assemble(recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loade
         precision=bench.precision,
         train=train_loader,
         val=val_loader,
+        ledger=ledger,
     )
-
-
-def _sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
-    """The recipe's method over the weights of the layers that it may prune."""
-    _, method = methods.method(recipe.sparsity.method)
-    masked = MaskedParameters(pruned(layers))
-    if isinstance(recipe.sparsity, TargetBlock):
-        Selector.of(recipe.sparsity).check(masked.shapes)
-    return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
@@ -113,7 +107,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
     )
 
 
-def _fit(recipe: Recipe, run: RunDir, parts: Parts, resume: bool) -> None:
+def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, resume: bool) -> None:
     state = checkpoint.load_state(run.checkpoints) if resume else None
     first_epoch = 0
     if resume:
@@ -126,6 +120,9 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, resume: bool) -> None:
         if state:
             first_epoch = trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit(first_epoch)}
+        if ledger is not None:
+            resolutions = [_resolution(recipe, epoch) for epoch in range(recipe.epochs)]
+            summary["cost"] = costs.both(ledger, parts, resolutions, recipe.data.batch_size, recipe.data.val_crop)
         for tracker in tracking:
             tracker.finish(summary)
         run.finish(summary)
@@ -194,7 +191,9 @@ def _resolution(recipe: Recipe, epoch: int) -> int:
     return curves.resolution(recipe.data.resolution, int(elapsed), epochs)
 
 
-def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str) -> None:
+def _describe(
+    recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str, warnings: Sequence[str]
+) -> None:
     weights = sum(layer.parameter.numel() for layer in bench.layers)
     prunable = sum(parameter.numel() for parameter in pruned(bench.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
@@ -203,17 +202,5 @@ def _describe(recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.Dat
         f"{bench.device.type} {bench.precision.name}, loader {loader}"
     )
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
-    if isinstance(recipe.sparsity, TargetBlock):
-        shapes = {layer.parameter_name: layer.shape for layer in bench.layers if layer.kept_dense is None}
-        if left_dense := Selector.of(recipe.sparsity).left_dense(shapes):
-            console.warn(
-                f"sparsity.pattern: {recipe.sparsity.pattern} does not divide the input channels of "
-                f"{', '.join(map(layer_name, left_dense))}; they stay dense"
-            )
-    wanted = recipe.optim.lr_batch
-    if wanted is not None and wanted != recipe.data.batch_size:
-        scaled = recipe.optim.lr * recipe.data.batch_size / wanted
-        console.warn(
-            f"optim.lr {recipe.optim.lr} was chosen for batch {wanted}, data.batch_size is {recipe.data.batch_size}; "
-            f"the linear scaling rule gives --set optim.lr={scaled:g} --set optim.lr_batch={recipe.data.batch_size}"
-        )
+    for warning in warnings:
+        console.warn(warning)

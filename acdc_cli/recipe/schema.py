@@ -197,6 +197,11 @@ class SGDBlock(_Optim):
     nesterov: bool = False
     """Nesterov's form of momentum."""
 
+    @property
+    def state_per_parameter(self) -> int:
+        """Numbers that it keeps of every parameter."""
+        return 1 if self.momentum else 0
+
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
         if self.nesterov and not self.momentum:
@@ -211,6 +216,11 @@ class AdamWBlock(_Optim):
     """Decay of the running mean and of the running square of the gradient."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
+
+    @property
+    def state_per_parameter(self) -> int:
+        """Numbers that it keeps of every parameter."""
+        return 2
 
 
 Optim = Annotated[SGDBlock | AdamWBlock, Field(discriminator="name")]
@@ -228,6 +238,14 @@ class SparsityBlock(Block):
 
     def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
         """(key, message) for everything of this block that the data block does not allow."""
+        return []
+
+    def step_problems(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        """As `problems`, for what only the data set's size can tell: an epoch's steps."""
+        return []
+
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        """(key, message) for what can be run, but is hardly what was meant."""
         return []
 
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:

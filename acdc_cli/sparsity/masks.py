@@ -121,6 +121,13 @@ class MaskedParameters:
         """Weights of each layer that are exactly zero, masked or not, with one fetch from the device."""
         return dict(zip(self.parameters, count_zeros(list(self.parameters.values())), strict=True))
 
+    def trained(self) -> dict[str, int]:
+        """Weights of each layer that have a gradient, where others have than those that live; else empty."""
+        if self._backward is None:
+            return {}
+        masked = count_zeros(list(self._backward.values()))
+        return {name: mask.numel() - count for (name, mask), count in zip(self._backward.items(), masked, strict=True)}
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The masks, and the backward masks where there are some."""
         forward = {name: mask.clone() for name, mask in self.masks.items()}

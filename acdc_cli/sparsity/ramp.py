@@ -35,6 +35,13 @@ class RampBlock(TargetBlock):
             return [("pattern", f"{only}; take another method, such as acdc, or another pattern")]
         return []
 
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        begin, end = self.ramp(epochs)
+        if not 0 < end - begin <= self.every_epochs:
+            return []
+        rises = f"the sparsity has epochs {begin} to {end} to rise, no more than the {self.every_epochs} of one step"
+        return [("every_epochs", f"{rises}, so it jumps from 0 to the target; make it smaller")]
+
     def phases(self, epochs: int) -> PhasePlan:
         begin, end = self.ramp(epochs)
         dense = (Phase("dense", 0, begin),) if begin else ()
@@ -77,6 +84,9 @@ class Ramp(Sparsifier[ConfigT]):
     def nominal(self, epoch: int) -> Density:
         kept = self.selector.density(self.masked.shapes, self.sparsity(epoch))
         return Density(kept, kept)
+
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.sparsity(epoch))
 
     def sparsity(self, epoch: int) -> float:
         """Of the masks in this epoch."""

@@ -48,6 +48,9 @@ class RandomStart(Sparsifier[ConfigT]):
         kept = self.selector.density(self.masked.shapes, self.config.target)
         return Density(kept, kept)
 
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.config.target)
+
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.step == 0:
             scores = random_scores(self.masked.parameters, self.seed, step=0)

@@ -86,6 +86,8 @@ class Selector:
 
     def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int] | None:
         """Weights that each layer keeps, or None where one ranking of several layers decides by their scores."""
+        if not sparsity:
+            return {name: shape.numel() for name, shape in shapes.items()}
         fixed = self._fixed(shapes, sparsity)
         return {name: fixed[name] for name in shapes} if fixed.keys() == shapes.keys() else None
 

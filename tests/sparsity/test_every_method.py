@@ -386,6 +386,79 @@ def test_the_nominal_density_is_what_the_epoch_had(name: str, distribution: str)
     run.train(on_epoch_end=check)
 
 
+def counts(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+@every_distribution
+def test_the_weights_that_a_layer_is_said_to_keep_are_those_that_it_has(name: str, distribution: str) -> None:
+    run = Run(name, distribution=distribution)
+    known = []
+
+    def check(epoch: int) -> None:
+        kept, kept_backward = run.method.kept(epoch), run.method.kept_backward(epoch)
+        assert kept in (None, counts(run.masked.masks))
+        assert kept_backward in (None, counts(run.masked.backward_masks))
+        dense = run.masked.sparsity() == 0
+        known.append((kept is not None) == (dense or (distribution != "global" and name not in MOVING)))
+
+    run.train(on_epoch_end=check)
+    assert known == [True] * EPOCHS, "they are known before the run wherever scores do not decide"
+
+
+@pytest.mark.parametrize("name", ["dense", *LEARNING])
+def test_a_method_without_a_target_keeps_all_or_says_that_it_does_not_know(name: str) -> None:
+    run = Run(name)
+    everything = {key: weight.numel() for key, weight in run.masked.parameters.items()}
+    expected = everything if name == "dense" else None
+    assert all(run.method.kept(epoch) == run.method.kept_backward(epoch) == expected for epoch in range(EPOCHS))
+
+
+@every_method
+@pytest.mark.parametrize("steps_per_epoch", [3, 1000])
+def test_the_steps_with_dense_gradients_are_a_share_of_each_epochs(name: str, steps_per_epoch: int) -> None:
+    method = Run(name).method
+    shares = [method.dense_gradients(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
+    assert all(0 <= share <= 1 for share in shares)
+    assert any(shares) == (method_of(name) in {"rigl", "snfs", "snip"})
+
+
+@pytest.mark.parametrize("keys", [{}, {"every": 1, "average_batches": 1}, {"every": None, "every_epochs": 2}])
+def test_rigls_dense_gradients_are_those_that_decide_at_its_updates(
+    keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run("rigl", **keys)
+    needed: list[int] = []
+    update, gather = run.method.update, run.method._add_gradients
+    monkeypatch.setattr(run.method, "update", lambda moment: (update(moment), updates.append(moment.epoch)))
+    monkeypatch.setattr(run.method, "_add_gradients", lambda: (gather(), needed.append(1)))
+    updates: list[int] = []
+
+    def check(epoch: int) -> None:
+        assert run.method.dense_gradients(epoch, STEPS) * STEPS == pytest.approx(len(needed))
+        needed.clear()
+
+    run.train(on_epoch_end=check)
+    shares = [run.method.dense_gradients(epoch, STEPS) for epoch in range(EPOCHS)]
+    assert sum(shares) * STEPS == pytest.approx(len(updates) * run.config.average_batches)
+    assert updates
+
+
+@pytest.mark.parametrize("name", ["snfs", "snfs by epochs", "snip"])
+def test_other_dense_gradients_are_those_that_are_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(name)
+    looked: list[int] = []
+    hook = "_add_gradients" if name == "snip" else "_gather"
+    look = getattr(run.method, hook)
+    monkeypatch.setattr(run.method, hook, lambda: (look(), looked.append(1)))
+
+    def check(epoch: int) -> None:
+        assert run.method.dense_gradients(epoch, STEPS) * STEPS == pytest.approx(len(looked))
+        looked.clear()
+
+    run.train(on_epoch_end=check)
+
+
 @every_method
 @every_optimizer
 def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str) -> None:

@@ -83,6 +83,9 @@ class Method(Sparsifier[Config]):
         kept = self.selector.density(self.masked.shapes, sparsity) if sparsity else 1.0
         return Density(kept, kept)
 
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.config.sparsity(epoch, self.epochs))
+
     def on_epoch_start(self, moment: Moment) -> None:
         phase = self.phases.at(moment.epoch)
         if phase.start != moment.epoch:
@@ -107,6 +110,10 @@ class Method(Sparsifier[Config]):
         if self._best:
             state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
         return state
+
+    def later_bytes(self, model: int) -> int:
+        dense_masks = self.masked.total if self.config.dense_sparsity else 0
+        return dense_masks + (model if self.config.last_phase == "dense_best" else 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

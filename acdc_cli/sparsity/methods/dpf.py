@@ -23,6 +23,14 @@ class Config(RampBlock):
     every_epochs: PositiveInt = 1
     """Epochs between two steps of the sparsity."""
 
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        found = super().doubts(epochs, steps_per_epoch)
+        reached, last = self.ramp(epochs)[1] * steps_per_epoch, epochs * steps_per_epoch - 1
+        if last // self.every * self.every > reached:
+            return found
+        text = f"no ranking comes between step {reached}, which reaches the target, and the end; make it smaller"
+        return [*found, ("every", text)]
+
 
 class Method(Ramp[Config]):
     """w <- w - lr g(m * w): the error w - m * w that pruning makes is fed back into every later step (section 3).
@@ -36,6 +44,9 @@ class Method(Ramp[Config]):
 
     def nominal(self, epoch: int) -> Density:
         return Density(super().nominal(epoch).forward, 1.0)
+
+    def kept_backward(self, epoch: int) -> dict[str, int]:
+        return {name: shape.numel() for name, shape in self.masked.shapes.items()}
 
     def on_epoch_start(self, moment: Moment) -> None:
         if not self.config.updates_at(moment.epoch, self.epochs):
@@ -62,6 +73,9 @@ class Method(Ramp[Config]):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"latent": self.latent.state_dict()}
+
+    def later_bytes(self, model: int) -> int:
+        return self.masked.total  # the backward masks
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -41,9 +41,11 @@ class Method(Sparsifier[Config]):
         return PhasePlan((*first, Phase("sparse", pruned, freed), Phase("dense", freed, self.epochs)))
 
     def nominal(self, epoch: int) -> Density:
-        dense = self.phases.at(epoch).kind == "dense"
-        kept = 1.0 if dense else self.selector.density(self.masked.shapes, self.config.target)
+        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
         return Density(kept, kept)
+
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if not self.phases.begins(moment.epoch):
@@ -52,3 +54,6 @@ class Method(Sparsifier[Config]):
             self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
         elif moment.epoch > 0:
             self.masked.fill()
+
+    def _sparsity(self, epoch: int) -> float:
+        return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target

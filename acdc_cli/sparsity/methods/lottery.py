@@ -148,22 +148,30 @@ class Method(Sparsifier[Config]):
         return self.rounds.phases()
 
     def nominal(self, epoch: int) -> Density:
-        number = self.rounds.at(epoch)
-        kept = self.selector.density(self.masked.shapes, self.config.sparsity(number)) if number else 1.0
+        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
         return Density(kept, kept)
+
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.epoch == self.rounds.rewound_to:
             self._early = self.training.snapshot()
         if moment.epoch > 0 and self.phases.begins(moment.epoch):
-            self._prune_and_rewind(self.config.sparsity(self.rounds.at(moment.epoch)))
+            self._prune_and_rewind(self._sparsity(moment.epoch))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"early": {name: value.clone() for name, value in self._early.items()}}
 
+    def later_bytes(self, model: int) -> int:
+        return model
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._early = {name: value.clone() for name, value in state["early"].items()}
+
+    def _sparsity(self, epoch: int) -> float:
+        return self.config.sparsity(self.rounds.at(epoch))
 
     def _prune_and_rewind(self, sparsity: float) -> None:
         masks = self.selector.masks(self.masked.magnitudes(), sparsity)

@@ -31,10 +31,15 @@ class Method(Sparsifier[Config]):
         return PhasePlan((*dense, Phase("sparse", at, self.epochs)))
 
     def nominal(self, epoch: int) -> Density:
-        dense = self.phases.at(epoch).kind == "dense"
-        kept = 1.0 if dense else self.selector.density(self.masked.shapes, self.config.target)
+        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
         return Density(kept, kept)
+
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if self.phases.at(moment.epoch) == Phase("sparse", moment.epoch, self.epochs):
             self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
+
+    def _sparsity(self, epoch: int) -> float:
+        return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target

@@ -30,14 +30,28 @@ class Config(RewiredBlock):
         to_update = -moment.step % self.interval(moment.steps_per_epoch)
         return to_update < self.average_batches and 0 < moment.step + to_update < self.last_step(moment)
 
+    def averaged(self, epoch: Moment) -> int:
+        """The number of such steps in the epoch that begins at this moment."""
+        interval, begin = self.interval(epoch.steps_per_epoch), epoch.step
+        end = begin + epoch.steps_per_epoch
+        # the last of an update's batches is its own: those of this epoch decide at updates in it, or just after it
+        first = max(-(-begin // interval), 1) * interval
+        updates = range(first, min(self.last_step(epoch), end + self.average_batches - 1), interval)
+        return sum(len(range(max(begin, at - self.average_batches + 1), min(end, at + 1))) for at in updates)
+
 
 class Method(Rewiring[Config]):
-    """`nominal` is of ordinary steps: at those whose gradient decides about growth the backward pass is dense."""
+    """`nominal` is of ordinary steps: at those whose gradient decides about growth the backward pass is dense, which
+    `dense_gradients` counts."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self._sums: dict[str, Tensor] = {}
         """Of the dense gradients since the averaging began; empty outside."""
+
+    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
+        first = Moment(epoch, epoch * steps_per_epoch, self.epochs, steps_per_epoch)
+        return self.config.averaged(first) / steps_per_epoch
 
     def growth_scores(self, moment: Moment) -> dict[str, Tensor]:
         return {name: gradient.abs() for name, gradient in self._sums.items()}

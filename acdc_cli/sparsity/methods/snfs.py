@@ -40,9 +40,12 @@ class Config(RewiredBlock):
 
     def gathers_at(self, moment: Moment) -> bool:
         """Is there an update to come that this step's gradient bears on?"""
+        return moment.step < self.last_update(moment)
+
+    def last_update(self, moment: Moment) -> int:
+        """The step of the run's last update; 0 where there is none."""
         interval = self.interval(moment.steps_per_epoch)
-        last_update = (self.last_step(moment) - 1) // interval * interval
-        return moment.step < last_update
+        return (self.last_step(moment) - 1) // interval * interval
 
 
 class Method(UpdatedBetweenSteps[Config]):
@@ -52,6 +55,15 @@ class Method(UpdatedBetweenSteps[Config]):
         super().__init__(config, masked, epochs, seed)
         self._momentum = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
         """m <- b m + (1 - b) g of every weight, masked or not; empty once the last update is over."""
+
+    def kept(self, epoch: int) -> None:
+        return None
+
+    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
+        """Of the steps before the last update: all of them bear on it."""
+        first = Moment(epoch, epoch * steps_per_epoch, self.epochs, steps_per_epoch)
+        gathering = self.config.last_update(first) - first.step
+        return min(max(gathering / steps_per_epoch, 0.0), 1.0)
 
     def on_gradients(self, moment: Moment) -> bool:
         if self.config.gathers_at(moment):

@@ -24,6 +24,12 @@ class Config(TargetBlock):
     """Batches whose mean gradient says how much a weight matters; the weights wait for as many steps. The paper takes
     one, on data sets of few classes: with many, take enough to show several images of each."""
 
+    def step_problems(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        if self.batches < steps_per_epoch:
+            return []
+        text = f"{self.batches} batches are no less than an epoch, which has {steps_per_epoch}"
+        return [("batches", f"{text}, and the weights are pruned within the first; make it smaller")]
+
 
 class Method(Sparsifier[Config]):
     """Ranks the weights by connection sensitivity, |w dL/dw| of the mean gradient (the paper's normalisation changes no
@@ -45,12 +51,16 @@ class Method(Sparsifier[Config]):
         kept = self.selector.density(self.masked.shapes, self.config.target)
         return Density(kept, kept)
 
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.config.target)
+
+    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
+        """Of the steps that wait for the ranking; that their forward pass is dense too is left out."""
+        return self.config.batches / steps_per_epoch if epoch == 0 else 0.0
+
     def on_epoch_start(self, moment: Moment) -> None:
-        if self.config.batches >= moment.steps_per_epoch:
-            raise RecipeError(
-                f"sparsity.batches: {self.config.batches} batches are no less than an epoch, which has "
-                f"{moment.steps_per_epoch}, and the weights are pruned within the first; make it smaller"
-            )
+        for key, text in self.config.step_problems(moment.epochs, moment.steps_per_epoch):
+            raise RecipeError(f"sparsity.{key}: {text}")
 
     def on_gradients(self, moment: Moment) -> bool:
         if self._batches == self.config.batches:

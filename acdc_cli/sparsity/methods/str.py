@@ -49,6 +49,9 @@ class Method(Sparsifier[Config]):
     def nominal(self, epoch: int) -> None:
         return None
 
+    def kept(self, epoch: int) -> None:
+        return None
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Raises RecipeError if nothing would ever move s."""
         decay = weight_decay if self.config.s_decay is None else self.config.s_decay

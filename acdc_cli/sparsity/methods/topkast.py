@@ -43,6 +43,12 @@ class Config(TargetBlock):
             )
         return self
 
+    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+        steps = epochs * steps_per_epoch
+        if self.every < steps:
+            return []
+        return [("every", f"the run has {steps} steps, so the weights are never ranked again; make it smaller")]
+
 
 class Method(Sparsifier[Config]):
     """Forward set A: the largest weights at the target. Backward set B, which contains A: the largest at the backward
@@ -68,6 +74,12 @@ class Method(Sparsifier[Config]):
         return Density(
             self.selector.density(shapes, config.target), self.selector.density(shapes, config.backward_sparsity)
         )
+
+    def kept(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.config.target)
+
+    def kept_backward(self, epoch: int) -> dict[str, int] | None:
+        return self.selector.counts(self.masked.shapes, self.config.backward_sparsity)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         self.weight_decay = weight_decay
@@ -95,6 +107,9 @@ class Method(Sparsifier[Config]):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"latent": self.latent.state_dict()}
+
+    def later_bytes(self, model: int) -> int:
+        return self.masked.total  # the backward masks
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -1,0 +1,105 @@
+"""`acdc plan`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Convention(StrEnum):
+    A = "A"
+    B = "B"
+    C = "C"
+
+
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with acdc.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
+]
+Every = Annotated[int | None, typer.Option(min=1, help="Print every Nth epoch.", show_default="ranges of like epochs")]
+Counted = Annotated[Convention, typer.Option(help="What counts as a FLOP: A weights, B all operations, C RigL's.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw sparsity, learning rate and resolution.", show_default=False)]
+
+
+def _print_tables(wanted: bool) -> None:
+    if not wanted:
+        return
+    from itertools import groupby
+
+    from acdc_cli import console
+    from acdc_cli.cost.published import compare
+
+    columns = ("method", "zeros %", "infer", "ours", "train", "ours", "verdict")
+    found = compare()
+    for (number, model), rows in groupby(found, key=lambda row: (row.table, row.model)):
+        cells = [
+            (row.method, row.sparsity, row.inference, row.ours_inference, row.training, row.ours_training, row.verdict)
+            for row in rows
+        ]
+        console.table(columns, cells, f"Table {number}: {model}; GFLOPs an image and EFLOPs a run, or shares of dense")
+        console.out("")
+    for method, why in dict.fromkeys((row.method, row.why) for row in found if row.why):
+        console.say(f"{method}: {why}")
+    raise typer.Exit
+
+
+Tables = Annotated[
+    bool,
+    typer.Option(
+        "--tables",
+        is_eager=True,
+        callback=_print_tables,
+        help="Instead of a recipe's plan: the cost columns of AC/DC's tables, beside ours.",
+    ),
+]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    # importing torch makes objects by the million and no garbage: looking for it takes a fifth of the command's time
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_without_collection()
+def plan(
+    recipe: Recipe,
+    set_: Set = None,
+    every: Every = None,
+    convention: Counted = Convention.A,
+    plot: Plot = None,
+    tables: Tables = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a run will do and cost, epoch by epoch and layer by layer, before it starts."""
+    from acdc_cli import console
+    from acdc_cli.jobs.plan import plan as job
+    from acdc_cli.jobs.plan_tables import EPOCHS, LAYERS, TOTALS, epoch_rows, explained, layer_rows, total_rows
+    from acdc_cli.recipe.load import load
+
+    found = job(load(recipe, set_ or []), convention.value)
+    if plot is not None:
+        from acdc_cli.jobs.plan_figure import draw
+
+        draw(found, plot)
+        console.say(f"drawn: {plot}")
+    if json:
+        console.out_json(found.as_dict())
+    else:
+        console.table(EPOCHS, epoch_rows(found, every), explained(found))
+        console.out("")
+        console.table(LAYERS, layer_rows(found))
+        console.table(TOTALS, total_rows(found))
+        for note in found.notes:
+            console.say(note)
+    for warning in found.warnings:
+        console.warn(warning)

@@ -1,0 +1,139 @@
+"""What training costs, epoch by epoch: what the method's schedule says, and what its weights really were.
+
+Per image, an ordinary step takes 2 f(A) + f(B): a forward pass with the weights A, the gradients of its inputs with the
+same, and the gradients of the weights B. That is 3 f for dense training, 3 f_e for AC/DC in an epoch with cost f_e, and
+2 f_A + f_B for Top-KAST (arXiv 2106.03517). A step whose weights are sparse but whose gradient is not takes
+2 f(A) + f(dense): of it and dT ordinary ones, RigL's mean is (3 f_S dT + 2 f_S + f_D) / (dT + 1) (arXiv 1911.11134).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.count import Operation
+from acdc_cli.sparsity.sparsifier import Sparsifier
+
+Flops = int | Fraction
+Kept = Mapping[str, int | Fraction]
+"""Weights that are not zero, by parameter name; layers that are not in it are dense."""
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    epoch: int
+    resolution: int
+    """Side of the images, in pixels."""
+    forward: Flops
+    """FLOPs of one image, with the weights that the epoch ends with."""
+    train: Flops
+    """FLOPs of one image, forward and backward, the mean over the epoch's steps."""
+
+
+def training_flops(forward: Flops, backward: Flops, dense: Flops, dense_gradients: Fraction = Fraction(0)) -> Flops:
+    """Of one image, the mean over steps of which the share `dense_gradients` has the gradient of every weight."""
+    total = 2 * forward + (1 - dense_gradients) * backward + dense_gradients * dense
+    return total.numerator if total.denominator == 1 else total
+
+
+def nominal(
+    sparsifier: Sparsifier[Any],
+    operations: Mapping[int, Sequence[Operation]],
+    resolutions: Sequence[int],
+    steps_per_epoch: int,
+    convention: Convention,
+) -> list[EpochCost]:
+    """What the method's schedule says, known before the run starts.
+
+    operations: of the model, by the images' side.  resolutions: of the epochs.
+    """
+    prices = _Prices(operations, convention)
+    return [
+        prices.of(
+            epoch,
+            side,
+            forward_kept(sparsifier, epoch),
+            backward_kept(sparsifier, epoch),
+            _share(sparsifier, epoch, steps_per_epoch),
+        )
+        for epoch, side in enumerate(resolutions)
+    ]
+
+
+def forward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
+    """Weights that the forward pass uses.
+
+    Where the method does not know how many each layer keeps they are spread evenly over the layers that it prunes, in
+    fractions of weights; where it does not even know how many in all, because they are learned, they are dense.
+    """
+    fixed = sparsifier.kept(epoch)
+    density = sparsifier.nominal(epoch)
+    return _spread(sparsifier, density.forward if density else 1.0) if fixed is None else fixed
+
+
+def backward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
+    """Weights that get a gradient, in the same way."""
+    fixed = sparsifier.kept_backward(epoch)
+    density = sparsifier.nominal(epoch)
+    return _spread(sparsifier, density.backward if density else 1.0) if fixed is None else fixed
+
+
+class Measured:
+    """What the run really took: zeros are counted after every epoch, those of dead filters in dense phases included.
+
+    An epoch is charged with the weights that it ends with, also for its steps before a change of the masks.
+    """
+
+    def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
+        self._prices = _Prices(operations, convention)
+        self.operations = operations
+        self.convention = convention
+        self.total = 0
+        """FLOPs of all images so far."""
+
+    def add(
+        self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
+    ) -> EpochCost:
+        """An epoch of so many steps and images that is just over.
+
+        nonzero: weights by parameter name.  side: of the images, in pixels.
+        """
+        trained = {**nonzero, **sparsifier.masked.trained()}
+        cost = self._prices.of(epoch, side, nonzero, trained, _share(sparsifier, epoch, steps))
+        self.total += round(images * cost.train)
+        return cost
+
+
+class _Prices:
+    """Of epochs, each kind of which is counted once."""
+
+    def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
+        self._operations = operations
+        self._convention = convention
+        self._known: dict[tuple[int, frozenset[tuple[str, int | Fraction]]], Flops] = {}
+
+    def of(self, epoch: int, side: int, forward: Kept, backward: Kept, dense_gradients: Fraction) -> EpochCost:
+        acting, trained, dense = (self._forward(side, kept) for kept in (forward, backward, {}))
+        return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients))
+
+    def _forward(self, side: int, kept: Kept) -> Flops:
+        key = side, frozenset(kept.items())
+        if key not in self._known:
+            self._known[key] = forward_flops(self._operations[side], kept, self._convention)
+        return self._known[key]
+
+
+def _share(sparsifier: Sparsifier[Any], epoch: int, steps_per_epoch: int) -> Fraction:
+    """As exact as it is: a number of steps."""
+    share = sparsifier.dense_gradients(epoch, steps_per_epoch)
+    return Fraction(share).limit_denominator(steps_per_epoch)
+
+
+def _spread(sparsifier: Sparsifier[Any], density: float) -> Kept:
+    """The same density in every layer, as exact as the count of weights that it stands for."""
+    total = sparsifier.masked.total
+    exact = Fraction(round(density * total), total)
+    return {name: exact * shape.numel() for name, shape in sparsifier.masked.shapes.items()}

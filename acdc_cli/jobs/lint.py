@@ -1,0 +1,76 @@
+"""What is doubtful about a run before it starts: `acdc plan` and `acdc train` say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.schema import Recipe, TargetBlock
+from acdc_cli.sparsity.prunable import layer_name
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Sparsifier
+
+_ROUNDING = 1e-3
+"""Difference from the target that whole weights explain, or that of 0.667 from a pattern 2:6."""
+
+
+def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> list[str]:
+    """Warnings, each a line that begins with the recipe's key.
+
+    Raises RecipeError, with a line for each, where the run would stop at an error on its way.
+    """
+    block = recipe.sparsity
+    if errors := block.step_problems(recipe.epochs, steps_per_epoch):
+        raise RecipeError("\n".join(f"sparsity.{key}: {text}" for key, text in errors))
+    return [
+        *_pattern(recipe, sparsifier),
+        *_sparsity_reached(recipe, sparsifier),
+        *(f"sparsity.{key}: {text}" for key, text in block.doubts(recipe.epochs, steps_per_epoch)),
+        *_warmup(recipe, sparsifier),
+        *_learning_rate(recipe),
+    ]
+
+
+def _pattern(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
+    if not isinstance(recipe.sparsity, TargetBlock):
+        return
+    if left_dense := Selector.of(recipe.sparsity).left_dense(sparsifier.masked.shapes):
+        yield (
+            f"sparsity.pattern: {recipe.sparsity.pattern} does not divide the input channels of "
+            f"{', '.join(map(layer_name, left_dense))}; they stay dense"
+        )
+
+
+def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
+    """Compares the target with the sparsest epoch: a run may well be meant to end in a dense phase."""
+    if not isinstance(recipe.sparsity, TargetBlock):
+        return
+    densities = [sparsifier.nominal(epoch) for epoch in range(recipe.epochs)]
+    reached = max(1 - density.forward for density in densities if density is not None)
+    target = recipe.sparsity.target
+    if not reached:
+        yield f"sparsity.target: at {target:g} no weight is pruned, and the run ends dense; method dense says so"
+    # the sparsities of `layers` are asked for, and with them another one of the whole
+    elif target - reached > _ROUNDING and not recipe.sparsity.layers:
+        yield f"sparsity.target: {target:g} is never reached; the pruned layers get to {reached:.4g}"
+
+
+def _warmup(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
+    first, *later = sparsifier.phases.phases
+    warmup = recipe.optim.schedule.warmup_epochs
+    if first.kind == "dense" and later and warmup > first.end:
+        yield (
+            f"optim.schedule.warmup_epochs: the learning rate rises until epoch {warmup:g}, but weights are pruned "
+            f"from epoch {first.end} on; make it shorter, or the first dense phase longer"
+        )
+
+
+def _learning_rate(recipe: Recipe) -> Iterator[str]:
+    optim, batch = recipe.optim, recipe.data.batch_size
+    if optim.lr_batch is not None and optim.lr_batch != batch:
+        scaled = optim.lr * batch / optim.lr_batch
+        yield (
+            f"optim.lr: {optim.lr:g} was chosen for batch {optim.lr_batch}, and data.batch_size is {batch}; the linear "
+            f"scaling rule gives --set optim.lr={scaled:g} --set optim.lr_batch={batch}"
+        )

@@ -1,0 +1,293 @@
+"""`acdc plan`: a run's course and price, from its recipe alone; the model's weights are never made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor, nn
+
+from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.count import operations
+from acdc_cli.cost.ledger import forward_kept, nominal
+from acdc_cli.data import loaders
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.lint import lint
+from acdc_cli.jobs.train import settings
+from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
+from acdc_cli.sparsity.prunable import Layer, layers
+from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+
+Flops = int | Fraction
+
+_TENSOR_OVERHEAD = 300
+"""Bytes of torch.save's zip archive for each tensor: headers, alignment, names and shapes."""
+
+
+@dataclass(frozen=True)
+class PlannedEpoch:
+    epoch: int
+    phase: str
+    sparsity: float | None
+    """Over the layers that the recipe prunes, at the end of the epoch; None where it is learned."""
+    sparsity_all: float | None
+    """Over all convolution and linear weights."""
+    lr_start: float
+    """At the epoch's first step."""
+    lr_end: float
+    """At its last step."""
+    resolution: int
+    forward_flops: Flops
+    """Of one image."""
+    train_flops: Flops
+    """Of one image: forward and backward, the mean over the epoch's steps."""
+    cost: float
+    """Of the training up to the end of this epoch, as a share of the whole dense training."""
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    name: str
+    shape: tuple[int, ...]
+    prunable: bool
+    why: str | None
+    """Why it is not pruned."""
+    density: float | None
+    """In the sparsest epoch; None where the weights themselves decide."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    params: int
+    nonzero: int | None
+    """Parameters that are not zero at the end, biases and normalisation included; None where that is learned."""
+    inference_flops: Flops
+    """Of one validation image, at the end of the run."""
+    train_flops: Flops
+    """Of the whole run."""
+    inference_ratio: float
+    """To the dense model."""
+    train_ratio: float
+    """To dense training on the same images, at the same resolutions."""
+    convention: Convention
+    images: int
+    """Seen in training, over all epochs."""
+    steps: int
+    """Of the optimiser, over all epochs."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that trains, besides activations."""
+
+    weights: int
+    """With biases, normalisation and running statistics."""
+    gradients: int
+    optimizer: int
+    masks: int
+    """With their factors in the weights' own type, and backward masks where there are some."""
+    method: int
+    """What the method keeps besides masks: latent weights, means of gradients, snapshots."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    epochs: list[PlannedEpoch]
+    layers: list[PlannedLayer]
+    totals: Totals
+    memory: Memory
+    checkpoint: int
+    """Bytes of checkpoints/last.pt; the one before is kept too."""
+    inference_resolution: int
+    notes: list[str]
+    """What was assumed where the recipe alone does not tell."""
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values. FLOPs are whole numbers wherever they are exact ones."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def plan(recipe: Recipe, convention: Convention = "A") -> Plan:
+    """Raises an AcdcError for whatever `acdc train` would refuse in the recipe."""
+    classes, images, found = loaders.expected_set(recipe.data)
+    steps = loaders.steps_per_epoch(recipe.data, images)
+    model = setup.without_weights(recipe, classes)
+    all_layers = layers(model, setup.keep_dense(recipe))
+    sparsifier = setup.sparsifier(recipe, all_layers)
+    warnings = lint(recipe, sparsifier, steps)
+    densities = [sparsifier.nominal(epoch) for epoch in range(recipe.epochs)]
+    kept = sparsifier.kept(_sparsest(densities))
+    prices = _Prices(model, sparsifier, recipe, steps, convention)
+    memory = _memory(recipe, model, sparsifier, densities)
+    return Plan(
+        name=recipe.name,
+        epochs=_epochs(sparsifier, all_layers, densities, prices, steps),
+        layers=[_layer(layer, recipe, kept) for layer in all_layers],
+        totals=_totals(recipe, model, sparsifier, densities[-1], prices, steps),
+        memory=memory,
+        checkpoint=_checkpoint(recipe, model, sparsifier, memory),
+        inference_resolution=recipe.data.val_crop,
+        notes=list(_notes(recipe, images, found, learned=densities[-1] is None, ranked=kept is None)),
+        warnings=warnings,
+    )
+
+
+class _Prices:
+    """FLOPs of the run's epochs and of dense ones, at the resolutions that it has."""
+
+    def __init__(
+        self, model: nn.Module, sparsifier: Sparsifier[Any], recipe: Recipe, steps: int, convention: Convention
+    ) -> None:
+        self.convention = convention
+        self.course = settings(recipe, {})
+        self.resolutions = [self.course.resolution(epoch) for epoch in range(recipe.epochs)]
+        sides = sorted({*self.resolutions, recipe.data.val_crop})
+        self.operations = {side: operations(model, side) for side in sides}
+        self.dense = {side: forward_flops(found, None, convention) for side, found in self.operations.items()}
+        self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, convention)
+
+    def dense_training(self) -> Flops:
+        """Of an image in every epoch."""
+        return sum(3 * self.dense[side] for side in self.resolutions)
+
+
+def _epochs(
+    sparsifier: Sparsifier[Any],
+    all_layers: Sequence[Layer],
+    densities: Sequence[Density | None],
+    prices: _Prices,
+    steps: int,
+) -> list[PlannedEpoch]:
+    weights = sum(layer.shape.numel() for layer in all_layers)
+    dense = prices.dense_training()
+    spent: Flops = 0
+    planned = []
+    for cost, density in zip(prices.epochs, densities, strict=True):
+        spent += cost.train
+        zeros = None if density is None else (1 - density.forward) * sparsifier.masked.total
+        planned.append(
+            PlannedEpoch(
+                epoch=cost.epoch,
+                phase=sparsifier.phases.at(cost.epoch).kind,
+                sparsity=None if density is None else 1 - density.forward,
+                sparsity_all=None if zeros is None else zeros / weights,
+                lr_start=prices.course.learning_rate(cost.epoch),
+                lr_end=prices.course.learning_rate(((cost.epoch + 1) * steps - 1) / steps),
+                resolution=cost.resolution,
+                forward_flops=cost.forward,
+                train_flops=cost.train,
+                cost=float(Fraction(spent) / dense),
+            )
+        )
+    return planned
+
+
+def _totals(
+    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], last: Density | None, prices: _Prices, steps: int
+) -> Totals:
+    """last: of the last epoch."""
+    params = sum(weight.numel() for weight in model.parameters())
+    zeros = None if last is None else round((1 - last.forward) * sparsifier.masked.total)
+    side, images = recipe.data.val_crop, steps * recipe.data.batch_size
+    kept = forward_kept(sparsifier, recipe.epochs - 1)
+    inference = forward_flops(prices.operations[side], kept, prices.convention)
+    training = sum(cost.train for cost in prices.epochs)
+    return Totals(
+        params=params,
+        nonzero=None if zeros is None else params - zeros,
+        inference_flops=inference,
+        train_flops=training * images,
+        inference_ratio=float(Fraction(inference) / prices.dense[side]),
+        train_ratio=float(Fraction(training) / prices.dense_training()),
+        convention=prices.convention,
+        images=images * recipe.epochs,
+        steps=steps * recipe.epochs,
+    )
+
+
+def _notes(recipe: Recipe, images: int, found: bool, learned: bool, ranked: bool) -> Iterator[str]:
+    if not found:
+        yield f"{recipe.data.name} was not found: its {images:,} training images are what is known of it by name"
+    if learned:
+        yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, which it stays below"
+    elif ranked:
+        yield (
+            "how dense each layer will be is unknown before training, because the weights themselves decide: "
+            "FLOPs are those of the same density in all pruned layers"
+        )
+
+
+def _sparsest(densities: Sequence[Density | None]) -> int:
+    """The last of the epochs with the fewest weights; where sparsity is learned, the last of all."""
+    shares = [density.forward if density else 1.0 for density in densities]
+    fewest = min(shares)
+    return max(epoch for epoch, share in enumerate(shares) if share == fewest)
+
+
+def _layer(layer: Layer, recipe: Recipe, kept: Mapping[str, int] | None) -> PlannedLayer:
+    """kept: weights of each layer in the sparsest epoch, where they are known."""
+    why = _kept_dense(layer, recipe)
+    size = layer.shape.numel()
+    fixed = {} if kept is None else kept
+    known = size if why else fixed.get(layer.parameter_name)
+    return PlannedLayer(layer.name, tuple(layer.shape), why is None, why, None if known is None else known / size)
+
+
+def _kept_dense(layer: Layer, recipe: Recipe) -> str | None:
+    if layer.kept_dense is not None:
+        return f"keep_dense: {layer.kept_dense}"
+    if not isinstance(recipe.sparsity, PrunedBlock):
+        return f"method: {recipe.sparsity.method}"
+    if isinstance(recipe.sparsity, TargetBlock) and Selector.of(recipe.sparsity).left_dense({layer.name: layer.shape}):
+        return f"pattern: {recipe.sparsity.pattern} needs other channels"
+    return None
+
+
+def _memory(
+    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], densities: Sequence[Density | None]
+) -> Memory:
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    masked = list(sparsifier.masked.parameters.values())
+    has_backward_masks = any(density and density.backward != density.forward for density in densities)
+    one_mask = sum(weight.numel() for weight in masked) + _bytes(masked)
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    state = {key: value for key, value in sparsifier.state_dict().items() if key != "masks"}
+    return Memory(
+        weights=weights,
+        gradients=_bytes(parameters),
+        optimizer=recipe.optim.state_per_parameter * _bytes(parameters),
+        masks=one_mask * (2 if has_backward_masks else 1),
+        method=_bytes(_tensors(state)) + sparsifier.later_bytes(weights),
+    )
+
+
+def _checkpoint(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], memory: Memory) -> int:
+    saved = _tensors([model.state_dict(), sparsifier.state_dict()])
+    tensors = len(saved) + recipe.optim.state_per_parameter * len(list(model.parameters()))
+    return _bytes(saved) + memory.optimizer + sparsifier.later_bytes(memory.weights) + _TENSOR_OVERHEAD * tensors
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """All tensors of a state dict."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    return [tensor for item in state for tensor in _tensors(item)] if isinstance(state, list | tuple) else []
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Fraction):
+        return value.numerator if value.denominator == 1 else float(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,94 @@
+"""A plan as a person reads it: tables of its epochs, its layers and its totals, for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from math import prod
+from typing import Any
+
+from acdc_cli.cost.conventions import NAMES
+from acdc_cli.jobs.plan import Plan, PlannedEpoch
+
+EPOCHS = ("epochs", "phase", "zeros", "all", "lr", "to", "px", "fwd", "train", "cost")
+LAYERS = ("layer", "shape", "weights", "density", "kept dense by")
+TOTALS = ("", "")
+
+
+def explained(plan: Plan) -> str:
+    """What the columns of the epochs mean."""
+    convention = plan.totals.convention
+    return (
+        f"{plan.name}, priced by convention {convention} ({NAMES[convention]})\n"
+        "zeros, all: % of the pruned layers' weights, % of all conv and linear weights\n"
+        "fwd, train: GFLOPs of an image; cost: of training so far, in dense trainings"
+    )
+
+
+def epoch_rows(plan: Plan, every: int | None = None) -> list[tuple[str, ...]]:
+    """Ranges of epochs that differ in their learning rate only, or every Nth epoch and the last."""
+    if every is None:
+        ranges = [list(group) for _, group in groupby(plan.epochs, key=_in_common)]
+    else:
+        last = len(plan.epochs) - 1
+        ranges = [[epoch] for epoch in plan.epochs if epoch.epoch % every == 0 or epoch.epoch == last]
+    return [_epoch_row(found[0], found[-1]) for found in ranges]
+
+
+def _in_common(epoch: PlannedEpoch) -> tuple[Any, ...]:
+    return epoch.phase, epoch.sparsity, epoch.resolution, epoch.forward_flops, epoch.train_flops
+
+
+def _epoch_row(first: PlannedEpoch, last: PlannedEpoch) -> tuple[str, ...]:
+    return (
+        f"{first.epoch}" if first is last else f"{first.epoch}-{last.epoch}",
+        first.phase,
+        _percent(first.sparsity),
+        _percent(first.sparsity_all),
+        f"{first.lr_start:.1e}",
+        f"{last.lr_end:.1e}",
+        str(first.resolution),
+        f"{float(first.forward_flops) / 1e9:.3g}",
+        f"{float(first.train_flops) / 1e9:.3g}",
+        f"{last.cost:.3f}",
+    )
+
+
+def layer_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Name, shape, weights, target density or why there is none."""
+    return [
+        (
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            str(prod(layer.shape)),
+            "?" if layer.density is None else f"{layer.density:.2%}",
+            layer.why or "",
+        )
+        for layer in plan.layers
+    ]
+
+
+def total_rows(plan: Plan) -> list[tuple[str, str]]:
+    totals, memory = plan.totals, plan.memory
+    nonzero = "learned" if totals.nonzero is None else f"{totals.nonzero:,} ({totals.nonzero / totals.params:.1%})"
+    of_memory = ", ".join(f"{what} {_mega(size)}" for what, size in asdict(memory).items() if size)
+    return [
+        ("parameters", f"{totals.params:,}"),
+        ("not zero at the end", nonzero),
+        (
+            f"inference at {plan.inference_resolution} px",
+            f"{float(totals.inference_flops) / 1e9:.4g} GFLOPs, {totals.inference_ratio:.3f} of dense",
+        ),
+        ("training", f"{float(totals.train_flops) / 1e18:.3g} EFLOPs, {totals.train_ratio:.3f} of dense"),
+        ("images seen", f"{totals.images:,} in {totals.steps:,} optimiser steps"),
+        ("memory", f"{_mega(sum(asdict(memory).values()))} and activations: {of_memory}"),
+        ("checkpoint", f"{_mega(plan.checkpoint)}, and as much for the one before"),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:.2f}"
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Acdc
+from torch import nn
+
+from acdc_cli.errors import ModelError
+
+MACS = (16 * 27 + 2 * 16 * 16 * 9) * 28**2 + (16 * 32 + 32 * 32) * 9 * 14**2 + (32 * 64 + 64 * 64) * 9 * 7**2 + 640
+"""Of resnet8 on digits of 28 x 28 pixels, in ten classes."""
+
+
+def train(acdc: Acdc, recipe: Path, sparsity: str, epochs: int = 2) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the summary says of the cost, and the epochs' records."""
+    result = acdc("train", recipe, "--set", f"sparsity={sparsity}", "--set", f"epochs={epochs}")
+    assert result.exit_code == 0, result.output
+    run = Path("runs/small-0")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((run / "summary.json").read_text()).get("cost"), records
+
+
+def test_dense_training_costs_three_forward_passes_of_every_image(acdc: Acdc, recipe: Path) -> None:
+    cost, records = train(acdc, recipe, "{method: dense}")
+    # 200 images an epoch
+    assert [record["train_flops"] for record in records] == [3 * 2 * MACS * 200, 3 * 2 * MACS * 400]
+    whole = {"inference_flops": 2 * MACS, "train_flops": 3 * 2 * MACS * 400}
+    ledgers = {"dense": whole, "nominal": whole, "measured": whole}
+    assert cost == {"convention": "A", "inference_resolution": 28, **ledgers}
+
+
+def test_of_random_masks_that_stay_both_ledgers_say_the_same(acdc: Acdc, recipe: Path) -> None:
+    cost, records = train(acdc, recipe, "{method: static, target: 0.75, distribution: uniform, keep_dense: []}")
+    assert cost["nominal"] == cost["measured"]
+    # 432, 640 and all others are multiples of 4
+    assert cost["measured"]["inference_flops"] == 2 * MACS // 4
+    assert records[-1]["train_flops"] == cost["measured"]["train_flops"] == cost["dense"]["train_flops"] // 4
+
+
+def test_of_a_global_ranking_the_ledgers_differ_by_where_the_weights_are(acdc: Acdc, recipe: Path) -> None:
+    cost, records = train(acdc, recipe, "{method: oneshot, target: 0.75, at: 1, keep_dense: []}")
+    assert cost["nominal"]["inference_flops"] == 2 * MACS // 4
+    assert cost["measured"]["inference_flops"] != cost["nominal"]["inference_flops"]
+    dense = 3 * 2 * MACS * 200
+    assert records[0]["train_flops"] == dense
+    assert records[1]["train_flops"] == dense + 3 * cost["measured"]["inference_flops"] * 200
+
+
+def test_a_model_that_needs_its_weights_to_run_is_trained_without_a_price(
+    acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: nn.Module, side: int) -> None:
+        raise ModelError("it looks at its weights")
+
+    monkeypatch.setattr("acdc_cli.jobs.costs.operations", refuse)
+    cost, records = train(acdc, recipe, "{method: dense}", epochs=1)
+    assert cost is None
+    assert "train_flops" not in records[0]

@@ -1,0 +1,161 @@
+"""What is said of a doubtful run before it starts, word for word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.lint import lint
+from acdc_cli.recipe import shipped
+from acdc_cli.recipe.load import from_dict, load
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.sparsity.prunable import layers
+
+STEPS = 10
+
+
+def recipe(sparsity: dict[str, Any], epochs: int = 20, **optim: Any) -> Recipe:
+    """On data in batches of 64."""
+    return from_dict(
+        {
+            "name": "doubtful",
+            "epochs": epochs,
+            "model": {"name": "resnet8"},
+            "data": {"name": "demo", "batch_size": 64},
+            "optim": {"name": "sgd", "lr": 0.1, "schedule": {"name": "linear"}} | optim,
+            "sparsity": sparsity,
+        },
+        "test",
+    )
+
+
+def said(of: Recipe, steps: int = STEPS) -> list[str]:
+    """Of a network whose convolutions have 3, 8 and 8 input channels."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 1), nn.Linear(16, 10))
+    return lint(of, setup.sparsifier(of, layers(network, setup.keep_dense(of))), steps)
+
+
+SOUND = {"method": "acdc", "target": 0.9, "warmup_epochs": 2, "sparse_epochs": 2, "dense_epochs": 2}
+SOUND |= {"last_dense_epochs": 2, "last_sparse_epochs": 2}
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        {"method": "dense"},
+        SOUND,
+        # these end dense because that is what they are for
+        SOUND | {"last_phase": "dense_last"},
+        {"method": "dsd", "target": 0.5},
+        # these papers update their masks to the end
+        {"method": "snfs", "target": 0.9, "every_epochs": 1},
+        {"method": "deepr", "target": 0.9, "every": 1},
+        {"method": "topkast", "target": 0.9, "backward_sparsity": 0.5},
+        {"method": "dpf", "target": 0.9},
+        {"method": "gmp", "target": 0.9},
+        {"method": "str", "s_init": -5.0},
+        SOUND | {"layers": {"1": 0.1}},
+    ],
+    ids=lambda sparsity: "-".join(map(str, sparsity.values())),
+)
+def test_a_run_that_does_what_it_is_for_raises_no_doubt(sparsity: dict[str, Any]) -> None:
+    assert said(recipe(sparsity)) == []
+
+
+def test_a_run_that_prunes_nothing_ends_dense() -> None:
+    assert said(recipe(SOUND | {"target": 0.0})) == [
+        "sparsity.target: at 0 no weight is pruned, and the run ends dense; method dense says so"
+    ]
+
+
+def test_a_target_that_a_pattern_cannot_reach_is_told_with_the_sparsity_that_will_be() -> None:
+    # of 216 + 576 + 128 + 160 weights the first 216 stay: 432 of 1,080 are pruned
+    assert said(recipe(SOUND | {"pattern": "2:4", "target": 0.5})) == [
+        "sparsity.pattern: 2:4 does not divide the input channels of 0; they stay dense",
+        "sparsity.target: 0.5 is never reached; the pruned layers get to 0.4",
+    ]
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_masks_that_change_until_the_end_leave_nothing_trained(method: str) -> None:
+    sparsity = {"method": method, "target": 0.9, "every_epochs": 1, "end": "100%"}
+    assert said(recipe(sparsity)) == [
+        "sparsity.end: the masks change until the run ends, and what grows last is hardly trained; "
+        f"{method}'s own is 75%"
+    ]
+    assert said(recipe(sparsity | {"end": 19})) == []
+
+
+def test_a_ramp_shorter_than_a_step_of_it_is_a_jump() -> None:
+    gmp = {"method": "gmp", "target": 0.9, "begin": 4, "end": 9}
+    assert said(recipe(gmp)) == [
+        "sparsity.every_epochs: the sparsity has epochs 4 to 9 to rise, no more than the 5 of one step, so it jumps "
+        "from 0 to the target; make it smaller"
+    ]
+    assert said(recipe(gmp | {"every_epochs": 4})) == []
+
+
+def test_dense_weights_that_are_never_ranked_again_are_told() -> None:
+    # 20 epochs of 10 steps, of which the last 5 epochs have the target: steps 150 to 199
+    dpf = {"method": "dpf", "target": 0.9}
+    assert said(recipe(dpf | {"every": 75})) == [
+        "sparsity.every: no ranking comes between step 150, which reaches the target, and the end; make it smaller"
+    ]
+    assert said(recipe(dpf | {"every": 76})) == []
+    topkast = {"method": "topkast", "target": 0.9, "backward_sparsity": 0.5}
+    assert said(recipe(topkast | {"every": 200})) == [
+        "sparsity.every: the run has 200 steps, so the weights are never ranked again; make it smaller"
+    ]
+    assert said(recipe(topkast | {"every": 199})) == []
+
+
+def test_a_learning_rate_that_still_rises_when_weights_are_pruned_is_told() -> None:
+    slow = {"schedule": {"name": "linear", "warmup_epochs": 3}}
+    assert said(recipe(SOUND, **slow)) == [
+        "optim.schedule.warmup_epochs: the learning rate rises until epoch 3, but weights are pruned from epoch 2 on; "
+        "make it shorter, or the first dense phase longer"
+    ]
+    assert said(recipe(SOUND | {"warmup_epochs": 6}, **slow)) == []
+
+
+def test_a_batch_that_is_not_the_learning_rates_is_told_with_what_scaling_gives() -> None:
+    assert said(recipe(SOUND, lr_batch=256)) == [
+        "optim.lr: 0.1 was chosen for batch 256, and data.batch_size is 64; the linear scaling rule gives "
+        "--set optim.lr=0.025 --set optim.lr_batch=64"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        (
+            {"method": "rigl", "target": 0.9, "every": 150},
+            "sparsity.every: the first update would be at step 150, but the updates end before step 150 "
+            "(epochs of 10 steps): make it smaller",
+        ),
+        (
+            {"method": "snip", "target": 0.9, "batches": 10},
+            "sparsity.batches: 10 batches are no less than an epoch, which has 10, and the weights are pruned within "
+            "the first; make it smaller",
+        ),
+    ],
+    ids=["rigl", "snip"],
+)
+def test_what_would_stop_the_run_on_its_way_is_refused(sparsity: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        said(recipe(sparsity))
+    assert str(refused.value) == message
+    assert said(recipe(sparsity), steps=11) == []
+
+
+def test_no_shipped_recipe_raises_a_doubt() -> None:
+    for name in shipped.names():
+        shipped_recipe = load(name)
+        network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 4))
+        patterns = setup.keep_dense(shipped_recipe)
+        of = setup.sparsifier(shipped_recipe, layers(network, patterns))
+        assert lint(shipped_recipe, of, steps_per_epoch=1000) == [], name

@@ -1,0 +1,255 @@
+"""A run's course and price, from its recipe alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from acdc_cli.errors import DataError, RecipeError, RunError
+from acdc_cli.jobs.plan import Plan, plan
+from acdc_cli.jobs.plan_figure import draw
+from acdc_cli.jobs.plan_tables import epoch_rows, layer_rows
+from acdc_cli.models import catalog
+from acdc_cli.recipe import shipped
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import ModelBlock
+
+SHORT = (
+    "epochs=6",
+    "sparsity.warmup_epochs=1",
+    "sparsity.sparse_epochs=1",
+    "sparsity.dense_epochs=1",
+    "sparsity.last_dense_epochs=1",
+    "sparsity.last_sparse_epochs=1",
+)
+DENSE_AND_SPARSE = ["dense", "sparse"] * 3
+
+CONV1, PRUNABLE, CLASSIFIER = 432, 73_728, 640
+"""Weights of ResNet-8, of which the first convolution and the classifier are kept dense."""
+KEPT = 7_373
+"""A tenth of the others."""
+
+# 28 x 28 pixels in the first group of layers, 14 x 14 in the second, 7 x 7 in the third
+PRUNABLE_MACS = 2 * 16 * 16 * 9 * 784 + (16 + 32) * 32 * 9 * 196 + (32 + 64) * 64 * 9 * 49
+DENSE_MACS = CONV1 * 784 + CLASSIFIER
+
+
+def planned(name: str = "demo", *overrides: str) -> Plan:
+    return plan(load(name, overrides))
+
+
+def test_the_epochs_are_those_that_training_will_have(in_tmp: Path) -> None:
+    epochs = planned("demo", *SHORT).epochs
+    assert [epoch.epoch for epoch in epochs] == list(range(6))
+    assert [epoch.phase for epoch in epochs] == DENSE_AND_SPARSE
+    assert [epoch.sparsity for epoch in epochs] == pytest.approx([0, 1 - KEPT / PRUNABLE] * 3)
+    zeros_of_all = (PRUNABLE - KEPT) / (CONV1 + PRUNABLE + CLASSIFIER)
+    assert [epoch.sparsity_all for epoch in epochs] == pytest.approx([0, zeros_of_all] * 3)
+    assert [epoch.resolution for epoch in epochs] == [28] * 6
+
+
+def test_the_learning_rate_is_that_of_an_epochs_first_and_last_step(in_tmp: Path) -> None:
+    # 4,000 digits in batches of 64: 62 steps; one epoch of warm-up to 0.1, then 61/62 of 5 epochs at most
+    straight = "optim.schedule={name: linear, warmup_epochs: 1}"
+    epochs = planned("demo", *SHORT, straight).epochs
+    assert [epoch.lr_start for epoch in epochs] == pytest.approx([0, 0.1, 0.08, 0.06, 0.04, 0.02])
+    step = 0.02 / 62
+    rates = [0.1 * 61 / 62, 0.08 + step, 0.06 + step, 0.04 + step, 0.02 + step, step]
+    assert [epoch.lr_end for epoch in epochs] == pytest.approx(rates)
+
+
+def test_dense_epochs_cost_three_forward_passes_and_sparse_ones_what_is_left_of_them(in_tmp: Path) -> None:
+    found = planned("demo", *SHORT)
+    dense = 2 * (DENSE_MACS + PRUNABLE_MACS)
+    sparse = 2 * DENSE_MACS + 2 * PRUNABLE_MACS * Fraction(KEPT, PRUNABLE)
+    assert [epoch.forward_flops for epoch in found.epochs] == [dense, sparse] * 3
+    assert [epoch.train_flops for epoch in found.epochs] == [3 * dense, 3 * sparse] * 3
+    costs = [0, 1, sparse / dense, 1, sparse / dense, 1, sparse / dense]
+    so_far = [float(sum(costs[: epoch + 2]) / 6) for epoch in range(6)]
+    assert [epoch.cost for epoch in found.epochs] == pytest.approx(so_far)
+    assert found.totals.train_ratio == pytest.approx(so_far[-1])
+    assert found.totals.train_flops == 3 * 62 * 64 * 3 * (dense + sparse)
+    assert found.totals.inference_flops == sparse
+    assert found.totals.inference_ratio == pytest.approx(float(sparse / dense))
+
+
+def test_the_totals_count_parameters_images_and_steps(in_tmp: Path) -> None:
+    totals = planned("demo", *SHORT).totals
+    model = catalog.build(load("demo").model, 10)
+    params = sum(weight.numel() for weight in model.parameters())
+    assert (totals.params, totals.nonzero) == (params, params - PRUNABLE + KEPT)
+    assert (totals.steps, totals.images) == (6 * 62, 6 * 62 * 64)
+    assert totals.convention == "A"
+
+
+def test_resolution_sets_the_price_of_its_epochs_and_validation_that_of_inference(in_tmp: Path) -> None:
+    sizes = "data.resolution=[{since: 0, size: 20}, {since: 0.5, size: 28}]"
+    found = planned("demo", *SHORT, sizes, "data.val_crop=24", "sparsity={method: dense}")
+    assert [epoch.resolution for epoch in found.epochs] == [20] * 3 + [28] * 3
+    # sides of 20 are halved to 10 and to 5
+    small = 2 * (CONV1 * 400 + CLASSIFIER + 2 * 2304 * 400 + 48 * 288 * 100 + 96 * 576 * 25)
+    assert [epoch.forward_flops for epoch in found.epochs[:3]] == [small] * 3
+    at_24 = 2 * (CONV1 * 576 + CLASSIFIER + 2 * 2304 * 576 + 48 * 288 * 144 + 96 * 576 * 36)
+    assert found.totals.inference_flops == at_24
+    assert (found.totals.train_ratio, found.totals.inference_ratio) == (1, 1)
+
+
+def test_the_json_has_the_keys_that_programs_read(in_tmp: Path) -> None:
+    found = json.loads(json.dumps(planned("demo", *SHORT).as_dict()))
+    assert {"epochs", "layers", "totals", "warnings"} <= found.keys()
+    epoch = {"epoch", "phase", "sparsity", "lr_start", "lr_end", "resolution", "forward_flops", "train_flops"}
+    assert epoch <= found["epochs"][0].keys()
+    assert {"name", "shape", "prunable", "why", "density"} <= found["layers"][0].keys()
+    totals = {"params", "nonzero", "inference_flops", "train_flops", "inference_ratio", "train_ratio", "convention"}
+    assert totals | {"images", "steps"} <= found["totals"].keys()
+    assert found["epochs"][0]["forward_flops"] == 2 * (DENSE_MACS + PRUNABLE_MACS)
+    assert isinstance(found["epochs"][0]["forward_flops"], int)
+
+
+def test_layers_say_why_they_stay_dense(in_tmp: Path) -> None:
+    ranked = {layer.name: layer for layer in planned("demo").layers}
+    assert (ranked["conv1"].prunable, ranked["conv1"].why, ranked["conv1"].density) == (False, "keep_dense: first", 1)
+    inner = ranked["layer1.0.conv1"]
+    assert (inner.shape, inner.prunable, inner.why, inner.density) == ((16, 16, 3, 3), True, None, None)
+    (first, *_) = planned("demo", "sparsity={method: dense}").layers
+    assert (first.prunable, first.why, first.density) == (False, "method: dense", 1)
+    (first, *_) = planned("demo", "sparsity.pattern=2:4", "sparsity.target=0.5", "sparsity.keep_dense=[]").layers
+    assert (first.prunable, first.why, first.density) == (False, "pattern: 2:4 needs other channels", 1)
+
+
+def test_layers_have_the_density_of_the_sparsest_epoch_where_it_is_fixed(in_tmp: Path) -> None:
+    found = planned("demo", "sparsity.distribution=uniform", "sparsity.last_phase=dense_last")
+    densities = {layer.name: layer.density for layer in found.layers}
+    assert densities["layer1.0.conv1"] == 230 / 2304
+    assert densities["layer3.0.conv2"] == 3686 / 36864
+    assert not any("unknown before training" in note for note in found.notes)
+
+
+def test_one_ranking_of_all_weights_is_priced_evenly_and_said_so(in_tmp: Path) -> None:
+    (note,) = [note for note in planned("demo").notes if "density" in note]
+    assert note == (
+        "how dense each layer will be is unknown before training, because the weights themselves decide: "
+        "FLOPs are those of the same density in all pruned layers"
+    )
+
+
+def test_a_learned_sparsity_is_no_number(in_tmp: Path) -> None:
+    found = planned("demo_str")
+    assert found.epochs[-1].sparsity is None
+    assert found.totals.nonzero is None
+    assert "str learns its sparsity" in " ".join(found.notes)
+    assert epoch_rows(found)[0][2:4] == ("?", "?")
+    json.dumps(found.as_dict())
+
+
+def test_a_run_that_ends_dense_has_all_its_parameters(in_tmp: Path) -> None:
+    totals = planned("demo_dsd").totals
+    assert totals.nonzero == totals.params
+    assert totals.inference_ratio == 1
+    assert totals.train_ratio < 1
+
+
+def test_like_epochs_are_one_row_and_every_nth_is_one_of_its_own(in_tmp: Path) -> None:
+    found = planned("demo")
+    assert [(row[0], row[1]) for row in epoch_rows(found)] == [
+        ("0-1", "dense"),
+        ("2-3", "sparse"),
+        ("4-5", "dense"),
+        ("6-7", "sparse"),
+        ("8-10", "dense"),
+        ("11-15", "sparse"),
+    ]
+    assert epoch_rows(found)[-1][2] == "90.00"
+    assert epoch_rows(found)[-1][-1] == f"{found.totals.train_ratio:.3f}"
+    assert [row[0] for row in epoch_rows(found, every=6)] == ["0", "6", "12", "15"]
+    # a ramp's first epochs are as dense as those before it, and a phase of their own
+    ramp = planned("demo", "sparsity={method: gmp, target: 0.9, begin: 2, end: 12}")
+    assert [row[:2] for row in epoch_rows(ramp)][:2] == [("0-1", "dense"), ("2-6", "ramp")]
+
+
+def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
+    found = planned(
+        "demo",
+        "epochs=10",
+        "optim.schedule={name: linear, warmup_epochs: 1}",
+        "sparsity={method: lottery, target: 0.75, prune: 0.5, rewind_to: 1, keep_dense: []}",
+    )
+    # rounds of 4 epochs, of which the second and third start again at epoch 1, at the peak
+    rates = [0, 0.1, 0.2 / 3, 0.1 / 3, *[0.1, 0.2 / 3, 0.1 / 3] * 2]
+    assert [epoch.lr_start for epoch in found.epochs] == pytest.approx(rates)
+    assert [epoch.phase for epoch in found.epochs] == ["dense"] * 4 + ["ramp"] * 3 + ["sparse"] * 3
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_every_shipped_recipe_is_planned_without_doubt(in_tmp: Path, name: str) -> None:
+    found = planned(name)
+    assert found.warnings == []
+    assert len(found.epochs) == load(name).epochs
+    assert found.totals.train_ratio > 0
+    assert {len(row) for row in epoch_rows(found)} == {10}
+    assert len(layer_rows(found)) == len(found.layers) > 5
+
+
+def test_no_weight_is_ever_made_and_none_is_loaded(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    build = catalog.build
+
+    def watched(block: ModelBlock, classes: int) -> nn.Module:
+        made.append(build(block, classes))
+        return made[-1]
+
+    monkeypatch.setattr(catalog, "build", watched)
+    planned("resnet50_95", "sparsity.from_checkpoint=nowhere.pt")
+    planned("resnet50_95", "model.weights=nowhere.pt")
+    assert len(made) == 2
+    for model in made:
+        assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_planning_resnet50_takes_no_second(in_tmp: Path) -> None:
+    planned("resnet50_95")
+    began = time.process_time()
+    planned("resnet50_95")
+    assert time.process_time() - began < 1
+
+
+def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) -> None:
+    found = planned("resnet50_95")
+    assert found.totals.steps == 100 * (1_281_167 // 1024)
+    assert "imagenet was not found: its 1,281,167 training images are what is known of it by name" in found.notes
+    with pytest.raises(DataError, match="the data set folder has no train and val"):
+        planned("demo", "data.name=folder")
+    with pytest.raises(DataError, match=r"data.batch_size 5000 is more than the 4000 images of demo"):
+        planned("demo", "data.batch_size=5000")
+
+
+def test_what_training_would_refuse_is_refused(in_tmp: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sparsity.every: the first update would be at step 1000"):
+        planned("demo_rigl", "sparsity.every=1000", "sparsity.every_epochs=null")
+
+
+def test_the_figure_is_drawn_in_the_format_of_its_name(in_tmp: Path) -> None:
+    for name in ("demo", "demo_str", "demo_dense"):
+        draw(planned(name), Path(f"{name}.svg"))
+        drawn = Path(f"{name}.svg").read_text()
+        assert drawn.startswith("<?xml")
+    with pytest.raises(RunError, match=r"--plot: plan.mp3 must end in one of .*png"):
+        draw(planned("demo"), Path("plan.mp3"))
+    with pytest.raises(RunError, match=r"--plot: nowhere/plan.png cannot be written: No such file or directory"):
+        draw(planned("demo"), Path("nowhere/plan.png"))
+
+
+def test_memory_counts_weights_gradients_momentum_masks_and_what_a_method_keeps(in_tmp: Path) -> None:
+    sgd, bigger = planned("demo").memory, planned("demo_topkast").memory
+    weights = 4 * planned("demo").totals.params
+    assert (sgd.gradients, sgd.optimizer, sgd.method) == (weights, weights, 0)
+    # a boolean and a float a weight; twice, and the weights themselves, where others learn than act
+    assert sgd.masks == 5 * PRUNABLE
+    assert bigger.masks == 2 * sgd.masks
+    adamw = "optim={name: adamw, lr: 0.01, weight_decay: 0.1, schedule: {name: cosine}}"
+    assert planned("demo", adamw).memory.optimizer == 2 * weights
