@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity import catalog as methods
 from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.optim import build_optimizer
@@ -75,6 +77,8 @@ class Run:
             "sparsity.last_dense_epochs": 1,
             "sparsity.last_sparse_epochs": 1,
         }
+        if "sparsity" in changes:
+            demo = {key: value for key, value in demo.items() if not key.startswith("sparsity.")}
         values = demo | {name.replace("__", "."): value for name, value in changes.items()}
         recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
         bench = setup.build(recipe, CLASSES)
@@ -237,6 +241,71 @@ def test_a_checkpoint_from_the_device_goes_on_there(tmp_path: Path) -> None:
     assert all(tensor.is_cuda for tensor in after.state().values())
     after.take_steps(3)
     after.check_masked_are_zero()
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "deepr": {"distribution": "erk", "every": 7, "l1": 0.001, "temperature": 0.001},
+    "dpf": {"every": 16, "end": 1},
+    "dsd": {"sparse_from": 1, "dense_from": 3},
+    "gmp": {"every_epochs": 1, "end": 1},
+    "lottery": {"prune": 0.9},
+    "oneshot": {"at": 1},
+    "rigl": {"distribution": "erk", "every": 7, "average_batches": 2},
+    "set": {"distribution": "erk", "every": 7},
+    "snfs": {"distribution": "erk", "every": 7},
+    "snip": {"batches": 1},
+    "static": {"distribution": "erk"},
+    "str": {"s_init": -3.0, "s_decay": 0.01},
+    "topkast": {"every": 16, "backward_sparsity": 0.5},
+    "woodfisher": {"begin": 1, "end": 1, "samples": 4, "fisher_batch_size": 8, "fisher_block": 32, "damping": 0.01},
+}
+"""Four epochs of four steps; none updates its masks at steps 4 and 5."""
+
+every_method = pytest.mark.parametrize("method", sorted(METHODS))
+
+
+def block_of(method: str) -> str:
+    target = {} if method == "str" else {"target": 0.9}
+    return json.dumps({"method": method, "keep_dense": ["first", "last"], **target, **METHODS[method]})
+
+
+def test_every_method_but_acdc_is_here() -> None:
+    assert sorted({*METHODS, "acdc", "dense"}) == methods.names()
+
+
+@every_method
+def test_every_method_trains_there_and_goes_on_there_and_on_the_cpu(tmp_path: Path, method: str) -> None:
+    there = Run(tmp_path / "run", "cuda", precision="fp32", sparsity=block_of(method))
+    there.trainer.fit()
+    state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
+    assert state is not None
+    for device in ("cuda", "cpu"):
+        after = Run(tmp_path / "run", device, precision="fp32", sparsity=block_of(method))
+        assert after.trainer.load_state_dict(state) == 4
+        after.take_steps(3)
+        for name, weight in after.sparsifier.masked.parameters.items():
+            assert weight.device.type == device
+            assert weight.isfinite().all()
+            assert not weight.masked_select(~after.sparsifier.masked.masks[name]).any()
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@every_method
+def test_no_method_makes_the_host_wait_between_updates(tmp_path: Path, method: str, precision: PrecisionName) -> None:
+    run = Run(tmp_path / "run", "cuda", precision=precision, sparsity=block_of(method))
+    run.model.train()
+    run.sparsifier.on_epoch_start(run.moment(0))
+    run.take_steps(0)
+    run.sparsifier.on_epoch_start(run.moment(1))
+    with run.loader.epoch(1) as batches:
+        for index, batch in zip(range(2), batches, strict=False):
+            torch.cuda.synchronize()
+            # the first step chooses algorithms and allocates
+            torch.cuda.set_sync_debug_mode("error" if index else "default")
+            try:
+                run.trainer._step(batch, run.moment(1, index), 0.01)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ def test_a_set_too_small_for_the_samples_is_a_recipe_error_and_changes_nothing()
         start(made)
     assert str(error.value) == (
         "sparsity.samples: epoch 0 has images for 3 gradients of 16 each (fisher_batch_size), not for 5: lower samples "
-        "or fisher_batch_size, which must not be larger than data.batch_size"
+        "or fisher_batch_size"
     )
     assert all(torch.equal(weight, made.masked.parameters[name]) for name, weight in weights.items())
     assert made.masked.sparsity() == 0
