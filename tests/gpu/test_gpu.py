@@ -252,7 +252,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "oneshot": {"at": 1},
     "rigl": {"distribution": "erk", "every": 7, "average_batches": 2},
     "set": {"distribution": "erk", "every": 7},
-    "snfs": {"distribution": "erk", "every": 7},
+    "snfs": {"distribution": "erk", "every": 7, "end": 3},
     "snip": {"batches": 1},
     "static": {"distribution": "erk"},
     "str": {"s_init": -3.0, "s_decay": 0.01},
