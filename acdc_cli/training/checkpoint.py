@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from acdc_cli import console, files
 from acdc_cli.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -47,7 +47,10 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             console.warn(problems[-1])
             continue
         if state.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {state.get('format')}; this acdc reads {FORMAT}")
+            raise CheckpointError(
+                f"{path} has format {state.get('format')}, and this acdc reads {FORMAT}; resume with the version that "
+                "wrote it (provenance.json names its commit), or train anew with --out"
+            )
         return state
     if problems:
         raise CheckpointError("; ".join(problems))
