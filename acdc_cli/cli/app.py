@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from typing import Any
 
@@ -62,4 +63,8 @@ def _options(
 def main() -> None:
     # SIGTERM, which schedulers send, ends a run the way Ctrl-C does
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    try:
+        app()
+    finally:
+        # Python looks for garbage once more before it ends: a second, among the objects that torch has made
+        gc.freeze()

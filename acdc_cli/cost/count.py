@@ -117,8 +117,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._buffers = {_storage(buffer) for buffer in buffers.values()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         packet = func.overloadpacket.__name__.removesuffix("_")
+        if packet == "native_batch_norm":
+            # in eval mode its output is like its input; torch would find that out by running it in Python
+            nothing = args[0].new_empty(0)
+            result: Any = (torch.empty_like(args[0]), nothing, nothing)
+        else:
+            result = func(*args, **(kwargs or {}))
         if packet == "convolution":
             self._convolution(args, result)
         elif packet in _FACTORS:
