@@ -306,6 +306,7 @@ def test_no_method_makes_the_host_wait_between_updates(tmp_path: Path, method: s
                 run.trainer._step(batch, run.moment(1, index), 0.01)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+    assert all(weight.isfinite().all() for weight in run.sparsifier.masked.parameters.values())
 
 
 @pytest.fixture(scope="module")
