@@ -9,9 +9,7 @@ from pydantic import PositiveInt
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.curves import cubic
 from acdc_cli.schedule.time import Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class RampBlock(TargetBlock):
@@ -71,22 +69,11 @@ class RampBlock(TargetBlock):
 ConfigT = TypeVar("ConfigT", bound=RampBlock)
 
 
-class Ramp(Sparsifier[ConfigT]):
+class Ramp(Targeted[ConfigT]):
     """Phases and densities of such a run; what is pruned, a method says."""
-
-    def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
-        super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
-
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self.sparsity(epoch))
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.sparsity(epoch))
 
     def sparsity(self, epoch: int) -> float:
         """Of the masks in this epoch."""

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.schema import Distribution, TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class RandomStartBlock(TargetBlock):
@@ -34,22 +32,11 @@ class RandomStartBlock(TargetBlock):
 ConfigT = TypeVar("ConfigT", bound=RandomStartBlock)
 
 
-class RandomStart(Sparsifier[ConfigT]):
+class RandomStart(Targeted[ConfigT]):
     """Random masks before the first step, of the same counts in every layer for the same recipe."""
-
-    def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
-        super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
 
     def plan(self) -> PhasePlan:
         return PhasePlan((Phase("sparse", 0, self.epochs),))
-
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self.config.target)
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.config.target)
 
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.step == 0:

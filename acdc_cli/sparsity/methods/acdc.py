@@ -13,8 +13,7 @@ from acdc_cli.recipe.schema import Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class Config(AlternationBlock):
@@ -65,10 +64,9 @@ class Config(AlternationBlock):
         return [phase.start for phase in self.phases(epochs).phases if phase.kind == "sparse"]
 
 
-class Method(Sparsifier[Config]):
+class Method(Targeted[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
         self._dense_masks: dict[str, Tensor] = {}
         """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
         self._best_top1 = -1.0
@@ -78,13 +76,8 @@ class Method(Sparsifier[Config]):
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 
-    def nominal(self, epoch: int) -> Density:
-        sparsity = self.config.sparsity(epoch, self.epochs)
-        kept = self.selector.density(self.masked.shapes, sparsity) if sparsity else 1.0
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.config.sparsity(epoch, self.epochs))
+    def sparsity(self, epoch: int) -> float:
+        return self.config.sparsity(epoch, self.epochs)
 
     def on_epoch_start(self, moment: Moment) -> None:
         phase = self.phases.at(moment.epoch)
@@ -127,7 +120,7 @@ class Method(Sparsifier[Config]):
         if self.config.dense_sparsity and not self._dense_masks:
             # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
             self._dense_masks = self.selector.masks(magnitudes, self.config.dense_sparsity)
-        self.masked.set(self.selector.masks(magnitudes, self.config.sparsity(epoch, self.epochs)))
+        self.masked.set(self.selector.masks(magnitudes, self.sparsity(epoch)))
 
     def _decompress(self) -> None:
         if self._dense_masks:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class Config(TargetBlock):
@@ -28,24 +26,13 @@ class Config(TargetBlock):
         return []
 
 
-class Method(Sparsifier[Config]):
+class Method(Targeted[Config]):
     """The optimiser goes on as it is, as in the paper's algorithm 1: what was pruned comes back without momentum."""
-
-    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
-        super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
 
     def plan(self) -> PhasePlan:
         pruned, freed = epochs_of(self.config.sparse_from, self.epochs), epochs_of(self.config.dense_from, self.epochs)
         first = (Phase("dense", 0, pruned),) if pruned else ()
         return PhasePlan((*first, Phase("sparse", pruned, freed), Phase("dense", freed, self.epochs)))
-
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if not self.phases.begins(moment.epoch):
@@ -55,5 +42,5 @@ class Method(Sparsifier[Config]):
         elif moment.epoch > 0:
             self.masked.fill()
 
-    def _sparsity(self, epoch: int) -> float:
+    def sparsity(self, epoch: int) -> float:
         return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target

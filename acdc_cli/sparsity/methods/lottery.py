@@ -17,8 +17,7 @@ from torch import Tensor
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 _SEARCHED_EPOCHS = 1000
 
@@ -134,31 +133,23 @@ class Config(TargetBlock):
         return next(filter(None, (rounds_of(total, self.prunings, self.rewind_to) for total in totals)), None)
 
 
-class Method(Sparsifier[Config]):
+class Method(Targeted[Config]):
     """The optimiser's state starts at zero in every round, and the images come in other orders."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         self.rounds = config.rounds(epochs)
         super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
         self._early: dict[str, Tensor] = {}
         """The whole model at the epoch that is rewound to; empty before."""
 
     def plan(self) -> PhasePlan:
         return self.rounds.phases()
 
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
-
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.epoch == self.rounds.rewound_to:
             self._early = self.training.snapshot()
         if moment.epoch > 0 and self.phases.begins(moment.epoch):
-            self._prune_and_rewind(self._sparsity(moment.epoch))
+            self._prune_and_rewind(self.sparsity(moment.epoch))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"early": {name: value.clone() for name, value in self._early.items()}}
@@ -170,7 +161,7 @@ class Method(Sparsifier[Config]):
         super().load_state_dict(state)
         self._early = {name: value.clone() for name, value in state["early"].items()}
 
-    def _sparsity(self, epoch: int) -> float:
+    def sparsity(self, epoch: int) -> float:
         return self.config.sparsity(self.rounds.at(epoch))
 
     def _prune_and_rewind(self, sparsity: float) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class Config(TargetBlock):
@@ -20,26 +18,15 @@ class Config(TargetBlock):
         return [("at", f"the weights would be pruned at epoch {at}, but epoch {epochs - 1} is the last that starts")]
 
 
-class Method(Sparsifier[Config]):
-    def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
-        super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
-
+class Method(Targeted[Config]):
     def plan(self) -> PhasePlan:
         at = epochs_of(self.config.at, self.epochs)
         dense = (Phase("dense", 0, at),) if at else ()
         return PhasePlan((*dense, Phase("sparse", at, self.epochs)))
 
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self._sparsity(epoch))
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self._sparsity(epoch))
-
     def on_epoch_start(self, moment: Moment) -> None:
         if self.phases.at(moment.epoch) == Phase("sparse", moment.epoch, self.epochs):
             self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
 
-    def _sparsity(self, epoch: int) -> float:
+    def sparsity(self, epoch: int) -> float:
         return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target

@@ -15,8 +15,7 @@ from acdc_cli.recipe.schema import TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import layer_name
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.targeted import Targeted
 
 
 class Config(TargetBlock):
@@ -31,14 +30,13 @@ class Config(TargetBlock):
         return [("batches", f"{text}, and the weights are pruned within the first; make it smaller")]
 
 
-class Method(Sparsifier[Config]):
+class Method(Targeted[Config]):
     """Ranks the weights by connection sensitivity, |w dL/dw| of the mean gradient (the paper's normalisation changes no
     rank). At a high sparsity a global ranking may leave a layer without any weight, which is said when it happens.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
         self._batches = 0
         """Whose gradients are in the sums."""
         self._sums: dict[str, Tensor] = {}
@@ -46,13 +44,6 @@ class Method(Sparsifier[Config]):
 
     def plan(self) -> PhasePlan:
         return PhasePlan((Phase("sparse", 0, self.epochs),))
-
-    def nominal(self, epoch: int) -> Density:
-        kept = self.selector.density(self.masked.shapes, self.config.target)
-        return Density(kept, kept)
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.config.target)
 
     def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
         """Of the steps that wait for the ranking; that their forward pass is dense too is left out."""
