@@ -23,3 +23,7 @@ class RunError(AcdcError):
 
 class CheckpointError(RunError):
     """A checkpoint is missing, damaged or belongs to something else."""
+
+
+class Stopped(Exception):
+    """The run was asked to end, is saved, and wants to go on. The message says how."""

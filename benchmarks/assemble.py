@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class Assembly:
 
     def train_epoch(self, epoch: int) -> None:
         """All that `acdc train` does in an epoch but evaluating and writing files."""
-        self.trainer._train(epoch)
+        self.trainer._epoch, self.trainer._step = epoch, 0
+        self.trainer._running.begin()
+        self.trainer._train(time.perf_counter())
 
     def steps(self, epoch: int, count: int, first: int = 1) -> None:
         """`count` steps of an epoch on the loader's first batch, as the trainer takes them.
@@ -62,7 +65,7 @@ class Assembly:
         with self.parts.train.epoch(epoch) as batches:
             batch = next(batches)
             for index in range(first, first + count):
-                self.trainer._step(batch, moment(self, epoch, index), self.recipe.optim.lr)
+                self.trainer._take_step(batch, moment(self, epoch, index), self.recipe.optim.lr)
 
 
 def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly:

@@ -98,7 +98,7 @@ def _step_time(assembly: Assembly, loader: Loader, epoch: int) -> Timing:
     def train() -> None:
         with loader.epoch(epoch) as batches:
             for index, batch in enumerate(batches):
-                assembly.trainer._step(batch, moment(assembly, 0), assembly.recipe.optim.lr)
+                assembly.trainer._take_step(batch, moment(assembly, 0), assembly.recipe.optim.lr)
                 if index == skipped:
                     start.record()
             end.record()

@@ -11,7 +11,10 @@ from typer.core import TyperGroup
 
 from acdc_cli import __version__
 from acdc_cli.cli import analyze, data, demo, eval, plan, recipes, train
-from acdc_cli.errors import AcdcError
+from acdc_cli.errors import AcdcError, Stopped
+
+_RESUME_ME = 75
+"""Exit code of a run that is saved and wants to go on: EX_TEMPFAIL of sysexits.h."""
 
 
 class _Boundary(TyperGroup):
@@ -25,6 +28,11 @@ class _Boundary(TyperGroup):
 
             console.error(str(error))
             raise typer.Exit(2) from error
+        except Stopped as stopped:
+            from acdc_cli import console
+
+            console.say(str(stopped))
+            raise typer.Exit(_RESUME_ME) from stopped
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 
@@ -39,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
-app.command("train")(train.train)
+app.command("train", cls=train.Command)(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 Recipe = Annotated[
     str, typer.Argument(help="A recipe file, the name of one that comes with acdc, or a run directory to resume.")
@@ -14,11 +15,33 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Run directory. Default: runs/<name>-<seed>.", show_default=False)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in the run directory.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[auto]",
+        help="Go on with the unfinished run in the run directory; auto: if there is one, else start.",
+        show_default=False,
+    ),
+]
 
 
-def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = False) -> None:
+class Command(TyperCommand):
+    """Lets `--resume` stand alone or before `auto`: Typer's options have a value always or never."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[str] = []
+        for arg in args:
+            if given and given[-1] == "--resume=yes" and arg == "auto":
+                given[-1] = "--resume=auto"
+            else:
+                given.append("--resume=yes" if arg == "--resume" else arg)
+        return super().parse_args(ctx, given)
+
+
+def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = None) -> None:
     """Train a model as a recipe says."""
     from acdc_cli.jobs.train import train as job
 
-    job(recipe, set_ or [], out, resume)
+    if resume not in (None, "yes", "auto"):
+        raise typer.BadParameter(f"'{resume}': it stands alone, or before auto", param_hint="--resume")
+    job(recipe, set_ or [], out, "auto" if resume == "auto" else resume == "yes")

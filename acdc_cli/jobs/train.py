@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from acdc_cli import console
 from acdc_cli.cost.ledger import Measured
@@ -25,19 +25,28 @@ from acdc_cli.schedule import curves
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.training import checkpoint
 from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.stopping import StopSignals
 from acdc_cli.training.trainer import Parts, Settings, Trainer
 
+Resume = bool | Literal["auto"]
+"""Go on with an unfinished run; `auto`: if there is one, and do nothing where it is finished."""
 
-def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: bool = False) -> RunDir:
+
+def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: Resume = False) -> RunDir:
     """Train the recipe `source` into `out`, or go on with the run that lies there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
-    Raises an AcdcError for whatever the user can mend.
+    Raises an AcdcError for whatever the user can mend, and Stopped when a signal asked for the end.
     """
     if Path(source).is_dir():
         out, source = out or Path(source), str(open_run(Path(source)).resolved)
     recipe = load(source, overrides)
     run = RunDir(out or Path("runs") / f"{recipe.name}-{recipe.seed}")
+    if resume == "auto":
+        if run.finished:
+            console.say(f"{run.path} is finished: there is nothing to do")
+            return run
+        resume = run.resolved.exists()
     if resume:
         _check_resumable(run, recipe)
     else:
@@ -48,6 +57,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes)
     setup.require_sizes(bench, _sides(recipe))
     with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
         train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
         stack.callback(train_loader.close)
         val_loader = loaders.val_loader(recipe.data, bench.device)
@@ -64,7 +74,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
         else:
             run.start(find(source).read_text(), resolved_yaml(recipe), entry)
         _describe(recipe, run, bench, data, train_loader.kind, warnings)
-        _fit(recipe, run, parts, ledger, resume)
+        _fit(recipe, run, parts, ledger, resume, stop)
     return run
 
 
@@ -101,25 +111,27 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
         accumulate=optim.accumulate,
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
+        nan_patience=optim.nan_patience,
         checkpoint_every=recipe.checkpoint.every_epochs,
+        checkpoint_minutes=recipe.checkpoint.every_minutes,
         keep_phases=recipe.checkpoint.keep_phases,
         metadata=metadata,
     )
 
 
-def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, resume: bool) -> None:
+def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, resume: bool, stop: StopSignals) -> None:
     state = checkpoint.load_state(run.checkpoints) if resume else None
-    first_epoch = 0
     if resume:
-        done = state["epoch"] if state else 0
-        run.rewind_metrics(done)
-        console.say(f"going on after {done} of {recipe.epochs} epochs")
+        epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
+        run.rewind_metrics(epoch)
+        within = f" and {step} of {parts.train.steps} steps" if step else ""
+        console.say(f"going on after {epoch} of {recipe.epochs} epochs{within}")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict())
     try:
-        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking)
+        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking, lambda: bool(stop))
         if state:
-            first_epoch = trainer.load_state_dict(state)
-        summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit(first_epoch)}
+            trainer.load_state_dict(state)
+        summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if ledger is not None:
             resolutions = [_resolution(recipe, epoch) for epoch in range(recipe.epochs)]
             summary["cost"] = costs.both(ledger, parts, resolutions, recipe.data.batch_size, recipe.data.val_crop)
@@ -135,6 +147,10 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, res
             tracker.close(failed=not run.finished)
 
 
+_FREE = ("track.", "checkpoint.", "optim.nan_patience", "data.workers", "data.path")
+"""Keys that a run may go on with another value of: its numbers do not depend on them."""
+
+
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
     """A resumed run must be the same run: every key that bears on the numbers is as it was."""
     if run.finished:
@@ -145,7 +161,7 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
     changed = [
         f"{key}: {before.get(key)} there, {now.get(key)} asked for"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(("track.", "data.workers", "data.path"))
+        if before.get(key) != now.get(key) and not key.startswith(_FREE)
     ]
     if changed:
         raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")

@@ -7,6 +7,7 @@ from math import floor, isclose
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +18,19 @@ from pydantic import (
     SerializeAsAny,
     model_validator,
 )
+
+
+
+def _at_most(most: int) -> AfterValidator:
+    """A bound that only a slip exceeds: it goes without saying where another number is wrong."""
+
+    def check(number: int) -> int:
+        if number > most:
+            raise ValueError(f"expected at most {most:,}, found {number:,}"[:80])
+        return number
+
+    return AfterValidator(check)
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +56,11 @@ def epochs_of(length: int | str, epochs: int) -> int:
     return part_of(Fraction(length.removesuffix("%")) / 100, epochs)
 
 
+EpochCount = Annotated[PositiveInt, _at_most(1_000_000)]
+Pixels = Annotated[PositiveInt, _at_most(10_000)]
+_THREADS = _at_most(1_000)
+
+
 class Block(BaseModel):
     """Frozen, strict (no `"3"` for 3, no `true` for 1), and no key that nobody reads."""
 
@@ -64,7 +83,7 @@ class ModelBlock(Block):
 class ResolutionStep(Block):
     since: Share
     """Share of the epochs after which this size holds: 0.8 of 100 epochs is epoch 80."""
-    size: PositiveInt
+    size: Pixels
     """Side of the training crops, in pixels."""
 
 
@@ -75,27 +94,27 @@ class DataBlock(Block):
     """Folder with `train.beton` and `val.beton`, or the image folders `train/` and `val/`. Default: `data/<name>`."""
     loader: Literal["auto", "ffcv", "torch"] = "auto"
     """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took."""
-    workers: NonNegativeInt | None = None
-    """Threads (FFCV) or processes (torch) that decode images. Default: one a core."""
+    workers: Annotated[NonNegativeInt, _THREADS] | None = None
+    """Threads (FFCV) or processes (torch) that decode images, for each process that trains. Default: one a core."""
     batch_size: PositiveInt
     """Images in one optimiser step, over all devices and accumulated parts."""
     val_batch_size: PositiveInt | None = None
-    """Images in one validation batch; the numbers do not depend on it. Default: `batch_size`."""
+    """Images in one validation batch of a process; the numbers do not depend on it. Default: its part of `batch_size`."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     """How a training crop is drawn: as on ImageNet, as on CIFAR (zero padding, then a random crop), or not at all."""
     crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.08, 1.0)
     """Smallest and largest share of the image's area in a random resized crop."""
     crop_ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a random resized crop."""
-    padding: NonNegativeInt = 4
+    padding: Annotated[NonNegativeInt, _at_most(1_000)] = 4
     """Pixels of zero padding on each side for `pad_crop`."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
-    resolution: PositiveInt | list[ResolutionStep] = 224
+    resolution: Pixels | list[ResolutionStep] = 224
     """Side of the training crops in pixels; a list makes it grow over the run (progressive resizing)."""
-    val_resize: PositiveInt = 256
+    val_resize: Pixels = 256
     """Validation images are resized to this shorter side …"""
-    val_crop: PositiveInt = 224
+    val_crop: Pixels = 224
     """… and cropped to this square in the centre."""
     mean: Annotated[tuple[Share, Share, Share], Field(strict=False)] = (0.485, 0.456, 0.406)
     """Subtracted from the channels (red, green, blue), whose range is 0 to 1. Default: ImageNet's."""
@@ -185,6 +204,9 @@ class _Optim(Block):
     """Learning rate over the run, set at every iteration."""
     clip_norm: PositiveFloat | None = None
     """Clip the gradient's global norm to this."""
+    nan_patience: PositiveInt = 10
+    """Steps in a row whose loss is no number until the run stops; none of them changes a weight. Seen when the loss is
+    looked at, every `track.log_every` steps."""
     accumulate: PositiveInt = 1
     """Split a batch into this many forward and backward passes, to save memory."""
 
@@ -336,26 +358,28 @@ class TrackBlock(Block):
 
 class CheckpointBlock(Block):
     every_epochs: PositiveInt = 1
-    """Epochs between two resumable checkpoints; the last epoch always writes one."""
+    """Epochs between two resumable checkpoints; the end of a phase, the last included, always writes one."""
+    every_minutes: PositiveFloat | None = 15.0
+    """Minutes after which one is written within an epoch; null: none is."""
     keep_phases: bool = False
     """Keep the model at every phase end in checkpoints/, not only the last sparse and the last dense one."""
 
 
 class Recipe(Block):
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         json_schema_extra={
-            "expected": "a name of letters, digits, dots, dashes and underscores, a letter or digit first"
+            "expected": "a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
         },
     )
     """Names the run directory: runs/<name>-<seed>."""
-    epochs: PositiveInt
+    epochs: EpochCount
     """Passes over the training set."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, order of the epochs and augmentation follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA when there is one."""
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt, _THREADS] | None = None
     """CPU threads of one operation; default: one a core. A small model on a busy machine is faster with fewer, and a
     run is the same to the bit only on as many."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -364,6 +388,9 @@ class Recipe(Block):
     """torch.compile; `auto`: on CUDA only."""
     channels_last: bool = True
     """Memory layout of images and weights; faster on GPUs and most CPUs."""
+    sync_bn: bool = False
+    """Batch norm takes its statistics over the batch of all GPUs together, not each over its own part. For parts of a
+    few images; it costs time at every layer. On one GPU it makes no difference."""
     model: ModelBlock
     data: DataBlock
     task: TaskBlock = TaskBlock()

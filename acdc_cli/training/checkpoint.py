@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,85 +10,104 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acdc_cli import console, files
 from acdc_cli.errors import CheckpointError
+from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write last.pt; the one before it stays as previous.pt."""
+    """Write last.pt, sealed by its checksum; the one before it stays as previous.pt.
+
+    Raises RunError where the system does not let it be written; what was saved before stays.
+    """
     last = folder / "last.pt"
-    with files.replacing(last) as partial:
-        torch.save({"format": FORMAT, **state}, partial)
-        if last.exists():
-            last.replace(folder / "previous.pt")
+    with files.replacing(last, keep=folder / "previous.pt") as partial, files.sealed(partial) as file:
+        torch.save({"format": FORMAT, **state}, file)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that can be read, last.pt or else previous.pt, with its tensors on the CPU.
+    """The newest state that is whole, last.pt or else previous.pt, with its tensors on the CPU.
 
-    None before the first checkpoint. Raises CheckpointError if there are some, and none can be read.
+    None before the first checkpoint. Raises CheckpointError if there are some, and none is whole.
     """
-    problems = []
+    problems: list[str] = []
     for path in (folder / "last.pt", folder / "previous.pt"):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read_state(path)
         except FileNotFoundError:
             continue
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            problems.append(f"{path} cannot be read ({type(error).__name__}): it is damaged")
-            console.warn(problems[-1])
+        except (_DamagedError, OSError) as error:
+            problems.append(f"{path} cannot be read ({error})")
             continue
-        if state.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {state.get('format')}, and this acdc reads {FORMAT}; resume with the version that "
-                "wrote it (provenance.json names its commit), or train anew with --out"
-            )
+        if problems:
+            console.warn(f"{problems[0]}: {path}, which was saved before it, is taken instead")
         return state
     if problems:
-        raise CheckpointError("; ".join(problems))
+        raise CheckpointError(f"{'; '.join(problems)}: put a copy in its place, or train anew with --out")
     return None
+
+
+class _DamagedError(Exception):
+    """The file is not what `save_state` wrote."""
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    holds = files.seal_holds(path)
+    if holds is False:
+        raise _DamagedError("it is damaged: its checksum does not fit")
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    # torch's restricted unpickler raises whatever a damaged or foreign file leads it to
+    except Exception as error:
+        raise _DamagedError("it is damaged, or no checkpoint of acdc") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise _DamagedError("it is no checkpoint of acdc")
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state['format']}, and this acdc reads {FORMAT}; resume with the version that "
+            "wrote it (provenance.json names its commit), or train anew with --out"
+        )
+    if holds is None:
+        raise _DamagedError("it is damaged: its checksum is missing")
+    return state
 
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """A .safetensors file with the model's own names; `metadata` goes into its header as JSON."""
-    # copies, because safetensors takes no two names for one storage and no channels_last strides
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    with files.replacing(path) as partial:
-        save_file(tensors, partial, {"acdc": json.dumps(metadata)})
+    save_tensors(path, model.state_dict(), {"acdc": json.dumps(metadata)})
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What `save_model` was given; None for a file of somebody else."""
+    """What `save_model` was given, verified only by who loads the weights, too; None for a file of somebody else."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("acdc")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return None if text is None else json.loads(text)
+        text = read_header(path).get("acdc")
+        return None if text is None else json.loads(text)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch or write the file again") from error
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
     """One bit a weight, in the order of the contiguous tensor; shapes are in the header."""
-    packed = {name: np.packbits(mask.cpu().contiguous().numpy()) for name, mask in masks.items()}
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    with files.replacing(path) as partial:
-        save_arrays(packed, partial, {"shapes": json.dumps(shapes)})
+    packed = {
+        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy())) for name, mask in masks.items()
+    }
+    save_tensors(path, packed, {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})})
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
-    """Bool masks by parameter name, as `save_masks` was given them."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        shapes = json.loads(file.metadata()["shapes"])
-    return {name: _unpack(bits, shapes[name]) for name, bits in load_arrays(path).items()}
+    """Bool masks by parameter name, as `save_masks` was given them. Raises CheckpointError if they are damaged."""
+    try:
+        packed, metadata = load_tensors(path)
+        shapes = json.loads(metadata["shapes"])
+        return {name: _unpack(bits, shapes[name]) for name, bits in packed.items()}
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"the masks in {path} cannot be read ({error}); put a copy in its place") from error
 
 
-def _unpack(bits: np.ndarray[Any, np.dtype[np.uint8]], shape: list[int]) -> Tensor:
-    flat = np.unpackbits(bits, count=int(np.prod(shape))).astype(bool)
+def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+    flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape))).astype(bool)
     return torch.from_numpy(flat.reshape(shape))

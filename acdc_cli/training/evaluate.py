@@ -44,8 +44,12 @@ def evaluate(
     task: Task,
     precision: Precision,
     description: str = "validation",
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The task's metrics, and `samples`; the host waits for the device once, at the end."""
+    """The task's metrics, and `samples`; the host waits for the device once, at the end.
+
+    between: called after every batch; what it raises ends the evaluation.
+    """
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
@@ -59,6 +63,7 @@ def evaluate(
                 totals[name] = totals[name] + value if name in totals else value
             samples += len(batch.labels)
             bar.advance(shown)
+            between()
     model.train(was_training)
     if samples != loader.samples:
         raise AssertionError(f"evaluated {samples} of {loader.samples} images")

@@ -16,8 +16,9 @@ from acdc_cli import console
 class RunProgress:
     """A bar over all steps of the run; speed and remaining time are those of the run, validation included."""
 
-    def __init__(self, epochs: int, steps: int, first_epoch: int) -> None:
-        self._epochs, self._steps, self._first_step = epochs, steps, first_epoch * steps
+    def __init__(self, epochs: int, steps: int, done: int) -> None:
+        """done: steps of the run, before this process."""
+        self._epochs, self._steps, self._done = epochs, steps, done
         self._began = time.perf_counter()
         self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…"}
         self._bar: Progress | None = None
@@ -26,14 +27,15 @@ class RunProgress:
         self._epoch_began = 0.0
 
     @contextmanager
-    def epoch(self, epoch: int, phase: str) -> Iterator[None]:
+    def epoch(self, epoch: int, phase: str, done: int = 0) -> Iterator[None]:
+        """done: steps of this epoch."""
         fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left"
         with console.progress(f"epoch {epoch}", fields, remaining=False) as bar:
             self._bar, self._images, self._epoch_began = bar, 0, time.perf_counter()
             self._task = bar.add_task(
                 f"epoch {epoch} {phase}, step",
                 total=self._epochs * self._steps,
-                completed=epoch * self._steps,
+                completed=epoch * self._steps + done,
                 **self._shown,
             )
             yield
@@ -49,7 +51,7 @@ class RunProgress:
         assert self._bar is not None
         assert self._task is not None
         now = time.perf_counter()
-        left = (now - self._began) / (step - self._first_step) * (self._epochs * self._steps - step)
+        left = (now - self._began) / (step - self._done) * (self._epochs * self._steps - step)
         self._shown = {
             "loss": f"{loss:.3f}",
             "speed": f"{self._images / (now - self._epoch_began):.0f}",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acdc_cli.data.batches import Batch, Loader
-from acdc_cli.errors import RunError
+from acdc_cli.errors import RunError, Stopped
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
@@ -23,9 +25,11 @@ from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks.task import Task
 from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import Forward, evaluate
+from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
+from acdc_cli.training.running import Losses, Running
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Settings:
     accumulate: int = 1
     clip_norm: float | None = None
     log_every: int = 50
+    nan_patience: int = 10
     checkpoint_every: int = 1
+    checkpoint_minutes: float | None = None
     keep_phases: bool = False
     metadata: dict[str, Any] | None = None
     """Goes into the header of every saved model."""
@@ -76,71 +82,90 @@ class Parts:
 
 
 class Trainer:
-    def __init__(self, parts: Parts, settings: Settings, run: RunDir, trackers: Sequence[Tracker]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        settings: Settings,
+        run: RunDir,
+        trackers: Sequence[Tracker],
+        stop_asked: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """stop_asked: shall the run be saved and end here? Asked after every step."""
         self._parts = parts
         self._settings = settings
         self._run = run
         self._trackers = trackers
+        self._stop_asked = stop_asked
+        self._epoch = 0
+        self._step = 0
+        """Steps of the epoch that are done."""
+        self._finished = False
+        """Has the method's `finish` been called?"""
+        self._running = Running(next(parts.model.parameters()).device)
         self._ends: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0
+        self._saved_at = time.monotonic()
         self._progress = RunProgress(settings.epochs, parts.train.steps, 0)
         parts.sparsifier.attach(parts.optimizer, self)
 
-    def fit(self, first_epoch: int = 0) -> dict[str, Any]:
-        """Train from `first_epoch` to the end; returns the summary.
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, from the start or from where the loaded state was saved; returns the summary.
 
-        Raises RunError if the loss stops being a number.
+        Raises RunError if the loss stays no number, or if memory runs out, and Stopped when the end was asked for.
         """
-        settings = self._settings
+        settings, steps = self._settings, self._parts.train.steps
         self._parts.train.warm_up()
         self._parts.val.warm_up()
-        self._progress = RunProgress(settings.epochs, self._parts.train.steps, first_epoch)
+        self._progress = RunProgress(settings.epochs, steps, self._epoch * steps + self._step)
+        self._saved_at = time.monotonic()
         print_header()
-        for epoch in range(first_epoch, settings.epochs):
-            record = self._epoch(epoch)
+        for epoch in range(self._epoch, settings.epochs):
+            record = self._run_epoch()
             print_epoch(record)
-            if self._parts.sparsifier.phases.ends(epoch):
+            phase_ends = self._parts.sparsifier.phases.ends(epoch)
+            if phase_ends:
                 self._end_phase(record)
             for tracker in self._trackers:
                 tracker.log(record)
-            if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                checkpoint.save_state(self._run.checkpoints, self.state_dict(epoch + 1))
+            self._epoch, self._step = epoch + 1, 0
+            self._running.begin()
+            if phase_ends or self._epoch % settings.checkpoint_every == 0:
+                self._save()
         return {"status": "finished", "epochs": settings.epochs, "seconds": round(self._seconds, 3), **self._ends}
 
-    def state_dict(self, epochs_done: int) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if nothing had happened."""
         parts = self._parts
         return {
-            "epoch": epochs_done,
+            "epoch": self._epoch,
+            "step": self._step,
+            "finished": self._finished,
+            "running": self._running.state_dict(),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "sparsifier": parts.sparsifier.state_dict(),
             "precision": parts.precision.state_dict(),
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            },
+            "random": _random_state(),
             "ends": self._ends,
             "seconds": self._seconds,
             "train_flops": parts.ledger.total if parts.ledger else None,
             "metadata": self._settings.metadata,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> int:
-        """Returns the epoch to go on with."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
         parts = self._parts
+        self._epoch, self._step, self._finished = state["epoch"], state["step"], state["finished"]
+        self._running.load_state_dict(state["running"])
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.sparsifier.load_state_dict(state["sparsifier"])
         parts.precision.load_state_dict(state["precision"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random"]["cuda"])
+        _set_random_state(state["random"])
         self._ends = state["ends"]
         self._seconds = state["seconds"]
         if parts.ledger:
             parts.ledger.total = state["train_flops"]
-        return int(state["epoch"])
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """As `sparsity.sparsifier.Training` says."""
@@ -170,33 +195,34 @@ class Trainer:
                 if isinstance(value, Tensor):
                     value.zero_()
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
-        parts, began = self._parts, time.perf_counter()
-        loss, learning_rate, images = self._train(epoch)
-        trained = time.perf_counter() - began
-        if epoch + 1 == self._settings.epochs:
+    def _run_epoch(self) -> dict[str, Any]:
+        parts, epoch, running = self._parts, self._epoch, self._running
+        began = time.perf_counter() - running.seconds
+        self._train(began)
+        if epoch + 1 == self._settings.epochs and not self._finished:
             parts.sparsifier.finish()
-        metrics = evaluate(parts.model, parts.forward, parts.val, parts.task, parts.precision)
+            self._finished = True
+        metrics = self._validate(began)
         last_step = (epoch + 1) * parts.train.steps - 1
         parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
         zeros = zero_counts(parts.layers)
-        cost = self._charge(epoch, zeros, images)
-        seconds = time.perf_counter() - began
-        self._seconds += seconds
+        cost = self._charge(epoch, zeros, running.images)
+        running.seconds = time.perf_counter() - began
+        self._seconds += running.seconds
         return {
             "epoch": epoch,
             "step": (epoch + 1) * parts.train.steps,
             "phase": parts.sparsifier.phases.at(epoch).kind,
-            "lr": learning_rate,
+            "lr": running.learning_rate,
             "resolution": self._settings.resolution(epoch),
-            "train_loss": loss,
+            "train_loss": _number(running.look().mean),
             "val_loss": _number(metrics.pop("loss")),
             **{name: _number(value) for name, value in metrics.items() if name != "samples"},
             **parts.sparsifier.metrics(),
             **_sparsities(parts.layers, zeros),
             **cost,
-            "images_per_second": round(images / trained, 1),
-            "seconds": round(seconds, 3),
+            "images_per_second": round(running.images / running.train_seconds, 1),
+            "seconds": round(running.seconds, 3),
         }
 
     def _charge(self, epoch: int, zeros: Mapping[str, tuple[int, int]], images: int) -> dict[str, int]:
@@ -209,31 +235,33 @@ class Trainer:
         parts.ledger.add(parts.sparsifier, nonzero, epoch, side, parts.train.steps, images)
         return {"train_flops": parts.ledger.total}
 
-    def _train(self, epoch: int) -> tuple[float, float, int]:
-        """One pass over the training set: mean loss in nats, the last learning rate, images seen."""
-        parts, settings = self._parts, self._settings
-        steps, learning_rate, images = parts.train.steps, 0.0, 0
-        phase = parts.sparsifier.phases.at(epoch).kind
-        moment = Moment(epoch, epoch * steps, settings.epochs, steps)
-        parts.sparsifier.on_epoch_start(moment)
+    def _train(self, began: float) -> None:
+        """The steps that are left of the epoch. began: when it did, by the performance counter."""
+        parts, settings, running, epoch = self._parts, self._settings, self._running, self._epoch
+        steps, side = parts.train.steps, settings.resolution(epoch)
+        if self._step == steps:
+            return
+        if self._step == 0:
+            parts.sparsifier.on_epoch_start(Moment(epoch, epoch * steps, settings.epochs, steps))
         parts.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=next(parts.model.parameters()).device)
         with (
-            parts.train.epoch(epoch, resolution=settings.resolution(epoch)) as batches,
-            self._progress.epoch(epoch, phase),
+            parts.train.epoch(epoch, self._step, side) as batches,
+            self._progress.epoch(epoch, parts.sparsifier.phases.at(epoch).kind, self._step),
         ):
-            for index, batch in enumerate(batches):
-                moment = Moment(epoch, epoch * steps + index, settings.epochs, steps)
+            for batch in batches:
+                moment = Moment(epoch, epoch * steps + self._step, settings.epochs, steps)
                 learning_rate = settings.learning_rate(moment.progress)
-                total += self._step(batch, moment, learning_rate)
-                images += len(batch.labels)
+                with out_of_memory(self._tried(batch), "raise optim.accumulate, or lower data.batch_size"):
+                    loss = self._take_step(batch, moment, learning_rate)
+                running.add(loss, len(batch.labels), learning_rate)
+                self._step += 1
                 self._progress.advance(len(batch.labels))
-                if (index + 1) % settings.log_every == 0 or index + 1 == steps:
-                    mean = self._mean(total, index + 1, moment, learning_rate)
-                    self._progress.show(mean, moment.step + 1)
-        return self._mean(total, steps, moment, learning_rate), learning_rate, images
+                if self._step % settings.log_every == 0 or self._step == steps:
+                    self._progress.show(self._look().mean, moment.step + 1)
+                running.seconds = running.train_seconds = time.perf_counter() - began
+                self._heed()
 
-    def _step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
+    def _take_step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
         """One optimiser step; returns the batch's mean loss, still on the device."""
         parts, settings = self._parts, self._settings
         set_learning_rate(parts.optimizer, learning_rate)
@@ -258,15 +286,49 @@ class Trainer:
         parts.optimizer.zero_grad(set_to_none=True)
         return mean
 
-    def _mean(self, total: Tensor, steps: int, moment: Moment, learning_rate: float) -> float:
-        mean = total.item() / steps
-        if not math.isfinite(mean):
+    def _validate(self, began: float) -> dict[str, float]:
+        parts = self._parts
+
+        def between() -> None:
+            self._running.seconds = time.perf_counter() - began
+            self._heed()
+
+        with out_of_memory("a validation batch", "lower data.val_batch_size"):
+            return evaluate(parts.model, parts.forward, parts.val, parts.task, parts.precision, between=between)
+
+    def _tried(self, batch: Batch) -> str:
+        images, side = batch.images.shape[0], batch.images.shape[-1]
+        parts = f", {self._settings.accumulate} parts one after the other" if self._settings.accumulate > 1 else ""
+        return f"a batch of {images} images of {side} pixels{parts}"
+
+    def _heed(self) -> None:
+        """Save if it is time to, and end if that was asked for."""
+        if self._stop_asked():
+            self._save()
+            raise Stopped(
+                f"stopped and saved after step {self._step} of {self._parts.train.steps} of epoch {self._epoch}; "
+                f"go on with: acdc train {self._run.path} --resume"
+            )
+        minutes = self._settings.checkpoint_minutes
+        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        # while losses are no numbers the last checkpoint may be the last good one
+        if due and not self._look().bad:
+            self._save()
+
+    def _save(self) -> None:
+        checkpoint.save_state(self._run.checkpoints, self.state_dict())
+        self._saved_at = time.monotonic()
+
+    def _look(self) -> Losses:
+        losses = self._running.look()
+        if losses.most_bad >= self._settings.nan_patience:
             raise RunError(
-                f"the training loss is no number any more: {mean} in epoch {moment.epoch}, step {moment.step}, "
-                f"learning rate {learning_rate:.3g}. The last checkpoint is kept; lower optim.lr, set "
+                f"the training loss was no number for {losses.most_bad} steps in a row: epoch {self._epoch}, step "
+                f"{self._step} of {self._parts.train.steps}, learning rate {self._running.learning_rate:.3g}, "
+                f"last finite loss {losses.last_finite:.4g}. The last good checkpoint is kept; lower optim.lr, set "
                 "optim.clip_norm, or use precision bf16 or fp32"
             )
-        return mean
+        return losses
 
     def _end_phase(self, record: dict[str, Any]) -> None:
         """Keep the phase's model and masks; the last sparse and the last dense one are the run's products."""
@@ -281,6 +343,26 @@ class Trainer:
             checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
             self._ends[kind] = record
         print_phase_end(record)
+
+
+def _random_state() -> dict[str, Any]:
+    """Of torch's generators, and of Python's and NumPy's, which models and methods of others may use."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 — the global one is what others use
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys)), *rest),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
 
 
 def _pieces(batches: Iterator[Batch], size: int) -> Iterator[tuple[Tensor, Tensor]]:

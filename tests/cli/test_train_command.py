@@ -186,7 +186,7 @@ def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Path, sign: signal.Signals) -> None:
     assert acdc("train", recipe, "--out", "whole").exit_code == 0
     command = [sys.executable, "-m", "acdc_cli", "train", str(recipe), "--out", "cut"]
@@ -199,8 +199,9 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Pat
     _, said = process.communicate(timeout=60)
     assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
     if sign != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "acdc train cut --resume" in flat(said)
+        assert process.returncode == 75
+        assert "stopped and saved after step" in flat(said)
+        assert "go on with: acdc train cut --resume" in flat(said)
 
     refused = acdc("train", recipe, "--out", "cut")
     assert refused.exit_code == 2
@@ -209,13 +210,30 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Pat
     assert other.exit_code == 2
     assert "optim.lr: 0.05 there, 0.5 asked for" in flat(other.stderr)
 
-    resumed = acdc("train", "cut", "--resume")
+    resumed = acdc("train", recipe, "--out", "cut", "--resume", "auto")
     assert resumed.exit_code == 0, resumed.output
     assert untimed(Path("cut")) == untimed(Path("whole"))
     for kind in ("sparse", "dense"):
         ours, theirs = load_file(f"cut/{kind}.safetensors"), load_file(f"whole/{kind}.safetensors")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert len(json.loads(Path("cut/provenance.json").read_text())) == 2
+
+
+def test_resume_auto_starts_what_is_not_there_and_leaves_what_is_finished(acdc: Acdc, recipe: Path) -> None:
+    started = acdc("train", recipe, "--resume", "auto")
+    assert started.exit_code == 0, started.output
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    again = acdc("train", recipe, "--resume", "auto")
+    assert again.exit_code == 0
+    assert "runs/small-0 is finished: there is nothing to do" in flat(again.stderr)
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
+def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
+    refused = acdc("train", recipe, "--resume=always")
+    assert refused.exit_code == 2
+    assert "it stands alone, or before auto" in flat(refused.output)
+    assert not Path("runs").exists()
 
 
 def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, recipe: Path, digits: Path, in_tmp: Path) -> None:

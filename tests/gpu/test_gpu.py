@@ -98,7 +98,7 @@ class Run:
         """An epoch's steps, without its start and end."""
         with self.loader.epoch(epoch) as batches:
             for index, batch in enumerate(batches):
-                self.trainer._step(batch, self.moment(epoch, index), 0.01)
+                self.trainer._take_step(batch, self.moment(epoch, index), 0.01)
 
     def state(self) -> dict[str, Tensor]:
         """Weights and momentum by name."""
@@ -221,7 +221,8 @@ def test_a_checkpoint_from_the_device_goes_on_on_the_cpu(tmp_path: Path) -> None
     state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
     assert state is not None
     here = Run(tmp_path / "run", "cpu", precision="fp32")
-    assert here.trainer.load_state_dict(state) == 4
+    assert state["epoch"] == 4
+    here.trainer.load_state_dict(state)
     theirs = there.state()
     assert all(torch.equal(tensor, theirs[name].cpu()) for name, tensor in here.state().items())
     for name, mask in here.sparsifier.masked.masks.items():
@@ -281,7 +282,8 @@ def test_every_method_trains_there_and_goes_on_there_and_on_the_cpu(tmp_path: Pa
     assert state is not None
     for device in ("cuda", "cpu"):
         after = Run(tmp_path / "run", device, precision="fp32", sparsity=block_of(method))
-        assert after.trainer.load_state_dict(state) == 4
+        assert state["epoch"] == 4
+        after.trainer.load_state_dict(state)
         after.take_steps(3)
         for name, weight in after.sparsifier.masked.parameters.items():
             assert weight.device.type == device
@@ -303,7 +305,7 @@ def test_no_method_makes_the_host_wait_between_updates(tmp_path: Path, method: s
             # the first step chooses algorithms and allocates
             torch.cuda.set_sync_debug_mode("error" if index else "default")
             try:
-                run.trainer._step(batch, run.moment(1, index), 0.01)
+                run.trainer._take_step(batch, run.moment(1, index), 0.01)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     assert all(weight.isfinite().all() for weight in run.sparsifier.masked.parameters.values())

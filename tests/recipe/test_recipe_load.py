@@ -42,7 +42,7 @@ ACDC = ", ".join(method_config("acdc").model_fields)
 METHOD_NAMES = f"{', '.join(methods()[:-1])} or {methods()[-1]}"
 TARGET = "expected a number of at least 0 and below 1"
 LENGTH = "expected a whole number of at least 0 or a share of the run such as 10%"
-NAME = "expected a name of letters, digits, dots, dashes and underscores, a letter or digit first"
+NAME = "expected a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
 
 
 def refusal(text: str, overrides: tuple[str, ...] = ()) -> list[str]:
@@ -266,7 +266,7 @@ METHODS = st.just({"method": "dense"}) | st.fixed_dictionaries(
 )
 RECIPES = st.fixed_dictionaries(
     {
-        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
+        "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True),
         "epochs": st.integers(10, 10**6),
         "model": st.fixed_dictionaries(
             {"name": TEXT},

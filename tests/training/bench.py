@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,13 @@ class Bench:
     """A trainer over `Tiny`, with everything it is made of at hand."""
 
     def __init__(
-        self, folder: Path, epochs: int, sparsity: dict[str, Any], adamw: bool = False, **settings: Any
+        self,
+        folder: Path,
+        epochs: int,
+        sparsity: dict[str, Any],
+        adamw: bool = False,
+        stop_asked: Callable[[], bool] = lambda: False,
+        **settings: Any,
     ) -> None:
         config, method = catalog.method(sparsity["method"])
         block: SparsityBlock = config.model_validate(sparsity)
@@ -98,10 +104,10 @@ class Bench:
             "resolution": lambda epoch: 8,
         }
         self._tracker = JsonLines(self.run.metrics)
-        self.trainer = Trainer(parts, Settings(**defaults | settings), self.run, [self._tracker])
+        self.trainer = Trainer(parts, Settings(**defaults | settings), self.run, [self._tracker], stop_asked)
 
-    def fit(self, first_epoch: int = 0) -> dict[str, Any]:
+    def fit(self) -> dict[str, Any]:
         try:
-            return self.trainer.fit(first_epoch)
+            return self.trainer.fit()
         finally:
             self._tracker.close()

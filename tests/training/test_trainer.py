@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 from bench import Bench
 
-from acdc_cli.errors import RunError
+from acdc_cli.errors import RunError, Stopped
+from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
+from acdc_cli.training.running import Running
 
 ACDC = {
     "method": "acdc",
@@ -72,8 +75,29 @@ def test_every_record_has_what_the_epoch_was(folder: Path) -> None:
     assert expected | {"sparsity", "sparsity_all", "layers", "images_per_second", "seconds"} <= record.keys()
 
 
+def ends_like(whole: Bench, other: Bench) -> None:
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+    for name, mask in whole.sparsifier.masked.masks.items():
+        assert torch.equal(mask, other.sparsifier.masked.masks[name]), name
+    assert untimed(whole.run.records()) == untimed(other.run.records())
+
+
+def gone_on(folder: Path, sparsity: dict[str, Any], adamw: bool, **more: Any) -> Bench:
+    """A new process's trainer, its generators elsewhere, with the newest state."""
+    run = RunDir(folder)
+    state = checkpoint.load_state(run.checkpoints)
+    assert state is not None
+    run.rewind_metrics(state["epoch"])
+    torch.manual_seed(99)
+    resumed = Bench(folder, 6, sparsity, adamw, **more)
+    torch.manual_seed(98)
+    resumed.trainer.load_state_dict(state)
+    return resumed
+
+
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
-@pytest.mark.parametrize(("stop", "adamw"), [(1, False), (2, False), (3, False), (4, False), (5, False), (3, True)])
+@pytest.mark.parametrize(("stop", "adamw"), [(1, False), (2, False), (4, False), (5, False), (3, True)])
 def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, Any], stop: int, adamw: bool) -> None:
     whole = Bench(tmp_path / "whole", 6, sparsity, adamw)
     whole.fit()
@@ -94,18 +118,69 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, An
         with pytest.raises(KilledError):
             first.fit()
 
-    torch.manual_seed(99)
-    resumed = Bench(tmp_path / "cut", 6, sparsity, adamw)
-    torch.manual_seed(98)
-    state = checkpoint.load_state(resumed.run.checkpoints)
-    assert state is not None
-    resumed.fit(resumed.trainer.load_state_dict(state))
+    resumed = gone_on(tmp_path / "cut", sparsity, adamw)
+    resumed.fit()
+    ends_like(whole, resumed)
 
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    for name, mask in whole.sparsifier.masked.masks.items():
-        assert torch.equal(mask, resumed.sparsifier.masked.masks[name]), name
-    assert untimed(whole.run.records()) == untimed(resumed.run.records())
+
+class AfterAsking:
+    """Asks for the end when it is asked for the nth time."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
+@pytest.mark.parametrize("adamw", [False, True])
+def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
+    tmp_path: Path, sparsity: dict[str, Any], adamw: bool
+) -> None:
+    whole = Bench(tmp_path / "whole", 6, sparsity, adamw)
+    whole.fit()
+    # three steps and three validation batches an epoch: every fifth is a step of another epoch, or a batch
+    resumed = Bench(tmp_path / "cut", 6, sparsity, adamw, AfterAsking(5))
+    stops = []
+    while True:
+        try:
+            resumed.fit()
+            break
+        except Stopped as stopped:
+            stops.append(str(stopped))
+        resumed = gone_on(tmp_path / "cut", sparsity, adamw, stop_asked=AfterAsking(5))
+    assert "stopped and saved after step 2 of 3 of epoch 1; go on with: acdc train" in stops[1]
+    # one that was stopped in its validation validates again: 36 askings are not 7 stops of 5
+    assert len(stops) >= 7
+    ends_like(whole, resumed)
+    assert resumed.trainer._seconds > 0
+
+
+def test_minutes_after_the_last_checkpoint_one_is_written_within_the_epoch(folder: Path) -> None:
+    bench = Bench(folder, 1, DENSE, checkpoint_minutes=1e-9)
+    saved: list[tuple[int, int]] = []
+    original = checkpoint.save_state
+
+    def noted(path: Path, state: dict[str, Any]) -> None:
+        saved.append((state["epoch"], state["step"]))
+        original(path, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", noted)
+        bench.fit()
+    # after each step, after each validation batch, and at the end
+    assert saved == [(0, 1), (0, 2), (0, 3), (0, 3), (0, 3), (0, 3), (1, 0)]
+
+
+def test_a_checkpoint_is_written_at_every_phase_end(folder: Path) -> None:
+    bench = Bench(folder, 6, ACDC, checkpoint_every=100)
+    saved: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", lambda path, state: saved.append(state["epoch"]))
+        bench.fit()
+    assert saved == [phase.end for phase in bench.sparsifier.phases.phases]
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
@@ -133,22 +208,71 @@ def test_the_gradient_is_clipped_to_its_norm(folder: Path) -> None:
     assert 0 <= moved < 1e-7
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
-    bench = Bench(folder, 3, DENSE)
+def poisoned(bench: Bench, since: float, until: float = math.inf) -> None:
+    """Between these times, in epochs, the loss is no number."""
+    healthy = bench.model[6].bias.detach().clone()
 
-    def broken(progress: float) -> float:
-        if progress >= 1:
-            with torch.no_grad():
+    def rate(progress: float) -> float:
+        with torch.no_grad():
+            if since <= progress < until:
                 bench.model[6].bias.fill_(float("nan"))
+            elif not bench.model[6].bias.isfinite().all():
+                bench.model[6].bias.copy_(healthy)
         return 0.01
 
-    object.__setattr__(bench.trainer._settings, "learning_rate", broken)
-    with pytest.raises(RunError, match=r"no number any more: nan in epoch 1.*learning rate 0.01.*checkpoint is kept"):
+    object.__setattr__(bench.trainer._settings, "learning_rate", rate)
+
+
+def test_a_loss_that_stays_no_number_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
+    bench = Bench(folder, 3, DENSE, nan_patience=2, checkpoint_minutes=1e-9)
+    poisoned(bench, since=1)
+    said = r"no number for 2 steps in a row: epoch 1, step 2 of 3, learning rate 0.01, last finite loss \d.*is kept"
+    with pytest.raises(RunError, match=said):
         bench.fit()
     state = checkpoint.load_state(bench.run.checkpoints)
     assert state is not None
-    assert state["epoch"] == 1
+    assert (state["epoch"], state["step"]) == (1, 0)
     assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path) -> None:
+    bench = Bench(folder, 2, DENSE, nan_patience=2)
+    poisoned(bench, since=0.3, until=0.6)
+    bench.fit()
+    first, second = bench.run.records()
+    assert math.isfinite(first["train_loss"])
+    assert math.isfinite(second["train_loss"])
+    assert first["train_loss"] > 0
+
+
+def test_losses_are_summed_over_the_steps_that_have_one() -> None:
+    running = Running(torch.device("cpu"))
+    for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
+        running.add(torch.tensor(loss), 2, 0.1)
+    found = running.look()
+    assert (found.mean, found.bad, found.most_bad, found.last_finite) == (2.5, 1, 2, 4.0)
+    assert running.images == 10
+    again = Running(torch.device("cpu"))
+    again.load_state_dict(running.state_dict())
+    assert again.look() == found
+    again.begin()
+    again.add(torch.tensor(float("nan")), 2, 0.1)
+    # the row of bad ones crossed the epochs
+    assert again.look().most_bad == again.look().bad == 2
+    assert math.isnan(again.look().mean)
+
+
+def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(folder, 1, DENSE, accumulate=2)
+
+    def full(images: torch.Tensor) -> torch.Tensor:
+        # more than any machine has
+        return torch.empty(2**55, dtype=torch.float32)
+
+    object.__setattr__(bench.trainer._parts, "forward", full)
+    said = "out of memory with a batch of 4 images of 8 pixels, 2 parts one after the other: raise optim.accumulate"
+    with pytest.raises(RunError, match=said):
+        bench.fit()
 
 
 def test_a_method_may_take_the_step_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
