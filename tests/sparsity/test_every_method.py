@@ -158,13 +158,17 @@ class Run:
         last: int = EPOCHS,
         on_step: Callable[[], None] = lambda: None,
         on_epoch_end: Callable[[int], None] = lambda epoch: None,
+        done: int = 0,
     ) -> None:
+        """done: steps of the first epoch, by another process."""
         for epoch in range(first, last):
-            self.method.on_epoch_start(Moment(epoch, epoch * STEPS, EPOCHS, STEPS))
-            on_step()
-            for step in range(epoch * STEPS, (epoch + 1) * STEPS):
+            if not done:
+                self.method.on_epoch_start(Moment(epoch, epoch * STEPS, EPOCHS, STEPS))
+                on_step()
+            for step in range(epoch * STEPS + done, (epoch + 1) * STEPS):
                 self._step(Moment(epoch, step, EPOCHS, STEPS))
                 on_step()
+            done = 0
             if epoch + 1 == EPOCHS:
                 self.method.finish()
             # validation that is best after the third of every four epochs
@@ -470,6 +474,21 @@ def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: 
         resumed.load(torch.load(files[epoch], weights_only=True))
         resumed.train(first=epoch)
         assert file_of(resumed.state()).getvalue() == file_of(whole.state()).getvalue(), f"resumed at epoch {epoch}"
+
+
+@every_method
+def test_a_run_resumed_within_any_epoch_ends_bit_identical(name: str) -> None:
+    whole = Run(name)
+    files: list[io.BytesIO] = []
+    whole.train(on_step=lambda: files.append(file_of(whole.state())))
+    for epoch in range(EPOCHS):
+        # after its first, its second or its last step, in turn
+        done = 1 + epoch % STEPS
+        resumed = Run(name)
+        resumed.load(torch.load(files[epoch * (STEPS + 1) + done], weights_only=True))
+        resumed.train(first=epoch, done=done)
+        end = file_of(resumed.state()).getvalue()
+        assert end == file_of(whole.state()).getvalue(), f"resumed in epoch {epoch} after {done} steps"
 
 
 @every_method
