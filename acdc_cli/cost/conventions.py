@@ -11,18 +11,14 @@ from acdc_cli.cost.count import Operation
 Convention = Literal["A", "B", "C"]
 
 NAMES: dict[Convention, str] = {"A": "weights", "B": "all operations", "C": "RigL"}
+"""A: 2 FLOPs for each use of a nonzero weight, of convolutions and linear layers only.
 
-DESCRIPTIONS: dict[Convention, str] = {
-    "A": "2 FLOPs for each use of a nonzero weight, of convolutions and linear layers only",
-    "B": (
-        "A, and: attention's products and blurs at 2 per multiply-accumulate, biases of linear layers, 2 per "
-        "normalised element, 1 per element of an activation, k² per pooled element"
-    ),
-    "C": (
-        "2L+1 FLOPs per output of convolutions and linear layers, L the nonzero weights that it depends on; the "
-        "image's padding counts as pixels where the first convolution is strided (RigL's counter, arXiv 1911.11134)"
-    ),
-}
+B: A, and attention's products and blurs at 2 per multiply-accumulate, biases of linear layers, 2 per normalised
+element, 1 per element of an activation, k² per pooled element.
+
+C: 2L+1 FLOPs per output of convolutions and linear layers, L the nonzero weights that it depends on; the image's
+padding counts as pixels where the first convolution is strided (RigL's counter, arXiv 1911.11134).
+"""
 
 
 def forward_flops(

@@ -31,8 +31,8 @@ class Operation:
     weights: int
     """Of that parameter; 0 where there is none."""
     positions: int
-    """How often each of these weights is used: output positions of a convolution (padding counts as input), tokens of a
-    linear layer."""
+    """How often each of these weights is used: output positions of a convolution (padding counts as input), in all
+    parts of the image where it is cut into some; tokens of a linear layer."""
     same_positions: int
     """The same, but those of a padded, strided first convolution are counted as if its padding were pixels of the image
     and it padded by "same": of 224 + 2·3 pixels stride 2 makes 115, not 112. RigL's counter did (convention C), because
@@ -136,15 +136,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _convolution(self, args: Sequence[Any], output: Tensor) -> None:
         image, weight, _, stride, padding, _, transposed = args[:7]
-        side = (image if transposed else output).shape[2:]
-        positions, macs = prod(side), prod(side) * weight.numel()
+        # windows and attention heads come as a batch: of one image too there may be several
+        batch, _, *side = (image if transposed else output).shape
+        positions = batch * prod(side)
+        macs = positions * weight.numel()
         if _storage(weight) in self._buffers:
             self._record(f"{self._scope} (blur)", "blur", output, macs=macs, taps=prod(weight.shape[2:]))
             return
         first = not any(operation.kind == "conv" for operation in self.operations)
         same = _same(image.shape[2:], side, stride, padding) if first and not transposed else side
         name = self._parameter_name(weight)
-        self._record(self._layer(name), "conv", output, name, positions, prod(same), macs)
+        self._record(self._layer(name), "conv", output, name, positions, batch * prod(same), macs)
 
     def _product(self, left: Tensor, right: Tensor, output: Tensor) -> None:
         """(…, m, k) times (…, k, n)."""

@@ -69,16 +69,18 @@ def forward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
     Where the method does not know how many each layer keeps they are spread evenly over the layers that it prunes, in
     fractions of weights; where it does not even know how many in all, because they are learned, they are dense.
     """
-    fixed = sparsifier.kept(epoch)
+    if (fixed := sparsifier.kept(epoch)) is not None:
+        return fixed
     density = sparsifier.nominal(epoch)
-    return _spread(sparsifier, density.forward if density else 1.0) if fixed is None else fixed
+    return _spread(sparsifier, density.forward if density else 1.0)
 
 
 def backward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
     """Weights that get a gradient, in the same way."""
-    fixed = sparsifier.kept_backward(epoch)
+    if (fixed := sparsifier.kept_backward(epoch)) is not None:
+        return fixed
     density = sparsifier.nominal(epoch)
-    return _spread(sparsifier, density.backward if density else 1.0) if fixed is None else fixed
+    return _spread(sparsifier, density.backward if density else 1.0)
 
 
 class Measured:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from acdc_cli.cost.conventions import Convention, forward_flops
-from acdc_cli.cost.count import operations
-from acdc_cli.cost.ledger import forward_kept, nominal
+from acdc_cli.cost.count import Operation, operations
+from acdc_cli.cost.ledger import Flops, forward_kept, nominal
 from acdc_cli.data import loaders
+from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.train import settings
@@ -20,8 +21,6 @@ from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
 from acdc_cli.sparsity.prunable import Layer, layers
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
-
-Flops = int | Fraction
 
 _TENSOR_OVERHEAD = 300
 """Bytes of torch.save's zip archive for each tensor: headers, alignment, names and shapes."""
@@ -147,13 +146,20 @@ class _Prices:
         self.course = settings(recipe, {})
         self.resolutions = [self.course.resolution(epoch) for epoch in range(recipe.epochs)]
         sides = sorted({*self.resolutions, recipe.data.val_crop})
-        self.operations = {side: operations(model, side) for side in sides}
+        self.operations = {side: _operations(model, side) for side in sides}
         self.dense = {side: forward_flops(found, None, convention) for side, found in self.operations.items()}
         self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, convention)
 
     def dense_training(self) -> Flops:
         """Of an image in every epoch."""
         return sum(3 * self.dense[side] for side in self.resolutions)
+
+
+def _operations(model: nn.Module, side: int) -> list[Operation]:
+    try:
+        return operations(model, side)
+    except ModelError as e:
+        raise ModelError(f"{e}; training crops are data.resolution, validation crops data.val_crop") from e
 
 
 def _epochs(
@@ -213,6 +219,9 @@ def _totals(
 def _notes(recipe: Recipe, images: int, found: bool, learned: bool, ranked: bool) -> Iterator[str]:
     if not found:
         yield f"{recipe.data.name} was not found: its {images:,} training images are what is known of it by name"
+    begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
+    if source := begun_from or recipe.model.weights:
+        yield f"what it took to train {source} is not counted"
     if learned:
         yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, which it stays below"
     elif ranked:

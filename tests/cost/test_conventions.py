@@ -10,7 +10,7 @@ from nets import on_meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acdc_cli.cost.conventions import DESCRIPTIONS, NAMES, Convention, forward_flops
+from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.sparsity.distributions import kept_erk, kept_per_layer
 from acdc_cli.sparsity.prunable import layers, pruned
@@ -80,12 +80,6 @@ def test_resnet50_under_each_convention(resnet50: list[Operation]) -> None:
     # 1 per output, and 115² instead of 112² outputs of the stem
     more = (115**2 - 112**2) * 64
     assert forward_flops(resnet50, None, "C") == 8_178_368_512 + 11_113_984 + 1000 + more * (2 * 147 + 1)
-
-
-@every_convention
-def test_every_convention_has_a_name_and_a_description(convention: Convention) -> None:
-    assert NAMES[convention]
-    assert DESCRIPTIONS[convention]
 
 
 SPARSITY = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)

@@ -205,6 +205,25 @@ def test_a_size_that_the_model_refuses_is_an_error_of_the_user() -> None:
         operations(on_meta("timm:vit_small_patch16_224"), 160)
 
 
+class Quarters(nn.Module):
+    """Shows a convolution each quarter of the image, as a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = F.pixel_unshuffle(x.transpose(0, 1), 2).transpose(0, 1)
+        return self.conv(quarters).flatten().unsqueeze(0)
+
+
+def test_a_convolution_of_parts_of_the_image_is_counted_for_each() -> None:
+    (conv,) = operations(Quarters(), 8)
+    # 8 x 8 -> 4 of 4 x 4 -> 4 of 2 x 2, or of (4 + 2·1) / 2 = 3 x 3
+    assert (conv.positions, conv.same_positions, conv.elements) == (4 * 4, 4 * 9, 4 * 4 * 4)
+    assert conv.macs == 4 * 27 * 4 * 4
+
+
 class Functional(nn.Module):
     """Layers by functions alone, of which torch's modules are only one spelling."""
 

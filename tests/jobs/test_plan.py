@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from acdc_cli.errors import DataError, RecipeError, RunError
+from acdc_cli.errors import DataError, ModelError, RecipeError, RunError
 from acdc_cli.jobs.plan import Plan, plan
 from acdc_cli.jobs.plan_figure import draw
 from acdc_cli.jobs.plan_tables import epoch_rows, layer_rows
@@ -226,6 +226,18 @@ def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) 
         planned("demo", "data.name=folder")
     with pytest.raises(DataError, match=r"data.batch_size 5000 is more than the 4000 images of demo"):
         planned("demo", "data.batch_size=5000")
+
+
+def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp: Path) -> None:
+    with pytest.raises(ModelError, match=r"takes no images of 28 pixels .*; training crops are data.resolution"):
+        planned("demo", "model.name=timm:vit_tiny_patch16_224")
+
+
+def test_what_the_start_took_to_train_is_not_counted_and_said_so(in_tmp: Path) -> None:
+    note = "what it took to train elsewhere.pt is not counted"
+    assert note in planned("demo_woodfisher", "sparsity.from_checkpoint=elsewhere.pt").notes
+    assert note in planned("demo_dense", "model.weights=elsewhere.pt").notes
+    assert not any("took to train" in each for each in planned("demo_woodfisher").notes)
 
 
 def test_what_training_would_refuse_is_refused(in_tmp: Path) -> None:
