@@ -1,0 +1,36 @@
+"""`acdc doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    data: Annotated[str | None, typer.Option(metavar="PATH|NAME", help="A data set, too.", show_default="demo")] = None,
+    out: Annotated[Path, typer.Option(help="Where runs will lie.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Can this machine train? Versions, GPU, FFCV, disks, memory, W&B, and two seconds of training."""
+    from dataclasses import asdict
+
+    from acdc_cli import console
+    from acdc_cli.errors import RunError
+    from acdc_cli.jobs.doctor.diagnose import diagnose
+
+    findings = diagnose(data, out)
+    if json:
+        console.out_json([asdict(finding) for finding in findings])
+    else:
+        rows: list[tuple[str, str, str]] = []
+        for finding in findings:
+            rows.append((finding.status, finding.check, finding.found))
+            if finding.fix:
+                rows.append(("", "", f"→ {finding.fix}"))
+        console.table(("status", "check", "found, and → the way out"), rows)
+    count = {status: sum(finding.status == status for finding in findings) for status in ("warning", "error")}
+    if count["error"]:
+        raise RunError(f"{count['error']} of {len(findings)} checks failed: each names the way out")
+    console.say(f"acdc can train here; warnings: {count['warning']}")

@@ -1,0 +1,42 @@
+"""`acdc verify-resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with acdc.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: data.images=2048 makes a short run of a long one."),
+]
+Keep = Annotated[Path | None, typer.Option(help="Keep the runs in this folder.", show_default="they are removed")]
+
+
+def verify_resume(
+    recipe: Recipe,
+    set_: Set = None,
+    kills: Annotated[int, typer.Option(min=1, help="How often the run is killed.")] = 5,
+    seed: Annotated[int, typer.Option(help="When it is killed follows from this.")] = 0,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, as for `acdc train`.")] = 1,
+    keep: Keep = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prove that a recipe's run survives: kill it at random, go on, compare it with one that was left alone."""
+    from acdc_cli import console
+    from acdc_cli.jobs.verify_resume import verify_resume as job
+
+    verdict = job(recipe, set_ or [], kills, seed, keep, gpus)
+    if json:
+        console.out_json(verdict.as_dict())
+        return
+    columns = ("signal", "went on from epoch", "step")
+    console.table(columns, [(kill.signal, str(kill.epoch), str(kill.step)) for kill in verdict.kills])
+    if verdict.exact:
+        console.out("the same to the bit: weights, masks, optimiser, records")
+        return
+    rows = [(what, how, verdict.by_itself.get(what, "the same")) for what, how in verdict.differences.items()]
+    console.table(("differs", "killed from undisturbed", "two undisturbed"), rows)
+    console.out("two undisturbed runs differ as well: on this device nothing can be shown to the bit")

@@ -1,0 +1,98 @@
+"""`acdc doctor`: whether this machine can train, check by check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from acdc_cli import console
+from acdc_cli.data.catalog import SETS
+from acdc_cli.errors import AcdcError
+from acdc_cli.jobs.data import HOME
+from acdc_cli.jobs.doctor import gpu, machine, software
+from acdc_cli.jobs.doctor.verdict import Status, Verdict, error, ok
+from acdc_cli.recipe.schema import DataBlock
+
+Check = Callable[[], Verdict]
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    status: Status
+    found: str
+    fix: str
+
+
+def diagnose(data: str | None, out: Path) -> list[Finding]:
+    """data: a set's name or folder; without one the demo set is looked at, if it is there. out: where runs will lie."""
+    return run(checks(data, out))
+
+
+def checks(data: str | None, out: Path) -> dict[str, Check]:
+    folder = _folder(data or "demo")
+    found: dict[str, Check] = {
+        "python": software.python,
+        "packages": software.packages,
+        "torchvision": software.torchvision,
+        "gpu": gpu.gpu,
+        "processes": software.processes,
+        "ffcv": software.ffcv,
+        "threads": machine.threads,
+        "memory": machine.memory,
+        "shared memory": machine.shared_memory,
+        "disk of runs": partial(machine.runs_disk, out),
+        "disk of data": partial(machine.data_disk, folder),
+        "wandb": software.wandb,
+    }
+    if data or folder.is_dir():
+        found["data"] = partial(data_set, folder)
+    # last, because it sets torch's number of threads
+    return found | {"training": _training}
+
+
+def run(checks: dict[str, Check]) -> list[Finding]:
+    """Every check's finding; one that fails keeps none of the others from being made."""
+    findings = []
+    with console.progress("Looking at", "{task.fields[check]}", remaining=False) as bar:
+        task = bar.add_task("Looking at", total=len(checks), check="")
+        for name, check in checks.items():
+            bar.update(task, check=name)
+            findings.append(Finding(name, *_survived(check)))
+            bar.advance(task)
+    return findings
+
+
+def data_set(folder: Path) -> Verdict:
+    """Raises DataError where the set is not there, or is damaged as far as a quick look can tell."""
+    from acdc_cli.data import loaders
+
+    found = loaders.open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
+    return ok(f"{folder}: {found.train:,} training and {found.val:,} validation images of {found.classes:,} classes")
+
+
+def _folder(data: str) -> Path:
+    """As recipes find it: a set of this name lies in data/NAME."""
+    path = Path(data)
+    if not path.exists() and data in SETS:
+        return HOME / data
+    return path if path.is_dir() or path.suffix != ".beton" else path.parent
+
+
+def _training() -> Verdict:
+    # here, because it imports torch: where torch is broken, that is this check's finding
+    from acdc_cli.jobs.doctor.training import training
+
+    return training()
+
+
+def _survived(check: Check) -> Verdict:
+    try:
+        return check()
+    except AcdcError as cause:
+        return error(str(cause), "")
+    except Exception as cause:
+        fix = "mend what the other errors name, if there are some; else tell acdc's developers"
+        return error(f"the check itself failed: {type(cause).__name__}: {cause}", fix)

@@ -1,0 +1,158 @@
+"""Checks of what is installed. Heavy packages are imported where they are looked at: a broken one is a finding."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from acdc_cli.jobs.doctor.verdict import Verdict, error, ok, warning
+
+_SHOWN = ("torch", "torchvision", "timm", "wandb", "numpy")
+
+
+def python() -> Verdict:
+    return judge_python(platform.python_version(), metadata.metadata("acdc-cli")["Requires-Python"])
+
+
+def judge_python(version: str, supported: str) -> Verdict:
+    if version in SpecifierSet(supported):
+        return ok(version)
+    return error(f"{version}, and acdc needs {supported}", "install acdc in an environment of such a Python")
+
+
+def packages() -> Verdict:
+    return judge_packages(metadata.version("acdc-cli"), _installed(needed := required()), needed)
+
+
+def required(extra: str = "") -> list[Requirement]:
+    """What acdc's own metadata ask for, in all or for one extra alone."""
+    wanted = [Requirement(line) for line in metadata.requires("acdc-cli") or ()]
+    if not extra:
+        return [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return [each for each in wanted if each.marker is not None and each.marker.evaluate({"extra": extra})]
+
+
+def judge_packages(acdc: str, installed: Mapping[str, str], needed: Sequence[Requirement]) -> Verdict:
+    """installed: versions by name; what is not installed is not there."""
+    unfit = [each for each in needed if not _satisfied(each, installed)]
+    if not unfit:
+        shown = [f"{name} {installed[name]}" for name in _SHOWN if name in installed]
+        return ok(", ".join([f"acdc {acdc}", *shown]))
+    found = [f"{each.name} {installed.get(each.name, 'is missing')} (needed: {_range(each)})" for each in unfit]
+    return error(", ".join(found), "pip install " + " ".join(f"'{each.name}{each.specifier}'" for each in unfit))
+
+
+def torchvision() -> Verdict:
+    """torchvision's compiled operations fit one torch only."""
+    problem = None
+    try:
+        import torch
+        from torchvision import ops
+
+        ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+    except (ImportError, OSError, AttributeError, RuntimeError) as cause:
+        problem = f"{type(cause).__name__}: {cause}"
+    versions = _installed([Requirement("torch"), Requirement("torchvision")])
+    needed = [Requirement(line) for line in metadata.requires("torchvision") or ()]
+    return judge_torchvision(versions, next(each for each in needed if each.name == "torch"), problem)
+
+
+def judge_torchvision(versions: Mapping[str, str], torch: Requirement, problem: str | None) -> Verdict:
+    """torch: what this torchvision asks for; problem: why its compiled operations do not work, if so."""
+    pair = f"{versions.get('torchvision')} and torch {versions.get('torch')}"
+    fix = "pip install --force-reinstall torch torchvision (together, so that pip picks a pair)"
+    if problem:
+        return error(f"{pair} do not work together: {problem}", fix)
+    if not _satisfied(torch, versions):
+        return error(f"{pair} are no pair: this torchvision is made for torch {_range(torch)}", fix)
+    return ok(f"{pair} fit together: its compiled operations run")
+
+
+def ffcv() -> Verdict:
+    from acdc_cli.data.loaders import FFCV_HINT
+
+    problem = None
+    try:
+        # loads the compiled kernels, and with them OpenCV and libturbojpeg
+        import acdc_cli.data.ffcv  # noqa: F401
+    except (ImportError, OSError) as cause:
+        problem = str(cause)
+    needed = required("ffcv")
+    return judge_ffcv(_installed(needed), needed, problem, FFCV_HINT)
+
+
+def judge_ffcv(installed: Mapping[str, str], needed: Sequence[Requirement], problem: str | None, hint: str) -> Verdict:
+    """problem: why its kernels cannot be loaded, if so."""
+    instead = "data.loader `auto` takes torchvision, which is slower on photographs"
+    if "ffcv" not in installed:
+        return warning(f"not installed: {instead}", hint)
+    if problem:
+        return warning(f"{installed['ffcv']} cannot be used ({problem}): {instead}", hint)
+    unfit = [f"{each.name}{each.specifier}" for each in needed if not _satisfied(each, installed)]
+    if unfit:
+        found = f"{installed['ffcv']} loads, but acdc is made for {', '.join(unfit)}"
+        return warning(found, "pip install " + " ".join(f"'{name}'" for name in unfit))
+    return ok(f"{installed['ffcv']}, its kernels load: data.loader `auto` takes it for .beton files")
+
+
+def processes() -> Verdict:
+    """The back ends by which several processes train together."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_available():
+        return judge_processes(False, False, torch.cuda.device_count())
+    return judge_processes(distributed.is_gloo_available(), distributed.is_nccl_available(), torch.cuda.device_count())
+
+
+def judge_processes(gloo: bool, nccl: bool, devices: int) -> Verdict:
+    fix = "pip install --force-reinstall torch torchvision (the builds for Linux have both)"
+    if not gloo:
+        return warning("torch has no gloo: one process only", fix)
+    if devices > 1 and not nccl:
+        return warning(f"torch has no NCCL: the {devices} GPUs cannot train together", fix)
+    return ok("several can train together: gloo" + (" on CPUs, NCCL on GPUs" if nccl else " on CPUs"))
+
+
+def wandb() -> Verdict:
+    try:
+        from acdc_cli.runs.tracker import wandb_mode
+
+        return judge_wandb(mode := wandb_mode("auto"), os.environ.get("WANDB_MODE") == mode)
+    except ImportError as cause:
+        return warning(f"W&B cannot be imported ({cause}): runs keep metrics.jsonl alone", "pip install wandb")
+
+
+def judge_wandb(mode: Literal["online", "offline", "disabled"], asked: bool) -> Verdict:
+    """asked: whether WANDB_MODE says so."""
+    if asked:
+        return ok(f"{mode}, as WANDB_MODE says")
+    if mode == "online":
+        return ok("logged in: runs are mirrored online")
+    return warning(
+        "not logged in: runs are kept offline, for a later `wandb sync`", "wandb login; or WANDB_MODE=disabled"
+    )
+
+
+def _installed(needed: Sequence[Requirement]) -> dict[str, str]:
+    found = {}
+    for each in needed:
+        try:
+            found[each.name] = metadata.version(each.name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _satisfied(each: Requirement, installed: Mapping[str, str]) -> bool:
+    return each.name in installed and each.specifier.contains(installed[each.name], prereleases=True)
+
+
+def _range(each: Requirement) -> str:
+    return str(each.specifier) or "any"

@@ -1,0 +1,71 @@
+"""`acdc verify-resume` on real digits: real runs in processes of their own, really killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import Acdc
+from safetensors.torch import load_file, save_file
+
+from acdc_cli.jobs.verify_resume import differences
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.training import checkpoint
+
+
+@pytest.fixture
+def twins(acdc: Acdc, recipe: Path) -> tuple[RunDir, RunDir]:
+    """A finished run and its copy."""
+    assert acdc("train", recipe, "--out", "one").exit_code == 0
+    shutil.copytree("one", "other")
+    return RunDir(Path("one")), RunDir(Path("other"))
+
+
+def test_a_run_that_is_killed_ends_like_one_that_is_not(acdc: Acdc, recipe: Path) -> None:
+    result = acdc("verify-resume", recipe, "--kills", "2", "--keep", "runs", "--json", "--set", "epochs=6")
+    assert result.exit_code == 0, result.output
+    verdict = json.loads(result.stdout)
+    assert verdict["exact"] is True
+    assert [kill["signal"] for kill in verdict["kills"]] == ["SIGKILL", "SIGTERM"][: len(verdict["kills"])]
+    runs = [RunDir(Path("runs") / name) for name in ("undisturbed", "disturbed")]
+    assert all(run.finished for run in runs)
+    # every start has its entry, those included that ended before they came to train
+    assert len(runs[1].provenance()) <= len(verdict["kills"]) + 1
+    again = acdc("verify-resume", recipe, "--keep", "runs")
+    assert again.exit_code == 2
+    assert "runs is not empty" in again.stderr
+
+
+def test_twins_do_not_differ(twins: tuple[RunDir, RunDir]) -> None:
+    assert differences(*twins) == {}
+
+
+def test_one_weight_one_record_or_one_file_makes_a_difference(twins: tuple[RunDir, RunDir]) -> None:
+    one, other = twins
+    weights = load_file(other.model_file("sparse"))
+    weights["conv1.weight"].view(-1)[0] += 0.5
+    save_file(weights, other.model_file("sparse"))
+    lines = other.metrics.read_text().splitlines()
+    lines[4] = lines[4].replace('"top1": ', '"top1": 1')
+    other.metrics.write_text("\n".join(lines) + "\n")
+    mask = sorted(other.masks.iterdir())[0]
+    mask.unlink()
+    state = checkpoint.load_state(other.checkpoints)
+    assert state is not None
+    state["random"] = torch.zeros(3)
+    checkpoint.save_state(other.checkpoints, state)
+    assert differences(one, other) == {
+        "metrics.jsonl": "from epoch 4 on",
+        "sparse.safetensors": "it.conv1.weight by up to 0.5",
+        f"masks/{mask.name}": "only the first run has it",
+        "last state": "it has other entries",
+    }
+
+
+def test_a_run_that_cannot_be_trained_says_why(acdc: Acdc, recipe: Path) -> None:
+    result = acdc("verify-resume", recipe, "--set", "data.path=nowhere")
+    assert result.exit_code == 2
+    assert "ended with exit code 2: error: the data set folder has no" in " ".join(result.stderr.split())
