@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +64,12 @@ def write_beton(path: Path, samples: Iterable[Sample], capacity: int) -> int:
     capacity: room for this many samples is kept in front of the images; fewer may come, never more.
 
     The header comes last: a file whose writer was killed has version 0 and is refused by every reader.
+    It holds the CRC-32 of the images, where FFCV ignores it: files of other images differ in their first page, too.
     """
     metadata = np.zeros(capacity, METADATA)
     table = np.zeros(capacity, ALLOCATION)
     page_size = PAGE_SIZE
-    count = 0
+    count = crc32 = 0
     with path.open("wb") as file:
         end = _METADATA_START + metadata.nbytes
         end += -end % PAGE_SIZE
@@ -81,7 +83,8 @@ def write_beton(path: Path, samples: Iterable[Sample], capacity: int) -> int:
             table[count - 1] = (count - 1, start, len(sample.data))
             file.seek(start)
             file.write(sample.data)
-        _write_index(file, metadata[:count], table[:count], end, page_size)
+            crc32 = zlib.crc32(sample.data, crc32)
+        _write_index(file, metadata[:count], table[:count], end, page_size, crc32)
     return count
 
 
@@ -92,10 +95,13 @@ def _page_for(size: int) -> int:
     return max(PAGE_SIZE, 1 << (size - 1).bit_length())
 
 
-def _write_index(file: BinaryIO, metadata: NDArray[np.void], table: NDArray[np.void], end: int, page_size: int) -> None:
+def _write_index(
+    file: BinaryIO, metadata: NDArray[np.void], table: NDArray[np.void], end: int, page_size: int, crc32: int
+) -> None:
     fields = np.zeros(len(_FIELDS), FIELD)
     for field, (name, type_id) in zip(fields, _FIELDS, strict=True):
         field["name"], field["type_id"] = name, type_id
+    fields[0]["arguments"][:4] = np.frombuffer(crc32.to_bytes(4, "little"), np.uint8)
     file.seek(end)
     file.write(table.tobytes())
     file.seek(HEADER.itemsize)

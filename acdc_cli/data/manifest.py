@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from acdc_cli import files
 from acdc_cli.data.beton import MODES, BetonFile, Mode
@@ -41,8 +42,8 @@ class Manifest:
     name: str
     """The data set's name in `acdc data list`."""
     split: str
-    samples: int
-    classes: int
+    samples: PositiveInt
+    classes: PositiveInt
     class_names: tuple[str, ...]
     settings: dict[str, Any]
     """How images were stored: `acdc_cli.data.write.Settings`."""
@@ -129,7 +130,7 @@ def path_of(beton: Path) -> Path:
 def write(beton: Path, manifest: Manifest) -> None:
     """Puts the manifest beside its file, whole or not at all."""
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(manifest).items())
-    files.write_text(path_of(beton), "{\n" + ",\n".join(lines) + "\n}\n")
+    files.write_text(path_of(beton), "{\n" + ",\n".join(lines) + "\n}\n", DataError)
 
 
 def read(beton: Path) -> Manifest:
@@ -142,16 +143,17 @@ def read(beton: Path) -> Manifest:
             f"{beton} has no manifest ({path.name}): it was not written by `acdc data write`, or not to the end. "
             "Write it again."
         ) from cause
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise DataError(f"{path}: not readable ({cause}). Write the data set again.") from cause
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise DataError(f"{path}: not a manifest of version {VERSION}. Write the data set again with this acdc.")
     if set(values) != {field.name for field in fields(Manifest)}:
         raise DataError(f"{path}: keys are missing or unknown. Write the data set again.")
-    for key in ("class_names", "page_crc32", "label_histogram"):
-        values[key] = tuple(values[key])
-    values["bad"] = tuple(BadImage(**image) for image in values["bad"])
-    return Manifest(**values)
+    try:
+        return TypeAdapter(Manifest).validate_python(values)
+    except ValidationError as cause:
+        key = cause.errors()[0]["loc"][0]
+        raise DataError(f"{path}: {key} is not what `acdc data write` writes. Write the data set again.") from cause
 
 
 def check_quick(beton: Path) -> Manifest:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +100,7 @@ def write(
     A file already written from them is kept; any other is replaced only by `force`.
     Raises DataError when an image cannot be read (`skip_bad` leaves it out) and when a worker dies.
     """
-    try:
+    with files.explained(destination, DataError):
         destination.parent.mkdir(parents=True, exist_ok=True)
         busy = DataError(f"{destination}: another process is writing it now. Wait for it, or end it.")
         with files.locked(destination.with_name(destination.name + ".lock"), busy):
@@ -109,8 +110,6 @@ def write(
             made = _write(source, destination, settings, workers, skip_bad)
             console.say(f"{destination}: {made.summary()}")
             return made
-    except OSError as cause:
-        raise DataError(f"{destination}: cannot be written: {cause.strerror or cause}") from cause
 
 
 def _finished(source: Source, destination: Path, settings: Settings) -> Manifest | None:
@@ -145,19 +144,45 @@ def _write(source: Source, destination: Path, settings: Settings, workers: int, 
     try:
         write_beton(partial, intake.samples(), capacity=len(source.labels))
         if intake.bad:
-            bad_list.write_text("".join(f"{image.path}\t{image.reason}\n" for image in intake.bad), encoding="utf-8")
+            files.write_text(bad_list, "".join(f"{image.path}\t{image.reason}\n" for image in intake.bad), DataError)
         intake.refuse_bad(bad_list)
         manifest = _verified(partial, source, settings, intake)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(destination)
-        files.sync(destination.parent)
+        files.sync(partial)
+        _publish(partial, destination, manifest)
     finally:
-        partial.unlink(missing_ok=True)
-    manifests.write(destination, manifest)
+        # what is left of it is overwritten by the next attempt
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     if not intake.bad:
         bad_list.unlink(missing_ok=True)
     return manifest
+
+
+def _publish(partial: Path, destination: Path, manifest: Manifest) -> None:
+    """Gives both files their names, or leaves both as they were.
+
+    The manifest goes first: its few bytes can be brought back if the other does not follow. Should the process die
+    in between, then `check_quick` refuses the old file with the new manifest.
+    """
+    beside = manifests.path_of(destination)
+    before = beside.read_bytes() if beside.exists() else None
+    try:
+        manifests.write(destination, manifest)
+        os.replace(partial, destination)
+    except BaseException:
+        if partial.exists():
+            _put_back(beside, before)
+        raise
+    files.sync(destination.parent)
+
+
+def _put_back(beside: Path, before: bytes | None) -> None:
+    # if this fails as well, it is as if the process had died
+    with suppress(OSError, DataError):
+        if before is None:
+            beside.unlink(missing_ok=True)
+        else:
+            files.write_bytes(beside, before, DataError)
 
 
 class _Intake:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from acdc_cli import files
 from acdc_cli.errors import ModelError
+from acdc_cli.models.tensors import load_tensors
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _SHOWN = 3
@@ -31,7 +32,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises ModelError if the file cannot be read or does not fit; the model is then unchanged.
     """
     path = Path(path).expanduser()
-    found = {_plain(name): tensor for name, tensor in _state_dict(_read(path), path).items()}
+    found = _plainly_named(_state_dict(read(path), path), path)
     expected = plain_state_dict(model)
     _check_fit(model, expected, found, path)
     with torch.no_grad():
@@ -43,7 +44,22 @@ def _plain(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def _read(path: Path) -> Any:
+def _plainly_named(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        plain = _plain(name)
+        if plain in found:
+            raise ModelError(f"{path} holds {plain} twice, once as {name}; save the one that is meant")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+            raise ModelError(
+                f"{path}: {name} is sparse, quantised, complex or without data; save it as a dense tensor of numbers"
+            )
+        found[plain] = tensor
+    return found
+
+
+def read(path: Path) -> Any:
+    """What a .safetensors or torch file holds. Raises ModelError if it is missing, damaged or could run code."""
     if not path.is_file():
         raise ModelError(
             f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
@@ -51,7 +67,9 @@ def _read(path: Path) -> Any:
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_tensors(path)[0]
+        if files.seal_holds(path) is False:
+            raise ValueError("it is damaged: its checksum does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -61,17 +79,22 @@ def _read(path: Path) -> Any:
         ) from error
     # torch's restricted unpickler raises whatever a damaged file leads it to
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ModelError(f"cannot read the weights in {path} ({cause}); fetch or write the file again") from error
+        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0].rstrip(": ")
+        raise ModelError(
+            f"cannot read the weights in {path} (no {kind} file, or a damaged one: {cause}); fetch or write the file "
+            "again"
+        ) from error
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
-    keys = list(content) if isinstance(content, Mapping) else []
+    keys = list(map(str, content)) if isinstance(content, Mapping) else []
     for key in ("state_dict", "model"):
         if key in keys and isinstance(content[key], Mapping):
             content = content[key]
             break
-    if not keys or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    named = content.items() if keys else ()
+    if not named or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in named):
         what = f"keys {_list(keys)}" if keys else f"a {type(content).__name__}"
         raise ModelError(
             f"{path} holds no state dict ({what}): expected tensors by name, alone or under 'state_dict' or 'model'"

@@ -20,6 +20,9 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.masks = path / "masks"
         self.summary = path / "summary.json"
+        self.wandb_id = path / "wandb-id"
+        self.wandb_step = path / "wandb-step"
+        self._given = path / "recipe.yaml"
         self._provenance = path / "provenance.json"
 
     @property
@@ -36,36 +39,57 @@ class RunDir:
         Raises RunError if a run, or anything else, is there already.
         """
         self.refuse_if_taken()
-        for leftover in (self.metrics, self._provenance, self.path / "wandb-id"):
-            leftover.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.masks):
-            folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.path / "recipe.yaml", given)
-        self.record_provenance(provenance)
+        with files.explained(self.path):
+            for leftover in (self.metrics, self.wandb_id, self.wandb_step):
+                leftover.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.masks):
+                folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self._provenance, _listed([provenance]))
+        files.write_text(self._given, given)
+        # last, because with it there is a run to resume
         files.write_text(self.resolved, resolved)
 
     def record_provenance(self, provenance: dict[str, Any]) -> None:
         """One entry for the start and one for every resumption."""
-        files.write_text(self._provenance, json.dumps([*self.provenance(), provenance], indent=2) + "\n")
+        files.write_text(self._provenance, _listed([*self.provenance(), provenance]))
 
     def provenance(self) -> list[dict[str, Any]]:
-        """The entries of `record_provenance`, the newest last."""
-        return json.loads(self._provenance.read_text()) if self._provenance.exists() else []
+        """The entries of `record_provenance`, the newest last. Raises RunError if the file is damaged."""
+        if not self._provenance.exists():
+            return []
+        try:
+            entries: list[dict[str, Any]] = json.loads(self._provenance.read_text())
+        except ValueError as error:
+            raise RunError(f"{self._provenance} is damaged ({error}); put a copy in its place") from error
+        return entries
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Only one process trains here. Raises RunError for the others."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with files.explained(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"another process trains in {self.path} now; wait for it, or end it")
         with files.locked(self.checkpoints / ".lock", busy):
             yield
 
     def records(self) -> list[dict[str, Any]]:
-        """Every epoch's record, in order; a last line that was cut off while it was written is none."""
+        """Every epoch's record, in order; a last line that was cut off while it was written is none.
+
+        Raises RunError if another line is damaged.
+        """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [self._record(number, line) for number, line in enumerate(lines, 1)]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise RunError(
+                f"line {number} of {self.metrics} is damaged ({error}); put a copy in its place, or take the line out"
+            ) from error
+        return record
 
     def rewind_metrics(self, epochs: int) -> None:
         """Forget the records from epoch `epochs` on: they will be made again."""
@@ -80,26 +104,32 @@ class RunDir:
         nothing."""
         if self.finished:
             raise RunError(f"{self.path} holds a finished run, which is never overwritten; choose another with --out")
-        if self.records() or (self.checkpoints / "last.pt").exists():
+        if self.records() or any(self.checkpoints.glob("*.pt")):
             raise RunError(
                 f"{self.path} holds an unfinished run; go on with it by --resume, or choose another place with --out"
             )
-        if self.path.exists() and not self.resolved.exists() and not self._is_empty():
+        if self.path.exists() and not self.resolved.exists() and not self._is_barely_begun():
             raise RunError(f"{self.path} exists and is not a run of acdc; choose another place with --out")
 
-    def _is_empty(self) -> bool:
-        """Nothing is there but, maybe, the lock."""
+    def _is_barely_begun(self) -> bool:
+        """Nothing is there but, maybe, the lock and what a process that died in `start` had written."""
         if not self.path.is_dir():
             return False
-        return {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")} <= {
-            "checkpoints",
-            "checkpoints/.lock",
-        }
+        there = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}
+        begun = {"checkpoints", "checkpoints/.lock", "masks", self._provenance.name}
+        begun |= {f".{path.name}.partial" for path in (self._provenance, self._given, self.resolved)}
+        if self._provenance.exists():
+            begun.add(self._given.name)
+        return there <= begun
+
+
+def _listed(entries: list[dict[str, Any]]) -> str:
+    return json.dumps(entries, indent=2) + "\n"
 
 
 def open_run(path: Path) -> RunDir:
     """An existing run; raises RunError if there is none."""
     run = RunDir(path)
     if not run.resolved.exists():
-        raise RunError(f"{path} is no run directory: it has no resolved.yaml")
+        raise RunError(f"{path} is no run directory: it has no resolved.yaml; give one that `acdc train` made")
     return run

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 from urllib.parse import urlparse
 
-from acdc_cli import console
+from acdc_cli import console, files
+from acdc_cli.errors import AcdcError
 from acdc_cli.recipe.schema import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 
@@ -33,30 +34,34 @@ class JsonLines:
     """Appends each record to metrics.jsonl as one line that has reached the disk when `log` returns."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
 
     def log(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        files.append_line(self._path, json.dumps(record))
 
     def finish(self, summary: dict[str, Any]) -> None:
         pass
 
     def close(self, failed: bool = False) -> None:
-        self._file.close()
+        pass
 
 
 class Wandb:
     """Mirrors the records into one W&B run, under the same names; `layers` becomes a table.
 
+    No step is logged twice, in whatever process: `wandb-step` names the last one.
     The first failure is told once and ends the mirroring: the run goes on, metrics.jsonl has everything.
     """
 
     def __init__(self, block: TrackBlock, run: RunDir, name: str, config: dict[str, Any], mode: WandbMode) -> None:
-        identity = run.path / "wandb-id"
-        if not identity.exists():
-            identity.write_text(secrets.token_hex(4))
+        self._run: Any = None
+        self._step_file = run.wandb_step
+        try:
+            self._last_step = int(self._step_file.read_text()) if self._step_file.exists() else -1
+            identity = _identity(run.wandb_id)
+        except (AcdcError, OSError, ValueError) as error:
+            self._lost(error)
+            return
         self._settings: dict[str, Any] = {
             "project": block.project,
             "entity": block.entity,
@@ -64,7 +69,7 @@ class Wandb:
             "tags": block.tags,
             "dir": str(run.path),
             "name": name,
-            "id": identity.read_text(),
+            "id": identity,
             "config": config,
         }
         self._run = self._start(mode)
@@ -84,10 +89,17 @@ class Wandb:
             return None
 
     def log(self, record: dict[str, Any]) -> None:
+        if self._run is not None and record["step"] > self._last_step:
+            self._attempt(lambda: self._mirror(record))
+
+    def _mirror(self, record: dict[str, Any]) -> None:
         import wandb
 
+        # before the row: metrics.jsonl has one that gets lost, but one that is there twice cannot be taken back
+        files.write_text(self._step_file, f"{record['step']}\n")
+        self._last_step = record["step"]
         table = wandb.Table(columns=["layer", "sparsity"], data=[list(item) for item in record["layers"].items()])
-        self._attempt(lambda: self._run.log(record | {"layers": table}, step=record["step"]))
+        self._run.log(record | {"layers": table}, step=record["step"])
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(summary))
@@ -106,6 +118,13 @@ class Wandb:
     def _lost(self, error: Exception) -> None:
         self._run = None
         console.warn(f"W&B is not available ({error}); the run goes on, metrics.jsonl has every number")
+
+
+def _identity(path: Path) -> str:
+    """The W&B run's id, the same at every resumption."""
+    if not path.exists():
+        files.write_text(path, secrets.token_hex(4))
+    return path.read_text()
 
 
 def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) -> list[Tracker]:

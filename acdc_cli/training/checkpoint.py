@@ -92,9 +92,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
     """One bit a weight, in the order of the contiguous tensor; shapes are in the header."""
-    packed = {
-        name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy())) for name, mask in masks.items()
-    }
+    packed = {name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy())) for name, mask in masks.items()}
     save_tensors(path, packed, {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})})
 
 

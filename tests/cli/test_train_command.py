@@ -315,7 +315,7 @@ def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> 
         (["nowhere"], "nowhere does not exist"),
         (["run", "--model", "resnet50"], "is a run, whose recipe names its model"),
         ([str(recipe.parent)], "is no run directory"),
-        ([str(recipe)], "was not written by acdc"),
+        ([str(recipe)], "no torch file, or a damaged one"),
     ):
         result = acdc("eval", "--checkpoint", *arguments)
         assert result.exit_code == 2
@@ -345,13 +345,23 @@ def test_a_mistake_that_only_the_data_shows_is_mended_and_trained(acdc: Acdc, re
     assert acdc("train", recipe, *sets).exit_code == 0
 
 
-def test_two_processes_do_not_train_in_one_directory(acdc: Acdc, recipe: Path) -> None:
-    from acdc_cli.runs.run_dir import RunDir
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    with RunDir(Path("runs/small-0")).locked():
-        refused = acdc("train", recipe)
-    assert refused.exit_code == 2
-    assert "another process trains in runs/small-0" in flat(refused.stderr)
+
+def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc, recipe: Path) -> None:
+    run = RunDir(Path("runs/small-0"))
+    sets = ("--set", "epochs=1", "--set", "sparsity.method=dense")
+    for arguments in (sets, (*sets, "--resume")):
+        with run.locked():
+            before = contents(run.path)
+            refused = acdc("train", recipe, *arguments)
+        assert refused.exit_code == 2
+        assert flat(refused.stderr) == "error: another process trains in runs/small-0 now; wait for it, or end it"
+        assert contents(run.path) == before
+        if "--resume" not in arguments:
+            assert acdc("train", recipe, *sets).exit_code == 0
+            run.summary.unlink()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

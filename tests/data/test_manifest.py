@@ -217,3 +217,15 @@ def test_many_damaged_pages_are_counted_and_the_first_named(written: Path) -> No
             _overwrite(written, page * PAGE + 5, bytes(40))
         with pytest.raises(DataError, match=r"4 of its 8 MiB pages.*page 1 \(7 images between 0 and 6\); and 3 more"):
             check_full(written)
+
+
+def test_the_manifest_of_other_images_is_noticed_at_once(tmp_path: Path) -> None:
+    for name, value in (("one", 1), ("other", 2)):
+        images = np.zeros((9, SIDE, SIDE, 3), np.uint8)
+        images[3] = value
+        source = Source("demo", "train", images, np.arange(9) % 3, ("a", "b", "c"), "fingerprint")
+        (tmp_path / name).mkdir()
+        write(source, tmp_path / name / "train.beton", Settings(raw_share=1.0), workers=0)
+    shutil.copy(tmp_path / "one" / "train.beton.json", tmp_path / "other" / "train.beton.json")
+    with pytest.raises(DataError, match=r"page 0 \(header and labels\).*--force"):
+        check_quick(tmp_path / "other" / "train.beton")

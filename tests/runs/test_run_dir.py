@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir, open_run
 
@@ -81,6 +86,57 @@ def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
         pass
     with run.locked():
         pass
+
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from acdc_cli.runs.run_dir import RunDir
+
+with RunDir(Path(sys.argv[1])).locked():
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once_though_its_children_live_on(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    command = [sys.executable, "-c", HOLDER, str(run.path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            with pytest.raises(RunError, match="another process trains in"), run.locked():
+                pass
+            holder.kill()
+            holder.wait()
+            with run.locked():
+                os.kill(child, 0)
+        finally:
+            holder.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_run_with_only_the_state_before_the_last_is_not_begun_anew(tmp_path: Path) -> None:
+    (started(tmp_path / "run").checkpoints / "previous.pt").write_bytes(b"state")
+    with pytest.raises(RunError, match="--resume"):
+        started(tmp_path / "run")
+
+
+def test_a_damaged_record_is_named_by_its_line(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    run.metrics.write_bytes(b'{"epoch": 0}\n{"epo\xff": 1}\n{"epoch": 2}\n')
+    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; put a copy in its place"):
+        run.records()
+
+
+def test_damaged_provenance_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    (run.path / "provenance.json").write_text("[{")
+    with pytest.raises(RunError, match=r"provenance\.json is damaged .*; put a copy in its place"):
+        run.provenance()
 
 
 def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:

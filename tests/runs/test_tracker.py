@@ -28,23 +28,34 @@ RECORDS: list[dict[str, Any]] = [
 def track(folder: Path, mode: str) -> RunDir:
     run = RunDir(folder)
     run.start("", "", {})
-    tracking = trackers(TrackBlock.model_validate({"wandb": mode}), run, "test", {"seed": 3})
-    for record in RECORDS:
-        for tracker in tracking:
-            tracker.log(record)
-    for tracker in tracking:
-        tracker.finish({"status": "finished"})
-        tracker.close()
+    log(run, mode, RECORDS)
     return run
 
 
+def log(run: RunDir, mode: str, records: list[dict[str, Any]], failed: bool = False) -> None:
+    """What one process does."""
+    tracking = trackers(TrackBlock.model_validate({"wandb": mode}), run, "test", {"seed": 3})
+    for record in records:
+        for tracker in tracking:
+            tracker.log(record)
+    for tracker in tracking:
+        if not failed:
+            tracker.finish({"status": "finished"})
+        tracker.close(failed)
+
+
 def mirrored(run: RunDir) -> list[dict[str, Any]]:
-    """The run's history as W&B itself reads it out of its offline file."""
-    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return [row["history"]["item"] for row in rows if row["type"] == "history"]
+    """The run's history as W&B itself reads it out of the offline file of each process."""
+    return [row["history"]["item"] for row in offline_rows(run) if row["type"] == "history"]
+
+
+def offline_rows(run: RunDir) -> list[dict[str, Any]]:
+    rows = []
+    for file in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows += [json.loads(line) for line in done.stdout.splitlines()]
+    return rows
 
 
 def table(run: RunDir, item: dict[str, Any]) -> dict[str, float]:
@@ -59,6 +70,28 @@ def test_wandb_mirrors_the_file_exactly(tmp_path: Path) -> None:
     assert [item["_step"] for item in items] == [5, 10]
     own = [{key: value for key, value in item.items() if key[0] != "_" and "layers." not in key} for item in items]
     assert [plain | {"layers": table(run, item)} for plain, item in zip(own, items, strict=True)] == RECORDS
+
+
+def test_a_resumed_run_is_the_same_in_wandb_and_logs_no_step_twice(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.start("", "", {})
+    log(run, "offline", RECORDS[:1], failed=True)
+    run.rewind_metrics(0)
+    log(run, "offline", RECORDS)
+    assert run.records() == RECORDS
+    assert len(list(run.path.glob("wandb/offline-run-*"))) == 2
+    assert [item["_step"] for item in mirrored(run)] == [5, 10]
+    identities = [row["run"]["run_id"] for row in offline_rows(run) if row["type"] == "run"]
+    assert identities == [run.wandb_id.read_text()] * 2
+
+
+def test_a_damaged_file_of_wandbs_ends_the_mirroring_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(tmp_path / "run")
+    run.start("", "", {})
+    run.wandb_step.write_text("five")
+    log(run, "offline", RECORDS)
+    assert run.records() == RECORDS
+    assert capsys.readouterr().err.count("W&B is not available") == 1
 
 
 def test_disabled_writes_the_file_alone(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Tensors by name in a .safetensors file that carries their digest, so that a changed bit is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from acdc_cli import files
+
+_DIGEST = "acdc sha256"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Whole or not at all. Raises RunError where the system does not let it be written."""
+    # copies, because safetensors takes no two names for one storage and no channels_last strides
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    files.write_bytes(path, save(owned, {**metadata, _DIGEST: _digest(owned, metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of anybody's file.
+
+    Raises ValueError if they are not those that `save_tensors` wrote, and what safetensors raises over other damage.
+    """
+    tensors, metadata = load_file(path), read_header(path)
+    digest = metadata.pop(_DIGEST, None)
+    if digest is not None and digest != _digest(tensors, metadata):
+        raise ValueError("it is damaged: its checksum does not fit")
+    return tensors, metadata
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The metadata alone, unverified."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
