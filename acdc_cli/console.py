@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,6 +34,11 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     _comment(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+def mute(muted: bool) -> None:
+    """Of several processes of a run one writes. What a program asks for on stdout (`out_json`) is never kept back."""
+    _out.quiet = _err.quiet = muted
 
 
 def error(text: str) -> None:
@@ -71,6 +77,11 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
         transient=True,
         disable=not _err.is_terminal,
     )
+
+
+def screen() -> Live | None:
+    """A part of stderr for `update(…, refresh=True)` to draw on, below the lines that are said; None: no terminal."""
+    return Live(console=_err, auto_refresh=False, transient=True) if _err.is_terminal else None
 
 
 def _is_number(cell: str) -> bool:

@@ -88,6 +88,17 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{kind}")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """What processes that died had not brought to an end; for the only one that writes below the folder now.
+
+    Most is overwritten by the next attempt, but after the last there is none.
+    """
+    with explained(folder):
+        for kind in ("partial", "older"):
+            for leftover in folder.rglob(f".*.{kind}"):
+                leftover.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes, error: type[AcdcError] = RunError) -> None:
     with replacing(path, error) as partial:
         partial.write_bytes(data)
@@ -190,6 +201,17 @@ def locked(path: Path, busy: AcdcError) -> Iterator[None]:
             except BlockingIOError:
                 raise busy from None
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Does a process hold this lock file?"""
+    with explained(path), path.open() as lock:
+        try:
+            # shared, so that two who ask at once do not take each other for the holder
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One thread (a busy neighbour makes two slower than one), and no W&B outside a test's own folder."""
+"""One thread (a busy neighbour makes two slower than one), no W&B outside a test's own folder, and the command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from command import Acdc
+from typer.testing import CliRunner, Result
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_SILENT"] = "true"
@@ -33,3 +35,16 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def acdc() -> Acdc:
+    """Runs the command line in this process."""
+    from acdc_cli.cli.app import app
+
+    runner = CliRunner()
+
+    def run(*arguments: str | Path) -> Result:
+        return runner.invoke(app, [str(argument) for argument in arguments])
+
+    return run

@@ -8,6 +8,7 @@ from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 
@@ -28,8 +29,9 @@ def analyze(runs: Sequence[RunDir], out: Path) -> dict[str, Any]:
     empty = [name for name, found in records.items() if not found]
     if empty:
         raise RunError(f"{', '.join(empty)}: no epoch has ended yet, so there is nothing to draw")
-    out.mkdir(parents=True, exist_ok=True)
-    return {"figures": _draw(records, out), "runs": records}
+    with files.explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        return {"figures": _draw(records, out), "runs": records}
 
 
 def _title(run: RunDir, runs: Sequence[RunDir]) -> str:

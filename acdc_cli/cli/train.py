@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -23,6 +23,12 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Train on this many GPUs of this machine, or as processes on its CPU.", show_default=False
+    ),
+]
 
 
 class Command(TyperCommand):
@@ -38,10 +44,19 @@ class Command(TyperCommand):
         return super().parse_args(ctx, given)
 
 
-def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = None) -> None:
-    """Train a model as a recipe says."""
-    from acdc_cli.jobs.train import train as job
+def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = None, gpus: Gpus = None) -> None:
+    """Train a model as a recipe says.
 
+    For several machines start it by torchrun or srun, which say what its processes have to know.
+    """
     if resume not in (None, "yes", "auto"):
         raise typer.BadParameter(f"'{resume}': it stands alone, or before auto", param_hint="--resume")
-    job(recipe, set_ or [], out, "auto" if resume == "auto" else resume == "yes")
+    how: bool | Literal["auto"] = "auto" if resume == "auto" else resume == "yes"
+    if gpus is None:
+        from acdc_cli.jobs.train import train as job
+
+        job(recipe, set_ or [], out, how)
+    else:
+        from acdc_cli.jobs.launch import launch
+
+        raise typer.Exit(launch(gpus, recipe, set_ or [], out, how))

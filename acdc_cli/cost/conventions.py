@@ -9,6 +9,8 @@ from typing import Literal
 from acdc_cli.cost.count import Operation
 
 Convention = Literal["A", "B", "C"]
+CONVENTION: Convention = "A"
+"""Where nobody asks for another."""
 
 NAMES: dict[Convention, str] = {"A": "weights", "B": "all operations", "C": "RigL"}
 """A: 2 FLOPs for each use of a nonzero weight, of convolutions and linear layers only.
@@ -29,17 +31,17 @@ def forward_flops(
     kept: nonzero weights by parameter name; layers that are not in it are dense, and all are where it is None.
     """
     count = _COUNTS[convention]
-    return _exact(sum(count(operation, _macs(operation, kept or {})) for operation in operations))
+    return exact(sum(count(operation, _macs(operation, kept or {})) for operation in operations))
 
 
 def _macs(operation: Operation, kept: Mapping[str, int | Fraction]) -> int | Fraction:
     """Multiply-accumulates by weights that are not zero."""
     if operation.parameter_name is None or operation.parameter_name not in kept:
         return operation.macs
-    return _exact(Fraction(operation.macs * kept[operation.parameter_name], operation.weights))
+    return exact(Fraction(operation.macs * kept[operation.parameter_name], operation.weights))
 
 
-def _exact(number: int | Fraction) -> int | Fraction:
+def exact(number: int | Fraction) -> int | Fraction:
     """Whole numbers as such: they are added many times faster."""
     return number.numerator if number.denominator == 1 else number
 
@@ -65,7 +67,7 @@ def _of_all(operation: Operation, macs: int | Fraction) -> int | Fraction:
 def _of_rigl(operation: Operation, macs: int | Fraction) -> int | Fraction:
     if operation.kind not in ("conv", "linear"):
         return 0
-    return _exact(Fraction(operation.same_positions, operation.positions) * (2 * macs + operation.elements))
+    return exact(Fraction(operation.same_positions, operation.positions) * (2 * macs + operation.elements))
 
 
 _COUNTS = {"A": _of_weights, "B": _of_all, "C": _of_rigl}

@@ -4,16 +4,20 @@ Per image, an ordinary step takes 2 f(A) + f(B): a forward pass with the weights
 same, and the gradients of the weights B. That is 3 f for dense training, 3 f_e for AC/DC in an epoch with cost f_e, and
 2 f_A + f_B for Top-KAST (arXiv 2106.03517). A step whose weights are sparse but whose gradient is not takes
 2 f(A) + f(dense): of it and dT ordinary ones, RigL's mean is (3 f_S dT + 2 f_S + f_D) / (dT + 1) (arXiv 1911.11134).
+
+A gradient that a method asks for besides, before an epoch's steps, takes 3 f of the weights that live until then for
+each of its images. An epoch's cost of an image is that of all it takes, divided by the images that its steps train on:
+times these and summed over the epochs it is the run's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.conventions import Convention, exact, forward_flops
 from acdc_cli.cost.count import Operation
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
@@ -30,13 +34,25 @@ class EpochCost:
     forward: Flops
     """FLOPs of one image, with the weights that the epoch ends with."""
     train: Flops
-    """FLOPs of one image, forward and backward, the mean over the epoch's steps."""
+    """FLOPs of one image, forward and backward: the mean over the epoch's steps, and its share of what the method asks
+    for besides."""
 
 
-def training_flops(forward: Flops, backward: Flops, dense: Flops, dense_gradients: Fraction = Fraction(0)) -> Flops:
-    """Of one image, the mean over steps of which the share `dense_gradients` has the gradient of every weight."""
-    total = 2 * forward + (1 - dense_gradients) * backward + dense_gradients * dense
-    return total.numerator if total.denominator == 1 else total
+def training_flops(
+    forward: Flops,
+    backward: Flops,
+    dense: Flops,
+    dense_gradients: Fraction = Fraction(0),
+    dense_steps: Fraction = Fraction(0),
+) -> Flops:
+    """Of one image, the mean over an epoch's steps.
+
+    dense_gradients: share of those in which every weight has a gradient, but sparse ones act.  dense_steps: share of
+    those without masks.
+    """
+    ordinary = 1 - dense_gradients - dense_steps
+    acting = (1 - dense_steps) * forward + dense_steps * dense
+    return exact(2 * acting + ordinary * backward + (1 - ordinary) * dense)
 
 
 def nominal(
@@ -44,23 +60,25 @@ def nominal(
     operations: Mapping[int, Sequence[Operation]],
     resolutions: Sequence[int],
     steps_per_epoch: int,
+    batch_size: int,
     convention: Convention,
 ) -> list[EpochCost]:
     """What the method's schedule says, known before the run starts.
 
     operations: of the model, by the images' side.  resolutions: of the epochs.
+    What is asked for besides has the weights that the epoch before ends with; before the first, all.
     """
     prices = _Prices(operations, convention)
-    return [
-        prices.of(
-            epoch,
-            side,
-            forward_kept(sparsifier, epoch),
-            backward_kept(sparsifier, epoch),
-            _share(sparsifier, epoch, steps_per_epoch),
-        )
-        for epoch, side in enumerate(resolutions)
-    ]
+    found = []
+    for epoch, side in enumerate(resolutions):
+        kept = forward_kept(sparsifier, epoch), backward_kept(sparsifier, epoch)
+        cost = prices.of(sparsifier, epoch, side, *kept, steps_per_epoch)
+        if images := sparsifier.probed_images(epoch):
+            before = forward_kept(sparsifier, epoch - 1) if epoch else {}
+            share = images * prices.probe(side, before) / Fraction(steps_per_epoch * batch_size)
+            cost = replace(cost, train=exact(cost.train + share))
+        found.append(cost)
+    return found
 
 
 def forward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
@@ -87,6 +105,8 @@ class Measured:
     """What the run really took: zeros are counted after every epoch, those of dead filters in dense phases included.
 
     An epoch is charged with the weights that it ends with, also for its steps before a change of the masks.
+    The total alone is its state: what is asked for before an epoch's steps is in it before the first of them is taken,
+    so that a run which goes on within the epoch has it once.
     """
 
     def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
@@ -96,15 +116,22 @@ class Measured:
         self.total = 0
         """FLOPs of all images so far."""
 
+    def probe(self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int) -> None:
+        """What the method is about to ask for before this epoch's steps, with the weights as they are.
+
+        nonzero: weights by parameter name.  side: of the images, in pixels.
+        """
+        self.total += round(sparsifier.probed_images(epoch) * self._prices.probe(side, nonzero))
+
     def add(
         self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
     ) -> EpochCost:
-        """An epoch of so many steps and images that is just over.
+        """The steps of an epoch that is just over, on so many images; `probe` has charged what came before them.
 
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
         trained = {**nonzero, **sparsifier.masked.trained()}
-        cost = self._prices.of(epoch, side, nonzero, trained, _share(sparsifier, epoch, steps))
+        cost = self._prices.of(sparsifier, epoch, side, nonzero, trained, steps)
         self.total += round(images * cost.train)
         return cost
 
@@ -117,21 +144,27 @@ class _Prices:
         self._convention = convention
         self._known: dict[tuple[int, frozenset[tuple[str, int | Fraction]]], Flops] = {}
 
-    def of(self, epoch: int, side: int, forward: Kept, backward: Kept, dense_gradients: Fraction) -> EpochCost:
+    def of(
+        self, sparsifier: Sparsifier[Any], epoch: int, side: int, forward: Kept, backward: Kept, steps: int
+    ) -> EpochCost:
+        """Of the epoch's steps."""
         acting, trained, dense = (self._forward(side, kept) for kept in (forward, backward, {}))
-        return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients))
+        # as exact as they are: numbers of steps
+        dense_gradients, dense_steps = (
+            Fraction(share(epoch, steps)).limit_denominator(steps)
+            for share in (sparsifier.dense_gradients, sparsifier.dense_steps)
+        )
+        return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients, dense_steps))
+
+    def probe(self, side: int, kept: Kept) -> Flops:
+        """Of the gradient of one image."""
+        return 3 * self._forward(side, kept)
 
     def _forward(self, side: int, kept: Kept) -> Flops:
         key = side, frozenset(kept.items())
         if key not in self._known:
             self._known[key] = forward_flops(self._operations[side], kept, self._convention)
         return self._known[key]
-
-
-def _share(sparsifier: Sparsifier[Any], epoch: int, steps_per_epoch: int) -> Fraction:
-    """As exact as it is: a number of steps."""
-    share = sparsifier.dense_gradients(epoch, steps_per_epoch)
-    return Fraction(share).limit_denominator(steps_per_epoch)
 
 
 def _spread(sparsifier: Sparsifier[Any], density: float) -> Kept:

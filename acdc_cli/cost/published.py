@@ -97,7 +97,7 @@ def _acdc(target: float, network: _Network, convention: Convention) -> Costs:
     """By its schedule of P1 3.2, with the same density in every layer."""
     masked = MaskedParameters(pruned(layers(network.model, [])))
     run = acdc.Method(acdc.Config(method="acdc", target=target), masked, _EPOCHS)
-    epochs = nominal(run, {_SIDE: network.operations}, [_SIDE] * _EPOCHS, 1, convention)
+    epochs = nominal(run, {_SIDE: network.operations}, [_SIDE] * _EPOCHS, 1, 1, convention)
     return epochs[-1].forward, Fraction(sum(epoch.train for epoch in epochs)) / _EPOCHS
 
 

@@ -30,7 +30,7 @@ class Batch:
 
 class Loader(Protocol):
     """A split of a data set. Training loaders shuffle, augment and drop the last partial batch;
-    validation loaders give every image once, in the set's order."""
+    validation loaders give every image once, in the set's order. Of several processes each has its `Shard`."""
 
     @property
     def kind(self) -> Literal["ffcv", "torch"]:
@@ -38,11 +38,11 @@ class Loader(Protocol):
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch: when training, as many in each process."""
 
     @property
     def samples(self) -> int:
-        """Images in the split."""
+        """Images in the split, whoever draws them."""
 
     def epoch(
         self, epoch: int, start_step: int = 0, resolution: int | None = None
@@ -60,10 +60,25 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
+class Shard:
+    """What one of several processes draws: when training an equal part of every batch, else every so many-th batch."""
+
+    rank: int = 0
+    size: int = 1
+    """Processes that share the split."""
+    local_size: int = 1
+    """Those of them that share this machine's cores."""
+
+
+UNDIVIDED = Shard()
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a split is read: all about a loader but where its images lie and where they go."""
 
     batch_size: int
+    """When training, over all processes, whose number divides it."""
     size: Callable[[int], int]
     """Side of the images in an epoch, in pixels."""
     crop: Crop
@@ -72,15 +87,36 @@ class Plan:
     seed: int = 0
     shuffle: bool = False
     """For training: shuffled anew every epoch, in whole batches only."""
+    images: int | None = None
+    """Use this many only, evenly spread over the set; None: all."""
+    shard: Shard = UNDIVIDED
 
-    def steps(self, samples: int) -> int:
-        return samples // self.batch_size if self.shuffle else -(-samples // self.batch_size)
+    def samples(self, stored: int) -> int:
+        """Images of the split that are used, of so many in the set."""
+        return min(stored, self.images or stored)
 
-    def batches(self, samples: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
-        """Positions in the data set of each batch, from `start_step` on."""
-        order = epoch_order(samples, self.seed, epoch) if self.shuffle else np.arange(samples)
-        steps = range(start_step, self.steps(samples))
-        return [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
+    @property
+    def largest_batch(self) -> int:
+        """Images that this process draws at once."""
+        return self.batch_size // self.shard.size if self.shuffle else self.batch_size
+
+    def steps(self, stored: int) -> int:
+        return len(self._starts(self.samples(stored)))
+
+    def batches(self, stored: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
+        """Positions in the data set of each of this process's batches, from `start_step` on."""
+        used = self.samples(stored)
+        order = epoch_order(used, self.seed, epoch) if self.shuffle else np.arange(used)
+        # evenly: sets are often stored class by class
+        order = order * stored // used
+        return [order[start : start + self.largest_batch] for start in self._starts(used)[start_step:]]
+
+    def _starts(self, used: int) -> range:
+        """Of each batch, in the epoch's order."""
+        if self.shuffle:
+            first = self.shard.rank * self.largest_batch
+            return range(first, used // self.batch_size * self.batch_size, self.batch_size)
+        return range(self.shard.rank * self.batch_size, used, self.shard.size * self.batch_size)
 
     @property
     def augmentation(self) -> Augmentation:

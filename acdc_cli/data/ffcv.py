@@ -176,7 +176,7 @@ class FFCVLoader:
         self._plan = plan
         self._transfer = Transfer(device)
         # small batches are divided among all threads
-        self._chunk = min(_CHUNK, -(-plan.batch_size // workers))
+        self._chunk = min(_CHUNK, -(-plan.largest_batch // workers))
         self._drawing = ThreadPoolExecutor(workers, "draw")
         # apart, so that a batch that waits for its images to be drawn keeps no thread from drawing
         self._sending = ThreadPoolExecutor(1, "send")
@@ -186,11 +186,11 @@ class FFCVLoader:
 
     @property
     def samples(self) -> int:
-        return self._file.samples
+        return self._plan.samples(self._file.samples)
 
     @property
     def steps(self) -> int:
-        return self._plan.steps(self.samples)
+        return self._plan.steps(self._file.samples)
 
     def warm_up(self) -> None:
         """Compiling takes seconds once a process, whatever the number of loaders."""
@@ -212,7 +212,7 @@ class FFCVLoader:
             side = resolution or self._plan.size(epoch)
             augment.require_room(self._plan.crop, int(self._file.sizes.min()), side)
             ring = self._buffers(side)
-            batches = self._plan.batches(self.samples, epoch, start_step)
+            batches = self._plan.batches(self._file.samples, epoch, start_step)
             starts = (
                 self._start(indices, buffer, epoch)
                 for indices, buffer in zip(batches, itertools.cycle(ring), strict=False)
@@ -288,7 +288,7 @@ class FFCVLoader:
 
     def _buffers(self, side: int) -> Tensor:
         """(batches, batch, side, side, 3): of one epoch after another, until the resolution changes."""
-        shape = (_AHEAD + 1, self._plan.batch_size, side, side, 3)
+        shape = (_AHEAD + 1, self._plan.largest_batch, side, side, 3)
         if self._ring.shape != shape:
             self._ring = torch.empty(0)
             # validation may be the first to ask, but no gradient could pass a tensor that was made in inference mode

@@ -16,11 +16,12 @@ from acdc_cli import console
 from acdc_cli.data import augment, catalog
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.augment import Crop
-from acdc_cli.data.batches import Loader, Plan
+from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.torch import BetonImages, FolderImages, Images, MemoryImages, TorchLoader, is_small
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.schedule import curves
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ def open_set(block: DataBlock) -> DataSet:
     if not splits:
         raise DataError(_missing(block, " and ".join(catalog.SPLITS)))
     class_names = next(iter(splits.values())).class_names
-    for split, found in splits.items():
+    for found in splits.values():
         if found.class_names != class_names:
-            raise DataError(f"{root}: train and val hold different classes; write {split} from the same source")
+            differing = sorted(set(found.class_names) ^ set(class_names))
+            only = f"; only one of them has {', '.join(differing[:5])}" if differing else " or order them differently"
+            raise DataError(f"{root}: train and val hold different classes{only}. Make both from the same source.")
     return DataSet(
         name=block.name,
         path=root,
@@ -78,18 +81,19 @@ def open_set(block: DataBlock) -> DataSet:
 
 
 def expected_set(block: DataBlock) -> tuple[int, int, bool]:
-    """(classes, training images, whether they were found): of the images, or by name where they are elsewhere.
+    """(classes, training images that are used, whether they were found): of the set that lies there, or of the one
+    that is known by this name where it lies elsewhere.
 
     Raises DataError for a set that is not there and whose size its name does not tell.
     """
     known = catalog.SETS.get(block.name)
     if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
-        return known.classes, known.train_images, False
+        return known.classes, min(known.train_images, block.images or known.train_images), False
     found = open_set(block)
-    return found.classes, found.train, True
+    return found.classes, min(found.train, block.images or found.train), True
 
 
-def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device) -> Loader:
+def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
     """Shuffled and augmented; crops have the resolution that the recipe gives the epoch."""
     plan = Plan(
         batch_size=block.batch_size,
@@ -98,6 +102,8 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device)
         flip=block.flip,
         seed=seed,
         shuffle=True,
+        images=block.images,
+        shard=shard,
     )
     loader = _loader(block, "train", plan, device)
     try:
@@ -118,12 +124,14 @@ def steps_per_epoch(block: DataBlock, images: int) -> int:
     return images // block.batch_size
 
 
-def val_loader(block: DataBlock, device: torch.device, split: str = "val") -> Loader:
-    """Every image of the split once, in its order, without augmentation."""
+def val_loader(block: DataBlock, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED) -> Loader:
+    """Every image of the split that is used, once, in its order, without augmentation."""
     plan = Plan(
-        batch_size=block.val_batch_size or block.batch_size,
+        batch_size=block.val_batch_size or block.batch_size // shard.size,
         size=lambda epoch: block.val_crop,
         crop=Crop(augment.CENTRED, share=block.val_crop / block.val_resize),
+        images=block.images if split == "train" else block.val_images,
+        shard=shard,
     )
     return _loader(block, split, plan, device)
 
@@ -132,7 +140,8 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> L
     place = _lies_at(_root(block), split)
     if place is None:
         raise DataError(_missing(block, split))
-    workers = len(os.sched_getaffinity(0)) if block.workers is None else block.workers
+    cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
+    workers = max(1, cores) if block.workers is None else block.workers
     ffcv = None if block.loader == "torch" else _ffcv(block, place)
     if ffcv is not None:
         return ffcv(place, plan, max(1, workers), device)
@@ -180,8 +189,11 @@ def _root(block: DataBlock) -> Path:
 
 def _lies_at(root: Path, split: str) -> Path | None:
     """The split's .beton file, else its folder of class folders."""
-    places = (root / f"{split}.beton", root / split)
-    return next((place for place in places if place.exists()), None)
+    beton, folder = root / f"{split}.beton", root / split
+    # os.path's, which take what may not be looked at for missing
+    if os.path.isfile(beton):
+        return beton
+    return folder if os.path.isdir(folder) else None
 
 
 def _describe(root: Path, split: str) -> _Split:
@@ -196,10 +208,23 @@ def _describe(root: Path, split: str) -> _Split:
 
 def _missing(block: DataBlock, what: str) -> str:
     root = _root(block).absolute()
+    if os.path.isfile(root):
+        return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
+    if os.path.isdir(root) and not _may_read(root):
+        return f"the data set {block.name}: you may not read {root}; ask its owner for it, or --set data.path=FOLDER"
+    near = "" if block.path or block.name in catalog.SETS else did_you_mean(block.name, catalog.SETS)
     return (
-        f"the data set {block.name} has no {what}: neither .beton files nor folders of images lie in {root}. "
-        f"Write them: {_write_command(block)}. Or say where they are: --set data.path=FOLDER"
+        f"the data set {block.name} has no {what}: in {root} lies neither a .beton file of that name nor a folder of "
+        f"images{near or '.'} Write it: {_write_command(block)}. Or say where it lies: --set data.path=FOLDER"
     )
+
+
+def _may_read(folder: Path) -> bool:
+    try:
+        os.scandir(folder).close()
+    except PermissionError:
+        return False
+    return True
 
 
 def _write_command(block: DataBlock) -> str:

@@ -233,11 +233,11 @@ class TorchLoader:
 
     @property
     def samples(self) -> int:
-        return len(self._labels)
+        return self._plan.samples(len(self._labels))
 
     @property
     def steps(self) -> int:
-        return self._plan.steps(self.samples)
+        return self._plan.steps(len(self._labels))
 
     def warm_up(self) -> None:
         """Starts the workers."""
@@ -252,14 +252,15 @@ class TorchLoader:
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
         size = resolution or self._plan.size(epoch)
-        requests = [Request(indices, epoch, size) for indices in self._plan.batches(self.samples, epoch, start_step)]
+        batches = self._plan.batches(len(self._labels), epoch, start_step)
+        requests = [Request(indices, epoch, size) for indices in batches]
         # closed, because a generator that is left in the middle holds the workers for as long as it lives
-        with closing(self._transferred(requests)) as batches:
+        with closing(self._transferred(requests)) as drawn:
             if self._transfer.pinned:
                 with ThreadPoolExecutor(1, "send") as sending:
-                    yield self._one_ahead(batches, sending)
+                    yield self._one_ahead(drawn, sending)
             else:
-                yield batches
+                yield drawn
 
     def _transferred(self, requests: list[Request]) -> Generator[Batch]:
         for request, images in zip(requests, self._drawn(requests), strict=True):

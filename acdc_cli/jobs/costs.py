@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from acdc_cli import console
-from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.ledger import Flops, Kept, Measured, forward_kept, nominal
 from acdc_cli.errors import ModelError
@@ -14,8 +14,6 @@ from acdc_cli.jobs import setup
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.training.trainer import Parts
-
-CONVENTION: Convention = "A"
 
 
 def ledger(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measured | None:
@@ -34,6 +32,9 @@ def both(
 ) -> dict[str, Any]:
     """FLOPs of the whole training and of one validation image: dense, by the method's schedule, and as measured.
 
+    The nominal training is the total of `acdc plan`, the measured one the last record's `train_flops`: both with what
+    the method asked for besides its steps.
+
     resolutions: of the epochs' images.  Both sides in pixels.
     """
     sparsifier, steps = parts.sparsifier, parts.train.steps
@@ -42,7 +43,7 @@ def both(
     def forward(side: int, kept: Kept | None) -> Flops:
         return forward_flops(ledger.operations[side], kept, ledger.convention)
 
-    planned = nominal(sparsifier, ledger.operations, resolutions, steps, ledger.convention)
+    planned = nominal(sparsifier, ledger.operations, resolutions, steps, batch_size, ledger.convention)
     zeros = zero_counts(parts.layers)
     nonzero = {layer.parameter_name: zeros[layer.name][1] - zeros[layer.name][0] for layer in parts.layers}
     dense_images = sum(3 * forward(side, None) for side in resolutions)

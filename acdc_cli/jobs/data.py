@@ -134,6 +134,8 @@ def _betons(target: str) -> list[Path]:
     if not path.exists():
         known = f" (sets: {', '.join(SETS)})" if path.parent == Path() else ""
         raise DataError(f"{path}: there is no such file, folder or written set{known}. `acdc data write` makes one.")
+    if path.suffix != ".beton":
+        raise DataError(f"{path} is no .beton file; give one, the folder that holds them, or a set's name")
     return [path]
 
 

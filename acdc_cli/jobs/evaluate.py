@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 
 from acdc_cli import console
-from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
 from acdc_cli.errors import CheckpointError, ModelError, RunError
 from acdc_cli.jobs import setup
+from acdc_cli.models import weights
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import DataBlock, Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -26,7 +27,6 @@ from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.trainer import sparsities
 
 Which = Literal["sparse", "dense"]
-CONVENTION: Convention = "A"
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
 KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
 
@@ -54,8 +54,8 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     both sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
     `layers` has the weights, nonzero weights and FLOPs of each convolution and linear layer.
     """
-    recipe, weights = _locate(source, options)
-    recipe = _changed(recipe, weights, options)
+    recipe, file = _locate(source, options)
+    recipe = _changed(recipe, file, options)
     data = loaders.open_set(recipe.data)
     bench = setup.build(recipe, data.classes)
     setup.require_sizes(bench, [recipe.data.val_crop])
@@ -152,9 +152,10 @@ def _locate(source: Path, options: Options) -> tuple[Recipe, Path]:
         raise RunError("--which chooses between the two models of a run directory; a file holds one")
     recipe = _recorded_recipe(source)
     if recipe is not None:
+        recorded = from_dict(recipe, str(source), options.overrides)
         if options.model is not None:
-            raise RunError(f"{source} says itself that it is a {recipe['model']['name']}; leave --model out")
-        return from_dict(recipe, str(source), options.overrides), source
+            raise RunError(f"{source} says itself that it is a {recorded.model.name}; leave --model out")
+        return recorded, source
     if options.model is None or options.data is None:
         raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
     return _foreign(options.model, options.data, options.overrides), source
@@ -176,11 +177,11 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
     if file.suffix == ".safetensors":
         metadata = read_metadata(file)
     else:
-        # foreign files may hold anything; what cannot be read safely is refused with the weights themselves
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception:
-            return None
+            # torch's old format cannot be mapped; of any other file this says what is wrong with it
+            state = weights.read(file)
         metadata = state.get("metadata") if isinstance(state, dict) else None
     recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
     return recipe if isinstance(recipe, dict) else None
@@ -209,8 +210,8 @@ def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _changed(recipe: Recipe, weights: Path, options: Options) -> Recipe:
-    model = recipe.model.model_copy(update={"weights": str(weights)})
+def _changed(recipe: Recipe, file: Path, options: Options) -> Recipe:
+    model = recipe.model.model_copy(update={"weights": str(file)})
     changes = {"model": model, "data": _data(recipe.data, options), "compile": False}
     return setup.without_start(recipe).model_copy(update=changes)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acdc_cli.cost.conventions import Convention, forward_flops
+from acdc_cli.cost.conventions import CONVENTION, Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.cost.ledger import Flops, forward_kept, nominal
 from acdc_cli.data import loaders
@@ -42,7 +42,8 @@ class PlannedEpoch:
     forward_flops: Flops
     """Of one image."""
     train_flops: Flops
-    """Of one image: forward and backward, the mean over the epoch's steps."""
+    """Of one image: forward and backward, the mean over the epoch's steps, and its share of the gradients that the
+    method asks for besides. Times the epoch's images, and summed over the epochs, it is `Totals.train_flops`."""
     cost: float
     """Of the training up to the end of this epoch, as a share of the whole dense training."""
 
@@ -66,7 +67,7 @@ class Totals:
     inference_flops: Flops
     """Of one validation image, at the end of the run."""
     train_flops: Flops
-    """Of the whole run."""
+    """Of the whole run: `nominal` in its summary."""
     inference_ratio: float
     """To the dense model."""
     train_ratio: float
@@ -111,7 +112,7 @@ class Plan:
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
-def plan(recipe: Recipe, convention: Convention = "A") -> Plan:
+def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
     """Raises an AcdcError for whatever `acdc train` would refuse in the recipe."""
     classes, images, found = loaders.expected_set(recipe.data)
     steps = loaders.steps_per_epoch(recipe.data, images)
@@ -148,7 +149,7 @@ class _Prices:
         sides = sorted({*self.resolutions, recipe.data.val_crop})
         self.operations = {side: _operations(model, side) for side in sides}
         self.dense = {side: forward_flops(found, None, convention) for side, found in self.operations.items()}
-        self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, convention)
+        self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, recipe.data.batch_size, convention)
 
     def dense_training(self) -> Flops:
         """Of an image in every epoch."""

@@ -61,7 +61,7 @@ def layer_rows(plan: Plan) -> list[tuple[str, ...]]:
             layer.name,
             "x".join(map(str, layer.shape)),
             str(prod(layer.shape)),
-            "?" if layer.density is None else f"{layer.density:.2%}",
+            "?" if layer.density is None else f"{_percent(layer.density)}%",
             layer.why or "",
         )
         for layer in plan.layers
@@ -70,7 +70,9 @@ def layer_rows(plan: Plan) -> list[tuple[str, ...]]:
 
 def total_rows(plan: Plan) -> list[tuple[str, str]]:
     totals, memory = plan.totals, plan.memory
-    nonzero = "learned" if totals.nonzero is None else f"{totals.nonzero:,} ({totals.nonzero / totals.params:.1%})"
+    nonzero = (
+        "learned" if totals.nonzero is None else f"{totals.nonzero:,} ({_percent(totals.nonzero / totals.params, 1)}%)"
+    )
     of_memory = ", ".join(f"{what} {_mega(size)}" for what, size in asdict(memory).items() if size)
     return [
         ("parameters", f"{totals.params:,}"),
@@ -86,8 +88,13 @@ def total_rows(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _percent(share: float | None) -> str:
-    return "?" if share is None else f"{100 * share:.2f}"
+def _percent(share: float | None, decimals: int = 2) -> str:
+    """With more decimals where rounding would make all of nearly all, or nothing of little."""
+    if share is None:
+        return "?"
+    while 0 < share < 1 and round(100 * share, decimals) in (0, 100):
+        decimals += 1
+    return f"{100 * share:.{decimals}f}"
 
 
 def _mega(size: int) -> str:

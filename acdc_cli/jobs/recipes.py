@@ -8,7 +8,7 @@ from pathlib import Path
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.syntax import read_file, shown
+from acdc_cli.recipe.syntax import read_file, read_text, shown
 
 
 def list_recipes() -> list[dict[str, str]]:
@@ -21,7 +21,7 @@ def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
     """The file as it is; resolved, or with overrides, which no file holds, every key with its value."""
     if resolved or overrides:
         return resolved_yaml(load(name, overrides))
-    return shipped.find(name).read_text(encoding="utf-8")
+    return read_text(shipped.find(name))
 
 
 def copy(name: str, destination: Path | None) -> Path:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from acdc_cli.errors import ModelError, RunError
+from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import catalog as models
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
@@ -21,6 +24,7 @@ from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
+from acdc_cli.training.distributed import ALONE, Ranks, own_device
 from acdc_cli.training.evaluate import Forward, forward_of
 from acdc_cli.training.precision import Precision, choose_device
 
@@ -35,20 +39,26 @@ class Bench:
     task: Task
     precision: Precision
     device: torch.device
+    ranks: Ranks = ALONE
 
 
-def build(recipe: Recipe, classes: int) -> Bench:
-    device = choose_device(recipe.device)
+def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
+    """ranks: the processes that train together, each of which makes the same."""
+    device = own_device(ranks, choose_device(recipe.device))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
+    _share_cores(recipe.threads, ranks)
+    _seed(recipe.seed)
     model = models.build(_started(recipe), classes)
+    if recipe.sync_bn and ranks.store is not None:
+        model = _synchronised(model, device)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
     compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
+    if not ranks.first:
+        # dropout in other places in each; the two are no sum, lest rank 1 of seed 0 be rank 0 of seed 1
+        _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
     return Bench(
         model=model,
         # static shapes: a run has two or three image sizes, and a kernel that fits all of them fits none well
@@ -57,13 +67,46 @@ def build(recipe: Recipe, classes: int) -> Bench:
         task=tasks.build(recipe.task),
         precision=Precision(recipe.precision, device),
         device=device,
+        ranks=ranks,
     )
+
+
+def split(recipe: Recipe, ranks: Ranks) -> str:
+    """The global batch in words: `batch 512 = 4 processes × 2 parts × 64 images`.
+
+    Raises RecipeError where it does not divide.
+    """
+    batch, parts = recipe.data.batch_size, recipe.optim.accumulate
+    divisor = ranks.size * parts
+    if batch % divisor:
+        nearest = [size for size in (batch // divisor * divisor, -(-batch // divisor) * divisor) if size]
+        fitting = [size for size in range(1, batch // parts + 1) if batch % (size * parts) == 0]
+        raise RecipeError(
+            f"data.batch_size: {batch} images do not divide over {ranks.size} processes × {parts} parts "
+            f"(optim.accumulate); take {' or '.join(map(str, nearest))}"
+            + (f", or {', '.join(map(str, fitting))} processes" if fitting else "")
+        )
+    shares = [f"{ranks.size} processes", *([f"{parts} parts"] if parts > 1 else []), f"{batch // divisor} images"]
+    return f"batch {batch} = {' × '.join(shares)}"
+
+
+def _seed(seed: int) -> None:
+    """Every global generator: nothing of ours draws from NumPy's and Python's, but models of others may."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 def without_weights(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model on the meta device: names and shapes, but no memory, and no file is read."""
-    with torch.device("meta"):
-        return models.build(recipe.model.model_copy(update={"weights": None}), classes)
+    block = recipe.model.model_copy(update={"weights": None})
+    try:
+        with torch.device("meta"):
+            return models.build(block, classes)
+    # some work out their widths with tensors, which there have no values; with options that is a ModelError
+    except (RuntimeError, ModelError):
+        with torch.random.fork_rng(devices=[]):
+            return models.build(block, classes).to("meta")
 
 
 def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
@@ -94,13 +137,32 @@ def without_start(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": model, "sparsity": sparsity})
 
 
-def sparsifier(recipe: Recipe, layers: Sequence[Layer]) -> Sparsifier[Any]:
+def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
     _, method = methods.method(recipe.sparsity.method)
-    masked = MaskedParameters(pruned(layers))
+    masked = MaskedParameters(pruned(layers), ranks)
     if isinstance(recipe.sparsity, TargetBlock):
         Selector.of(recipe.sparsity).check(masked.shapes)
     return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+
+
+def _share_cores(threads: int | None, ranks: Ranks) -> None:
+    """The recipe's number, else what is given by OMP_NUM_THREADS, else the same for all processes of a machine."""
+    if threads is None and ranks.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise RunError("sync_bn: torch synchronises batch norm over GPUs only; use --set sync_bn=false on CPUs")
+    # here, because it takes a second to import; timm's, because some of its batch norms hold their activation, which
+    # torch's own would drop
+    from timm.layers import convert_sync_batchnorm
+
+    synchronised: nn.Module = convert_sync_batchnorm(model)
+    return synchronised
 
 
 def _started(recipe: Recipe) -> ModelBlock:

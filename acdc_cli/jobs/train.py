@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from acdc_cli import console
 from acdc_cli.cost.ledger import Measured
@@ -15,74 +16,87 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
+from acdc_cli.jobs.opening import Resume, opened
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
-from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule import curves
 from acdc_cli.sparsity.prunable import pruned
-from acdc_cli.training import checkpoint
+from acdc_cli.training import checkpoint, distributed
+from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.stopping import StopSignals
 from acdc_cli.training.trainer import Parts, Settings, Trainer
-
-Resume = bool | Literal["auto"]
-"""Go on with an unfinished run; `auto`: if there is one, and do nothing where it is finished."""
 
 
 def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: Resume = False) -> RunDir:
     """Train the recipe `source` into `out`, or go on with the run that lies there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
+    Where a launcher has started several processes, they do it together.
     Raises an AcdcError for whatever the user can mend, and Stopped when a signal asked for the end.
     """
-    if Path(source).is_dir():
-        out, source = out or Path(source), str(open_run(Path(source)).resolved)
-    recipe = load(source, overrides)
-    run = RunDir(out or Path("runs") / f"{recipe.name}-{recipe.seed}")
-    if resume == "auto":
-        if run.finished:
-            console.say(f"{run.path} is finished: there is nothing to do")
-            return run
-        resume = run.resolved.exists()
-    if resume:
-        _check_resumable(run, recipe)
-    else:
-        run.refuse_if_taken()
+    with distributed.joined() as ranks:
+        source, recipe, run = opened(source, overrides, out)
+        if resume == "auto":
+            if ranks.from_first(run.finished):
+                console.say(f"{run.path} is finished: there is nothing to do")
+                return run
+            resume = ranks.from_first(run.resolved.exists())
+        _train(source, recipe, run, bool(resume), ranks)
+    return run
+
+
+def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
+    launcher = os.getppid()
+    if ranks.first:
+        if resume:
+            _check_resumable(run, recipe)
+        else:
+            run.refuse_if_taken()
+    if ranks.size > 1:
+        setup.split(recipe, ranks)
     data = loaders.open_set(recipe.data)
+    ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
-    begun = resume and (run.checkpoints / "last.pt").exists()
-    bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes)
+    begun = ranks.from_first(resume and (run.checkpoints / "last.pt").exists())
+    bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     setup.require_sizes(bench, _sides(recipe))
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device)
+        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device, ranks.shard)
         stack.callback(train_loader.close)
-        val_loader = loaders.val_loader(recipe.data, bench.device)
+        val_loader = loaders.val_loader(recipe.data, bench.device, shard=ranks.shard)
         stack.callback(val_loader.close)
         ledger = costs.ledger(recipe, data.classes, _sides(recipe))
         parts = assemble(recipe, bench, train_loader, val_loader, ledger)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
-        entry = provenance(bench.device, bench.precision.name, facts, command_line())
-        stack.enter_context(run.locked())
-        if resume:
-            _check_continuity(run.provenance()[-1], entry, run)
-            run.record_provenance(entry)
-        else:
-            run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+        entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
+        if ranks.first:
+            stack.enter_context(run.locked())
+            if resume:
+                _check_continuity(run.provenance()[-1], entry, run)
+                run.record_provenance(entry)
+            else:
+                run.start(find(source).read_text(), resolved_yaml(recipe), entry)
         _describe(recipe, run, bench, data, train_loader.kind, warnings)
-        _fit(recipe, run, parts, ledger, resume, stop)
-    return run
+
+        def stop_asked() -> bool:
+            # whoever has lost its launcher has nobody left who would end it
+            return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
+
+        _fit(recipe, run, parts, ledger, resume, stop_asked)
 
 
 def assemble(
     recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader, ledger: Measured | None = None
 ) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
-    sparsifier = setup.sparsifier(recipe, bench.layers)
+    sparsifier = setup.sparsifier(recipe, bench.layers, bench.ranks)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     return Parts(
         model=bench.model,
@@ -95,6 +109,7 @@ def assemble(
         train=train_loader,
         val=val_loader,
         ledger=ledger,
+        ranks=bench.ranks,
     )
 
 
@@ -119,16 +134,26 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
     )
 
 
-def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, resume: bool, stop: StopSignals) -> None:
-    state = checkpoint.load_state(run.checkpoints) if resume else None
+def _fit(
+    recipe: Recipe,
+    run: RunDir,
+    parts: Parts,
+    ledger: Measured | None,
+    resume: bool,
+    stop_asked: Callable[[], bool],
+) -> None:
+    first = parts.ranks.first
+    # read by one: another might fall back to the one before, or see no files of this machine
+    state = parts.ranks.from_first(checkpoint.load_state(run.checkpoints) if resume and first else None)
     if resume:
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
-        run.rewind_metrics(epoch)
+        if first:
+            run.rewind_metrics(epoch)
         within = f" and {step} of {parts.train.steps} steps" if step else ""
         console.say(f"going on after {epoch} of {recipe.epochs} epochs{within}")
-    tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict())
+    tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict()) if first else []
     try:
-        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking, lambda: bool(stop))
+        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking, stop_asked)
         if state:
             trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
@@ -137,8 +162,9 @@ def _fit(recipe: Recipe, run: RunDir, parts: Parts, ledger: Measured | None, res
             summary["cost"] = costs.both(ledger, parts, resolutions, recipe.data.batch_size, recipe.data.val_crop)
         for tracker in tracking:
             tracker.finish(summary)
-        run.finish(summary)
-        _conclude(run, summary)
+        if first:
+            run.finish(summary)
+            _conclude(run, summary)
     except KeyboardInterrupt:
         console.say(f"interrupted; go on from the last checkpoint with: acdc train {run.path} --resume")
         raise
@@ -157,14 +183,18 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
         raise RunError(f"{run.path} is finished: there is nothing to resume")
     if not run.resolved.exists():
         raise RunError(f"{run.path} holds no run to resume; leave --resume out to start it")
-    before, now = _flat(load(run.resolved).as_dict()), _flat(recipe.as_dict())
-    changed = [
+    if changed := changes(run, recipe):
+        raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
+
+
+def changes(run: RunDir, recipe: Recipe) -> list[str]:
+    """Where the recipe is another than the run's, in what bears on its numbers."""
+    before, now = _bearing(load(run.resolved)), _bearing(recipe)
+    return [
         f"{key}: {before.get(key)} there, {now.get(key)} asked for"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+        if before.get(key) != now.get(key)
     ]
-    if changed:
-        raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
 
 
 def _check_continuity(before: dict[str, Any], now: dict[str, Any], run: RunDir) -> None:
@@ -176,10 +206,17 @@ def _check_continuity(before: dict[str, Any], now: dict[str, Any], run: RunDir) 
         )
     machine = ("device", "precision", "threads")
     changed = [(what, before[what], now[what]) for what in machine if before[what] != now[what]]
+    if (processes := before.get("processes", 1)) != now["processes"]:
+        changed.append(("processes", processes, now["processes"]))
     if before["data"]["loader"] != now["data"]["loader"]:
         changed.append(("loader", before["data"]["loader"], now["data"]["loader"]))
     for what, old, new in changed:
         console.warn(f"the run began with {what} {old} and goes on with {new}: it will not end as it would have")
+
+
+def _bearing(recipe: Recipe) -> dict[str, Any]:
+    """The keys that the run's numbers depend on."""
+    return {key: value for key, value in _flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -210,6 +247,7 @@ def _resolution(recipe: Recipe, epoch: int) -> int:
 def _describe(
     recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str, warnings: Sequence[str]
 ) -> None:
+    """The run's first lines."""
     weights = sum(layer.parameter.numel() for layer in bench.layers)
     prunable = sum(parameter.numel() for parameter in pruned(bench.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
@@ -217,6 +255,8 @@ def _describe(
         f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
         f"{bench.device.type} {bench.precision.name}, loader {loader}"
     )
+    if bench.ranks.size > 1:
+        console.say(setup.split(recipe, bench.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     for warning in warnings:
         console.warn(warning)

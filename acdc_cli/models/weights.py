@@ -49,7 +49,7 @@ def _plainly_named(content: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
     for name, tensor in content.items():
         plain = _plain(name)
         if plain in found:
-            raise ModelError(f"{path} holds {plain} twice, once as {name}; save the one that is meant")
+            raise ModelError(f"{path} holds {plain} twice, with and without a wrapper's prefix; save the one you mean")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
             raise ModelError(
                 f"{path}: {name} is sparse, quantised, complex or without data; save it as a dense tensor of numbers"
@@ -66,11 +66,15 @@ def read(path: Path) -> Any:
             "or torch file"
         )
     try:
+        # safetensors calls a file missing that may not be read
+        path.open("rb").close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is damaged, or holds more than tensors and plain values; other Python objects are refused because "

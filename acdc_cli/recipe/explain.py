@@ -31,7 +31,7 @@ def problem_at(root: Entry, path: KeyPath, message: str) -> Problem:
 def unknown_name(name: Any, names: list[str]) -> str:
     """What to say of a word that is none of `names`."""
     hint = did_you_mean(name, names) if isinstance(name, str) else ""
-    return f"expected {either(names)}, found {_in_words(name)}{hint}"
+    return f"expected {either(names)}, found {in_words(name)}{hint}"
 
 
 def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None:
@@ -42,6 +42,10 @@ def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None
     if where is None:
         return None
     path, here, block = where
+    value = root.nearest(path).plain()
+    if not short and detail["loc"] and path[-1:] != detail["loc"][-1:] and kind in ("missing", "extra_forbidden"):
+        # of one of the blocks that may stand here; what was given is none of them
+        return problem_at(root, path, f"expected {here.in_words()}, found {in_words(value)}")
     if kind == "missing" and not short:
         return problem_at(root, path, f"missing; expected {here.in_words()}")
     if kind == "extra_forbidden":
@@ -53,8 +57,7 @@ def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None
         return problem_at(root, (*path, str(here.chooser)), unknown_name(chosen.plain(), list(here.kinds)))
     if kind == "value_error":
         return _own_words(str(detail["ctx"]["error"]), root, path, here)
-    value = root.nearest(path).plain()
-    return problem_at(root, path, f"expected {here.in_words()}, found {_in_words(value)}{_hint(here, value)}")
+    return problem_at(root, path, f"expected {here.in_words()}, found {in_words(value)}{_hint(here, value)}")
 
 
 def _where(steps: tuple[str | int, ...], root: Entry, recipe: Shape) -> tuple[KeyPath, Shape, Shape] | None:
@@ -89,7 +92,8 @@ def _own_words(message: str, root: Entry, path: KeyPath, block: Shape) -> Proble
 
 def _unknown_key(path: KeyPath, block: Shape, recipe: Shape) -> str:
     key = str(path[-1])
-    allowed = block.keys if len(path) > 1 else ["extends", *block.keys]
+    # a study extends nothing
+    allowed = ["extends", *block.keys] if len(path) == 1 and "model" in block.keys else block.keys
     homes = sorted({home for home in _homes(recipe, ()) if home[-1] == key})
     elsewhere = f"; did you mean {spell(homes[0])}?" if len(homes) == 1 else ""
     return f"unknown key{did_you_mean(key, allowed) or elsewhere} (allowed: {', '.join(allowed)})"
@@ -104,12 +108,17 @@ def _homes(block: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
                 yield from _homes(inner, (*path, key))
 
 
-def _in_words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A value that was found, cut after 60 characters."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
-        return f"a block with the keys {', '.join(value)}" if value else "an empty block"
-    text = json.dumps(value, ensure_ascii=False)
+        return f"a block with the keys {_cut(', '.join(value))}" if value else "an empty block"
+    # `str`: a checkpoint's recipe may hold what no YAML can
+    return _cut(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.explain import in_words
 from acdc_cli.recipe.kinds import keys_of_kind
-from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_value, shown
+from acdc_cli.recipe.syntax import DEEPEST, Entry, KeyPath, Problem, one_line, read_file, read_value, shown
+
+_LONGEST_PATH = 4096
+_LONGEST_KEY = 200
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,27 @@ def _with_parents(path: Path, children: list[Path]) -> tuple[Entry, list[Problem
     file = _parent_file(parent, path)
     if file in chain:
         circle = " → ".join(shown(each) for each in [*chain[chain.index(file) :], file])
-        raise RecipeError(f"{parent.place}: extends: goes round in a circle: {circle}")
+        raise RecipeError(f"{parent.place}: extends: goes round in a circle: {circle}; one must not extend")
+    if len(chain) > DEEPEST:
+        raise RecipeError(
+            f"{parent.place}: extends: more than {DEEPEST} files extend one another in a row; write fewer"
+        )
     below, inherited, sources = _with_parents(file, chain)
     return overlay(below, root), problems + inherited, [shown(path), *sources]
 
 
 def _parent_file(entry: Entry, child: Path) -> Path:
     """`extends` names a file relative to the one it stands in, else a shipped recipe."""
-    if not isinstance(entry.value, str):
-        raise RecipeError(f"{entry.place}: extends: expected the path of one recipe, or a shipped recipe's name")
-    beside = child.parent / entry.value
+    name = entry.value
+    if not isinstance(name, str) or not 0 < len(name) < _LONGEST_PATH or not name.isprintable():
+        raise RecipeError(
+            f"{entry.place}: extends: expected the path of one recipe, or a shipped recipe's name, found "
+            f"{one_line(in_words(entry.plain()))}"
+        )
+    beside = child.parent / name
     try:
-        return (beside if beside.is_file() else shipped.find(entry.value)).resolve()
+        # os.path's, which takes a name that no file can have for one that is not there
+        return (beside if os.path.isfile(beside) else shipped.find(name)).resolve()
     except RecipeError as e:
         raise RecipeError(f"{entry.place}: extends: there is no {shown(beside)}, and {e}") from e
 
@@ -94,8 +108,9 @@ def _override(root: Entry, text: str) -> tuple[Entry, list[Problem], str]:
     name, equals, value = text.partition("=")
     keys = tuple(name.strip().split("."))
     source = f"--set {'.'.join(keys)}"
-    if not equals or not all(keys):
-        raise RecipeError(f"--set {text}: expected KEY=VALUE, for example --set optim.lr=0.1")
+    if not equals or not all(keys) or not name.isprintable() or len(name) > _LONGEST_KEY or len(keys) > DEEPEST:
+        shown = text if len(text) <= _LONGEST_KEY else f"{text[:_LONGEST_KEY]}…"
+        raise RecipeError(f"--set {one_line(shown)}: expected KEY=VALUE, for example --set optim.lr=0.1")
     if keys[0] == "extends":
         raise RecipeError(f"{source}: only a file can extend another")
     entry, problems = read_value(value, source)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
@@ -15,6 +15,7 @@ from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.schema import (
     CosineSchedule,
     DataBlock,
+    EpochCount,
     LinearSchedule,
     PrunedBlock,
     Recipe,
@@ -27,7 +28,10 @@ from acdc_cli.recipe.syntax import Entry, Place, Problem, dump
 
 T = TypeVar("T")
 
-_EPOCHS: TypeAdapter[int] = TypeAdapter(PositiveInt, config=ConfigDict(strict=True))
+_SHOWN = 20
+"""Problems that are told at once."""
+
+_EPOCHS: TypeAdapter[int] = TypeAdapter(EpochCount, config=ConfigDict(strict=True))
 _SCHEDULE: TypeAdapter[LinearSchedule | CosineSchedule | StepSchedule] = TypeAdapter(Schedule)
 
 
@@ -75,7 +79,9 @@ def _checked(given: Draft) -> Recipe:
 
 
 def _refusal(given: Draft, problems: Sequence[Problem]) -> RecipeError:
-    return RecipeError("\n".join(str(problem) for problem in given.in_order(problems)))
+    lines = [str(problem) for problem in given.in_order(problems)]
+    more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return RecipeError("\n".join(lines[:_SHOWN] + more))
 
 
 def _config(root: Entry) -> tuple[type[SparsityBlock], list[Problem]]:

@@ -20,7 +20,6 @@ from pydantic import (
 )
 
 
-
 def _at_most(most: int) -> AfterValidator:
     """A bound that only a slip exceeds: it goes without saying where another number is wrong."""
 
@@ -98,8 +97,12 @@ class DataBlock(Block):
     """Threads (FFCV) or processes (torch) that decode images, for each process that trains. Default: one a core."""
     batch_size: PositiveInt
     """Images in one optimiser step, over all devices and accumulated parts."""
+    images: PositiveInt | None = None
+    """Train on this many images only, spread evenly over the set: for a quick trial. Default: all."""
+    val_images: PositiveInt | None = None
+    """Validate on this many images only, in the same way. Default: all."""
     val_batch_size: PositiveInt | None = None
-    """Images in one validation batch of a process; the numbers do not depend on it. Default: its part of `batch_size`."""
+    """Images in a process's validation batch; the numbers do not depend on it. Default: its part of `batch_size`."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     """How a training crop is drawn: as on ImageNet, as on CIFAR (zero padding, then a random crop), or not at all."""
     crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.08, 1.0)

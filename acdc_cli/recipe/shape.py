@@ -72,6 +72,8 @@ class Shape:
 
     def in_words(self) -> str:
         """`a whole number above 0`, `auto, bf16, fp16 or fp32`, …"""
+        if "expected" in self.schema:
+            return str(self.schema["expected"])
         words = list(self.choices)
         for option in self.options:
             if not option.choices:

@@ -1,21 +1,30 @@
-"""The recipes that come with the package, and how a recipe is found by path or by name."""
+"""The recipes and studies that come with the package, and how one is found by path or by name."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.suggest import did_you_mean
+from acdc_cli.recipe.syntax import one_line
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED = _PACKAGE / "recipes"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
 """Inside the package once it is installed from a wheel, beside it in a checkout."""
+_STUDIES = FOLDER / "studies"
 
 
 def names() -> list[str]:
     """`demo`, `resnet50_95`, …, `neurips21/resnet50_95`, …: the top level first."""
-    return sorted(map(name_of, FOLDER.rglob("*.yaml")), key=lambda name: (name.count("/"), name))
+    recipes = (path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(_STUDIES))
+    return sorted(map(name_of, recipes), key=lambda name: (name.count("/"), name))
+
+
+def study_names() -> list[str]:
+    """`epoch_length`, …"""
+    return sorted(path.stem for path in _STUDIES.glob("*.yaml"))
 
 
 def name_of(path: Path) -> str:
@@ -29,16 +38,38 @@ def find(name_or_path: str | Path) -> Path:
     Raises RecipeError where there is neither.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    # os.path's, which takes a name that no file can have for one that is not there
+    if os.path.isfile(path):
         return path
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
     if name in names():
         return FOLDER / f"{name}.yaml"
+    if os.path.isdir(path):
+        raise RecipeError(f"{name_or_path} is a folder; a recipe is a file, or a name of `acdc recipes list`")
     near = did_you_mean(name, names())
-    raise RecipeError(f"no recipe {name_or_path}: neither a file nor a shipped recipe{near} (see: acdc recipes list)")
+    shown = one_line(str(name_or_path))
+    raise RecipeError(f"no recipe {shown}: neither a file nor a shipped recipe{near} (see: acdc recipes list)")
+
+
+def find_study(name_or_path: str | Path) -> Path:
+    """The study file at this path, else the shipped one of this name, with or without `recipes/studies/` and `.yaml`.
+
+    Raises RecipeError where there is neither.
+    """
+    path = Path(name_or_path)
+    if os.path.isfile(path):
+        return path
+    name = path.as_posix().removeprefix("recipes/").removeprefix("studies/").removesuffix(".yaml")
+    if name in study_names():
+        return _STUDIES / f"{name}.yaml"
+    near = did_you_mean(name, study_names())
+    shown = one_line(str(name_or_path))
+    raise RecipeError(
+        f"no study {shown}: neither a file nor one that comes with acdc{near} (there are: {', '.join(study_names())})"
+    )
 
 
 def description(path: Path) -> str:
-    """The comment on a recipe's first line."""
+    """The comment on the first line of a recipe or a study."""
     first, _, _ = path.read_text(encoding="utf-8").partition("\n")
     return first.removeprefix("#").strip() if first.startswith("#") else ""

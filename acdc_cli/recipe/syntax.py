@@ -14,8 +14,14 @@ from acdc_cli.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
 
-_BOOL, _NULL, _INT, _FLOAT, _STR, _MERGE = (
-    f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "merge")
+DEEPEST = 20
+"""Levels of blocks and lists in one another, and of files that extend one another; a recipe has four."""
+_LARGEST = 200_000
+"""Bytes of a recipe's file; the longest that come with acdc have 2,000."""
+_MOST = 5_000
+"""Values in a recipe, those that aliases repeat included."""
+_BOOL, _NULL, _INT, _FLOAT, _STR, _MERGE, _LIST, _BLOCK = (
+    f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "merge", "seq", "map")
 )
 # YAML 1.2's core schema. PyYAML's own rules (1.1) read 2:4 as 124, 1e-4 as text and off as false.
 _IMPLICIT = (
@@ -34,7 +40,12 @@ _HINTS = {
     "expected a single document": "a recipe is one document, without `---` in between",
     "expected ',' or": "a bracket is not closed",
     "unexpected end of stream": "a quote is not closed",
+    "found undefined alias": "put a value that begins with * in quotes",
+    "found duplicate anchor": "give each anchor a name of its own",
+    "incompatible YAML document": "remove the line that begins with %YAML",
 }
+_TOO_DEEP = f"blocks or lists more than {DEEPEST} deep in one another; a recipe has four levels"
+_NO_CHARACTER = "an escape that stands for no character; write the character itself"
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,7 @@ class Problem:
 
     def __str__(self) -> str:
         about = "" if str(self.place) == f"--set {spell(self.path)}" else f"{spell(self.path)}: "
-        # one line, whatever the keys are
-        return f"{self.place}: {about}{self.message}".replace("\n", " ")
+        return one_line(f"{self.place}: {about}{self.message}")
 
 
 @dataclass(frozen=True)
@@ -102,21 +112,36 @@ def spell(path: KeyPath) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def read_file(path: Path) -> tuple[Entry, list[Problem]]:
-    """The file's mapping, and its duplicate keys. Raises RecipeError where the file is no YAML mapping."""
+def one_line(text: str) -> str:
+    """Line breaks, control characters and whatever else cannot be printed as spaces."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def read_file(path: Path, form: str = "a recipe is a block of keys such as `epochs: 100`") -> tuple[Entry, list[Problem]]:
+    """The file's mapping, and its duplicate keys. Raises RecipeError where the file is no YAML mapping.
+
+    form: what is said then.
+    """
     source = shown(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise RecipeError(f"{source}: not UTF-8 text; is this a recipe?") from e
-    except OSError as e:
-        raise RecipeError(f"{source}: cannot be read: {e.strerror}") from e
-    reading = _Reading(source, text)
+    reading = _Reading(source, read_text(path))
     value = reading.value
     if not isinstance(value, dict):
-        found = "nothing" if value is None else "a list" if isinstance(value, list) else f"{value!r}"
-        raise RecipeError(f"{source}: a recipe is a block of keys such as `epochs: 100`, found {found}")
+        found = "nothing" if value is None else "a list" if isinstance(value, list) else _beginning(value)
+        raise RecipeError(f"{source}: {form}, found {found}")
     return Entry(value, Place(source)), reading.problems
+
+
+def read_text(path: Path) -> str:
+    """Raises RecipeError where the file cannot be read, or is none that a recipe could be."""
+    source = shown(path)
+    try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{source}: no recipe, or one that is not saved as UTF-8 text") from e
+    except OSError as e:
+        raise RecipeError(f"{source}: cannot be read: {e.strerror}") from e
 
 
 def read_value(text: str, source: str) -> tuple[Entry, list[Problem]]:
@@ -147,6 +172,29 @@ class _Composer(
         yaml.parser.Parser.__init__(self)
         yaml.composer.Composer.__init__(self)
         yaml.resolver.BaseResolver.__init__(self)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_scalar_node(self, anchor: dict[str, yaml.Node]) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if any("\ud800" <= char <= "\udfff" for char in node.value):
+            raise yaml.composer.ComposerError(None, None, _NO_CHARACTER, node.start_mark)
+        return node
+
+    def fetch_more_tokens(self) -> None:
+        try:
+            super().fetch_more_tokens()
+        except (ValueError, OverflowError) as e:
+            # PyYAML's own, over "\U00110000"
+            raise yaml.scanner.ScannerError(None, None, _NO_CHARACTER, self.get_mark()) from e
 
 
 class _Dumper(yaml.SafeDumper):
@@ -178,6 +226,7 @@ class _Reading:
     def __init__(self, source: str, text: str, lines: bool = True) -> None:
         self._source = source
         self._lines = lines
+        self._values = 0
         self.problems: list[Problem] = []
         try:
             node = _Composer(text).get_single_node()
@@ -185,7 +234,8 @@ class _Reading:
             mark = e.problem_mark or e.context_mark
             raise self._error(mark.line if mark else 0, _explained(e)) from e
         except yaml.reader.ReaderError as e:
-            raise self._error(text.count("\n", 0, e.position), e.reason) from e
+            line = text.count("\n", 0, e.position)
+            raise self._error(line, f"{e.reason} ({text[e.position]!a}); remove it") from e
         self.value = None if node is None else self._build(node, (), ())
 
     def _place(self, line: int) -> Place:
@@ -197,7 +247,15 @@ class _Reading:
     def _build(self, node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...]) -> Any:
         """The value of a node; `around` are the nodes it lies in."""
         if node in around:
-            raise self._error(node.start_mark.line, "an anchor that holds itself")
+            raise self._error(node.start_mark.line, "an anchor that holds itself; remove the alias in it")
+        if len(around) >= DEEPEST:
+            raise self._error(node.start_mark.line, _TOO_DEEP)
+        self._values += 1
+        if self._values > _MOST:
+            many = f"more than {_MOST:,} values, with those that aliases repeat; a recipe has about a hundred"
+            raise self._error(node.start_mark.line, many)
+        if isinstance(node, yaml.CollectionNode) and node.tag not in (_LIST, _BLOCK):
+            raise self._no_meaning(node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, (*around, node))
         if isinstance(node, yaml.SequenceNode):
@@ -213,7 +271,7 @@ class _Reading:
         for key, value in node.value:
             place = self._place(key.start_mark.line)
             if not isinstance(key, yaml.ScalarNode):
-                raise self._error(key.start_mark.line, "a key must be text")
+                raise self._error(key.start_mark.line, "a key must be text; write KEY: VALUE")
             if key.tag == _MERGE:
                 merged = self._merge(value, path, around) | merged
                 continue
@@ -249,8 +307,17 @@ class _Reading:
             if node.tag == _FLOAT:
                 return float(text)
         except (KeyError, ValueError) as e:
-            raise self._error(node.start_mark.line, f"{text[:40]!r} is no {node.tag.rpartition(':')[2]}") from e
-        raise self._error(node.start_mark.line, f"the tag {node.tag} has no meaning in a recipe")
+            raise self._error(node.start_mark.line, f"{_beginning(text)} is no {node.tag.rpartition(':')[2]}") from e
+        raise self._no_meaning(node)
+
+    def _no_meaning(self, node: yaml.Node) -> RecipeError:
+        return self._error(node.start_mark.line, f"the tag {node.tag} has no meaning in a recipe; remove it")
+
+
+def _beginning(value: Any) -> str:
+    """The value as it was written, cut after 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _explained(error: yaml.MarkedYAMLError) -> str:

@@ -24,6 +24,7 @@ class RunDir:
         self.wandb_step = path / "wandb-step"
         self._given = path / "recipe.yaml"
         self._provenance = path / "provenance.json"
+        self._lock = self.checkpoints / ".lock"
 
     @property
     def finished(self) -> bool:
@@ -65,12 +66,18 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process trains here. Raises RunError for the others."""
+        """Only one process trains here. Raises RunError for the others. What a dead one left half written goes."""
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"another process trains in {self.path} now; wait for it, or end it")
-        with files.locked(self.checkpoints / ".lock", busy):
+        with files.locked(self._lock, busy):
+            files.remove_leftovers(self.path)
             yield
+
+    @property
+    def in_use(self) -> bool:
+        """Does a process train here now?"""
+        return self._lock.exists() and files.is_locked(self._lock)
 
     def records(self) -> list[dict[str, Any]]:
         """Every epoch's record, in order; a last line that was cut off while it was written is none.

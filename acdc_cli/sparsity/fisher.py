@@ -115,9 +115,7 @@ class Fisher:
         self._weights = {name: weight.flatten() for name, weight in weights.items()}
         self._shapes = {name: weight.shape for name, weight in weights.items()}
         self._gradients, self._samples, self._block, self._damping = gradients, samples, block, damping
-        widest = max(weight.element_size() for weight in weights.values())
-        sizes = {name: weight.numel() for name, weight in weights.items()}
-        self._groups = groups(sizes, block, budget // widest)
+        self._groups = _groups_within(budget, weights, block)
         self._held: dict[Stretch, InverseFisher] = {}
 
     def scores(self) -> dict[str, Tensor]:
@@ -165,6 +163,20 @@ class Fisher:
                 f"sparsity.damping: {self._damping:g} is too small for gradients this large: below {least:.2g}, "
                 "rounding leaves nothing of the inverse. Make it ten times as large as that, or more"
             )
+
+
+def passes(weights: Mapping[str, Tensor], block: int, budget: int) -> int:
+    """Over the gradients, of scores and compensation together.
+
+    Raises ValueError if not even one block fits the budget.
+    """
+    return 2 * len(_groups_within(budget, weights, block)) - 1
+
+
+def _groups_within(budget: int, weights: Mapping[str, Tensor], block: int) -> list[list[Stretch]]:
+    widest = max(weight.element_size() for weight in weights.values())
+    sizes = {name: weight.numel() for name, weight in weights.items()}
+    return groups(sizes, block, budget // widest)
 
 
 def groups(sizes: Mapping[str, int], block: int, numbers: int) -> list[list[Stretch]]:

@@ -6,14 +6,29 @@ mask of their own, the backward mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from acdc_cli.errors import CheckpointError
+from acdc_cli.errors import CheckpointError, RunError
+
+T = TypeVar("T")
+
+
+class Agreement(Protocol):
+    """What the masks need of the processes that train together: `training.distributed.Ranks`."""
+
+    @property
+    def size(self) -> int: ...
+
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """They become the first process's, in place."""
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in order."""
 
 
 class MaskedParameters:
@@ -21,9 +36,13 @@ class MaskedParameters:
 
     Everything happens in place, so that compiled graphs, DDP's buckets and the optimiser keep what they hold. Make it
     when the model has its device and its memory layout: masks take both from the weights.
+
+    Of several processes the first one's masks count, and at every change all must have the same, and the same weights.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Agreement | None = None) -> None:
+        """ranks: the processes that train together, if there are several."""
+        self._ranks = ranks
         self.parameters = dict(parameters)
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.parameters.items()}
         self.total = sum(weight.numel() for weight in self.parameters.values())
@@ -60,6 +79,7 @@ class MaskedParameters:
         backward: where gradients and optimiser state stay alive, if that is not where weights do.
         """
         assert masks.keys() == self.masks.keys()
+        self.verify()
         self._take(masks, backward)
         self.apply()
         self._gradient_factors.multiply(
@@ -69,13 +89,28 @@ class MaskedParameters:
             if state.shape == self.masks[name].shape
         )
         self.apply_to_gradients()
+        self.verify()
 
     def fill(self) -> None:
         """Free every weight; those that were masked come back as the zeros they are."""
+        self.verify()
         for mask in self.masks.values():
             mask.fill_(True)
         self._weight_factors.fill()
         self._backward, self._gradient_factors = None, self._weight_factors
+
+    def verify(self) -> None:
+        """Raises RunError, in all processes, where one has other masks or weights than the first."""
+        if self._ranks is None or self._ranks.size == 1:
+            return
+        everyone = self._ranks.gather(self._fingerprints())
+        for rank, theirs in enumerate(everyone):
+            if differing := [what for what, found in theirs.items() if found != everyone[0][what]]:
+                raise RunError(
+                    f"process {rank} of {len(everyone)} does not train the same model any more: its {differing[0]} "
+                    f"are not those of process 0 ({len(differing)} of {len(theirs)} differ). Its machine's memory or "
+                    "GPU may be faulty: leave it out, and go on from the last checkpoint with --resume"
+                )
 
     def apply(self) -> None:
         """Zero the masked weights."""
@@ -150,8 +185,7 @@ class MaskedParameters:
         self._take(state["forward"], state.get("backward"))
 
     def _take(self, masks: Mapping[str, Tensor], backward: Mapping[str, Tensor] | None) -> None:
-        for name, mask in self.masks.items():
-            mask.copy_(masks[name])
+        self._copy(masks, self.masks)
         self._weight_factors.set(self.masks)
         if backward is None:
             self._backward, self._gradient_factors = None, self._weight_factors
@@ -159,9 +193,23 @@ class MaskedParameters:
         if self._backward is None:
             self._backward = {name: torch.empty_like(mask) for name, mask in self.masks.items()}
             self._gradient_factors = _Factors({name: weight.detach() for name, weight in self.parameters.items()})
-        for name, mask in self._backward.items():
-            mask.copy_(backward[name])
+        self._copy(backward, self._backward)
         self._gradient_factors.set(self._backward)
+
+    def _copy(self, masks: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        for name, mask in own.items():
+            mask.copy_(masks[name])
+        if self._ranks is not None:
+            # rounding may differ from one kind of GPU to another, and a tie's outcome with it
+            self._ranks.broadcast_(own.values())
+
+    def _fingerprints(self) -> dict[str, int]:
+        """A number for each layer's weights, masks and backward masks, with one fetch from the device."""
+        tensors = {f"weights of {name}": weight for name, weight in self._detached()}
+        tensors |= {f"masks of {name}": mask for name, mask in self.masks.items()}
+        tensors |= {f"backward masks of {name}": mask for name, mask in (self._backward or {}).items()}
+        numbers: list[int] = torch.stack([_fingerprint(tensor) for tensor in tensors.values()]).tolist()
+        return dict(zip(tensors, numbers, strict=True))
 
     def _detached(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, weight.detach()) for name, weight in self.parameters.items())
@@ -175,6 +223,21 @@ class MaskedParameters:
             for value in state.values():
                 if isinstance(value, Tensor):
                     yield name, value
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a number."""
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """The bits as integers, each times an odd number that belongs to its place, summed modulo 2^64.
+
+    Exact in whatever order a device adds, and any change of a single number changes it.
+    """
+    bits = tensor.reshape(-1).view(_BITS[tensor.element_size()]).long()
+    places = torch.arange(len(bits), device=bits.device)
+    # 2^64 / golden ratio (Knuth's multiplicative hashing), as a signed integer
+    return (bits * (places * -7046029254386353131 | 1)).sum()
 
 
 class _Factors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 
@@ -49,6 +49,10 @@ class Selector:
     n_of_m: tuple[int, int] | None
     block: int
     """Consecutive input channels that live and die together."""
+    _known: dict[tuple[tuple[str, torch.Size], ...], dict[float, Mapping[str, int]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Counts by shapes and sparsity: ERK is solved slowly, and every epoch is asked for several times."""
 
     @classmethod
     def of(cls, config: TargetBlock) -> Selector:
@@ -107,8 +111,14 @@ class Selector:
     def _blocks(self, shapes: Shapes) -> dict[str, int]:
         return {name: shape.numel() // self.block for name, shape in shapes.items()}
 
-    def _fixed(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
+    def _fixed(self, shapes: Shapes, sparsity: float) -> Mapping[str, int]:
         """Weights kept of each layer whose count does not depend on the scores."""
+        known = self._known.setdefault(tuple(shapes.items()), {})
+        if sparsity not in known:
+            known[sparsity] = self._solved(shapes, sparsity)
+        return known[sparsity]
+
+    def _solved(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
         dense = {name: shapes[name].numel() for name in self.left_dense(shapes)}
         pruned = {name: shape for name, shape in shapes.items() if name not in dense}
         if self.n_of_m:

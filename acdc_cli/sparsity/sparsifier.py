@@ -78,6 +78,14 @@ class Sparsifier(Generic[ConfigT]):
         """Share of this epoch's steps that need the gradients of all weights, although these are sparse."""
         return 0.0
 
+    def dense_steps(self, epoch: int, steps_per_epoch: int) -> float:
+        """Share of this epoch's steps that come before its masks: dense forward and backward."""
+        return 0.0
+
+    def probed_images(self, epoch: int) -> int:
+        """Images whose gradients `on_epoch_start` asks the training for, counted again in every pass over them."""
+        return 0
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups of the optimiser that the method sets up itself: parameters of its own, or weights whose decay it
         takes over.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from acdc_cli import console
 from acdc_cli.data.batches import Loader
 from acdc_cli.tasks.task import Task
+from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.precision import Precision
 
 Forward = Callable[[Tensor], Tensor]
@@ -45,15 +46,17 @@ def evaluate(
     precision: Precision,
     description: str = "validation",
     between: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """The task's metrics, and `samples`; the host waits for the device once, at the end.
 
-    between: called after every batch; what it raises ends the evaluation.
+    between: called after every batch, equally often in all processes; what it raises ends the evaluation.
+    ranks: those that judge the model together, each a part of the batches.
     """
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
-    samples = 0
+    samples, rounds = 0, int(ranks.most(loader.steps))
     with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description) as bar:
         shown = bar.add_task(description, total=loader.steps)
         for batch in batches:
@@ -64,9 +67,16 @@ def evaluate(
             samples += len(batch.labels)
             bar.advance(shown)
             between()
+        for _ in range(rounds - loader.steps):
+            between()
     model.train(was_training)
-    if samples != loader.samples:
-        raise AssertionError(f"evaluated {samples} of {loader.samples} images")
-    names = list(totals)
-    values = torch.stack([totals[name] for name in names]).tolist()
-    return task.metrics(dict(zip(names, values, strict=True)), samples) | {"samples": samples}
+    values = torch.stack(list(totals.values())).tolist() if totals else []
+    everyone = ranks.gather((samples, dict(zip(totals, values, strict=True))))
+    judged = sum(count for count, _ in everyone)
+    if judged != loader.samples:
+        raise AssertionError(f"evaluated {judged} of {loader.samples} images")
+    # a process may have had no batch
+    names = next(sums for count, sums in everyone if count)
+    return task.metrics({name: sum(sums.get(name, 0.0) for _, sums in everyone) for name in names}, judged) | {
+        "samples": judged
+    }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,6 +23,16 @@ class Losses:
     """The longest such row."""
     last_finite: float
     """The last loss that was a number; nan before the first."""
+
+
+def over_ranks(everyone: Sequence[Losses]) -> Losses:
+    """Of processes that have each seen an equal part of every batch."""
+    return Losses(
+        mean=fmean(losses.mean for losses in everyone),
+        bad=max(losses.bad for losses in everyone),
+        most_bad=max(losses.most_bad for losses in everyone),
+        last_finite=fmean(losses.last_finite for losses in everyone),
+    )
 
 
 class Running:

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -24,12 +24,16 @@ from acdc_cli.sparsity.prunable import Layer, zero_counts
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks.task import Task
 from acdc_cli.training import checkpoint
+from acdc_cli.training.distributed import ALONE, Ranks, Replica
 from acdc_cli.training.evaluate import Forward, evaluate
 from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
-from acdc_cli.training.running import Losses, Running
+from acdc_cli.training.running import Losses, Running, over_ranks
+
+_GO_ON, _SAVE, _STOP = range(3)
+"""What a process wishes to do after a step; the largest of all processes' wishes is done."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class Ledger(Protocol):
     total: int
     """FLOPs so far."""
 
+    def probe(self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int) -> None:
+        """An epoch is about to begin in which the method asks for gradients besides its steps'."""
+
     def add(
         self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
     ) -> object:
@@ -79,6 +86,8 @@ class Parts:
     val: Loader
     ledger: Ledger | None = None
     """None where the model's operations cannot be counted."""
+    ranks: Ranks = ALONE
+    """The processes that train together; the loaders give each its part."""
 
 
 class Trainer:
@@ -92,6 +101,8 @@ class Trainer:
     ) -> None:
         """stop_asked: shall the run be saved and end here? Asked after every step."""
         self._parts = parts
+        self._ranks = parts.ranks
+        self._replica = Replica(parts.model, parts.forward, parts.ranks)
         self._settings = settings
         self._run = run
         self._trackers = trackers
@@ -134,18 +145,18 @@ class Trainer:
         return {"status": "finished", "epochs": settings.epochs, "seconds": round(self._seconds, 3), **self._ends}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on as if nothing had happened."""
+        """Everything that `load_state_dict` needs to go on as if nothing had happened; to be asked for by all ranks."""
         parts = self._parts
+        parts.sparsifier.masked.verify()
         return {
             "epoch": self._epoch,
             "step": self._step,
             "finished": self._finished,
-            "running": self._running.state_dict(),
+            "processes": self._ranks.gather({"running": self._running.state_dict(), "random": _random_state()}),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "sparsifier": parts.sparsifier.state_dict(),
             "precision": parts.precision.state_dict(),
-            "random": _random_state(),
             "ends": self._ends,
             "seconds": self._seconds,
             "train_flops": parts.ledger.total if parts.ledger else None,
@@ -153,15 +164,16 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        parts = self._parts
+        """Go on from there. On more processes than there were, the new ones keep the random states they have."""
+        parts, processes = self._parts, state["processes"]
         self._epoch, self._step, self._finished = state["epoch"], state["step"], state["finished"]
-        self._running.load_state_dict(state["running"])
+        self._running.load_state_dict(processes[min(self._ranks.rank, len(processes) - 1)]["running"])
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.sparsifier.load_state_dict(state["sparsifier"])
         parts.precision.load_state_dict(state["precision"])
-        _set_random_state(state["random"])
+        if self._ranks.rank < len(processes):
+            _set_random_state(processes[self._ranks.rank]["random"])
         self._ends = state["ends"]
         self._seconds = state["seconds"]
         if parts.ledger:
@@ -169,19 +181,33 @@ class Trainer:
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """As `sparsity.sparsifier.Training` says."""
-        # of several ranks each would see its own: they must be averaged before a method may choose by them
-        assert not torch.distributed.is_initialized()
-        parts = self._parts
-        weights = parts.sparsifier.masked.parameters
+        parts, ranks = self._parts, self._ranks
+        ranks.broadcast_(parts.model.buffers())
         was_training = parts.model.training
         parts.model.eval()
         try:
             with parts.train.epoch(moment.epoch, resolution=self._settings.resolution(moment.epoch)) as loaded:
-                for images, labels in islice(_pieces(loaded, batch_size), batches):
-                    loss = parts.task.loss(parts.forward(images), labels)
-                    yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+                whole = ((ranks.whole(batch.images), ranks.whole(batch.labels)) for batch in loaded)
+                pieces = islice(_pieces(whole, batch_size), batches)
+                while turn := list(islice(pieces, ranks.size)):
+                    yield from self._in_turn(turn)
         finally:
             parts.model.train(was_training)
+
+    def _in_turn(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The gradients of as many pieces as there are ranks, or fewer: each rank works out one, and shows all."""
+        parts, ranks = self._parts, self._ranks
+        weights = parts.sparsifier.masked.parameters
+        own: Sequence[Tensor] = ()
+        if ranks.rank < len(pieces):
+            images, labels = pieces[ranks.rank]
+            loss = parts.task.loss(parts.forward(images), labels)
+            own = torch.autograd.grad(loss, list(weights.values()))
+        for source in range(len(pieces)):
+            mine = source == ranks.rank
+            shown = own if mine else [torch.empty_like(weight) for weight in weights.values()]
+            ranks.broadcast_(shown, source)
+            yield dict(zip(weights, shown, strict=True))
 
     def snapshot(self) -> dict[str, Tensor]:
         """As `sparsity.sparsifier.Training` says."""
@@ -215,7 +241,7 @@ class Trainer:
             "phase": parts.sparsifier.phases.at(epoch).kind,
             "lr": running.learning_rate,
             "resolution": self._settings.resolution(epoch),
-            "train_loss": _number(running.look().mean),
+            "train_loss": _number(self._losses().mean),
             "val_loss": _number(metrics.pop("loss")),
             **{name: _number(value) for name, value in metrics.items() if name != "samples"},
             **parts.sparsifier.metrics(),
@@ -230,10 +256,20 @@ class Trainer:
         parts = self._parts
         if parts.ledger is None:
             return {}
-        nonzero = {layer.parameter_name: zeros[layer.name][1] - zeros[layer.name][0] for layer in parts.layers}
         side = self._settings.resolution(epoch)
-        parts.ledger.add(parts.sparsifier, nonzero, epoch, side, parts.train.steps, images)
+        parts.ledger.add(parts.sparsifier, self._nonzero(zeros), epoch, side, parts.train.steps, images)
         return {"train_flops": parts.ledger.total}
+
+    def _charge_probes(self, epoch: int) -> None:
+        parts = self._parts
+        # zeros are counted only where they bear on something: the host waits for it
+        if parts.ledger is not None and parts.sparsifier.probed_images(epoch):
+            nonzero = self._nonzero(zero_counts(parts.layers))
+            parts.ledger.probe(parts.sparsifier, nonzero, epoch, self._settings.resolution(epoch))
+
+    def _nonzero(self, zeros: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """By parameter name."""
+        return {layer.parameter_name: zeros[layer.name][1] - zeros[layer.name][0] for layer in self._parts.layers}
 
     def _train(self, began: float) -> None:
         """The steps that are left of the epoch. began: when it did, by the performance counter."""
@@ -242,6 +278,7 @@ class Trainer:
         if self._step == steps:
             return
         if self._step == 0:
+            self._charge_probes(epoch)
             parts.sparsifier.on_epoch_start(Moment(epoch, epoch * steps, settings.epochs, steps))
         parts.model.train()
         with (
@@ -253,9 +290,10 @@ class Trainer:
                 learning_rate = settings.learning_rate(moment.progress)
                 with out_of_memory(self._tried(batch), "raise optim.accumulate, or lower data.batch_size"):
                     loss = self._take_step(batch, moment, learning_rate)
-                running.add(loss, len(batch.labels), learning_rate)
+                images = len(batch.labels) * self._ranks.size
+                running.add(loss, images, learning_rate)
                 self._step += 1
-                self._progress.advance(len(batch.labels))
+                self._progress.advance(images)
                 if self._step % settings.log_every == 0 or self._step == steps:
                     self._progress.show(self._look().mean, moment.step + 1)
                 running.seconds = running.train_seconds = time.perf_counter() - began
@@ -266,12 +304,13 @@ class Trainer:
         parts, settings = self._parts, self._settings
         set_learning_rate(parts.optimizer, learning_rate)
         mean = torch.zeros((), device=batch.images.device)
-        pieces = zip(batch.images.chunk(settings.accumulate), batch.labels.chunk(settings.accumulate), strict=True)
-        for images, labels in pieces:
-            with parts.precision.autocast():
-                loss = parts.task.loss(parts.forward(images), labels)
-            loss = loss * (len(labels) / len(batch.labels))
-            parts.precision.backward(loss)
+        all_images, all_labels = (tensor.chunk(settings.accumulate) for tensor in (batch.images, batch.labels))
+        for number, (images, labels) in enumerate(zip(all_images, all_labels, strict=True), 1):
+            with self._replica.part(last=number == len(all_images)):
+                with parts.precision.autocast():
+                    loss = parts.task.loss(self._replica.forward(images), labels)
+                loss = loss * (len(labels) / len(batch.labels))
+                parts.precision.backward(loss)
             mean += loss.detach()
         if (penalty := parts.sparsifier.penalty()) is not None:
             parts.precision.backward(penalty)
@@ -288,13 +327,16 @@ class Trainer:
 
     def _validate(self, began: float) -> dict[str, float]:
         parts = self._parts
+        self._ranks.broadcast_(parts.model.buffers())
 
         def between() -> None:
             self._running.seconds = time.perf_counter() - began
             self._heed()
 
         with out_of_memory("a validation batch", "lower data.val_batch_size"):
-            return evaluate(parts.model, parts.forward, parts.val, parts.task, parts.precision, between=between)
+            return evaluate(
+                parts.model, parts.forward, parts.val, parts.task, parts.precision, between=between, ranks=parts.ranks
+            )
 
     def _tried(self, batch: Batch) -> str:
         images, side = batch.images.shape[0], batch.images.shape[-1]
@@ -302,25 +344,31 @@ class Trainer:
         return f"a batch of {images} images of {side} pixels{parts}"
 
     def _heed(self) -> None:
-        """Save if it is time to, and end if that was asked for."""
-        if self._stop_asked():
+        """Save if it is time to, and end if that was asked for: of one process, and all do so at the same step."""
+        minutes = self._settings.checkpoint_minutes
+        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        wish = self._ranks.most(_STOP if self._stop_asked() else _SAVE if due else _GO_ON)
+        if wish == _STOP:
             self._save()
             raise Stopped(
                 f"stopped and saved after step {self._step} of {self._parts.train.steps} of epoch {self._epoch}; "
                 f"go on with: acdc train {self._run.path} --resume"
             )
-        minutes = self._settings.checkpoint_minutes
-        due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
         # while losses are no numbers the last checkpoint may be the last good one
-        if due and not self._look().bad:
+        if wish == _SAVE and not self._look().bad:
             self._save()
 
     def _save(self) -> None:
-        checkpoint.save_state(self._run.checkpoints, self.state_dict())
+        state = self.state_dict()
+        if self._ranks.first:
+            checkpoint.save_state(self._run.checkpoints, state)
         self._saved_at = time.monotonic()
 
+    def _losses(self) -> Losses:
+        return over_ranks([Losses(*each) for each in self._ranks.gather(astuple(self._running.look()))])
+
     def _look(self) -> Losses:
-        losses = self._running.look()
+        losses = self._losses()
         if losses.most_bad >= self._settings.nan_patience:
             raise RunError(
                 f"the training loss was no number for {losses.most_bad} steps in a row: epoch {self._epoch}, step "
@@ -333,6 +381,8 @@ class Trainer:
     def _end_phase(self, record: dict[str, Any]) -> None:
         """Keep the phase's model and masks; the last sparse and the last dense one are the run's products."""
         kind, parts = record["phase"], self._parts
+        if not self._ranks.first:
+            return
         label = f"epoch-{record['epoch']:04d}-{kind}"
         if kind != "dense":
             checkpoint.save_masks(self._run.masks / f"{label}.safetensors", parts.sparsifier.masked.masks)
@@ -365,11 +415,11 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
 
 
-def _pieces(batches: Iterator[Batch], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels, exactly `size` at a time; what is left over of a batch falls away."""
-    for batch in batches:
-        for start in range(0, len(batch.labels) - size + 1, size):
-            yield batch.images[start : start + size], batch.labels[start : start + size]
+    for images, labels in batches:
+        for start in range(0, len(labels) - size + 1, size):
+            yield images[start : start + size], labels[start : start + size]
 
 
 def sparsities(layers: Sequence[Layer]) -> dict[str, Any]:

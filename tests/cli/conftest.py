@@ -1,14 +1,10 @@
-"""A little data set of real digits, written once by the real command, and the command itself."""
+"""A little data set of real digits, written once by the real command, and a recipe for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from command import Acdc
-from typer.testing import CliRunner, Result
-
-from acdc_cli.cli.app import app
 
 
 @pytest.fixture(scope="session")
@@ -30,17 +26,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(file.decode(index)).save(folder / f"{index:04d}.png")
     write_set("folder", WriteOptions(source=home / "images", out=home / "digits", workers=1))
     return home / "digits"
-
-
-@pytest.fixture
-def acdc() -> Acdc:
-    """Runs the command line in this process."""
-    runner = CliRunner()
-
-    def run(*arguments: str | Path) -> Result:
-        return runner.invoke(app, [str(argument) for argument in arguments])
-
-    return run
 
 
 @pytest.fixture

@@ -49,6 +49,18 @@ def test_of_a_global_ranking_the_ledgers_differ_by_where_the_weights_are(acdc: A
     assert records[1]["train_flops"] == dense + 3 * cost["measured"]["inference_flops"] * 200
 
 
+def test_gradients_that_a_method_asks_for_are_in_both_ledgers_and_in_the_plan(acdc: Acdc, recipe: Path) -> None:
+    once = "{method: woodfisher, target: 0.75, distribution: uniform, begin: 1, end: 1, samples: 20, keep_dense: []}"
+    sets = ("--set", f"sparsity={once}", "--set", "epochs=2")
+    foretold = json.loads(acdc("plan", recipe, *sets, "--json").stdout)
+    cost, records = train(acdc, recipe, once)
+    dense = 3 * 2 * MACS
+    assert cost["nominal"] == cost["measured"]
+    assert [record["train_flops"] for record in records] == [dense * 200, dense * 200 + dense * 20 + dense * 50]
+    assert records[-1]["train_flops"] == cost["measured"]["train_flops"] == foretold["totals"]["train_flops"]
+    assert [200 * epoch["train_flops"] for epoch in foretold["epochs"]] == [dense * 200, dense * 70]
+
+
 def test_a_model_that_needs_its_weights_to_run_is_trained_without_a_price(
     acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

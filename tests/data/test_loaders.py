@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from acdc_cli.data import loaders
-from acdc_cli.data.batches import Loader
+from acdc_cli.data.batches import Loader, Shard
 from acdc_cli.data.loaders import open_set
 from acdc_cli.data.write import Settings, Source, write
 from acdc_cli.errors import DataError
@@ -187,6 +187,26 @@ def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader
         assert torch.equal(images, expected_images)
 
 
+def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: list[Loader], root: Path) -> None:
+    block = _block(root, loader=kind, images=20, val_images=5)
+    train, val = loaders.train_loader(block, 0, 2, CPU), loaders.val_loader(block, CPU)
+    opened += [train, val]
+    assert (train.samples, train.steps, val.samples, val.steps) == (20, 2, 5, 1)
+    with val.epoch(0) as batches:
+        # 23 images in 5 parts: 0, 4.6, 9.2, 13.8, 18.4
+        assert [index for batch in batches for index in batch.indices.tolist()] == [0, 4, 9, 13, 18]
+    seen = set()
+    for epoch in range(2):
+        with train.epoch(epoch) as batches:
+            seen |= {index for batch in batches for index in batch.indices.tolist()}
+    # every 50/20th
+    assert seen <= {5 * index // 2 for index in range(20)}
+    assert len(seen) > 16
+    assert loaders.expected_set(block) == (3, 20, True)
+    with pytest.raises(DataError, match="more than the 7 images"):
+        loaders.train_loader(_block(root, loader=kind, images=7), 0, 2, CPU)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_validation_gives_every_image_once_in_its_order(
@@ -230,6 +250,8 @@ def test_workers_default_to_the_cores_that_this_process_may_use(
     asked: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
     monkeypatch.setattr(ffcv, "FFCVLoader", lambda path, plan, workers, device: asked.append(workers))
-    loaders._loader(_block(root, workers=None, loader="ffcv"), "val", None, CPU)  # type: ignore[arg-type]
-    loaders._loader(_block(root, workers=0, loader="ffcv"), "val", None, CPU)  # type: ignore[arg-type]
-    assert asked == [3, 1]
+    loaders.val_loader(_block(root, workers=None, loader="ffcv"), CPU)
+    loaders.val_loader(_block(root, workers=0, loader="ffcv"), CPU)
+    # two processes of a machine share its cores
+    loaders.val_loader(_block(root, workers=None, loader="ffcv"), CPU, shard=Shard(0, 2, local_size=2))
+    assert asked == [3, 1, 1]

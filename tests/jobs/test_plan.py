@@ -8,12 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from acdc_cli.errors import DataError, ModelError, RecipeError, RunError
+from acdc_cli.jobs import setup
 from acdc_cli.jobs.plan import Plan, plan
 from acdc_cli.jobs.plan_figure import draw
-from acdc_cli.jobs.plan_tables import epoch_rows, layer_rows
+from acdc_cli.jobs.plan_tables import _percent, epoch_rows, layer_rows
 from acdc_cli.models import catalog
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
@@ -99,6 +101,19 @@ def test_resolution_sets_the_price_of_its_epochs_and_validation_that_of_inferenc
     assert (found.totals.train_ratio, found.totals.inference_ratio) == (1, 1)
 
 
+def test_gradients_that_a_method_asks_for_are_part_of_every_total(in_tmp: Path) -> None:
+    # 250 pieces of 8 images in one pass, at epoch 2, when nothing is pruned yet
+    once = "sparsity={method: woodfisher, target: 0.9, begin: 2, end: 2, samples: 250, fisher_batch_size: 8}"
+    found = planned("demo", "epochs=4", once)
+    dense = 2 * (DENSE_MACS + PRUNABLE_MACS)
+    sparse = 2 * DENSE_MACS + 2 * PRUNABLE_MACS * Fraction(KEPT, PRUNABLE)
+    images = 62 * 64
+    epochs = [3 * dense, 3 * dense, 3 * sparse + Fraction(2000, images) * 3 * dense, 3 * sparse]
+    assert [epoch.train_flops for epoch in found.epochs] == epochs
+    assert found.totals.train_flops == images * sum(epochs)
+    assert found.epochs[-1].cost == found.totals.train_ratio == pytest.approx(float(sum(epochs) / (12 * dense)))
+
+
 def test_the_json_has_the_keys_that_programs_read(in_tmp: Path) -> None:
     found = json.loads(json.dumps(planned("demo", *SHORT).as_dict()))
     assert {"epochs", "layers", "totals", "warnings"} <= found.keys()
@@ -172,6 +187,15 @@ def test_like_epochs_are_one_row_and_every_nth_is_one_of_its_own(in_tmp: Path) -
     assert [row[:2] for row in epoch_rows(ramp)][:2] == [("0-1", "dense"), ("2-6", "ramp")]
 
 
+def test_nearly_all_and_hardly_any_are_not_rounded_to_all_and_nothing(in_tmp: Path) -> None:
+    # 1 of 73,728 weights stays, in a layer of 36,864
+    found = planned("demo", "epochs=16", "sparsity.target=0.99999", "sparsity.distribution=erk")
+    assert [row[2] for row in epoch_rows(found)] == ["0.00", "99.999"] * 3
+    densities = [row[3] for row in layer_rows(found) if row[4] == ""]
+    assert sorted(densities) == ["0.00%"] * 5 + ["0.003%"]
+    assert [_percent(share) for share in (0.0, 1.0, 0.5, 0.99995, None)] == ["0.00", "100.00", "50.00", "99.995", "?"]
+
+
 def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
     found = planned(
         "demo",
@@ -209,6 +233,17 @@ def test_no_weight_is_ever_made_and_none_is_loaded(in_tmp: Path, monkeypatch: py
     assert len(made) == 2
     for model in made:
         assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_a_model_that_needs_values_to_be_built_is_planned_and_draws_nothing(in_tmp: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model = setup.without_weights(load("demo_dense", ["model.name=torchvision:regnet_y_400mf"]), 1000)
+    assert sum(weight.numel() for weight in model.parameters()) == 4_344_144
+    assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    assert torch.equal(torch.get_rng_state(), before)
+    found = planned("demo_dense", "model.name=torchvision:regnet_y_400mf")
+    assert found.totals.train_flops == 3 * found.totals.inference_flops * found.totals.images
 
 
 def test_planning_resnet50_takes_no_second(in_tmp: Path) -> None:

@@ -171,9 +171,11 @@ def test_a_circle_is_shown() -> None:
     Path("a.yaml").write_text("name: a\nextends: b.yaml\n")
     Path("b.yaml").write_text("extends: c.yaml\n")
     Path("c.yaml").write_text("\nextends: b.yaml\n")
-    assert refusal("a.yaml") == "c.yaml:2: extends: goes round in a circle: b.yaml → c.yaml → b.yaml"
+    assert refusal("a.yaml") == (
+        "c.yaml:2: extends: goes round in a circle: b.yaml → c.yaml → b.yaml; one must not extend"
+    )
     Path("a.yaml").write_text("extends: a.yaml\n")
-    assert refusal("a.yaml") == "a.yaml:1: extends: goes round in a circle: a.yaml → a.yaml"
+    assert refusal("a.yaml") == "a.yaml:1: extends: goes round in a circle: a.yaml → a.yaml; one must not extend"
 
 
 def test_a_parent_that_is_nowhere_is_named_with_the_nearest() -> None:
@@ -183,4 +185,5 @@ def test_a_parent_that_is_nowhere_is_named_with_the_nearest() -> None:
         "recipe; did you mean resnet50_98? (see: acdc recipes list)"
     )
     Path("a.yaml").write_text("extends: [b, c]\n")
-    assert refusal("a.yaml") == "a.yaml:1: extends: expected the path of one recipe, or a shipped recipe's name"
+    said = "extends: expected the path of one recipe, or a shipped recipe's name"
+    assert refusal("a.yaml") == f'a.yaml:1: {said}, found ["b", "c"]'

@@ -34,10 +34,13 @@ sparsity:
 """
 OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
 TOP = (
-    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, model, data, task, optim, "
-    "sparsity, track, checkpoint"
+    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, sync_bn, model, data, task, "
+    "optim, sparsity, track, checkpoint"
 )
-SGD = "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, accumulate, momentum, nesterov"
+SGD = (
+    "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, nan_patience, accumulate, momentum, "
+    "nesterov"
+)
 ACDC = ", ".join(method_config("acdc").model_fields)
 METHOD_NAMES = f"{', '.join(methods()[:-1])} or {methods()[-1]}"
 TARGET = "expected a number of at least 0 and below 1"

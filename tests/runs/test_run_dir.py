@@ -148,3 +148,13 @@ def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run directory"):
         open_run(tmp_path)
+
+
+def test_what_dead_processes_left_half_written_goes_with_the_next_and_nothing_else_does(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    whole = set(run.path.rglob("*"))
+    # all that a process leaves that dies between the two renames of its last checkpoint, and in a summary
+    for name in ("checkpoints/.last.pt.older", ".summary.json.partial"):
+        (run.path / name).write_text("half")
+    with run.locked():
+        assert set(run.path.rglob("*")) == whole | {run.checkpoints / ".lock"}

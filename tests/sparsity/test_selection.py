@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.schema import TargetBlock
+from acdc_cli.sparsity import selection
 from acdc_cli.sparsity.distributions import kept_erk
 from acdc_cli.sparsity.selection import Selector, largest
 
@@ -52,6 +53,26 @@ def test_erk_keeps_more_of_small_dimensions() -> None:
     masks = erk.masks(scores, 0.75)
     assert masks["a"].tolist() == [[False, True], [True, True]]
     assert places({"b": masks["b"]}) == {("b", position) for position in range(29, 36)}
+
+
+def test_erk_is_solved_once_for_each_sparsity_and_set_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[Any] = []
+
+    def counted(dimensions: dict[str, int], sizes: dict[str, int], sparsity: float) -> dict[str, int]:
+        solved.append((sizes, sparsity))
+        return kept_erk(dimensions, sizes, sparsity)
+
+    monkeypatch.setattr(selection, "kept_erk", counted)
+    erk, other = selector(0.75, distribution="erk"), selector(0.75, distribution="erk")
+    shapes = {"a": torch.Size((2, 2)), "b": torch.Size((6, 6))}
+    for _ in range(3):
+        assert erk.counts(shapes, 0.75) == {"a": 3, "b": 7}
+        assert erk.density(shapes, 0.75) == 10 / 40
+    assert solved == [({"a": 4, "b": 36}, 0.75)]
+    assert erk.density(shapes, 0.5) == 20 / 40
+    assert erk.counts({"b": torch.Size((6, 6))}, 0.75) == {"b": 9}
+    assert other.counts(shapes, 0.75) == {"a": 3, "b": 7}
+    assert solved[1:] == [({"a": 4, "b": 36}, 0.5), ({"b": 36}, 0.75), ({"a": 4, "b": 36}, 0.75)]
 
 
 def test_exactly_k_stay_when_scores_tie_the_first_ones() -> None:

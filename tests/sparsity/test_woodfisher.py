@@ -120,6 +120,7 @@ def test_pruned_weights_never_return_and_stay_zero() -> None:
     counts = [round(42 * share) for share in shares]
     assert living == [count for count in counts[:4] for _ in range(2)] + [counts[4]] + [counts[5]] * 3
     assert [epoch for epoch, _, _ in run.asked] == [2, 4, 6, 8, 9]
+    assert [epoch for epoch in range(12) if made.probed_images(epoch)] == [2, 4, 6, 8, 9]
 
 
 def test_gradients_of_pruned_weights_do_not_count() -> None:
@@ -156,6 +157,7 @@ def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> N
     start(whole)
     start(parted)
     assert len(run.asked) == passes
+    assert parted.probed_images(0) == 6 * passes
     for name, mask in whole.masked.masks.items():
         assert torch.equal(mask, parted.masked.masks[name])
         torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])

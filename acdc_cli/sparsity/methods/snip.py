@@ -45,8 +45,8 @@ class Method(Targeted[Config]):
     def plan(self) -> PhasePlan:
         return PhasePlan((Phase("sparse", 0, self.epochs),))
 
-    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
-        """Of the steps that wait for the ranking; that their forward pass is dense too is left out."""
+    def dense_steps(self, epoch: int, steps_per_epoch: int) -> float:
+        """Those that wait for the ranking."""
         return self.config.batches / steps_per_epoch if epoch == 0 else 0.0
 
     def on_epoch_start(self, moment: Moment) -> None:

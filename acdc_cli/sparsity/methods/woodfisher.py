@@ -14,7 +14,7 @@ from torch import Tensor
 from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.fisher import Fisher
+from acdc_cli.sparsity.fisher import Fisher, passes
 from acdc_cli.sparsity.ramp import Ramp, RampBlock
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,10 @@ class Config(RampBlock):
             )
         return self
 
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
     def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
         if self.fisher_batch_size <= data.batch_size:
             return []
@@ -56,6 +60,13 @@ class Config(RampBlock):
 
 class Method(Ramp[Config]):
     """The momentum of the weights that stay is kept: they move a little, and are trained on from there."""
+
+    def probed_images(self, epoch: int) -> int:
+        config = self.config
+        if not config.updates_at(epoch, self.epochs):
+            return 0
+        passed = passes(self.masked.parameters, config.fisher_block, config.memory_bytes)
+        return passed * config.samples * config.fisher_batch_size
 
     def on_epoch_start(self, moment: Moment) -> None:
         if self.config.updates_at(moment.epoch, self.epochs):
@@ -70,7 +81,7 @@ class Method(Ramp[Config]):
             samples=config.samples,
             block=config.fisher_block,
             damping=config.damping,
-            budget=int(config.memory_gib * 2**30),
+            budget=config.memory_bytes,
         )
         # the pruned rank below all that live, even below those that live as zeros
         scores = {name: score.masked_fill(~masks[name], -1) for name, score in fisher.scores().items()}

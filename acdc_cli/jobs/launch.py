@@ -1,0 +1,155 @@
+"""`acdc train --gpus N`: torch's elastic agent around N processes, which start again when one of them dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from acdc_cli import console
+from acdc_cli.errors import RunError
+from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.training import distributed
+
+_TRIES = 3
+_DONE, _MENDABLE, _RESUME_ME, _INTERRUPTED = 0, 2, 75, 130
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def launch(gpus: int, source: str, overrides: Sequence[str], out: Path | None, resume: Resume) -> int:
+    """Train in `gpus` processes of this machine; returns the exit code.
+
+    When one of them dies they all start again from the last checkpoint, unless that has come no further three times in
+    a row. What the user can mend the processes say themselves.
+    """
+    if distributed.is_joining():
+        raise RunError("--gpus starts processes, and torchrun or srun has already started this one; leave --gpus out")
+    _, recipe, run = opened(source, overrides, out)
+    _require_gpus(recipe, gpus)
+    tries = 0
+    while True:
+        before = _progress(run)
+        agent = _Agent(gpus, [*_command(source, overrides, out), *_resume_option(resume)])
+        with agent.forwarding_signals():
+            codes = agent.exit_codes()
+        if (known := _known(codes, agent.asked_to_stop)) is not None:
+            return known
+        tries = 1 if _progress(run) != before else tries + 1
+        lost = f"a process was lost (exit codes {', '.join(map(str, sorted(codes)))})"
+        if tries > _TRIES:
+            console.error(f"{lost}, {tries} times without a new checkpoint; what it said is above")
+            return 1
+        console.warn(f"{lost}; all start again from the last checkpoint, try {tries} of {_TRIES}")
+        resume = "auto"
+
+
+def _known(codes: set[int], asked_to_stop: bool) -> int | None:
+    """The exit code that says how the run ended; None where a process was lost."""
+    if not codes:
+        return _DONE
+    found = next((code for code in (_MENDABLE, _RESUME_ME) if code in codes), None)
+    if found is None and asked_to_stop:
+        # before there was anything to save, or for the second time
+        return _INTERRUPTED
+    return found
+
+
+def _require_gpus(recipe: Recipe, gpus: int) -> None:
+    there = torch.cuda.device_count()
+    on_gpus = recipe.device == "cuda" or (recipe.device == "auto" and there > 0)
+    if on_gpus and gpus > there:
+        raise RunError(distributed.too_few_gpus(gpus, there))
+    if not on_gpus and recipe.device == "auto":
+        raise RunError(distributed.too_few_gpus(gpus, 0))
+
+
+def _progress(run: RunDir) -> int:
+    """Another number whenever a checkpoint has been written."""
+    last = run.checkpoints / "last.pt"
+    return last.stat().st_mtime_ns if last.exists() else 0
+
+
+def _command(source: str, overrides: Sequence[str], out: Path | None) -> list[str]:
+    changes = [word for each in overrides for word in ("--set", each)]
+    place = [] if out is None else ["--out", str(out)]
+    return ["-m", "acdc_cli", "train", source, *changes, *place]
+
+
+def _resume_option(resume: Resume) -> list[str]:
+    if resume == "auto":
+        return ["--resume", "auto"]
+    return ["--resume"] if resume else []
+
+
+class _Agent(LocalElasticAgent):
+    """torch's own, which passes signals on and goes on waiting: the processes save, however long that takes."""
+
+    def __init__(self, processes: int, command: Sequence[str]) -> None:
+        # what it has to say is said here in the run's own words
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        # it would end the processes at these; the others are passed on
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+        meeting = RendezvousParameters(
+            backend="c10d",
+            endpoint="localhost:0",
+            run_id=uuid.uuid4().hex,
+            min_nodes=1,
+            max_nodes=1,
+            local_addr="localhost",
+        )
+        spec = WorkerSpec(
+            role="acdc",
+            local_world_size=processes,
+            entrypoint=sys.executable,
+            args=tuple(command),
+            rdzv_handler=get_rendezvous_handler(meeting),
+            max_restarts=0,
+            monitor_interval=0.1,
+            local_addr="localhost",
+        )
+        super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull))
+        self.asked_to_stop = False
+        self._pids: list[int] = []
+
+    def exit_codes(self) -> set[int]:
+        """Those that are not 0, when all processes have ended."""
+        return {failure.exitcode for failure in self.run().failures.values()}
+
+    @contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        before = {each: signal.signal(each, self._forward) for each in _SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        self._pids = list(started.values())
+        return started
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        self.asked_to_stop = True
+        for pid in self._pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                # it has ended by itself
+                continue

@@ -1,0 +1,25 @@
+"""What `acdc train` is about: its recipe, the directory of its run, and whether that run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir, open_run
+
+Resume = bool | Literal["auto"]
+"""Go on with an unfinished run; `auto`: if there is one, and do nothing where it is finished."""
+
+
+def opened(source: str, overrides: Sequence[str], out: Path | None) -> tuple[str, Recipe, RunDir]:
+    """The recipe's file, the recipe, and where its run lies or will lie.
+
+    source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
+    """
+    if Path(source).is_dir():
+        out, source = out or Path(source), str(open_run(Path(source)).resolved)
+    recipe = load(source, overrides)
+    return source, recipe, RunDir(out or Path("runs") / f"{recipe.name}-{recipe.seed}")

@@ -1,0 +1,188 @@
+"""`acdc train --gpus N`, torchrun and srun: processes that find each other, are lost, and are asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from command import Acdc
+from processes import VIT
+
+from acdc_cli.jobs.train import train
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.training.checkpoint import load_state
+
+COMMAND = [sys.executable, "-m", "acdc_cli"]
+SETS = (
+    VIT,
+    "epochs=12",
+    "device=cpu",
+    "optim={name: adamw, lr: 0.002, schedule: {name: linear}}",
+    "sparsity={method: rigl, target: 0.9, distribution: erk, every: 3}",
+)
+WORDS = [word for each in SETS for word in ("--set", each)]
+
+
+def start(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(word) for word in arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
+
+
+def said_by(process: subprocess.Popen[str]) -> str:
+    return process.communicate(timeout=120)[1]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    path = tmp_path_factory.mktemp("gpus") / "small.yaml"
+    path.write_text(
+        f"extends: demo\nname: small\ndata: {{name: folder, path: {digits}, batch_size: 50, loader: torch}}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small: Path) -> dict[str, torch.Tensor]:
+    """The weights of one process that cuts its batches in two, which are those of two processes to the bit."""
+    return weights(train(str(small), [*SETS, "optim.accumulate=2"], small.parent / "undisturbed"))
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    state = load_state(run.checkpoints)
+    assert state is not None
+    return dict(state["model"])
+
+
+def assert_finished_as(undisturbed: dict[str, torch.Tensor], run: RunDir) -> None:
+    assert run.finished
+    found = weights(run)
+    assert all(torch.equal(value, found[name]) for name, value in undisturbed.items())
+    assert [record["epoch"] for record in run.records()] == list(range(12))
+
+
+def wait_for_checkpoint(run: RunDir, process: subprocess.Popen[str]) -> None:
+    while not (run.checkpoints / "last.pt").exists():
+        assert process.poll() is None, said_by(process)
+        time.sleep(0.01)
+
+
+def worker(agent: int, rank: int) -> int:
+    """The process that the agent has started as this rank."""
+    for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
+    small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    process = start(*COMMAND, "train", small, *WORDS, "--out", run.path, "--gpus", "2")
+    wait_for_checkpoint(run, process)
+    os.kill(worker(process.pid, rank=1), signal.SIGKILL)
+    said = said_by(process)
+    assert process.returncode == 0, said
+    assert "all start again from the last checkpoint, try 1 of 3" in said
+    assert "going on after" in said
+    assert "Traceback" not in said
+    assert_finished_as(undisturbed, run)
+
+
+def test_a_signal_to_the_launcher_saves_the_run_with_which_torchruns_processes_go_on(
+    small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    command = ("-m", "acdc_cli", "train", small, *WORDS, "--out", run.path, "--resume", "auto")
+    process = start(sys.executable, *command, "--gpus", "2")
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGUSR1)
+    said = said_by(process)
+    assert process.returncode == 75, said
+    assert said.count("stopped and saved after step") == 1
+    assert not run.finished
+
+    process = start(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
+    said = said_by(process)
+    assert process.returncode == 0, said
+    assert said.count("batch 50 = 2 processes × 25 images") == said.count("going on after") == 1
+    assert_finished_as(undisturbed, run)
+
+
+def test_processes_whose_launcher_is_killed_save_and_end(small: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    process = start(*COMMAND, "train", small, *WORDS, "--set", "epochs=1000", "--out", run.path, "--gpus", "2")
+    wait_for_checkpoint(run, process)
+    workers = [worker(process.pid, rank) for rank in range(2)]
+    process.kill()
+    deadline = time.monotonic() + 60
+    while living := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        if time.monotonic() > deadline:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    # they hold the other end of its stderr
+    assert "stopped and saved after step" in said_by(process)
+
+
+def test_sruns_processes_train_together(small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
+    run = RunDir(tmp_path / "run")
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": socket.gethostname()}
+    processes = [
+        start(
+            *(*COMMAND, "train", small, *WORDS, "--out", run.path),
+            environment={**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    said = [said_by(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "batch 50 = 2 processes × 25 images" in said[0]
+    assert said[1] == ""
+    assert_finished_as(undisturbed, run)
+
+
+def test_what_the_user_can_mend_is_said_once_and_tried_once(small: Path, tmp_path: Path) -> None:
+    process = start(*COMMAND, "train", small, *WORDS, "--set", "data.path=nowhere", "--out", tmp_path, "--gpus", "2")
+    said = said_by(process)
+    assert process.returncode == 2
+    assert said.count("error: the data set folder has no train and val") == 1
+    assert len(said.splitlines()) == 1
+
+
+def test_a_mistake_in_the_recipe_starts_no_process(acdc: Acdc, small: Path) -> None:
+    result = acdc("train", small, "--set", "epoch=1", "--gpus", "2")
+    assert result.exit_code == 2
+    assert "did you mean" in result.stderr
+
+
+def test_more_gpus_than_there_are(acdc: Acdc, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    result = acdc("train", small, "--gpus", "2")
+    assert result.exit_code == 2
+    expected = "error: 2 GPUs asked for, 1 there; ask for 1 at most, or train on CPUs by --set device=cpu"
+    assert " ".join(result.stderr.split()) == expected
+
+
+def test_no_gpu_at_all(acdc: Acdc, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    result = acdc("train", small, "--gpus", "1")
+    assert result.exit_code == 2
+    assert "1 GPUs asked for, 0 there; train on CPUs by --set device=cpu" in " ".join(result.stderr.split())
+
+
+def test_a_process_of_torchrun_launches_no_others(acdc: Acdc, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    result = acdc("train", small, "--gpus", "2")
+    assert result.exit_code == 2
+    assert "torchrun or srun has already started this one; leave --gpus out" in " ".join(result.stderr.split())

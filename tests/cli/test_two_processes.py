@@ -1,0 +1,290 @@
+"""A run of two processes is the run of one: its weights, its masks, its validation, and when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import VIT, End, Work, together, untimed
+from torch import Tensor
+
+from acdc_cli.errors import DataError
+from acdc_cli.jobs.train import train
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.training.checkpoint import load_masks, load_state
+from acdc_cli.training.trainer import Trainer
+
+PHASES = "warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1"
+METHODS = {
+    "acdc": f"{{method: acdc, target: 0.9, {PHASES}}}",
+    "gmp": "{method: gmp, target: 0.9, every_epochs: 1, begin: 0, end: 3}",
+    "rigl": "{method: rigl, target: 0.9, distribution: erk, every: 3}",
+    "topkast": "{method: topkast, target: 0.9, backward_sparsity: 0.5, every: 3}",
+    "snip": "{method: snip, target: 0.9, batches: 2}",
+    "woodfisher": "{method: woodfisher, target: 0.9, every_epochs: 1, begin: 0, end: 3, samples: 9, "
+    "fisher_batch_size: 2, fisher_block: 64}",
+}
+SETS = (VIT, "epochs=4", "data.val_batch_size=40", "optim={name: adamw, lr: 0.002, schedule: {name: linear}}")
+DROPOUT = "model.options.drop_rate=0.1"
+STOPPED_AT = 6
+"""Steps that are done then: in the second epoch, which has four."""
+
+
+def sets(method: str, *more: str) -> list[str]:
+    return [*SETS, f"sparsity={METHODS[method]}", *more]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A work of two processes: train a recipe."""
+
+    recipe: Path
+    sets: list[str]
+    out: str
+    resume: bool = False
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        train(str(self.recipe), self.sets, folder / self.out, self.resume)
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run in which something befalls one of the two after a few steps."""
+
+    run: Run
+    what: Callable[[Trainer], None]
+    rank: int = 1
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        steps, take_step = 0, Trainer._take_step
+
+        def disturbed(trainer: Trainer, *arguments: Any) -> Tensor:
+            nonlocal steps
+            loss = take_step(trainer, *arguments)
+            steps += 1
+            if steps == STOPPED_AT and rank == self.rank:
+                self.what(trainer)
+            return loss
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_take_step", disturbed)
+            self.run(rank, folder)
+
+
+def ask_to_stop(trainer: Trainer) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def flip_a_mask(trainer: Trainer) -> None:
+    mask = next(iter(trainer._parts.sparsifier.masked.masks.values()))
+    mask.view(-1)[0] ^= True
+
+
+def flip_a_weight(trainer: Trainer) -> None:
+    weight = next(iter(trainer._parts.sparsifier.masked.parameters.values())).detach()
+    weight.view(-1).view(torch.int32)[7] ^= 1
+
+
+def find_damage(trainer: Trainer) -> None:
+    raise DataError("image 7 is damaged")
+
+
+def break_down(trainer: Trainer) -> None:
+    raise OSError("broken")
+
+
+def wrong_images(recipe: Path, digits: Path, rank: int, folder: Path) -> None:
+    """The second process has its own images."""
+    own = folder / f"digits-{rank}"
+    own.mkdir()
+    for name in ("train", "val"):
+        for suffix in (".beton", ".beton.json"):
+            (own / f"{name}{suffix}").symlink_to(digits / f"{'val' if rank else name}{suffix}")
+    train(str(recipe), [*sets("gmp"), f"data.path={own}"], folder / "wrong images")
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(
+        f"""extends: demo
+name: small
+data: {{name: folder, path: {digits}, batch_size: 50, loader: torch}}
+device: cpu
+"""
+    )
+    return path
+
+
+@dataclass(frozen=True)
+class Found:
+    folder: Path
+    raised: dict[str, list[str]]
+    ends: dict[str, list[End]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Path) -> Found:
+    """All runs of two processes, made by one pair of them."""
+    folder = tmp_path_factory.mktemp("two")
+    run = partial(Run, recipe_file)
+    cut, whole = run(sets("rigl", DROPOUT), "cut"), run(sets("rigl", DROPOUT), "whole")
+    works: dict[str, Work] = {name: run(sets(name), name) for name in METHODS}
+    works |= {
+        "whole": whole,
+        "cut": Disturbed(cut, ask_to_stop),
+        "gone on": Run(recipe_file, cut.sets, cut.out, resume=True),
+        "mask": Disturbed(run(sets("gmp"), "mask"), flip_a_mask),
+        "weight": Disturbed(run(sets("gmp"), "weight"), flip_a_weight),
+        "uneven": run(sets("gmp", "data.batch_size=51"), "uneven"),
+        "sync_bn": run(sets("gmp", "sync_bn=true"), "sync_bn"),
+        "wrong images": partial(wrong_images, recipe_file, digits),
+    }
+    ends = dict(zip(works, together(list(works.values()), folder), strict=True))
+    # these leave the pair apart, so that it cannot meet again
+    for name, what in (("damage", find_damage), ("broken", break_down)):
+        [ends[name]] = together([Disturbed(run(sets("gmp"), name), what)], folder)
+    return Found(folder, {name: [end.raised for end in both] for name, both in ends.items()}, ends)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Callable[[str, int], RunDir]:
+    """The run of one process whose batches are cut into that many parts."""
+    folder, made = tmp_path_factory.mktemp("one"), {}
+
+    def run(method: str, parts: int) -> RunDir:
+        if (method, parts) not in made:
+            out = folder / f"{method}-{parts}"
+            made[method, parts] = train(str(recipe_file), sets(method, f"optim.accumulate={parts}"), out)
+        return made[method, parts]
+
+    return run
+
+
+def weights(run: RunDir) -> dict[str, Tensor]:
+    state = load_state(run.checkpoints)
+    assert state is not None
+    return dict(state["model"])
+
+
+def masks(run: RunDir) -> dict[str, dict[str, Tensor]]:
+    found = {path.name: load_masks(path) for path in run.masks.iterdir()}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one_that_cuts_its_batches_in_two_to_the_bit(
+    two: Found, alone: Callable[[str, int], RunDir], method: str
+) -> None:
+    assert two.raised[method] == ["", ""]
+    one, both = alone(method, 2), RunDir(two.folder / method)
+    expected, found = weights(one), weights(both)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert_same_masks(one, both)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one_with_whole_batches_but_for_rounding(
+    two: Found, alone: Callable[[str, int], RunDir], method: str
+) -> None:
+    one, both = alone(method, 1), RunDir(two.folder / method)
+    assert_same_masks(one, both)
+    expected, found = weights(one), weights(both)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_recorded_is_of_all_images_each_once(
+    two: Found, alone: Callable[[str, int], RunDir], method: str
+) -> None:
+    # of three validation batches, the last of 20 images, one process judges two
+    for theirs, ours in zip(alone(method, 2).records(), RunDir(two.folder / method).records(), strict=True):
+        assert ours["top1"] == theirs["top1"]
+        assert ours["top5"] == theirs["top5"]
+        for key in ("train_loss", "val_loss", "entropy"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-6)
+        exact = ("step", "sparsity", "layers", "train_flops", "lr")
+        assert [ours[key] for key in exact] == [theirs[key] for key in exact]
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step_and_they_go_on_to_the_same_bits(two: Found) -> None:
+    assert two.raised["whole"] == ["", ""]
+    for raised in two.raised["cut"]:
+        assert raised.startswith("Stopped: stopped and saved after step 2 of 4 of epoch 1;")
+    assert two.raised["gone on"] == ["", ""]
+    whole, cut = RunDir(two.folder / "whole"), RunDir(two.folder / "cut")
+    expected, found = weights(whole), weights(cut)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert untimed(whole.records()) == untimed(cut.records())
+
+
+def test_each_process_drops_other_activations(two: Found) -> None:
+    state = load_state(RunDir(two.folder / "whole").checkpoints)
+    assert state is not None
+    first, second = (process["random"]["cpu"] for process in state["processes"])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("what", ["mask", "weight"])
+def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: Found, what: str) -> None:
+    for raised in two.raised[what]:
+        message = raised.splitlines()[0]
+        assert message.startswith("RunError: process 1 of 2 does not train the same model any more: its ")
+        assert f"{what}s of blocks.0.attn.qkv.weight are not those of process 0 (1 of 8 differ)" in message
+    assert [record["epoch"] for record in RunDir(two.folder / what).records()] == [0, 1]
+
+
+def test_a_batch_that_does_not_divide_names_those_that_do(two: Found) -> None:
+    expected = (
+        "RecipeError: data.batch_size: 51 images do not divide over 2 processes × 1 parts (optim.accumulate); "
+        "take 50 or 52, or 1, 3, 17, 51 processes"
+    )
+    assert [raised.splitlines()[0] for raised in two.raised["uneven"]] == [expected, expected]
+
+
+def test_batch_norm_is_not_synchronised_over_cpus(two: Found) -> None:
+    for raised in two.raised["sync_bn"]:
+        assert raised.startswith(
+            "RunError: sync_bn: torch synchronises batch norm over GPUs only; use --set sync_bn=false"
+        )
+
+
+def test_processes_with_other_images_do_not_train_together(two: Found) -> None:
+    for raised in two.raised["wrong images"]:
+        assert raised.startswith("RunError: process 1 of 2 has another data set than process 0")
+    assert not (two.folder / "wrong images").exists()
+
+
+def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: Found) -> None:
+    other, finder = two.ends["damage"]
+    assert finder.raised.startswith("DataError: image 7 is damaged")
+    assert finder.speaks
+    assert other.raised.startswith("SystemExit: 1")
+    assert not other.speaks
+
+
+def test_when_one_process_breaks_the_other_says_so_and_ends_too(two: Found) -> None:
+    other, broken = two.ends["broken"]
+    assert broken.raised.startswith("OSError: broken")
+    assert other.raised.startswith("SystemExit: 1")
+    assert other.speaks
+
+
+def test_what_both_processes_find_one_says(two: Found) -> None:
+    assert [end.speaks for end in two.ends["uneven"]].count(True) == 1
+
+
+def assert_same_masks(one: RunDir, other: RunDir) -> None:
+    expected, found = masks(one), masks(other)
+    assert expected.keys() == found.keys()
+    for file, layers in expected.items():
+        assert all(torch.equal(mask, found[file][name]) for name, mask in layers.items())
