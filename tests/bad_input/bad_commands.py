@@ -1,0 +1,246 @@
+"""Wrong arguments, models that do not fit the images, places that are taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bad_checkpoints import begun
+from corpus import Case, nothing, removed, wrote
+
+TRAIN = "train small.yaml"
+
+MODELS = [
+    Case(
+        "CUDA that is absent",
+        nothing,
+        f"{TRAIN} --set device=cuda",
+        "device: cuda was asked for, but torch finds no CUDA device; use `--set device=cpu`",
+    ),
+    Case(
+        "CUDA that is absent in eval",
+        nothing,
+        "eval --checkpoint run --set device=cuda",
+        "device: cuda was asked for, but torch finds no CUDA device; use `--set device=cpu`",
+    ),
+    Case(
+        "unknown device",
+        nothing,
+        f"{TRAIN} --set device=tpu",
+        '--set device: expected auto, cpu or cuda, found "tpu"; did you mean cpu?',
+    ),
+    Case(
+        "unknown option of a model",
+        nothing,
+        f"{TRAIN} --set 'model.options={{depth: 3}}'",
+        "resnet8 refuses model.options {depth: 3}: …",
+    ),
+    Case(
+        "option that follows from the data",
+        nothing,
+        f"{TRAIN} --set 'model.options={{num_classes: 3}}'",
+        "model.options.num_classes cannot be set: it follows from the data",
+    ),
+    Case(
+        "layer to keep that is none",
+        nothing,
+        f"{TRAIN} --set 'sparsity.keep_dense=[layer9.*]'",
+        "sparsity.keep_dense: 'layer9.*' matches no convolution or linear layer of the model; near: "
+        "layer3.0.conv2, layer3.0.conv1, layer2.0.conv2",
+    ),
+    Case(
+        "sparsity of a layer that is none",
+        nothing,
+        f"{TRAIN} --set 'sparsity.layers={{\"layer9.*\": 0.5}}'",
+        "sparsity.layers: 'layer9.*' matches no layer that is pruned; near: layer3.0.conv2, "
+        "layer3.0.conv1, layer2.0.conv2",
+    ),
+    Case(
+        "images too small for the model",
+        nothing,
+        f"{TRAIN} --set model.name=timm:vit_tiny_patch16_224",
+        "the model takes no images of 28 pixels (…); training crops are data.resolution, validation "
+        "crops data.val_crop",
+    ),
+    Case(
+        "crop too large for the images",
+        nothing,
+        f"{TRAIN} --set data.resolution=40",
+        "an image's shorter side is 28 pixels: with data.padding 2 no crop of 40 fits. Lower "
+        "data.resolution, or use data.augment: random_resized_crop.",
+        ("runs",),
+    ),
+]
+
+PLACES = [
+    Case(
+        "finished run",
+        nothing,
+        f"{TRAIN} --out run",
+        "run holds a finished run, which is never overwritten; choose another with --out",
+    ),
+    Case(
+        "unfinished run",
+        removed("run/summary.json"),
+        f"{TRAIN} --out run",
+        "run holds an unfinished run; go on with it by --resume, or choose another place with --out",
+    ),
+    Case(
+        "file",
+        nothing,
+        f"{TRAIN} --out small.yaml",
+        "small.yaml exists and is not a run of acdc; choose another place with --out",
+    ),
+    Case(
+        "below a file",
+        nothing,
+        f"{TRAIN} --out small.yaml/run",
+        "small.yaml/run cannot be written: Not a directory. What was there before is kept.",
+    ),
+    Case(
+        "foreign folder",
+        nothing,
+        f"{TRAIN} --out photos",
+        "photos exists and is not a run of acdc; choose another place with --out",
+    ),
+    Case(
+        "place where nothing can be",
+        nothing,
+        f"{TRAIN} --out /proc/run",
+        "/proc/run cannot be written: No such file or directory. What was there before is kept.",
+    ),
+    Case("finished run to resume", nothing, "train run --resume", "run is finished: there is nothing to resume"),
+    Case(
+        "nothing to resume",
+        nothing,
+        f"{TRAIN} --resume",
+        "runs/small-0 holds no run to resume; leave --resume out to start it",
+    ),
+    Case(
+        "run of another recipe to resume",
+        removed("run/summary.json"),
+        "train run --resume --set optim.lr=1",
+        "run was started with another recipe (optim.lr: 0.05 there, 1.0 asked for); use --out for a new run",
+    ),
+    Case(
+        "run of other images to resume",
+        removed("run/summary.json", "photos/train/cat/00.png"),
+        "train run --resume",
+        "the images in photos are not those that run was trained on; bring those back (data.path may "
+        "be another), or use --out for a new run",
+    ),
+    Case(
+        "figures into a file",
+        nothing,
+        "analyze curves run --out small.yaml",
+        "small.yaml cannot be written: File exists. What was there before is kept.",
+    ),
+    Case(
+        "plot into nowhere",
+        nothing,
+        "plan small.yaml --plot nowhere/plan.png",
+        "--plot: nowhere/plan.png cannot be written: No such file or directory",
+    ),
+    Case(
+        "plot over a folder",
+        lambda: Path("plan.png").mkdir(),
+        "plan small.yaml --plot plan.png",
+        "--plot: plan.png cannot be written: Is a directory",
+    ),
+    Case(
+        "recipe over another",
+        nothing,
+        "recipes copy demo small.yaml",
+        "small.yaml exists; give another destination or remove it first",
+    ),
+    Case(
+        "recipe into nowhere",
+        nothing,
+        "recipes copy demo nowhere/demo.yaml",
+        "nowhere/demo.yaml cannot be written: No such file or directory",
+    ),
+]
+
+ARGUMENTS = [
+    Case("unknown command", nothing, "trian small.yaml", "No such command 'trian'. Did you mean 'train'?"),
+    Case("unknown option", nothing, "plan small.yaml --evry 3", "No such option: --evry (Possible options: --every)"),
+    Case(
+        "folder to train",
+        nothing,
+        "train photos",
+        "photos is no run directory: it has no resolved.yaml; give one that `acdc train` made",
+    ),
+    Case("no checkpoint", nothing, "eval", "Missing option '--checkpoint'."),
+    Case(
+        "unknown split",
+        nothing,
+        "eval --checkpoint run --split test",
+        "Invalid value for '--split': …'test' is not one of 'val', 'train'.",
+    ),
+    Case("empty batch", nothing, "eval --checkpoint run --batch-size 0", "Invalid value for '--batch-size': …"),
+    Case(
+        "data to judge by that are nowhere",
+        nothing,
+        "eval --checkpoint run --data nowhere",
+        "the data set nowhere has no train and val: in HOME/data/nowhere lies neither a .beton file "
+        "of that name nor a folder of images. Write it: `acdc data write folder --source "
+        "/path/to/nowhere --out data/nowhere`. Or say where it lies: --set data.path=FOLDER",
+    ),
+    Case(
+        "unknown key in eval",
+        nothing,
+        "eval --checkpoint run --set dta=1",
+        "--set dta: unknown key; did you mean data? (allowed: <keys of a recipe>)",
+    ),
+    Case(
+        "unknown convention",
+        nothing,
+        "plan small.yaml --convention D",
+        "Invalid value for '--convention': …'D' is not one of 'A', 'B', 'C'.",
+    ),
+    Case(
+        "unknown format of a plot", nothing, "plan small.yaml --plot plan.xyz", "--plot: plan.xyz must end in one of …"
+    ),
+    Case(
+        "unknown analysis",
+        nothing,
+        "analyze curve run",
+        "there is no analysis curve, only …; did you mean curves?",
+    ),
+    Case(
+        "analysis of no run",
+        nothing,
+        "analyze curves photos",
+        "photos is no run directory: it has no resolved.yaml; give one that `acdc train` made",
+    ),
+    Case(
+        "analysis of a run without epochs",
+        begun,
+        "analyze curves begun",
+        "begun: no epoch has ended yet, so there is nothing to draw",
+    ),
+    Case(
+        "analysis of broken metrics",
+        wrote("run/metrics.jsonl", "{\n"),
+        "analyze curves run",
+        "line 1 of run/metrics.jsonl is damaged (Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)); put a copy in its place, or take the line out",
+    ),
+    Case(
+        "unknown recipe to show",
+        nothing,
+        "recipes show demmo",
+        "no recipe demmo: neither a file nor a shipped recipe; did you mean demo? (see: acdc recipes list)",
+    ),
+    Case(
+        "own recipe to copy",
+        nothing,
+        "recipes copy small.yaml",
+        "small.yaml is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`",
+    ),
+    Case(
+        "unknown recipe to copy",
+        nothing,
+        "recipes copy demmo",
+        "no recipe demmo: neither a file nor a shipped recipe; did you mean demo? (see: acdc recipes list)",
+    ),
+]

@@ -1,0 +1,55 @@
+"""Checkpoints of timm, torchvision, DistributedDataParallel and torch.compile are judged by plain names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import Acdc
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+SMALL = [word for key in ("val_resize=28", "val_crop=28", "workers=0") for word in ("--set", f"data.{key}")]
+
+
+def judged(acdc: Acdc, model: str) -> dict[str, Any]:
+    result = acdc("eval", "--checkpoint", "c.pt", "--model", model, "--data", "photos", "--json", *SMALL)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def prefixed(prefix: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
+        lambda weights: {"epoch": 3, "state_dict": prefixed("module.")(weights)},
+        lambda weights: {"model": prefixed("_orig_mod.")(weights), "optimizer": {}},
+    ],
+    ids=["DDP", "compiled", "DDP of compiled", "compiled DDP", "DDP in state_dict", "compiled in model"],
+)
+def test_a_wrapped_checkpoint_is_judged_like_the_plain_one(
+    acdc: Acdc, home: Path, source: str, wrap: Callable[[Weights], dict[str, Any]]
+) -> None:
+    import timm
+    from torchvision import models
+
+    torch.manual_seed(1)
+    model = timm.create_model("resnet18", num_classes=2) if source == "timm" else models.resnet18(num_classes=2)
+    torch.save(model.state_dict(), "c.pt")
+    plain = judged(acdc, f"{source}:resnet18")
+    torch.save(wrap(model.state_dict()), "c.pt")
+    assert judged(acdc, f"{source}:resnet18") == plain
+    assert plain["params"] == sum(parameter.numel() for parameter in model.parameters())
