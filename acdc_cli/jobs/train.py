@@ -76,10 +76,12 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
+        state: dict[str, Any] | None = None
         if ranks.first:
             stack.enter_context(run.locked())
             if resume:
                 _check_continuity(run.provenance()[-1], entry, run)
+                state = _last_state(run)
                 run.record_provenance(entry)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
@@ -89,7 +91,8 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             # whoever has lost its launcher has nobody left who would end it
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
-        _fit(recipe, run, parts, ledger, resume, stop_asked)
+        # read by one: another might fall back to the one before, or see no files of this machine
+        _fit(recipe, run, parts, ledger, resume, ranks.from_first(state), stop_asked)
 
 
 def assemble(
@@ -140,11 +143,10 @@ def _fit(
     parts: Parts,
     ledger: Measured | None,
     resume: bool,
+    state: dict[str, Any] | None,
     stop_asked: Callable[[], bool],
 ) -> None:
     first = parts.ranks.first
-    # read by one: another might fall back to the one before, or see no files of this machine
-    state = parts.ranks.from_first(checkpoint.load_state(run.checkpoints) if resume and first else None)
     if resume:
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
         if first:
@@ -171,6 +173,20 @@ def _fit(
     finally:
         for tracker in tracking:
             tracker.close(failed=not run.finished)
+
+
+def _last_state(run: RunDir) -> dict[str, Any] | None:
+    """None for a run that ended before its first checkpoint.
+
+    Raises RunError where one has been, and CheckpointError where there are some and none can be read.
+    """
+    state = checkpoint.load_state(run.checkpoints)
+    if state is None and (records := run.records()):
+        raise RunError(
+            f"{run.path} has trained {len(records)} epochs, and its checkpoints are gone; bring {run.checkpoints} "
+            "back, or train anew with --out"
+        )
+    return state
 
 
 _FREE = ("track.", "checkpoint.", "optim.nan_patience", "data.workers", "data.path")

@@ -92,6 +92,8 @@ class RunDir:
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             record: dict[str, Any] = json.loads(line)
+            if not isinstance(record, dict) or "epoch" not in record:
+                raise ValueError("it is no epoch's record")
         except ValueError as error:
             raise RunError(
                 f"line {number} of {self.metrics} is damaged ({error}); put a copy in its place, or take the line out"
@@ -109,6 +111,10 @@ class RunDir:
     def refuse_if_taken(self) -> None:
         """Raises RunError where a new run would overwrite something; one that ended before its first epoch did is
         nothing."""
+        with files.explained(self.path):
+            self._refuse_if_taken()
+
+    def _refuse_if_taken(self) -> None:
         if self.finished:
             raise RunError(f"{self.path} holds a finished run, which is never overwritten; choose another with --out")
         if self.records() or any(self.checkpoints.glob("*.pt")):

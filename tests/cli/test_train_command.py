@@ -219,6 +219,30 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Pat
     assert len(json.loads(Path("cut/provenance.json").read_text())) == 2
 
 
+def test_a_run_whose_checkpoints_are_gone_or_damaged_is_left_as_it_is(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--out", "run").exit_code == 0
+    Path("run/summary.json").unlink()
+    for checkpoint_file in Path("run/checkpoints").glob("*.pt"):
+        checkpoint_file.write_bytes(b"torn")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*.*") if path.is_file()}
+    damaged = acdc("train", "run", "--resume")
+    assert damaged.exit_code == 2
+    assert "damaged" in damaged.stderr
+    for checkpoint_file in Path("run/checkpoints").glob("*.pt"):
+        before.pop(checkpoint_file)
+        checkpoint_file.unlink()
+    gone = acdc("train", "run", "--resume")
+    assert gone.exit_code == 2
+    assert "run has trained 6 epochs, and its checkpoints are gone; bring run/checkpoints back" in flat(gone.stderr)
+    assert {path: path.read_bytes() for path in Path("run").rglob("*.*") if path.is_file()} == before
+
+
+def test_a_place_that_no_folder_can_have_is_said(acdc: Acdc, recipe: Path) -> None:
+    refused = acdc("train", recipe, "--out", "a" * 300)
+    assert refused.exit_code == 2
+    assert "cannot be written: File name too long" in flat(refused.stderr)
+
+
 def test_resume_auto_starts_what_is_not_there_and_leaves_what_is_finished(acdc: Acdc, recipe: Path) -> None:
     started = acdc("train", recipe, "--resume", "auto")
     assert started.exit_code == 0, started.output
