@@ -25,5 +25,5 @@ class CheckpointError(RunError):
     """A checkpoint is missing, damaged or belongs to something else."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 — nothing went wrong
     """The run was asked to end, is saved, and wants to go on. The message says how."""
