@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from operator import add
 from typing import Any
 
 import pytest
@@ -146,6 +148,8 @@ class Run:
         self.optimizer = build_optimizer(self.model, block, self.method.parameter_groups(block.weight_decay))
         self.method.attach(self.optimizer, self)
         self.bf16 = bf16
+        self.probed: Counter[int] = Counter()
+        """Images whose gradients the method got beside the steps', by epoch."""
 
     @property
     def end_of_the_last_sparse_phase(self) -> int:
@@ -182,6 +186,7 @@ class Run:
             images, labels = self.batch(1000 + number, batch_size)
             weights = self.masked.parameters
             found = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
+            self.probed[moment.epoch] += len(images)
             yield dict(zip(weights, found, strict=True))
         self.model.train()
 
@@ -420,11 +425,22 @@ def test_a_method_without_a_target_keeps_all_or_says_that_it_does_not_know(name:
 
 @every_method
 @pytest.mark.parametrize("steps_per_epoch", [3, 1000])
-def test_the_steps_with_dense_gradients_are_a_share_of_each_epochs(name: str, steps_per_epoch: int) -> None:
+def test_the_steps_that_are_dense_in_part_or_whole_are_a_share_of_each_epochs(name: str, steps_per_epoch: int) -> None:
     method = Run(name).method
-    shares = [method.dense_gradients(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
-    assert all(0 <= share <= 1 for share in shares)
-    assert any(shares) == (method_of(name) in {"rigl", "snfs", "snip"})
+    gradients = [method.dense_gradients(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
+    wholly = [method.dense_steps(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
+    assert all(0 <= share <= 1 for share in (*gradients, *wholly, *map(add, gradients, wholly)))
+    assert any(gradients) == (method_of(name) in {"rigl", "snfs"})
+    assert any(wholly) == (method_of(name) == "snip")
+
+
+@every_method
+def test_a_method_gets_the_gradients_that_it_foretells(name: str) -> None:
+    run = Run(name)
+    run.train()
+    foretold = [run.method.probed_images(epoch) for epoch in range(EPOCHS)]
+    assert run.probed == {epoch: images for epoch, images in enumerate(foretold) if images}
+    assert bool(run.probed) == (method_of(name) == "woodfisher")
 
 
 @pytest.mark.parametrize("keys", [{}, {"every": 1, "average_batches": 1}, {"every": None, "every_epochs": 2}])
@@ -449,7 +465,9 @@ def test_rigls_dense_gradients_are_those_that_decide_at_its_updates(
 
 
 @pytest.mark.parametrize("name", ["snfs", "snfs by epochs", "snip"])
-def test_other_dense_gradients_are_those_that_are_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(name)
     looked: list[int] = []
     hook = "_add_gradients" if name == "snip" else "_gather"
@@ -457,7 +475,8 @@ def test_other_dense_gradients_are_those_that_are_looked_at(name: str, monkeypat
     monkeypatch.setattr(run.method, hook, lambda: (look(), looked.append(1)))
 
     def check(epoch: int) -> None:
-        assert run.method.dense_gradients(epoch, STEPS) * STEPS == pytest.approx(len(looked))
+        share = run.method.dense_gradients(epoch, STEPS) + run.method.dense_steps(epoch, STEPS)
+        assert share * STEPS == pytest.approx(len(looked))
         looked.clear()
 
     run.train(on_epoch_end=check)
