@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional
 
+from acdc_cli.data import worker
 from acdc_cli.data.augment import CENTRED, PADDED, WHOLE, Augmentation, crop_box, is_flipped, nearest, require_room
 from acdc_cli.data.batches import Batch, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
@@ -227,6 +228,8 @@ class TorchLoader:
             persistent_workers=True,
             pin_memory=self._transfer.pinned,
             multiprocessing_context=context,
+            # a worker of a fork server does not notice by itself that the process it works for is gone
+            worker_init_fn=worker.begin,
             # else the workers' seeds are drawn from torch's global generator, whose state belongs to the run
             generator=torch.Generator(),
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from acdc_cli import __version__, console, files
 from acdc_cli.data import manifest as manifests
+from acdc_cli.data import worker
 from acdc_cli.data.beton import LARGEST_IMAGE, LONGEST_SIDE, BetonFile, Sample, write_beton
 from acdc_cli.data.manifest import BadImage, ContentHash, Manifest
 from acdc_cli.errors import DataError
@@ -279,7 +278,7 @@ def encode_all(source: Source, settings: Settings, workers: int) -> Iterator[Enc
             yield from _encode_chunk(chunk, source.root, settings)
         return
     # spawn: fork would copy the threads' locks of whatever is imported here
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=worker.begin)
     pending: deque[Future[list[Encoded | BadImage]]] = deque()
     try:
         for chunk in chunks:
@@ -295,19 +294,6 @@ def encode_all(source: Source, settings: Settings, workers: int) -> Iterator[Enc
         ) from cause
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle; a worker whose parent was killed ends instead of waiting for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _chunks(source: Source) -> Iterator[list[_Task]]:

@@ -13,7 +13,7 @@ from acdc_cli import console
 from acdc_cli.cost.ledger import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
-from acdc_cli.errors import RunError
+from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
@@ -80,8 +80,8 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         if ranks.first:
             stack.enter_context(run.locked())
             if resume:
-                _check_continuity(run.provenance()[-1], entry, run)
-                state = _last_state(run)
+                _check_continuity(run, entry)
+                state = _last_state(run, recipe)
                 run.record_provenance(entry)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
@@ -175,16 +175,27 @@ def _fit(
             tracker.close(failed=not run.finished)
 
 
-def _last_state(run: RunDir) -> dict[str, Any] | None:
+def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     """None for a run that ended before its first checkpoint.
 
-    Raises RunError where one has been, and CheckpointError where there are some and none can be read.
+    Raises RunError where one must have been, and CheckpointError where none can be read, or one is another run's.
     """
     state = checkpoint.load_state(run.checkpoints)
-    if state is None and (records := run.records()):
-        raise RunError(
-            f"{run.path} has trained {len(records)} epochs, and its checkpoints are gone; bring {run.checkpoints} "
-            "back, or train anew with --out"
+    if state is None:
+        # an epoch's record is there before its checkpoint
+        if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
+            raise RunError(
+                f"{run.path} has trained {trained} epochs, and its checkpoints are gone; bring {run.checkpoints} "
+                "back, or train anew with --out"
+            )
+        return None
+    theirs, ours = _flat(state["metadata"]["recipe"]), _bearing(recipe)
+    # of those that both have: the versions of acdc may differ
+    if differing := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
+        key = min(differing)
+        raise CheckpointError(
+            f"the checkpoint in {run.checkpoints} is another run's ({key}: {theirs[key]} there, {ours[key]} here); "
+            "bring this run's own back, or train anew with --out"
         )
     return state
 
@@ -213,8 +224,11 @@ def changes(run: RunDir, recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_continuity(before: dict[str, Any], now: dict[str, Any], run: RunDir) -> None:
+def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
     """What the machine, not the recipe, decides: other images are an error, other arithmetic is said."""
+    if not (entries := run.provenance()):
+        raise RunError(f"{run.path} has no provenance.json, which says on what it was trained; bring it back")
+    before = entries[-1]
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
             f"the images in {now['data']['path']} are not those that {run.path} was trained on; bring those back "

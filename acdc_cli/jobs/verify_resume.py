@@ -202,8 +202,11 @@ def _of_values(one: Any, other: Any, name: str) -> str:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
             return f"{name} has another shape or type"
-        same = one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
-        return "" if same else f"{name} by up to {(one.double() - other.double()).abs().max():.3g}"
+        return (
+            ""
+            if torch.equal(_bytes(one), _bytes(other))
+            else f"{name} by up to {(one.double() - other.double()).abs().max():.3g}"
+        )
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         if one.keys() != other.keys():
             return f"{name} has other entries"
@@ -213,3 +216,8 @@ def _of_values(one: Any, other: Any, name: str) -> str:
             return f"{name} has another length"
         return next((d for i in range(len(one)) if (d := _of_values(one[i], other[i], f"{name}[{i}]"))), "")
     return "" if one == other else f"{name}: {one!r} and {other!r}"
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """What is the same to the bit: -0 is another number than 0, and nan the same as nan."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -172,12 +172,14 @@ def joined() -> Iterator[Ranks]:
     ranks = _join(*meeting)
     console.mute(not ranks.first)
     try:
-        yield ranks
+        try:
+            yield ranks
+        except Stopped:
+            _leave_together(ranks)
+            raise
+        _leave_together(ranks)
     except AcdcError:
         _speak_if_first(ranks)
-        raise
-    except Stopped:
-        _leave_together(ranks)
         raise
     except RuntimeError as error:
         if not _is_loss(error):
@@ -185,8 +187,6 @@ def joined() -> Iterator[Ranks]:
         _speak_if_first(ranks)
         console.error(f"another of the {ranks.size} processes of this run has ended; go on with --resume")
         raise SystemExit(_LOST) from error
-    else:
-        _leave_together(ranks)
 
 
 def own_device(ranks: Ranks, device: torch.device) -> torch.device:

@@ -140,7 +140,9 @@ class Trainer:
                 tracker.log(record)
             self._epoch, self._step = epoch + 1, 0
             self._running.begin()
-            if phase_ends or self._epoch % settings.checkpoint_every == 0:
+            due = phase_ends or self._epoch % settings.checkpoint_every == 0
+            # as within an epoch: two that are saved while losses are no numbers would leave no good one
+            if due and not self._look().bad:
                 self._save()
         return {"status": "finished", "epochs": settings.epochs, "seconds": round(self._seconds, 3), **self._ends}
 

@@ -260,6 +260,36 @@ def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
     assert not Path("runs").exists()
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--out", "run", "--set", "checkpoint.every_epochs=6").exit_code == 0
+    records = untimed(Path("run"))
+    for path in (Path("run/summary.json"), *Path("run/checkpoints").glob("*.pt")):
+        path.unlink()
+    assert acdc("train", "run", "--resume").exit_code == 0
+    assert untimed(Path("run")) == records
+
+
+def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: Path) -> None:
+    for seed in (0, 1):
+        assert acdc("train", recipe, "--out", f"run-{seed}", "--set", f"seed={seed}").exit_code == 0
+    Path("run-0/summary.json").unlink()
+    shutil.copy("run-1/checkpoints/last.pt", "run-0/checkpoints/last.pt")
+    before = {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
+    refused = acdc("train", "run-0", "--resume")
+    assert refused.exit_code == 2
+    assert "the checkpoint in run-0/checkpoints is another run's (seed: 1 there, 0 here)" in flat(refused.stderr)
+    assert before == {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
+
+
+def test_a_run_whose_provenance_is_gone_is_refused(acdc: Acdc, recipe: Path) -> None:
+    assert acdc("train", recipe, "--out", "run").exit_code == 0
+    for name in ("summary.json", "provenance.json"):
+        Path("run", name).unlink()
+    refused = acdc("train", "run", "--resume")
+    assert refused.exit_code == 2
+    assert "run has no provenance.json" in flat(refused.stderr)
+
+
 def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, recipe: Path, digits: Path, in_tmp: Path) -> None:
     assert acdc("train", recipe, "--out", "run").exit_code == 0
     (in_tmp / "run" / "summary.json").unlink()

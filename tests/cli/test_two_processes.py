@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ def ask_to_stop(trainer: Trainer) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def stop_without_a_disk(trainer: Trainer) -> None:
+    shutil.rmtree(trainer._run.checkpoints)
+    ask_to_stop(trainer)
+
+
 def flip_a_mask(trainer: Trainer) -> None:
     mask = next(iter(trainer._parts.sparsifier.masked.masks.values()))
     mask.view(-1)[0] ^= True
@@ -151,6 +157,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Pat
     # these leave the pair apart, so that it cannot meet again
     for name, what in (("damage", find_damage), ("broken", break_down)):
         [ends[name]] = together([Disturbed(run(sets("gmp"), name), what)], folder)
+    [ends["no disk"]] = together([Disturbed(run(sets("gmp"), "no disk"), stop_without_a_disk, rank=0)], folder)
     return Found(folder, {name: [end.raised for end in both] for name, both in ends.items()}, ends)
 
 
@@ -268,6 +275,15 @@ def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: Fo
     other, finder = two.ends["damage"]
     assert finder.raised.startswith("DataError: image 7 is damaged")
     assert finder.speaks
+    assert other.raised.startswith("SystemExit: 1")
+    assert not other.speaks
+
+
+def test_a_run_that_stops_and_cannot_be_saved_says_so_once(two: Found) -> None:
+    first, other = two.ends["no disk"]
+    assert first.raised.startswith("RunError")
+    assert "last.pt cannot be written" in first.raised
+    assert first.speaks
     assert other.raised.startswith("SystemExit: 1")
     assert not other.speaks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from command import Acdc
 from safetensors.torch import load_file, save_file
 
-from acdc_cli.jobs.verify_resume import differences
+from acdc_cli.jobs.verify_resume import _of_values, differences
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
@@ -63,6 +64,13 @@ def test_one_weight_one_record_or_one_file_makes_a_difference(twins: tuple[RunDi
         f"masks/{mask.name}": "only the first run has it",
         "last state": "it has other entries",
     }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"), [(0.0, -0.0, False), (math.nan, 0.0, False), (math.nan, math.nan, True)]
+)
+def test_the_same_means_to_the_bit(one: float, other: float, same: bool) -> None:
+    assert (_of_values(torch.tensor(one), torch.tensor(other), "it") == "") is same
 
 
 def test_a_run_that_cannot_be_trained_says_why(acdc: Acdc, recipe: Path) -> None:

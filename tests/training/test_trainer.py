@@ -235,6 +235,16 @@ def test_a_loss_that_stays_no_number_stops_the_run_and_keeps_the_checkpoint(fold
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
+def test_epochs_shorter_than_the_patience_leave_the_good_checkpoint_too(folder: Path) -> None:
+    bench = Bench(folder, 4, DENSE, nan_patience=8)
+    poisoned(bench, since=1)
+    with pytest.raises(RunError, match="no number for 9 steps in a row"):
+        bench.fit()
+    state = checkpoint.load_state(bench.run.checkpoints)
+    assert state is not None
+    assert (state["epoch"], state["step"]) == (1, 0)
+
+
 def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path) -> None:
     bench = Bench(folder, 2, DENSE, nan_patience=2)
     poisoned(bench, since=0.3, until=0.6)
