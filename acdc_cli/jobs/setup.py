@@ -26,6 +26,7 @@ from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
 from acdc_cli.training.distributed import ALONE, Ranks, own_device
 from acdc_cli.training.evaluate import Forward, forward_of
+from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.precision import Precision, choose_device
 
 
@@ -53,7 +54,10 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     if recipe.sync_bn and ranks.store is not None:
         model = _synchronised(model, device)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model.to(device).to(memory_format=layout)
+    with out_of_memory(
+        f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"
+    ):
+        model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
     compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
     if not ranks.first:

@@ -62,7 +62,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     data = loaders.open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
-    begun = ranks.from_first(resume and (run.checkpoints / "last.pt").exists())
+    begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     setup.require_sizes(bench, _sides(recipe))
     with ExitStack() as stack:

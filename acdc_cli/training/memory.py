@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from acdc_cli.errors import RunError
 
-_SAID = ("out of memory", "can't allocate memory")
-"""By CUDA's allocator and CUDA itself, and by the CPU's."""
+_SAID = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""By CUDA's allocator and CUDA itself, by the CPU's, and by cuDNN and cuBLAS."""
 
 
 @contextmanager

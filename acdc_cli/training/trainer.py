@@ -281,7 +281,9 @@ class Trainer:
             return
         if self._step == 0:
             self._charge_probes(epoch)
-            parts.sparsifier.on_epoch_start(Moment(epoch, epoch * steps, settings.epochs, steps))
+            tried = f"what {parts.sparsifier.config.method} does at the start of epoch {epoch}"
+            with out_of_memory(tried, "lower what the sparsity block asks for, or take a device with more memory"):
+                parts.sparsifier.on_epoch_start(Moment(epoch, epoch * steps, settings.epochs, steps))
         parts.model.train()
         with (
             parts.train.epoch(epoch, self._step, side) as batches,
