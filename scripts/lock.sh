@@ -9,7 +9,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 compile() {
-    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --group dev \
+    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --extra slurm --group dev \
         --no-annotate --no-header "$@"
 }
 

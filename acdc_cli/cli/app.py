@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from acdc_cli import __version__
-from acdc_cli.cli import analyze, data, demo, doctor, eval, plan, recipes, train, verify_resume
+from acdc_cli.cli import advise, analyze, data, demo, doctor, eval, plan, recipes, report, sweep, train, verify_resume
 from acdc_cli.errors import AcdcError, Stopped
 
 _RESUME_ME = 75
@@ -56,6 +56,9 @@ app.command("verify-resume")(verify_resume.verify_resume)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("sweep", cls=sweep.Command)(sweep.sweep)
+app.command("report")(report.report)
+app.command("advise")(advise.advise)
 app.add_typer(recipes.app, name="recipes", help="List, show and copy the recipes that come with acdc.")
 app.add_typer(data.app, name="data", help="List, write and check data sets.")
 
@@ -74,8 +77,9 @@ def _options(
 
 
 def main() -> None:
-    # SIGTERM, which schedulers send, ends a command the way Ctrl-C does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # what schedulers send ends a command the way Ctrl-C does, until a run that trains looks after them itself
+    for each in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, signal.default_int_handler)
     try:
         app()
     except SystemExit as end:

@@ -117,7 +117,9 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-def read_file(path: Path, form: str = "a recipe is a block of keys such as `epochs: 100`") -> tuple[Entry, list[Problem]]:
+def read_file(
+    path: Path, form: str = "a recipe is a block of keys such as `epochs: 100`"
+) -> tuple[Entry, list[Problem]]:
     """The file's mapping, and its duplicate keys. Raises RecipeError where the file is no YAML mapping.
 
     form: what is said then.

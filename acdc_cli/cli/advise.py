@@ -1,0 +1,43 @@
+"""`acdc advise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, sparse and dense, or one study directory.")]
+
+
+def advise(
+    runs: Runs,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Is a sparse model under-trained? Its training loss and entropy beside those of the best dense model."""
+    from acdc_cli import console
+    from acdc_cli.jobs.advise import advise as job
+    from acdc_cli.jobs.advise import distance_rows, group_rows
+    from acdc_cli.studies.advise import RULE, named
+
+    found = job(runs)
+    if json:
+        console.out_json(found.as_dict())
+        return
+    console.table(
+        ("series", "epochs", "n", "top-1 %", "training loss", "entropy"),
+        group_rows(found),
+        "After the last epoch, mean ± sample standard deviation over seeds",
+    )
+    console.out("")
+    columns = ("series", "epochs", "loss", "entropy", "reference")
+    console.table(columns, distance_rows(found), "Above the reference by so many pooled standard deviations")
+    console.out("")
+    for advice in found.advice:
+        console.out(f"{named(advice.group)}: {advice.verdict or 'no verdict'}: {advice.reason}")
+    for lengths in found.lengths:
+        supported = ", ".join(map(str, lengths.supported)) or "none can be told"
+        console.out(f"{lengths.series}: lengths supported: {supported} ({lengths.note})")
+    for key in found.unfinished:
+        console.say(f"left out, because it has not ended: {key}")
+    console.say(RULE)

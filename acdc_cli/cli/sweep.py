@@ -1,0 +1,106 @@
+"""`acdc sweep`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+_SLURM = "--slurm-"
+
+
+class Launcher(StrEnum):
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+Study = Annotated[str, typer.Argument(help="A study file, or the name of one that comes with acdc.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the ledger and of the runs. Default: studies/<name>.", show_default=False)
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at a time. Default: one a GPU; without one, as many as the cores hold.", show_default=False
+    ),
+]
+Start = Annotated[Launcher, typer.Option(help="Where the runs go: to this machine, or into Slurm's queue.")]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(
+        f"{_SLURM}NAME",
+        metavar="VALUE",
+        help="Any option of sbatch, for every run: --slurm-partition=gpu --slurm-time=240 --slurm-gpus-per-node=1. "
+        "Also --slurm-signal-delay-s, the seconds a run has for saving before its time is up.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost, and what is done already.")]
+Json = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Try the runs again that have failed for good.")]
+
+
+class Command(TyperCommand):
+    """Takes every `--slurm-name value` for a `name=value` of one option: which names there are sbatch knows."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[str] = []
+        left = args[::-1]
+        while left:
+            word = left.pop()
+            if word.startswith(_SLURM):
+                name, equals, value = word.removeprefix(_SLURM).partition("=")
+                # what no value follows is a switch, as --exclusive
+                if not equals and left and not left[-1].startswith("-"):
+                    value = left.pop()
+                word = f"{_SLURM}NAME={name}={value}"
+            given.append(word)
+        return super().parse_args(ctx, given)
+
+
+def sweep(
+    study: Study,
+    out: Out = None,
+    workers: Workers = None,
+    launcher: Start = Launcher.LOCAL,
+    slurm: Slurm = None,
+    dry_run: DryRun = False,
+    retry_failed: Retry = False,
+    json: Json = False,
+) -> None:
+    """Make all runs of a study that are missing: over lengths, sparsities, seeds, or any keys.
+
+    It may be killed at any time and started again, and several may work at one study, on one machine or on many that
+    share its folder.
+    """
+    if slurm and launcher is not Launcher.SLURM:
+        raise typer.BadParameter("it is for --launcher slurm", param_hint=f"{_SLURM}{slurm[0].partition('=')[0]}")
+    if json and not dry_run:
+        raise typer.BadParameter("it is for --dry-run", param_hint="--json")
+    if dry_run:
+        _plan(study, out, json)
+        return
+    from acdc_cli.jobs import sweep as job
+
+    job.sweep(study, out, launcher.value, workers, slurm or (), retry_failed)
+
+
+def _plan(study: str, out: Path | None, as_json: bool) -> None:
+    from acdc_cli import console
+    from acdc_cli.jobs.sweep_plan import run_columns, run_rows, sweep_plan, total_columns, total_rows
+
+    found = sweep_plan(study, out)
+    if as_json:
+        console.out_json(found.as_dict())
+    else:
+        title = f"{found.study}, in {found.folder}\nof dense: of what a dense training on the same images costs"
+        console.table(run_columns(found), run_rows(found), title)
+        console.out("")
+        console.table(total_columns(found), total_rows(found))
+        if found.until_converged:
+            console.say("longer runs follow where accuracy still rises, as far as the budget goes")
+    for warning in found.warnings:
+        console.warn(warning)

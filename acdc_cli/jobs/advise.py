@@ -1,0 +1,109 @@
+"""`acdc advise`: are these sparse models under-trained, as far as their runs tell?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acdc_cli.errors import RunError
+from acdc_cli.studies import advise as studies
+from acdc_cli.studies import results
+from acdc_cli.studies.advise import Advice, Lengths
+from acdc_cli.studies.summary import Group, Spread, Summary, summarise
+
+_KEYS = ("top1", "train_loss", "entropy")
+
+
+@dataclass(frozen=True)
+class Found:
+    summary: Summary
+    advice: list[Advice]
+    lengths: list[Lengths]
+
+    @property
+    def unfinished(self) -> list[str]:
+        return [run.key for run in self.summary.missing]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rule": studies.RULE,
+            "groups": [_group(group) for group in self.summary.groups if group.done],
+            "advice": [
+                {
+                    "series": found.group.series,
+                    "epochs": found.group.epochs,
+                    "reference": _name(found.reference) if found.reference else None,
+                    "about_as_accurate": [_name(group) for group in found.equals],
+                    "train_loss_above_std": found.loss,
+                    "entropy_above_std": found.entropy,
+                    "verdict": found.verdict,
+                    "because": found.reason,
+                }
+                for found in self.advice
+            ],
+            "lengths": [
+                {"series": found.series, "epochs": found.supported, "known": found.note} for found in self.lengths
+            ],
+            "unfinished": self.unfinished,
+        }
+
+
+def advise(paths: Sequence[Path]) -> Found:
+    """paths: one study directory, or run directories. Raises RunError for other folders, or where no run has ended."""
+    studied = [path for path in paths if results.is_study(path)]
+    if studied and len(paths) > 1:
+        raise RunError(f"{studied[0]} is a study; give one study, or run directories such as {studied[0]}/runs/*")
+    runs = results.of_study(paths[0]) if studied else results.of_runs(paths)
+    if not any(run.done for run in runs):
+        raise RunError("none of these runs has ended: only the models after the last epoch can be compared")
+    summary = summarise("the runs", runs, "epochs")
+    return Found(summary, studies.advise(summary), [studies.lengths(series) for series in summary.series])
+
+
+def group_rows(found: Found) -> list[list[str]]:
+    """The numbers that the advice rests on, of every group that has ended."""
+    return [
+        [
+            group.series,
+            str(group.epochs),
+            str(len(group.done)),
+            _shown(group.last("top1"), 100, 2),
+            _shown(group.last("train_loss"), 1, 4),
+            _shown(group.last("entropy"), 1, 4),
+        ]
+        for group in found.summary.groups
+        if group.done
+    ]
+
+
+def distance_rows(found: Found) -> list[list[str]]:
+    return [
+        [
+            advice.group.series,
+            str(advice.group.epochs),
+            *("-" if value is None else f"{value:+.1f}" for value in (advice.loss, advice.entropy)),
+            studies.named(advice.reference) if advice.reference else "-",
+        ]
+        for advice in found.advice
+    ]
+
+
+def _shown(spread: Spread | None, scale: float, digits: int) -> str:
+    if spread is None:
+        return "no number"
+    mean = f"{scale * spread.mean:.{digits}f}"
+    return mean if spread.std is None else f"{mean} ± {scale * spread.std:.{digits}f}"
+
+
+def _name(group: Group) -> dict[str, Any]:
+    return {"series": group.series, "epochs": group.epochs}
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return _name(group) | {"n": len(group.done)} | {key: _spread(group.last(key)) for key in _KEYS}
+
+
+def _spread(spread: Spread | None) -> dict[str, float | None] | None:
+    return None if spread is None else {"mean": spread.mean, "std": spread.std}

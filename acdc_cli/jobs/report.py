@@ -1,0 +1,118 @@
+"""`acdc report`: a study's tables, figures and page, of the runs that are done so far."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from acdc_cli import files
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies import results
+from acdc_cli.studies.report import figures, tables
+from acdc_cli.studies.report.page import Picture, facts, page
+from acdc_cli.studies.report.tables import Table
+from acdc_cli.studies.summary import Summary, summarise
+
+_PANEL_TITLES = {"top1": "Validation accuracy", "train_loss": "Training loss", "entropy": "Validation entropy"}
+
+
+@dataclass(frozen=True)
+class Report:
+    folder: Path
+    facts: str
+    missing: list[str]
+    """Keys of the runs that are not done."""
+
+
+def report(source: str, out: Path | None = None) -> Report:
+    """Writes the report of a study into `report/` of its directory, or into `out`.
+
+    source: the directory, or the study that `acdc sweep` was given.
+    Raises RunError where nothing is known of its runs, or where none has begun.
+    """
+    study = results.folder_of(source)
+    out = out or study / "report"
+    runs, together = results.of_study(study), results.advancing_together(study)
+    summary = summarise(study.resolve().name, runs, together=together)
+    found = _tables(summary)
+    drawn = {"panels": figures.panels(summary), "pareto": figures.pareto(summary)}
+    names = _curves(summary)
+    drawn |= {names[series.name]: figures.curves(series, summary.along.axis) for series in summary.series}
+    svgs: dict[str, str] = {}
+    with files.explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        # of a report made before, when there was more of them
+        for old in [*out.glob("curves-*.png"), *out.glob("curves-*.svg"), out / "missing.csv"]:
+            old.unlink(missing_ok=True)
+    for name, figure in drawn.items():
+        if figure is not None:
+            svgs[name] = figures.svg(figure)
+            files.write_text(out / f"{name}.svg", svgs[name])
+            files.write_bytes(out / f"{name}.png", figures.png(figure))
+    for table in found:
+        files.write_text(out / f"{table.name}.csv", table.csv())
+    files.write_text(out / "report.md", _markdown(summary, found, svgs))
+    files.write_text(out / "index.html", _page(summary, found, svgs, _links(summary, study, out)))
+    return Report(out, facts(summary), [run.key for run in summary.missing])
+
+
+def _tables(summary: Summary) -> list[Table]:
+    of = (
+        tables.last_epoch,
+        tables.advice,
+        tables.supported,
+        tables.best_epoch,
+        *([tables.missing] if summary.missing else []),
+        tables.runs,
+    )
+    return [table(summary) for table in of]
+
+
+def _markdown(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str]) -> str:
+    parts = [f"# {summary.name}", facts(summary) + ".", f"![{_alternative(summary)}](panels.svg)"]
+    for table in found:
+        parts += [f"## {table.title}", *([table.about] if table.about else []), table.markdown().rstrip()]
+        if table.name == "last_epoch" and "pareto" in svgs:
+            parts.append("![Top-1 against training FLOPs, with the Pareto front](pareto.svg)")
+    curves = [f"[{name}]({name}.svg)" for name in svgs if name.startswith("curves-")]
+    return "\n\n".join([*parts, "## Every run, epoch by epoch", *curves]) + "\n"
+
+
+def _alternative(summary: Summary) -> str:
+    return f"Validation top-1, training loss and validation entropy along {summary.along.axis}"
+
+
+def _page(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
+    panels = [
+        Picture(figures.svg(figures.panel(summary, key)), key.replace("_", "-"), title)
+        for key, title in _PANEL_TITLES.items()
+    ]
+    panels.append(Picture(figures.svg(figures.legend(summary)), "legend", "What the lines are"))
+    names = _curves(summary)
+    curves = [
+        Picture(svgs[name], f"curves-{number}", series.name)
+        for number, series in enumerate(summary.series)
+        if (name := names[series.name]) in svgs
+    ]
+    pareto = [Picture(svgs["pareto"], "pareto", "Top-1 against training FLOPs")] if "pareto" in svgs else []
+    return page(summary, found, panels, {"pareto": pareto, "curves": curves}, links)
+
+
+def _links(summary: Summary, study: Path, out: Path) -> dict[str, str]:
+    """To the resolved recipes, where the report lies in the study and goes wherever that does."""
+    if not out.resolve().is_relative_to(study.resolve()):
+        return {}
+    return {
+        run.key: Path(os.path.relpath(RunDir(run.path).resolved, out)).as_posix() for run in summary.runs if run.recipe
+    }
+
+
+def _curves(summary: Summary) -> dict[str, str]:
+    """Names of the files of the curves, by series."""
+    return {
+        series.name: f"curves-{number}-" + re.sub(r"[^a-z0-9.]+", "-", series.name.lower()).strip("-")
+        for number, series in enumerate(summary.series, 1)
+    }

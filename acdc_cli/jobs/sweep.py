@@ -1,0 +1,194 @@
+"""`acdc sweep`: the runs of a study, worked off until each is done or has failed for good."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from acdc_cli import console, files
+from acdc_cli.errors import AcdcError, RunError, Stopped
+from acdc_cli.jobs.plan import plan
+from acdc_cli.jobs.sweep_plan import require_budget
+from acdc_cli.jobs.train import changes
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies.converged import Lengthening, belongs
+from acdc_cli.studies.grid import Cell
+from acdc_cli.studies.launch import Launcher
+from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies.local import Local, workers
+from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.screen import Screen
+from acdc_cli.studies.study import Study, load_study
+from acdc_cli.studies.sweep import Sweep
+from acdc_cli.training.stopping import StopSignals
+
+Kind = Literal["local", "slurm"]
+
+
+def sweep(
+    source: str,
+    out: Path | None = None,
+    launcher: Kind = "local",
+    at_once: int | None = None,
+    options: Sequence[str] = (),
+    retry_failed: bool = False,
+) -> None:
+    """Run what is missing of the study `source` in the folder `out`, together with all others who do.
+
+    at_once: runs at a time; options: sbatch's, for Slurm; retry_failed: also those that have failed for good.
+    Raises an AcdcError where a run fails, and Stopped when a signal asked for the end.
+    """
+    study = load_study(source)
+    recipes, cells = _Recipes(study), study.cells()
+    require_budget(study, map(recipes, cells))
+    folder = out or Path("studies") / study.name
+    ledger = _opened(study, folder, cells, recipes)
+    if retry_failed:
+        ledger.retry_failed()
+    screen = Screen(study.name, lambda row: recipes(row.cell).epochs)
+    work = Sweep(
+        ledger=ledger,
+        owner=Owner.this_process(),
+        launcher=_launcher(launcher, study, recipes(cells[0]), folder, ledger, at_once, options),
+        command=_command(study),
+        logs=folder / "logs",
+        lengthen=_lengthen(study, ledger, recipes),
+        show=screen,
+    )
+    with StopSignals() as stop:
+        with screen.shown():
+            work.work(lambda: bool(stop))
+        _conclude(ledger.rows(), source, folder, bool(stop))
+
+
+class _Recipes:
+    """Of a study's cells and of those that follow from them, each read once."""
+
+    def __init__(self, study: Study) -> None:
+        """Raises RecipeError with all that is wrong with any of the cells."""
+        self._base = study.base_recipe
+        self._read = study.recipes()
+
+    def __call__(self, cell: Cell) -> Recipe:
+        if cell.key not in self._read:
+            self._read[cell.key] = load(self._base, cell.overrides)
+        return self._read[cell.key]
+
+    def known(self, key: str) -> Recipe:
+        """Of a cell that was asked for before."""
+        return self._read[key]
+
+
+def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes) -> Ledger:
+    """The ledger, with the study's runs as they are asked for now."""
+    with files.explained(folder):
+        for part in ("runs", "logs"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder / "ledger.sqlite")
+    with ledger.alone():
+        files.write_text(folder / "study.yaml", study.text)
+    kept = {cell.key for cell in cells}
+    gone = ledger.forget(lambda cell: cell.key in kept or (study.until_converged and belongs(cell, cells)))
+    if gone:
+        console.say(f"{len(gone)} runs that the study no longer asks for are left as they are: {', '.join(gone)}")
+    ledger.add(cells)
+    _require_same(ledger.rows(), recipes)
+    return ledger
+
+
+def _require_same(rows: Sequence[Row], recipes: _Recipes) -> None:
+    """Raises RunError where a run of this name was made with another recipe."""
+    for row in rows:
+        run = RunDir(row.directory)
+        # of one that runs its own process sees to that
+        if row.state != "running" and run.resolved.exists() and (changed := changes(run, recipes(row.cell))):
+            raise RunError(
+                f"{run.path} was made with another recipe ({'; '.join(changed)}); use --out for a new study, or move "
+                "that folder away to have the run made again"
+            )
+
+
+def _command(study: Study) -> Callable[[Row], list[str]]:
+    def command(row: Row) -> list[str]:
+        overrides = (*row.cell.overrides, f"track.group={study.name}")
+        changed = [word for override in overrides for word in ("--set", override)]
+        train = [sys.executable, "-m", "acdc_cli", "train", str(study.base_recipe), *changed]
+        return [*train, "--out", str(row.directory), "--resume", "auto"]
+
+    return command
+
+
+def _launcher(
+    kind: Kind, study: Study, recipe: Recipe, folder: Path, ledger: Ledger, at_once: int | None, options: Sequence[str]
+) -> Launcher:
+    if kind == "slurm":
+        from acdc_cli.studies.slurm import slurm
+
+        return slurm(folder / "slurm", study.name, options, ledger.record_jobs, at_once)
+    cores, gpus = sorted(os.sched_getaffinity(0)), _gpus(recipe)
+    # where there is no GPU, as many as can have the threads that the recipe asks for
+    fitting = len(gpus) or max(1, len(cores) // (recipe.threads or len(cores)))
+    return Local(workers(at_once or fitting, cores, gpus))
+
+
+def _gpus(recipe: Recipe) -> list[str]:
+    """Those that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if recipe.device == "cpu":
+        return []
+    import torch
+
+    there = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return given.split(",")[:there] if given else [str(number) for number in range(there)]
+
+
+def _lengthen(study: Study, ledger: Ledger, recipes: _Recipes) -> Callable[[], Sequence[str]]:
+    if not study.until_converged:
+        return tuple
+    limits = study.budget.limits()
+
+    @cache
+    def flops(cell_key: str) -> float:
+        return float(plan(recipes.known(cell_key)).totals.train_flops)
+
+    def cost(cell: Cell) -> Mapping[str, float]:
+        recipe = recipes(cell)
+        costs: dict[str, float] = {"runs": 1, "epochs": recipe.epochs}
+        return costs | ({"train_flops": flops(cell.key)} if "train_flops" in limits else {})
+
+    def misfit(cell: Cell) -> str | None:
+        try:
+            recipes(cell)
+        except AcdcError as error:
+            return str(error)
+        return None
+
+    return Lengthening(ledger, limits, _accuracy, cost, misfit)
+
+
+def _accuracy(row: Row) -> float:
+    """On the validation set, after the last epoch."""
+    accuracy: float = RunDir(row.directory).records()[-1]["top1"]
+    return accuracy
+
+
+def _conclude(rows: Sequence[Row], source: str, folder: Path, stopped: bool) -> None:
+    done = sum(row.state == "done" for row in rows)
+    failed = [row for row in rows if row.state == "failed"]
+    if failed:
+        cells = [(row.key, str(row.attempts), (row.error or "").splitlines()[-1]) for row in failed]
+        console.table(("failed run", "attempts", "error"), cells)
+    if stopped and done + len(failed) < len(rows):
+        raise Stopped(f"stopped; {done} of {len(rows)} runs are done; go on with: acdc sweep {source}")
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(rows)} runs failed; what they said is in {folder / 'logs'}; once that is mended, "
+            f"go on with: acdc sweep {source} --retry-failed"
+        )
+    console.say(f"all {len(rows)} runs are done; next: acdc report {folder}")

@@ -1,0 +1,181 @@
+"""`acdc sweep --dry-run`: a study's runs, what each costs, what is done already and what remains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.jobs.plan import plan
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies.converged import belongs
+from acdc_cli.studies.grid import Cell, Name
+from acdc_cli.studies.ledger import Ledger
+from acdc_cli.studies.study import Study, load_study
+
+State = Literal["waiting", "begun", "running", "done", "failed"]
+"""`begun`: it waits to go on. `failed`: for good."""
+
+_UNITS = {"GFLOPs": 1e9, "TFLOPs": 1e12, "PFLOPs": 1e15, "EFLOPs": 1e18}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    key: str
+    axes: Mapping[str, Name]
+    overrides: tuple[str, ...]
+    state: State
+    epochs: int
+    train_flops: float
+    """Of the whole run, as `acdc plan` counts them."""
+    train_ratio: float
+    """To dense training on the same images."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    study: str
+    folder: str
+    """Of its ledger and its runs."""
+    runs: list[PlannedRun]
+    budget: Mapping[str, float]
+    until_converged: bool
+    """Longer runs may follow, within the budget."""
+    doubts: list[str]
+    """Warnings of `acdc plan`, and of which runs."""
+
+    def total(self, done: bool | None = None) -> dict[str, float]:
+        """Runs, their epochs and FLOPs: of those that are done, of those that are not, or of all."""
+        runs = [run for run in self.runs if done is None or (run.state == "done") == done]
+        return {
+            "runs": len(runs),
+            "epochs": sum(run.epochs for run in runs),
+            "train_flops": sum(run.train_flops for run in runs),
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        return [*over_budget(self.total(), self.budget), *self.doubts]
+
+    def as_dict(self) -> dict[str, Any]:
+        totals = {"done": self.total(done=True), "remaining": self.total(done=False), "all": self.total()}
+        found = asdict(self) | {"totals": totals, "warnings": self.warnings}
+        del found["doubts"]
+        return found
+
+
+class Costs:
+    """Of recipes, each priced once; those that differ in their seed cost the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, float, list[str]]] = {}
+
+    def __call__(self, recipe: Recipe) -> tuple[float, float, list[str]]:
+        """Training FLOPs, their ratio to dense training, and warnings."""
+        unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
+        if unseeded not in self._known:
+            found = plan(recipe)
+            self._known[unseeded] = float(found.totals.train_flops), found.totals.train_ratio, found.warnings
+        return self._known[unseeded]
+
+
+def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
+    """Of the study `source`, with the states of its runs in the folder `out`.
+
+    Raises an AcdcError for whatever `acdc sweep` would refuse in the study.
+    """
+    study = load_study(source)
+    recipes = study.recipes()
+    folder = out or Path("studies") / study.name
+    added, states = _ledger(study, folder)
+    recipes |= {cell.key: load(study.base_recipe, cell.overrides) for cell in added}
+    costs, runs, doubts = Costs(), [], dict[str, list[str]]()
+    for cell in [*study.cells(), *added]:
+        flops, ratio, warnings = costs(recipes[cell.key])
+        state = states.get(cell.key) or _state(RunDir(folder / "runs" / cell.key))
+        runs.append(PlannedRun(cell.key, cell.axes, cell.overrides, state, recipes[cell.key].epochs, flops, ratio))
+        for warning in warnings:
+            doubts.setdefault(warning, []).append(cell.key)
+    told = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
+    return SweepPlan(study.name, str(folder), runs, study.budget.limits(), study.until_converged, told)
+
+
+def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:
+    """Raises RecipeError where these runs, the study's, overstep its budget."""
+    limits, recipes = study.budget.limits(), list(recipes)
+    total: dict[str, float] = {"runs": len(recipes), "epochs": sum(recipe.epochs for recipe in recipes)}
+    if "train_flops" in limits:
+        costs = Costs()
+        total["train_flops"] = sum(costs(recipe)[0] for recipe in recipes)
+    if over := over_budget(total, limits):
+        raise RecipeError("\n".join(over))
+
+
+def over_budget(total: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
+    return [
+        f"budget.{key}: the study's runs take {total[key]:.6g} of {limit:.6g}; allow more, or ask for fewer runs"
+        for key, limit in limits.items()
+        if total[key] > limit
+    ]
+
+
+def _ledger(study: Study, folder: Path) -> tuple[list[Cell], dict[str, State]]:
+    """Runs that the ledger has added to the study's own, and those states that only it knows."""
+    file = folder / "ledger.sqlite"
+    if not file.exists():
+        return [], {}
+    rows, cells = Ledger(file).rows(), study.cells()
+    known = {cell.key for cell in cells}
+    added = [row.cell for row in rows if row.key not in known and study.until_converged and belongs(row.cell, cells)]
+    return added, {row.key: row.state for row in rows if row.state in ("running", "failed")}
+
+
+def _state(run: RunDir) -> State:
+    return "done" if run.finished else "begun" if run.resolved.exists() else "waiting"
+
+
+def run_columns(found: SweepPlan) -> list[str]:
+    """The axes, by the last parts of their keys where that tells them apart."""
+    axes = list(found.runs[0].axes)
+    ends = [axis.rpartition(".")[2] for axis in axes]
+    names = [end if ends.count(end) == 1 else axis for axis, end in zip(axes, ends, strict=True)]
+    return [*names, "state", *([] if "epochs" in axes else ["epochs"]), _unit(found), "of dense"]
+
+
+def run_rows(found: SweepPlan) -> list[list[str]]:
+    size = _UNITS[_unit(found)]
+    return [
+        [
+            *map(str, run.axes.values()),
+            run.state,
+            *([] if "epochs" in run.axes else [str(run.epochs)]),
+            f"{run.train_flops / size:.3f}",
+            f"{run.train_ratio:.3f}",
+        ]
+        for run in found.runs
+    ]
+
+
+def total_columns(found: SweepPlan) -> list[str]:
+    return ["", "runs", "epochs", _unit(found)]
+
+
+def total_rows(found: SweepPlan) -> list[list[str]]:
+    totals = {"done": found.total(done=True), "remaining": found.total(done=False), "all": found.total()}
+    rows = [*totals.items(), *([("budget", found.budget)] if found.budget else [])]
+    return [[name, *_cells(total, _UNITS[_unit(found)])] for name, total in rows]
+
+
+def _cells(total: Mapping[str, float], size: float) -> Sequence[str]:
+    flops = f"{total['train_flops'] / size:.3f}" if "train_flops" in total else "-"
+    return [*(f"{total[key]:.0f}" if key in total else "-" for key in ("runs", "epochs")), flops]
+
+
+def _unit(found: SweepPlan) -> str:
+    """In which the largest run has few digits before the point."""
+    largest = max(run.train_flops for run in found.runs)
+    return [unit for unit, size in _UNITS.items() if largest >= size or unit == "GFLOPs"][-1]

@@ -1,0 +1,280 @@
+"""A study's figures: the panels of P2's Figure C.1, accuracy against training FLOPs, and every run's curves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any
+
+from acdc_cli.analysis.curves import phases
+from acdc_cli.studies.results import Run
+from acdc_cli.studies.summary import Group, Series, Spread, Summary, accuracy_and_cost, pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = {
+    "top1": "validation top-1 (%)",
+    "train_loss": "training loss, last epoch (nats)",
+    "entropy": "validation entropy (nats)",
+}
+"""Of Figure C.1, and of the curves."""
+_INK, _PAPER, _GRID, _SHADE = "#1a1a1b", "#ffffff", "#dcdcdd", "#ededee"
+# Okabe and Ito's, which differ for colour-blind readers too, the dark ones first
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = "os^Dv<>Pp"
+_LINES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} | {
+    colour: f"--line-{number}" for number, colour in enumerate(_COLOURS)
+}
+"""The page's name of each colour, which is another in the dark."""
+_DPI = 150
+
+
+def panels(summary: Summary) -> Figure:
+    """Figure C.1: accuracy, training loss and validation entropy, one line a series."""
+    figure = _figure(11, 4.2)
+    for axes, key in zip(figure.subplots(1, 3), PANELS, strict=True):
+        _panel(axes, summary, key)
+    _legend(figure, summary, loc="outside lower center", ncols=6)
+    return figure
+
+
+def panel(summary: Summary, key: str) -> Figure:
+    """One of them alone, without the legend."""
+    figure = _figure(3.7, 3.2)
+    _panel(figure.subplots(), summary, key)
+    return figure
+
+
+def legend(summary: Summary) -> Figure:
+    """What the lines of all figures are."""
+    columns = 3 if max(len(series.name) for series in summary.series) < 12 else 1
+    figure = _figure(3.9, 0.25 + 0.23 * math.ceil((len(summary.series) + 1) / columns))
+    _legend(figure, summary, loc="center", ncols=columns)
+    return figure
+
+
+def pareto(summary: Summary) -> Figure | None:
+    """Top-1 against training FLOPs; None where no group has both."""
+    points = accuracy_and_cost(summary.groups)
+    if not points:
+        return None
+    figure = _figure(4.8, 3.9)
+    axes = figure.subplots()
+    front = pareto_front(points)
+    costs = [points[key][0] for key in front]
+    axes.step(costs, [100 * points[key][1] for key in front], where="post", color=_INK, linewidth=0.8, zorder=1)
+    for series, looks in _looks(summary):
+        groups = [group for group in series.groups if (group.series, group.x) in points]
+        _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last("top1", 100), {**looks, "ls": ""})
+    for key in front:
+        cost, accuracy = points[key]
+        axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
+    for group in summary.groups:
+        if (point := points.get((group.series, group.x))) is not None:
+            place = (point[0], 100 * point[1])
+            axes.annotate(str(group.x), place, (9, 4), textcoords="offset points", size=7, color=_INK)
+    axes.set_xscale("log")
+    axes.set(xlabel="training FLOPs, as the weights really were", ylabel=PANELS["top1"])
+    _dress(axes)
+    _legend(figure, summary, "on the Pareto front", loc="outside lower center", ncols=3)
+    return figure
+
+
+def curves(series: Series, axis: str) -> Figure | None:
+    """Every run of a series, epoch by epoch, also of those that go on; None where none has ended an epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    groups = [group for group in series.groups if any(run.records for run in group.runs)]
+    if not groups:
+        return None
+    figure = _figure(1.2 + 2.1 * len(groups), 5.4)
+    grid = figure.subplots(3, len(groups), sharey="row", sharex="col", squeeze=False)
+    seeds = list(dict.fromkeys(run.seed for run in series.runs))
+    for column, group in enumerate(groups):
+        for row, key in enumerate(PANELS):
+            axes = grid[row][column]
+            _shade(axes, group)
+            for run in group.runs:
+                _curve(axes, run, key, seeds.index(run.seed))
+            _dress(axes)
+            axes.set_ylabel(PANELS[key].replace(", last epoch", "") if column == 0 else "")
+        grid[0][column].set_title(f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done", size=9, color=_INK)
+        grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
+        grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+    _colour(figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8))
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    file = BytesIO()
+    # without the version of matplotlib
+    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """Text stays text, which can be read aloud, searched and selected."""
+    import matplotlib
+
+    file = StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    # matplotlib leaves blanks at the ends of lines
+    return re.sub(r" +\n", "\n", file.getvalue())
+
+
+def inline(drawn: str, name: str, title: str) -> str:
+    """An SVG as part of a page: ids of its own, the page's colours, and a title."""
+    body = drawn[drawn.index("<svg") :]
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub("|".join(ROLES), lambda found: f"var({ROLES[found[0]]})", body)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body).groups()  # type: ignore[union-attr]
+    opening = (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" role="img" '
+        f'style="--width: {float(width):g}" aria-labelledby="{name}-title"><title id="{name}-title">{title}</title>'
+    )
+    return re.sub(r"<metadata>.*?</metadata>", "", opening + body[body.index(">") + 1 :], flags=re.DOTALL)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor=_PAPER)
+
+
+def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
+    """How each series is drawn: colours, markers and lines all differ, so that grey print can be read; dense dashed."""
+    sparse = [series for series in summary.series if not series.dense]
+    looks: dict[str, dict[str, Any]] = {
+        series.name: {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "ls": _LINES[number % len(_LINES)],
+        }
+        for number, series in enumerate(sparse)
+    }
+    dense = {"color": _INK, "marker": "X", "ls": "--"}
+    return [(series, looks.get(series.name, dense)) for series in summary.series]
+
+
+def _panel(axes: Axes, summary: Summary, key: str) -> None:
+    scale = 100 if key == "top1" else 1
+    along = summary.along
+    for series, looks in _looks(summary):
+        groups = [group for group in series.groups if group.last(key)]
+        line = looks if along.numeric else {**looks, "ls": ""}
+        _errorbar(axes, groups, lambda group: _place(summary, group), _last(key, scale), line)
+        if (best := series.best) and best.last(key) and len(series.groups) > 1:
+            mean = best.last(key).mean  # type: ignore[union-attr]
+            axes.plot(
+                _place(summary, best),
+                scale * mean,
+                marker=looks["marker"],
+                color=looks["color"],
+                mfc=looks["color"] if best.complete else _PAPER,
+                ms=12,
+                mec=_INK,
+                zorder=3,
+            )
+    if key != "top1" and (dense := summary.best_dense) and (level := dense.last(key)):
+        axes.axhline(level.mean, color=_INK, ls="--", linewidth=0.8, zorder=1)
+    _ticks(axes, summary)
+    axes.set_title(PANELS[key], size=9, color=_INK)
+    _dress(axes)
+
+
+def _place(summary: Summary, group: Group) -> float:
+    return float(group.x) if summary.along.numeric else summary.along.values.index(group.x)
+
+
+def _last(key: str, scale: float) -> Callable[[Group], tuple[float, float]]:
+    def value(group: Group) -> tuple[float, float]:
+        spread = group.last(key)
+        assert isinstance(spread, Spread)
+        return scale * spread.mean, scale * (spread.std or 0)
+
+    return value
+
+
+def _errorbar(
+    axes: Axes,
+    groups: Sequence[Group],
+    place: Callable[[Group], float],
+    value: Callable[[Group], tuple[float, float]],
+    looks: Mapping[str, Any],
+) -> None:
+    """Hollow markers: not all of the group's runs have ended."""
+    if not groups:
+        return
+    x, (y, error) = [place(group) for group in groups], zip(*map(value, groups), strict=True)
+    axes.errorbar(x, y, error, **{**looks, "marker": ""}, capsize=3, linewidth=1.4, zorder=2)
+    for group, at, mean in zip(groups, x, y, strict=True):
+        face = looks["color"] if group.complete else _PAPER
+        axes.plot(at, mean, marker=looks["marker"], color=looks["color"], mfc=face, ms=6, linewidth=0, zorder=3)
+
+
+def _ticks(axes: Axes, summary: Summary) -> None:
+    along = summary.along
+    if along.log:
+        axes.set_xscale("log")
+    at = [_place_of(summary, value) for value in along.values]
+    axes.set_xticks(at, [f"{value:g}" if along.numeric else str(value) for value in along.values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(along.axis)
+
+
+def _place_of(summary: Summary, value: Any) -> float:
+    return float(value) if summary.along.numeric else summary.along.values.index(value)
+
+
+def _dress(axes: Axes) -> None:
+    axes.set_facecolor(_PAPER)
+    axes.grid(axis="y", color=_GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=_INK, labelsize=8)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=_INK, size=9)
+    for side, spine in axes.spines.items():
+        spine.set(color=_INK, visible=side in ("left", "bottom"))
+
+
+def _legend(figure: Figure, summary: Summary, circled: str = "best of its line", **looks: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], label=series.name, **look) for series, look in _looks(summary)]
+    lines.append(Line2D([], [], label=circled, color=_INK, marker="o", ms=10, mfc=_PAPER, linewidth=0))
+    _colour(figure.legend(handles=lines, fontsize=8, handlelength=3.5, **looks))
+
+
+def _colour(box: Any) -> None:
+    box.get_frame().set(edgecolor=_PAPER, facecolor=_PAPER)
+    for text in box.get_texts():
+        text.set_color(_INK)
+
+
+def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
+    if run.records:
+        scale = 100 if key == "top1" else 1
+        values = [math.nan if record[key] is None else scale * record[key] for record in run.records]
+        axes.plot(
+            [record["epoch"] + 1 for record in run.records],
+            values,
+            label=f"seed {run.seed}",
+            color=_COLOURS[number % len(_COLOURS)],
+            ls=_LINES[number % len(_LINES)],
+            linewidth=1.3,
+        )
+
+
+def _shade(axes: Axes, group: Group) -> None:
+    """The sparse phases, as the run that has come furthest has them."""
+    furthest = max(group.runs, key=lambda run: len(run.records))
+    for kind, start, end in phases(list(map(dict, furthest.records))):
+        if kind in ("sparse", "ramp"):
+            axes.axvspan(start, end, color=_SHADE, linewidth=0)

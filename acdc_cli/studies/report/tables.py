@@ -1,0 +1,279 @@
+"""A study's tables, each once: as CSV, as Markdown and on the page they hold the same."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+from acdc_cli.studies.advise import RULE, advise, lengths, named
+from acdc_cli.studies.results import Run
+from acdc_cli.studies.summary import Group, Spread, Summary, accuracy_and_cost, pareto_front, summarise
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: str | int | float | None = None
+    """What the table is sorted by, and what the CSV holds; None: the text."""
+    more: tuple[str | int | float, ...] = ()
+    """What the CSV holds in further columns."""
+    marked: bool = False
+
+    @property
+    def key(self) -> str | int | float:
+        return self.text if self.value is None else self.value
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    csv: tuple[str, ...]
+    """The column's name, or names, in the CSV file."""
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    """Of its CSV file."""
+    title: str
+    about: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def csv(self) -> str:
+        """Numbers in full, means and deviations in columns of their own."""
+        file = StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(name for column in self.columns for name in column.csv)
+        writer.writerows([value for cell in row for value in (cell.key, *cell.more)] for row in self.rows)
+        return file.getvalue()
+
+    def markdown(self) -> str:
+        heads = [column.name for column in self.columns]
+        lines = [heads, ["--:" if self.numeric(i) else "---" for i in range(len(heads))]]
+        lines += [[f"**{_piped(cell)}**" if cell.marked else _piped(cell) for cell in row] for row in self.rows]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def numeric(self, column: int) -> bool:
+        return all(not isinstance(row[column].key, str) or row[column].text == _NONE for row in self.rows)
+
+
+_NONE = "–"
+
+
+def last_epoch(summary: Summary) -> Table:
+    """The models that the runs ended with."""
+    front = set(pareto_front(accuracy_and_cost(summary.groups)))
+    best = {(series.best.series, series.best.x) for series in summary.series if series.best}
+    rows = []
+    for group in summary.groups:
+        at = group.series, group.x
+        rows.append(
+            (
+                *_names(group, at in best),
+                _spread(group.last("top1"), 100, 2, at in best),
+                _spread(group.last("train_loss"), 1, 4),
+                _spread(group.last("entropy"), 1, 4),
+                _spread(group.last("val_loss"), 1, 4),
+                _mean(group.last("sparsity"), 100, "{:.2f}"),
+                _mean(group.last("sparsity_all"), 100, "{:.2f}"),
+                _mean(group.cost("train_flops"), 1, "{:.3g}"),
+                _mean(group.cost("inference_flops"), 1, "{:.3g}"),
+                _said("best", at in best),
+                _said("on it", at in front),
+            )
+        )
+    columns = (
+        *_heads(summary),
+        _two("top-1 %"),
+        _two("training loss"),
+        _two("entropy"),
+        _two("validation loss"),
+        *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "FLOPs an image", "best", "Pareto front"),
+    )
+    about = (
+        "The models that the runs ended with: mean and sample standard deviation over seeds. In bold the "
+        f"{summary.along.axis} of the highest mean top-1 of each series. Losses and entropy in nats, FLOPs as the "
+        "weights really were."
+    )
+    return Table("last_epoch", "After the last epoch", about, columns, tuple(rows))
+
+
+def best_epoch(summary: Summary) -> Table:
+    """The best epoch of each run, which nobody knows who has no validation labels; another table, for other numbers."""
+    chosen = [series.best_at_best_epoch for series in summary.series]
+    best = {(group.series, group.x) for group in chosen if group}
+    rows = [
+        (
+            *_names(group, (group.series, group.x) in best),
+            _spread(group.best("top1"), 100, 2, (group.series, group.x) in best),
+            _spread(group.best("train_loss"), 1, 4),
+            _spread(group.best("entropy"), 1, 4),
+            _epochs(group),
+            _said("best", (group.series, group.x) in best),
+        )
+        for group in summary.groups
+    ]
+    columns = (
+        *_heads(summary),
+        _two("top-1 %"),
+        _two("training loss"),
+        _two("entropy"),
+        *_ones("best epochs", "best"),
+    )
+    about = (
+        "Of each run the epoch of its highest top-1, among those whose model is as sparse as the last: mean and sample "
+        "standard deviation over seeds. Chosen on the validation images, so too high; not to be compared with the "
+        "table of the last epochs."
+    )
+    return Table("best_epoch", "At the best epoch", about, columns, tuple(rows))
+
+
+def advice(summary: Summary) -> Table:
+    """Is it trained for long enough?"""
+    rows = [
+        (
+            Cell(found.group.series),
+            Cell(str(found.group.epochs), found.group.epochs),
+            Cell(found.verdict or "no verdict", marked=found.verdict is not None),
+            Cell(found.reason),
+            Cell(str(len(found.group.done)), len(found.group.done)),
+            Cell(named(found.reference) if found.reference else _NONE),
+            _distance(found.loss),
+            _distance(found.entropy),
+        )
+        for found in advise(by_length(summary))
+    ]
+    columns = _ones(
+        "series", "epochs", "verdict", "because", "n", "reference", "loss above (std)", "entropy above (std)"
+    )
+    return Table("advice", "Trained for long enough?", RULE, columns, tuple(rows))
+
+
+def supported(summary: Summary) -> Table:
+    rows = [
+        (
+            Cell(found.series),
+            Cell(", ".join(map(str, found.supported)) or "none can be told", marked=bool(found.supported)),
+            Cell(found.note),
+        )
+        for found in map(lengths, by_length(summary).series)
+    ]
+    columns = _ones("series", "lengths supported (epochs)", "what is known")
+    return Table("lengths", "Lengths that the runs support", "", columns, tuple(rows))
+
+
+def runs(summary: Summary) -> Table:
+    """One row a run; the last and the best epoch in columns of their own."""
+    rows = [
+        (
+            Cell(run.key),
+            Cell(_state(run)),
+            *_of(run, "last", ("top1", "train_loss", "entropy")),
+            *_of(run, "best", ("epoch", "top1", "train_loss", "entropy")),
+            _flops(run),
+        )
+        for run in summary.runs
+    ]
+    columns = _ones(
+        "run",
+        "state",
+        "last epoch: top-1 %",
+        "last epoch: training loss",
+        "last epoch: entropy",
+        "best epoch",
+        "best epoch: top-1 %",
+        "best epoch: training loss",
+        "best epoch: entropy",
+        "training FLOPs",
+    )
+    return Table("runs", "Every run", "", columns, tuple(rows))
+
+
+def missing(summary: Summary) -> Table:
+    rows = [(Cell(run.key), Cell(_state(run)), Cell(" ".join((run.error or "").split()))) for run in summary.missing]
+    return Table("missing", "What is missing", "", _ones("run", "state", "error"), tuple(rows))
+
+
+def by_length(summary: Summary) -> Summary:
+    """The same runs, along the epochs."""
+    return summary if summary.along.axis == "epochs" else summarise(summary.name, summary.runs, "epochs")
+
+
+def _state(run: Run) -> str:
+    if run.records and not run.done:
+        return f"{run.state}, {len(run.records)} of {run.epochs} epochs"
+    return run.state
+
+
+def _heads(summary: Summary) -> tuple[Column, ...]:
+    return *_ones("series", summary.along.axis), Column("n", ("n", "n planned"))
+
+
+def _names(group: Group, marked: bool) -> tuple[Cell, ...]:
+    done, planned = len(group.done), len(group.runs)
+    x = f"{group.x:g}" if isinstance(group.x, float) else str(group.x)
+    return (
+        Cell(group.series),
+        Cell(x, group.x, marked=marked),
+        Cell(str(done) if done == planned else f"{done} of {planned}", done, (planned,)),
+    )
+
+
+def _ones(*names: str) -> tuple[Column, ...]:
+    return tuple(Column(name, (name,)) for name in names)
+
+
+def _two(name: str) -> Column:
+    return Column(name, (f"{name} mean", f"{name} std"))
+
+
+def _spread(spread: Spread | None, scale: float, digits: int, marked: bool = False) -> Cell:
+    if spread is None:
+        return Cell(_NONE, "", ("",))
+    mean = f"{scale * spread.mean:.{digits}f}"
+    if spread.std is None:
+        return Cell(mean, scale * spread.mean, ("",), marked)
+    return Cell(f"{mean} ± {scale * spread.std:.{digits}f}", scale * spread.mean, (scale * spread.std,), marked)
+
+
+def _mean(spread: Spread | None, scale: float, form: str) -> Cell:
+    return Cell(_NONE, "") if spread is None else Cell(form.format(scale * spread.mean), scale * spread.mean)
+
+
+def _said(text: str, holds: bool) -> Cell:
+    return Cell(text if holds else "")
+
+
+def _epochs(group: Group) -> Cell:
+    return Cell(", ".join(str(run.best["epoch"] + 1) for run in group.done) or _NONE)
+
+
+def _distance(value: float | None) -> Cell:
+    return Cell(_NONE, "") if value is None else Cell(f"{value:+.1f}", value)
+
+
+def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
+    if not run.done:
+        return [Cell(_NONE, "") for _ in keys]
+    record = run.last if which == "last" else run.best
+    return [_value(record[key], key) for key in keys]
+
+
+def _value(value: float | None, key: str) -> Cell:
+    if value is None:
+        return Cell("no number", "")
+    if key == "epoch":
+        return Cell(str(value + 1), value + 1)
+    return Cell(f"{100 * value:.2f}", 100 * value) if key == "top1" else Cell(f"{value:.4f}", value)
+
+
+def _flops(run: Run) -> Cell:
+    found = run.measured
+    return Cell(_NONE, "") if found is None else Cell(f"{found['train_flops']:.3g}", found["train_flops"])
+
+
+def _piped(cell: Cell) -> str:
+    return cell.text.replace("|", "\\|")

@@ -1,0 +1,214 @@
+"""What a study's runs, or runs given one by one, have left behind: recipe, records and summary of each."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.syntax import read_file
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies.ledger import Ledger
+
+Value = str | int | float
+
+_ALIKE = 0.005
+"""Shares of pruned weights that differ by less count as the same: learned ones move a little to the end."""
+_FREE = ("name", "epochs", "seed", "device", "threads", "compile", "channels_last", "track", "checkpoint")
+"""Keys that make no other series of runs, beside those of where the data lie and how they are read."""
+_FREE_DATA = ("path", "loader", "workers", "val_batch_size")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    key: str
+    axes: Mapping[str, Value]
+    """What tells it from the others; `epochs` and `seed` are always there."""
+    path: Path
+    state: str
+    """`waiting`, `running`, `failed` or `done`, which needs the summary."""
+    error: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    """Every key with its value; None: the run has not begun."""
+    records: Sequence[Mapping[str, Any]] = ()
+    """Of its epochs, as `metrics.jsonl` has them."""
+    summary: Mapping[str, Any] | None = None
+
+    @property
+    def epochs(self) -> int:
+        return int(self.axes["epochs"])
+
+    @property
+    def seed(self) -> Value:
+        return self.axes["seed"]
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+    @property
+    def dense(self) -> bool:
+        return self.recipe is not None and self.recipe["sparsity"]["method"] == "dense"
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The record of the last epoch."""
+        return self.records[-1]
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The record of the best epoch by top-1, the first where several are.
+
+        Of those whose model is as sparse as the last: the dense phases' models of a sparse run are not its product.
+        """
+        floor = self.last["mask_sparsity"] - _ALIKE
+        eligible = [record for record in self.records if record["mask_sparsity"] >= floor]
+        return max(eligible, key=lambda record: -1.0 if record["top1"] is None else record["top1"])
+
+    @property
+    def measured(self) -> Mapping[str, int] | None:
+        """`train_flops` and `inference_flops`, as the weights really were; None where they were not counted."""
+        cost = (self.summary or {}).get("cost")
+        return cost["measured"] if cost else None
+
+    @property
+    def images_and_model(self) -> Mapping[str, Any]:
+        """Only runs that agree in these have losses and entropies that can be compared."""
+        assert self.recipe is not None
+        data = {key: value for key, value in self.recipe["data"].items() if key not in (*_FREE_DATA, "batch_size")}
+        return flat({"model": self.recipe["model"], "data": data, "task": self.recipe["task"]})
+
+
+def flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optim.lr": 0.1}` of nested blocks."""
+    found: dict[str, Any] = {}
+    for key, value in block.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def folder_of(study: str) -> Path:
+    """The directory that is given, or that where `acdc sweep` puts the study of this file or name."""
+    if Path(study).is_dir():
+        return Path(study)
+    from acdc_cli.studies.study import load_study
+
+    return Path("studies") / load_study(study).name
+
+
+def is_study(folder: Path) -> bool:
+    return (folder / "ledger.sqlite").exists()
+
+
+def of_study(folder: Path) -> list[Run]:
+    """Every run that the study's ledger knows, in its order. Raises RunError where there is no ledger."""
+    if not is_study(folder):
+        raise RunError(f"{folder} is no study directory: it has no ledger.sqlite; give one that `acdc sweep` made")
+    rows = Ledger(folder / "ledger.sqlite").rows()
+    runs = [_read(row.key, row.cell.axes, row.directory, row.state, row.error) for row in rows]
+    begun = next((run.recipe for run in runs if run.recipe), None)
+    if begun is None:
+        raise RunError(f"no run of {folder} has begun yet, so there is nothing to tell")
+    # what is no axis is the same in all
+    return [replace(run, axes={"epochs": begun["epochs"], "seed": begun["seed"], **run.axes}) for run in runs]
+
+
+def advancing_together(folder: Path) -> list[set[str]]:
+    """The study's `zip`: axes of which one tells the others."""
+    file = folder / "study.yaml"
+    given = read_file(file)[0].plain().get("zip") if file.exists() else None
+    return [set(axes) for axes in given or []]
+
+
+def of_runs(folders: Sequence[Path]) -> list[Run]:
+    """Runs given by their directories; their axes are the keys in which their recipes differ."""
+    runs = [_read(str(folder), {}, folder, "waiting", None) for folder in folders]
+    for run in runs:
+        if run.recipe is None:
+            raise RunError(f"{run.path} is no run directory: it has no resolved.yaml; give one that `acdc train` made")
+    return _told_apart(runs)
+
+
+def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: str | None) -> Run:
+    directory = RunDir(path)
+    recipe = read_file(directory.resolved)[0].plain() if directory.resolved.exists() else None
+    records = directory.records()
+    summary = _summary(directory) if directory.finished else None
+    if summary is not None:
+        # the ledger hears of it a moment later
+        state, error = "done", None
+        if not records:
+            raise RunError(f"{path} has ended, and its {directory.metrics.name} is empty or gone; put a copy there")
+    elif state == "done":
+        state, error = "failed", "its summary.json is gone"
+    if recipe:
+        axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
+    return Run(key, axes, path, state, error, recipe, records, summary)
+
+
+def _summary(directory: RunDir) -> Mapping[str, Any]:
+    try:
+        summary: Mapping[str, Any] = json.loads(directory.summary.read_text())
+    except ValueError as error:
+        raise RunError(f"{directory.summary} is damaged ({error}); put a copy in its place") from error
+    return summary
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs with the axes that their recipes make."""
+    keys = {run.key: _bearing(run) for run in runs}
+    # lengths of phases follow from the run's, unless there are two sets of them for one length
+    short = {run.key: {key: value for key, value in keys[run.key].items() if not _a_length(key)} for run in runs}
+    full_of: dict[Hashable, set[Hashable]] = defaultdict(set)
+    for run in runs:
+        full_of[_frozen(short[run.key]), run.epochs].add(_frozen(keys[run.key]))
+    if all(len(found) == 1 for found in full_of.values()):
+        keys = short
+    varying = _varying(runs, keys)
+    return [replace(run, axes=dict(run.axes) | _axes(run, keys[run.key], varying)) for run in runs]
+
+
+def _varying(runs: Sequence[Run], keys: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Keys that have several values; those of a method's block, which others lack, within its own runs."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        method = keys[run.key]["sparsity.method"]
+        for key, value in keys[run.key].items():
+            own = key.startswith("sparsity.") and key != "sparsity.method"
+            found[key, method if own else ""].add(repr(value))
+    methods = {keys[run.key]["sparsity.method"] for run in runs} - {"dense"}
+    several = {key for (key, _), values in found.items() if len(values) > 1} - {"sparsity.method"}
+    return sorted(several | ({"sparsity.method"} if len(methods) > 1 else set()))
+
+
+def _axes(run: Run, keys: Mapping[str, Any], varying: Sequence[str]) -> dict[str, Value]:
+    assert run.recipe is not None
+    block = run.recipe["sparsity"]
+    axes: dict[str, Value] = {"sparsity": "dense" if run.dense else block.get("target", block["method"])}
+    if "sparsity.method" in varying and not run.dense:
+        axes["method"] = block["method"]
+    for key in varying:
+        value = keys.get(key)
+        if value is not None and key not in ("sparsity.method", "sparsity.target"):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            axes[key] = value if number else f"{key.rpartition('.')[2]} {value}"
+    return axes
+
+
+def _bearing(run: Run) -> dict[str, Any]:
+    assert run.recipe is not None
+    blocks = {key: value for key, value in run.recipe.items() if key not in _FREE}
+    blocks["data"] = {key: value for key, value in blocks["data"].items() if key not in _FREE_DATA}
+    return flat(blocks)
+
+
+def _a_length(key: str) -> bool:
+    return key.endswith("_epochs")
+
+
+def _frozen(keys: Mapping[str, Any]) -> Hashable:
+    return frozenset((key, repr(value)) for key, value in keys.items())

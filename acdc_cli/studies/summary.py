@@ -1,0 +1,253 @@
+"""A study's statistics: mean and sample standard deviation over seeds, the best length, the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev, variance
+from typing import Any
+
+from acdc_cli.studies.results import Run, Value
+
+METRICS = {
+    "top1": "top-1",
+    "train_loss": "training loss",
+    "entropy": "validation entropy",
+    "val_loss": "validation loss",
+}
+"""Keys of an epoch's record, and what they are called; the losses and the entropy are in nats."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of runs that differ in their seed alone."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample's (n - 1); one value has none."""
+        return stdev(self.values) if self.n > 1 else None
+
+
+def pooled_std(*samples: Spread) -> float | None:
+    """The standard deviation that the samples have around their own means; None where no sample has two values."""
+    known = [sample for sample in samples if sample.n > 1]
+    if not known:
+        return None
+    squares = sum((sample.n - 1) * variance(sample.values) for sample in known)
+    return sqrt(squares / sum(sample.n - 1 for sample in known))
+
+
+def distance(sample: Spread, reference: Spread) -> float | None:
+    """How far the mean lies above the reference's, in pooled standard deviations.
+
+    None where either has fewer than two values, or where there is no spread at all.
+    """
+    pooled = pooled_std(sample, reference) if min(sample.n, reference.n) > 1 else None
+    return (sample.mean - reference.mean) / pooled if pooled else None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    series: str
+    x: Value
+    runs: tuple[Run, ...]
+    """As many as were planned."""
+
+    @property
+    def done(self) -> list[Run]:
+        return [run for run in self.runs if run.done]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.done) == len(self.runs)
+
+    @property
+    def dense(self) -> bool:
+        return bool(self.done) and all(run.dense for run in self.done)
+
+    @property
+    def epochs(self) -> int:
+        return self.runs[0].epochs
+
+    def last(self, key: str) -> Spread | None:
+        """Of the runs' last epochs; None where no run has ended, or one ended with what is no number."""
+        return _spread(run.last[key] for run in self.done)
+
+    def best(self, key: str) -> Spread | None:
+        """Of the runs' best epochs by top-1."""
+        return _spread(run.best[key] for run in self.done)
+
+    def cost(self, key: str) -> Spread | None:
+        """Of `train_flops` or `inference_flops`, as measured."""
+        return _spread(None if run.measured is None else run.measured[key] for run in self.done)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A line of the figures."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    @property
+    def dense(self) -> bool:
+        return any(group.dense for group in self.groups)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+    def best_by(self, accuracy: Callable[[Group], Spread | None]) -> Group | None:
+        """The group of the highest mean, the first of several; None while no run has ended."""
+        known = [(spread.mean, group) for group in self.groups if (spread := accuracy(group))]
+        return max(known, key=lambda found: found[0])[1] if known else None
+
+    @property
+    def best(self) -> Group | None:
+        """By the top-1 of the last epochs."""
+        return self.best_by(lambda group: group.last("top1"))
+
+    @property
+    def best_at_best_epoch(self) -> Group | None:
+        return self.best_by(lambda group: group.best("top1"))
+
+
+@dataclass(frozen=True)
+class Along:
+    """What the figures' horizontal axis is."""
+
+    axis: str
+    values: tuple[Value, ...]
+
+    @property
+    def numeric(self) -> bool:
+        return all(isinstance(value, int | float) for value in self.values)
+
+    @property
+    def log(self) -> bool:
+        """Lengths are doubled; other values may be equal steps, or zero."""
+        numbers = [value for value in self.values if isinstance(value, int | float)]
+        if self.axis == "epochs":
+            return True
+        return self.numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
+
+
+@dataclass(frozen=True)
+class Summary:
+    name: str
+    along: Along
+    series: tuple[Series, ...]
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for series in self.series for group in series.groups]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def missing(self) -> list[Run]:
+        return [run for run in self.runs if not run.done]
+
+    @property
+    def best_dense(self) -> Group | None:
+        """The dense model of the highest top-1 after its last epoch."""
+        groups = tuple(group for group in self.groups if group.dense)
+        return Series("dense", groups).best
+
+
+def summarise(name: str, runs: Sequence[Run], along: str | None = None, together: Iterable[set[str]] = ()) -> Summary:
+    """along: the axis to draw along; by default the epochs, where they vary, else the first axis of numbers that does.
+
+    together: axes that advance together, of which one tells all.
+    """
+    axis = along or _axis(runs)
+    followers = {other for group in together if axis in group for other in group}
+    others = [other for other in _axes(runs) if other not in ("seed", axis, *followers)]
+    shown = [other for other in others if _varies(runs, other)]
+    if any(run.axes.keys().isdisjoint(shown) for run in runs):
+        # else a run would have no name
+        shown = list(dict.fromkeys([*others[:1], *shown]))
+    series: dict[str, dict[Value, list[Run]]] = {}
+    for run in runs:
+        label = ", ".join(_spell(other, run.axes[other]) for other in shown if other in run.axes) or name
+        series.setdefault(label, {}).setdefault(run.axes[axis], []).append(run)
+    values = _values(runs, axis)
+    found = Along(axis, tuple(sorted(values)) if all(isinstance(v, int | float) for v in values) else tuple(values))
+    return Summary(
+        name,
+        found,
+        tuple(
+            Series(label, tuple(Group(label, x, tuple(by_x[x])) for x in found.values if x in by_x))
+            for label, by_x in series.items()
+        ),
+    )
+
+
+def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
+    """Keys of the points (cost, gain) than which none is both cheaper and better, the cheapest first."""
+    front: list[Any] = []
+    for key, (_, gain) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if not front or gain > points[front[-1]][1]:
+            front.append(key)
+    return front
+
+
+def accuracy_and_cost(groups: Iterable[Group]) -> dict[tuple[str, Value], tuple[float, float]]:
+    """(training FLOPs, top-1 after the last epoch), means of the groups that have both."""
+    return {
+        (group.series, group.x): (cost.mean, accuracy.mean)
+        for group in groups
+        if (cost := group.cost("train_flops")) and (accuracy := group.last("top1"))
+    }
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    found = tuple(values)
+    numbers = tuple(value for value in found if value is not None)
+    return Spread(numbers) if numbers and len(numbers) == len(found) else None
+
+
+def _axes(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(axis for run in runs for axis in run.axes))
+
+
+def _values(runs: Sequence[Run], axis: str) -> list[Value]:
+    return list(dict.fromkeys(run.axes[axis] for run in runs if axis in run.axes))
+
+
+def _varies(runs: Sequence[Run], axis: str) -> bool:
+    """Not to have the axis is a value of its own."""
+    return len({run.axes.get(axis) for run in runs}) > 1
+
+
+def _axis(runs: Sequence[Run]) -> str:
+    common = [axis for axis in _axes(runs) if axis != "seed" and all(axis in run.axes for run in runs)]
+    varying = [axis for axis in common if _varies(runs, axis)]
+    if "epochs" in varying or not varying:
+        return "epochs"
+    numeric = (axis for axis in varying if all(isinstance(value, int | float) for value in _values(runs, axis)))
+    return next(numeric, varying[0])
+
+
+def _spell(axis: str, value: Value) -> str:
+    """`90 %`, `dense`, `gmp` or `weight_decay 0.0001`."""
+    if isinstance(value, str):
+        return value
+    if axis in ("sparsity", "sparsity.target"):
+        return f"{100 * value:g} %"
+    return f"{axis.rpartition('.')[2]} {value:g}"

@@ -1,0 +1,190 @@
+"""Works off a study's ledger: claims runs, has them started, hears how they end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from acdc_cli import files
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies.launch import Job, Launcher
+from acdc_cli.studies.ledger import TRIES, Ledger, Row
+from acdc_cli.studies.owner import Owner
+
+BEAT_EVERY = 15.0
+"""Seconds between two heartbeats."""
+_PAUSE = 0.5
+"""Seconds between two looks at the jobs."""
+_SAID = 5
+"""Last lines of a log that tell what went wrong."""
+_RESUME_ME = 75
+_ENDED_EARLY = (_RESUME_ME, 130, -signal.SIGTERM, -signal.SIGINT)
+"""How a run ends that was asked to: saved, or before there was anything to save."""
+_ENVIRONMENT = {"TTY_COMPATIBLE": "0"}
+"""Plain text in the logs, whatever this terminal can show."""
+
+
+class Show(Protocol):
+    """Tells a person how it goes."""
+
+    def say(self, text: str) -> None:
+        """Something has happened."""
+
+    def draw(self, rows: Sequence[Row], own: set[str]) -> None:
+        """The state of things. own: keys of the runs that this process has started."""
+
+
+@dataclass
+class _Started:
+    row: Row
+    job: Job
+    log: Path
+    logged: int
+    """Bytes of the log before this attempt."""
+    lost: bool = False
+    """Somebody else has the run now."""
+
+
+class Sweep:
+    def __init__(
+        self,
+        ledger: Ledger,
+        owner: Owner,
+        launcher: Launcher,
+        command: Callable[[Row], Sequence[str]],
+        logs: Path,
+        lengthen: Callable[[], Sequence[str]],
+        show: Show,
+    ) -> None:
+        """command: what runs a row's cell. lengthen: adds the runs that follow from those done, says what it did."""
+        self._ledger, self._launcher, self._command = ledger, launcher, command
+        self._logs, self._lengthen, self._show = logs, lengthen, show
+        self._owner = owner
+        self._started: list[_Started] = []
+        self._beaten = time.monotonic()
+        self._stopping = False
+        self._done = -1
+
+    def work(self, stop: Callable[[], bool]) -> None:
+        """Returns when no run of the study waits or runs, here or elsewhere.
+
+        When `stop` says so it returns as soon as the runs that do not outlive it have ended.
+        """
+        try:
+            while True:
+                self._collect()
+                if stop():
+                    self._stop()
+                else:
+                    self._grow()
+                    self._fill()
+                self._beat()
+                rows = self._ledger.rows()
+                self._show.draw(rows, {each.row.key for each in self._started})
+                left = any(row.state in ("waiting", "running") for row in rows)
+                if not self._started and (self._stopping or not left):
+                    return
+                time.sleep(_PAUSE)
+        finally:
+            for each in self._started:
+                each.job.stop(signal.SIGTERM)
+
+    def _fill(self) -> None:
+        under_way = self._launcher.under_way()
+        while len(self._started) < self._launcher.slots:
+            row = self._ledger.claim(self._owner, under_way)
+            if row is None:
+                return
+            log = self._logs / f"{row.key}.log"
+            try:
+                with files.explained(log):
+                    logged = log.stat().st_size if log.exists() else 0
+                    job = self._launcher.start(row.cell, self._command(row), _ENVIRONMENT, log)
+            except BaseException:
+                self._ledger.release(row.key, self._owner)
+                raise
+            self._started.append(_Started(row, job, log, logged))
+            begun = RunDir(row.directory).resolved.exists()
+            self._show.say(f"{row.key}: {'goes on' if begun else 'starts'}")
+
+    def _collect(self) -> None:
+        ended = [(each, code) for each in self._started if (code := each.job.poll()) is not None]
+        for each, code in ended:
+            self._started.remove(each)
+            if not each.lost:
+                self._settle(each, code)
+
+    def _settle(self, ended: _Started, code: int) -> None:
+        row, run = ended.row, RunDir(ended.row.directory)
+        if code == 0 and run.finished:
+            self._ledger.finish(row.key, self._owner)
+            self._show.say(f"{row.key}: done{_accuracy(run)}")
+        elif code == _RESUME_ME or (self._stopping and code in _ENDED_EARLY):
+            self._ledger.release(row.key, self._owner)
+            self._show.say(f"{row.key}: saved, to go on later")
+        elif run.in_use:
+            self._ledger.release(row.key, self._owner)
+            self._show.say(f"{row.key}: another process still trains it")
+        else:
+            error = f"{_how(code)}: {_last_words(ended.log, ended.logged)}"
+            self._ledger.fail(row.key, self._owner, error)
+            again = "tried again later" if row.failures + 1 < TRIES else "given up"
+            self._show.say(f"{row.key}: failed, {again}: {error.splitlines()[-1]}")
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten < BEAT_EVERY:
+            return
+        self._beaten = time.monotonic()
+        own = self._ledger.beat(self._owner)
+        for each in self._started:
+            if not each.lost and each.row.key not in own:
+                each.lost = True
+                each.job.stop(signal.SIGKILL)
+                self._show.say(f"{each.row.key}: this sweep was silent for so long that another has taken it over")
+
+    def _stop(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._launcher.outlives:
+            self._let_go()
+            return
+        for each in self._started:
+            each.job.stop(signal.SIGTERM)
+        self._show.say(f"stopping: {len(self._started)} runs save and end")
+
+    def _let_go(self) -> None:
+        for each in self._started:
+            self._ledger.release(each.row.key, self._owner)
+        self._show.say(f"{len(self._started)} runs go on without this sweep; the next one watches them again")
+        self._started.clear()
+
+    def _grow(self) -> None:
+        done = sum(row.state == "done" for row in self._ledger.rows())
+        if done != self._done:
+            self._done = done
+            for said in self._lengthen():
+                self._show.say(said)
+
+
+def _accuracy(run: RunDir) -> str:
+    records = run.records()
+    return f", top-1 {records[-1]['top1']:.2%} after the last epoch" if records else ""
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"ended by {name}" + (" (is there enough memory?)" if name == "SIGKILL" else "")
+
+
+def _last_words(log: Path, start: int) -> str:
+    """What the run said of its error, else its last lines; start: where in the log it began."""
+    lines = [line for line in log.read_bytes()[start:].decode(errors="replace").splitlines() if line.strip()]
+    told = next((i for i, line in enumerate(lines) if line.startswith("error: ")), max(0, len(lines) - _SAID))
+    return "\n".join(lines[told:]) or "it said nothing"

@@ -1,0 +1,346 @@
+"""The report of a small study, compared in content, and its page in a browser where there is one."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from command import Acdc
+from made import Made, study
+from PIL import Image
+
+from acdc_cli.jobs.report import report
+from acdc_cli.studies.report import figures
+from acdc_cli.studies.results import of_study
+from acdc_cli.studies.summary import Summary, summarise
+
+TOPS = {("dense", 4): (0.90, 0.92), ("dense", 8): (0.80, 0.82), (0.9, 4): (0.60, 0.64), (0.9, 8): (0.84, 0.88)}
+"""Top-1 of the two seeds after the last epoch."""
+DONE = [
+    Made(sparsity, epochs, seed, top1=top1, loss=0.1, entropy=0.2, flops=epochs * (100 if sparsity == "dense" else 40))
+    for (sparsity, epochs), tops in TOPS.items()
+    for seed, top1 in enumerate(tops)
+]
+GOING = Made(0.9, 16, 0, top1=0.99, done=False, ended=3)
+WAITING = Made(0.9, 16, 1, done=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of which two runs are missing, with its report."""
+    made = study(tmp_path_factory.mktemp("studies") / "small", [*DONE, GOING, WAITING])
+    report(str(made))
+    return made
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "report" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_of_last_epochs_has_means_deviations_and_the_number_of_runs(folder: Path) -> None:
+    rows = {(row["series"], row["epochs"]): row for row in table(folder, "last_epoch")}
+    assert list(rows) == [("dense", "4"), ("dense", "8"), ("90 %", "4"), ("90 %", "8"), ("90 %", "16")]
+    found = rows["90 %", "8"]
+    assert float(found["top-1 % mean"]) == pytest.approx(86)
+    # of 84 and 88: sqrt((2² + 2²) / (2 - 1))
+    assert float(found["top-1 % std"]) == pytest.approx(8**0.5)
+    assert (found["n"], found["n planned"], found["training FLOPs"]) == ("2", "2", "320.0")
+    assert float(found["zeros % (pruned layers)"]) == pytest.approx(90)
+    assert float(found["zeros % (all)"]) == pytest.approx(45)
+
+
+def test_the_best_length_of_each_sparsity_is_marked(folder: Path) -> None:
+    best = {row["series"]: row["epochs"] for row in table(folder, "last_epoch") if row["best"]}
+    assert best == {"dense": "4", "90 %": "8"}
+    assert "| 90 % | **8** | 2 | **86.00 ± 2.83** |" in (folder / "report" / "report.md").read_text()
+
+
+def test_the_pareto_front_is_marked(folder: Path) -> None:
+    front = [(row["series"], row["epochs"]) for row in table(folder, "last_epoch") if row["Pareto front"]]
+    # (160, 62), (320, 86), (400, 91); (800, 81) is beaten
+    assert front == [("dense", "4"), ("90 %", "4"), ("90 %", "8")]
+
+
+def test_a_group_without_a_run_that_is_done_has_no_numbers(folder: Path) -> None:
+    (row,) = [row for row in table(folder, "last_epoch") if row["epochs"] == "16"]
+    assert (row["n"], row["n planned"], row["top-1 % mean"], row["top-1 % std"]) == ("0", "2", "", "")
+
+
+def test_what_is_missing_is_said(folder: Path) -> None:
+    said = [(row["run"], row["state"]) for row in table(folder, "missing")]
+    assert said == [(GOING.key, "waiting, 3 of 16 epochs"), (WAITING.key, "waiting")]
+    assert "resnet8 on demo, 8 of 10 runs done" in (folder / "report" / "index.html").read_text()
+
+
+def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", [Made("dense", 2, seed) for seed in (0, 1)])
+    for run in (made / "runs").iterdir():
+        # as Made has it: half of 0.9, then 0.9; the other way round, the first epoch is the best
+        first, last = (run / "metrics.jsonl").read_text().splitlines()
+        swapped = first.replace('"top1": 0.45', '"top1": 0.9'), last.replace('"top1": 0.9', '"top1": 0.45')
+        (run / "metrics.jsonl").write_text("\n".join(swapped) + "\n")
+    report(str(made))
+    (last_epoch,), (best_epoch,) = table(made, "last_epoch"), table(made, "best_epoch")
+    assert [float(row["top-1 % mean"]) for row in (last_epoch, best_epoch)] == [45, 90]
+    assert [float(row["training loss mean"]) for row in (last_epoch, best_epoch)] == [0.1, 0.2]
+    assert best_epoch["best epochs"] == "1, 1"
+    (run_row, _) = table(made, "runs")
+    assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")
+
+
+def test_the_same_runs_make_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "small"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "report")
+    report(str(again))
+    names = sorted(path.name for path in (folder / "report").iterdir())
+    assert names == sorted(path.name for path in (again / "report").iterdir())
+    assert [n for n in names if (folder / "report" / n).read_bytes() != (again / "report" / n).read_bytes()] == []
+
+
+def test_once_all_is_done_nothing_is_said_to_be_missing_any_more(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", [DONE[0], Made("dense", 4, 1, done=False)])
+    report(str(made))
+    assert (made / "report" / "missing.csv").exists()
+    DONE[1].write(made / "runs" / DONE[1].key)
+    assert report(str(made)).missing == []
+    assert not (made / "report" / "missing.csv").exists()
+
+
+def test_the_error_of_a_run_that_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from acdc_cli.studies.ledger import Ledger
+    from acdc_cli.studies.owner import Owner
+
+    made = study(tmp_path / "s", [DONE[0], WAITING])
+    ledger, owner = Ledger(made / "ledger.sqlite"), Owner.this_process()
+    for _ in range(2):
+        assert ledger.claim(owner) is not None
+        ledger.fail(WAITING.key, owner, "exit code 2: error:\n  <no> memory")
+    report(str(made))
+    assert [(row["state"], row["error"]) for row in table(made, "missing")] == [
+        ("failed", "exit code 2: error: <no> memory")
+    ]
+    assert "&lt;no&gt; memory" in (made / "report" / "index.html").read_text()
+
+
+class Page(HTMLParser):
+    """Ids and links of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href")]
+
+
+def test_the_page_needs_nothing_beside_itself(folder: Path) -> None:
+    text = (folder / "report" / "index.html").read_text()
+    page = Page(text)
+    beside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert beside == [f"../runs/{made.key}/resolved.yaml" for made in (*DONE, GOING)]
+    assert all((folder / "report" / link).is_file() for link in beside)
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+
+
+def test_every_id_of_the_page_is_unique_and_every_link_within_it_leads_somewhere(folder: Path) -> None:
+    page = Page((folder / "report" / "index.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_the_page_holds_each_runs_recipe(folder: Path) -> None:
+    text = (folder / "report" / "index.html").read_text()
+    assert text.count("<details") == len(DONE) + 1
+    assert (folder / "runs" / DONE[0].key / "resolved.yaml").read_text() in text
+
+
+def test_a_report_that_lies_elsewhere_links_to_no_directory(folder: Path, tmp_path: Path) -> None:
+    report(str(folder), tmp_path / "out")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
+
+
+def summary(folder: Path) -> Summary:
+    return summarise("small", of_study(folder))
+
+
+def test_the_figure_has_one_line_a_sparsity_dashed_for_dense_and_its_best_marked_larger(folder: Path) -> None:
+    for axes, key in zip(figures.panels(summary(folder)).axes, figures.PANELS, strict=True):
+        bars = {bar.lines[0].get_color(): bar.lines[0] for bar in axes.containers}
+        dense, sparse = bars["#1a1a1b"], bars["#0072b2"]
+        assert (dense.get_linestyle(), sparse.get_linestyle()) == ("--", "-")
+        assert list(sparse.get_xdata()) == [4, 8]
+        large = [line for line in axes.get_lines() if line.get_markersize() == 12]
+        # by the accuracy, in every panel
+        assert [(line.get_color(), line.get_xdata()[0]) for line in large] == [("#1a1a1b", 4), ("#0072b2", 8)]
+        assert axes.get_xscale() == "log"
+        level = [line for line in axes.get_lines() if line.get_linestyle() == "--" and line is not dense]
+        assert len(level) == (0 if key == "top1" else 1)
+
+
+def test_error_bars_are_the_sample_deviation(folder: Path) -> None:
+    panel = figures.panel(summary(folder), "top1").axes[0]
+    (bars,) = [bar for bar in panel.containers if bar.lines[0].get_color() == "#0072b2"]
+    _, eight = bars.lines[2][0].get_segments()
+    assert eight[:, 1] == pytest.approx([86 - 8**0.5, 86 + 8**0.5])
+
+
+def test_markers_and_lines_differ_without_colours() -> None:
+    assert len(set(map(str, figures._LINES))) == len(figures._LINES)
+    assert len(set(figures._MARKERS)) == len(figures._MARKERS)
+
+
+def test_curves_hold_every_run_that_has_ended_an_epoch(folder: Path) -> None:
+    (_, sparse) = summary(folder).series
+    figure = figures.curves(sparse, "epochs")
+    assert figure is not None
+    assert [len(axes.get_lines()) for axes in figure.axes[:3]] == [2, 2, 1]
+    assert list(figure.axes[2].get_lines()[0].get_xdata()) == [1, 2, 3]
+
+
+def test_a_study_without_costs_has_no_figure_of_them(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", [Made("dense", 4, 0, flops=None)])
+    report(str(made))
+    assert not (made / "report" / "pareto.svg").exists()
+    assert 'href="#cost"' not in (made / "report" / "index.html").read_text()
+
+
+def test_the_command_names_the_page_and_what_is_missing(acdc: Acdc, folder: Path) -> None:
+    done = acdc("report", folder)
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(folder / "report" / "index.html")
+    assert f"missing: {GOING.key}" in done.stderr
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian's package chromium)")
+
+
+class Shown(NamedTuple):
+    dom: str
+    console: list[str]
+
+
+def shown(page: Path, home: Path, *options: str, fragment: str = "") -> Shown:
+    """The page's elements after its scripts have run, and what the browser's console said."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={home}", "--allow-file-access-from-files", *options]
+    done = subprocess.run(
+        [*map(str, command), "--dump-dom", f"{page.as_uri()}{fragment}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return Shown(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])
+
+
+def with_script(folder: Path, name: str, script: str) -> Path:
+    """The page with a script that looks at it; what that writes into #seen is what it saw."""
+    text = (folder / "report" / "index.html").read_text()
+    file = folder / "report" / name
+    file.write_text(text.replace("</body>", f'<pre id="seen"></pre><script>{script}</script></body>'))
+    return file
+
+
+def seen(dom: str) -> list[str]:
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found
+    return found[1].split("\n")
+
+
+LOOK = """
+const say = (...words) => document.getElementById("seen").append(words.join(" ") + "\\n");
+"""
+SORT = """
+const head = document.querySelectorAll("table.last_epoch thead th")[3], button = head.querySelector("button");
+const rows = () => [...document.querySelectorAll("table.last_epoch tbody tr")];
+["0.5", "", "-1.5", "10", "0.12"].forEach((key, i) => rows()[i].cells[3].dataset.key = key);
+for (let click = 0; click < 2; click++) {
+  button.focus();
+  document.activeElement.click();
+  say(head.getAttribute("aria-sort"), rows().map(row => row.cells[3].dataset.key || "none").join(" "));
+}
+"""
+
+
+@needs_chromium
+def test_the_browser_has_nothing_to_complain_about(folder: Path, tmp_path: Path) -> None:
+    assert shown(folder / "report" / "index.html", tmp_path).console == []
+    complaint = with_script(folder, "bad.html", "console.error('no')")
+    assert len(shown(complaint, tmp_path).console) == 1
+
+
+@needs_chromium
+def test_tables_are_sorted_by_their_heads_and_say_so(folder: Path, tmp_path: Path) -> None:
+    found = seen(shown(with_script(folder, "sort.html", LOOK + SORT), tmp_path).dom)
+    # by number; what has none comes last
+    assert found[:2] == ["ascending -1.5 0.12 0.5 10 none", "descending 10 0.5 0.12 -1.5 none"]
+
+
+@needs_chromium
+def test_a_runs_link_opens_its_recipe(folder: Path, tmp_path: Path) -> None:
+    dom = shown(folder / "report" / "index.html", tmp_path, fragment="#recipe-2").dom
+    assert [bool(mark) for mark in re.findall(r'<details id="recipe-\d+"( open="")?>', dom)].index(True) == 1
+
+
+@needs_chromium
+def test_a_phone_need_not_scroll_sideways(folder: Path, tmp_path: Path) -> None:
+    script = "const root = document.documentElement; say(innerWidth, root.scrollWidth)"
+    with_script(
+        folder, "inner.html", LOOK + script + '\nparent.postMessage(document.getElementById("seen").textContent, "*")'
+    )
+    outer = folder / "report" / "phone.html"
+    # the browser's own window does not get as narrow as a phone
+    outer.write_text(
+        '<!doctype html><pre id="seen"></pre><script>addEventListener("message", event => '
+        'document.getElementById("seen").textContent = event.data)</script>'
+        '<iframe src="inner.html" style="width: 390px; height: 800px; border: 0"></iframe>'
+    )
+    assert seen(shown(outer, tmp_path).dom)[0] == "390 390"
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "light"), [("1", True), ("0", False)])
+def test_page_and_figures_are_light_or_dark_as_is_preferred(
+    folder: Path, tmp_path: Path, scheme: str, light: bool
+) -> None:
+    script = """
+    const shade = colour => Math.max(...colour.match(/\\d+/g).slice(0, 3));
+    say(shade(getComputedStyle(document.body).backgroundColor), shade(getComputedStyle(document.body).color));
+    for (const text of document.querySelectorAll("svg text")) say("ink", shade(getComputedStyle(text).fill));
+    for (const svg of document.querySelectorAll("svg"))
+      say("paper", shade(getComputedStyle(svg.querySelector("[id$=patch_1] path")).fill));
+    """
+    page = with_script(folder, "shades.html", LOOK + script)
+    option = f"--blink-settings=preferredColorScheme={scheme}"
+    first, *rest = filter(None, seen(shown(page, tmp_path, option).dom))
+    background, ink = map(int, first.split())
+    assert (background > 200, ink < 100) == (light, light)
+    inks = {int(line.split()[1]) for line in rest if line.startswith("ink")}
+    papers = {int(line.split()[1]) for line in rest if line.startswith("paper")}
+    assert (inks, papers) == ({ink}, {background})
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1280])
+def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> None:
+    picture = tmp_path / "page.png"
+    shown(folder / "report" / "index.html", tmp_path, f"--window-size={width},2000", f"--screenshot={picture}")
+    with Image.open(picture) as image:
+        assert image.size == (width, 2000)
+        # neither blank nor of one colour: the lines of the figure are in it
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    assert (0x00, 0x72, 0xB2) in colours

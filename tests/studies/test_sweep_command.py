@@ -1,0 +1,160 @@
+"""`acdc sweep` with real runs of a tiny recipe: killed, stopped, started again, twice at once, with runs that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import Acdc
+
+from acdc_cli.jobs import sweep
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies.ledger import Ledger, Row
+
+STUDY = """name: tiny
+base: {base}
+axes:
+  epochs: [1, 40]
+  seed: [0, 1]
+"""
+
+
+@pytest.fixture
+def study(in_tmp: Path) -> Path:
+    """Four runs on 200 images of nothing, of which two take many seconds."""
+    images(in_tmp / "images")
+    (in_tmp / "tiny.yaml").write_text(
+        f"""extends: demo_dense
+name: tiny
+model: {{name: resnet8}}
+data: {{name: folder, path: {in_tmp / "set"}, batch_size: 50, val_batch_size: 40, loader: torch, workers: 0}}
+optim: {{schedule: {{warmup_epochs: 0}}}}
+"""
+    )
+    path = in_tmp / "study.yaml"
+    path.write_text(STUDY.format(base="tiny.yaml"))
+    return path
+
+
+def images(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from acdc_cli.jobs.data import WriteOptions, write_set
+
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 200), ("val", 40)):
+        for number in range(count):
+            place = folder / split / str(number % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(place / f"{number:03d}.png")
+    write_set("folder", WriteOptions(source=folder, out=folder.parent / "set", workers=1))
+
+
+Sweeping = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def sweeping() -> Iterator[Sweeping]:
+    """Starts `acdc sweep` in a process of its own, which says what it does in `said`."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "acdc_cli", "sweep", *map(str, arguments)]
+        with Path("said").open("a") as said:
+            started.append(subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def rows() -> dict[str, Row]:
+    if not Path("studies/tiny/ledger.sqlite").exists():
+        return {}
+    return {row.key: row for row in Ledger(Path("studies/tiny/ledger.sqlite")).rows()}
+
+
+def until_half_done(key: str, process: subprocess.Popen[str], records: int) -> None:
+    """Until the run that the process has made go on has so many records."""
+    while process.poll() is None:
+        row = rows().get(key)
+        if row is not None and row.pid == process.pid and len(RunDir(row.directory).records()) >= records:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"it has ended: {Path('said').read_text()}")
+
+
+@pytest.mark.timeout(600)
+def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by_two_at_once(
+    study: Path, sweeping: Sweeping
+) -> None:
+    long = "epochs=40,seed=0"
+    killed = sweeping(study, "--workers", "1")
+    until_half_done(long, killed, records=2)
+    killed.kill()
+    killed.wait()
+    summaries = [RunDir(rows()[f"epochs=1,seed={seed}"].directory).summary for seed in range(2)]
+    written = [summary.stat().st_mtime_ns for summary in summaries]
+
+    stopped = sweeping(study, "--workers", "1")
+    until_half_done(long, stopped, records=4)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(100) == 75, Path("said").read_text()
+    assert "stopped; 2 of 4 runs are done; go on with: acdc sweep" in Path("said").read_text()
+    assert (rows()[long].state, rows()[long].failures) == ("waiting", 0)
+
+    both = [sweeping(study, "--workers", "1") for _ in range(2)]
+    assert [process.wait(200) for process in both] == [0, 0], Path("said").read_text()
+    done = rows()
+    assert {row.state for row in done.values()} == {"done"}
+    assert [row.attempts for row in done.values()] == [1, 1, 3, 1]
+    assert {done[f"epochs=40,seed={seed}"].pid for seed in range(2)} == {process.pid for process in both}
+    assert [summary.stat().st_mtime_ns for summary in summaries] == written
+    resumed = RunDir(done[long].directory)
+    assert len(resumed.provenance()) == 3
+    assert [record["epoch"] for record in resumed.records()] == list(range(40))
+
+
+def test_runs_that_fail_are_tabled_and_the_others_are_made(study: Path, acdc: Acdc) -> None:
+    study.write_text(study.read_text().replace("[1, 40]", "[1]").replace("seed: [0, 1]", "data.path: [nowhere, set]"))
+    result = acdc("sweep", study)
+    assert result.exit_code == 2
+    nowhere, there = rows().values()
+    assert [(row.state, row.attempts) for row in (nowhere, there)] == [("failed", 2), ("done", 1)]
+    assert nowhere.key in result.stdout
+    assert "the data set folder has no" in " ".join(result.stdout.split())
+    assert "1 of 2 runs failed" in result.stderr
+    os.symlink("set", "nowhere")
+    assert acdc("sweep", study).exit_code == 2
+    assert acdc("sweep", study, "--retry-failed").exit_code == 0
+    study.write_text(study.read_text() + "set: {optim.lr: 0.01}\n")
+    result = acdc("sweep", study)
+    assert result.exit_code == 2
+    assert "was made with another recipe (optim.lr: 0.1 there, 0.01 asked for)" in " ".join(result.stderr.split())
+
+
+def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = study.read_text().replace("[1, 40]", "{values: [1, 2], until_converged: true}")
+    study.write_text(text + "budget: {epochs: 14, train_flops: 1.0e+18}\n")
+    made = "import pathlib, sys; (p := pathlib.Path(sys.argv[1])).mkdir(parents=True); (p / 'summary.json').touch()"
+    monkeypatch.setattr(sweep, "_command", lambda study: lambda row: [sys.executable, "-c", made, str(row.directory)])
+    monkeypatch.setattr(sweep, "_accuracy", lambda row: row.cell.axes["epochs"] + row.cell.axes["seed"] / 10)
+    result = acdc("sweep", study)
+    assert result.exit_code == 0, result.output
+    assert [(row.cell.axes["epochs"], row.state) for row in rows().values()] == [
+        (length, "done") for length in (1, 2, 4) for _ in range(2)
+    ]
+    assert "would overstep the budget of epochs" in " ".join(result.stderr.split())
+    assert acdc("sweep", study).exit_code == 0
+    study.write_text(text.replace("until_converged: true", "until_converged: false"))
+    assert acdc("sweep", study).exit_code == 0
+    assert len(rows()) == 4
