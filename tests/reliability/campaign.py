@@ -382,9 +382,11 @@ def _places(title: str, hits: Sequence[Hit]) -> Iterator[str]:
 
 def _grouped(place: str) -> str:
     where, _, call = place.partition(": ")
-    if call in ("open", "write", "truncate"):
-        return f"{where}: writing"
-    return f"{where}: renaming" if call in ("replace", "link", "unlink") else place
+    if where != "checkpoint" or not call:
+        return where
+    return {"fsync": f"{where}: fsync", "open": f"{where}: writing", "write": f"{where}: writing"}.get(
+        call, f"{where}: renaming"
+    )
 
 
 def _compile_ffcv(folder: Path) -> None:
