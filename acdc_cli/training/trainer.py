@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acdc_cli.data.batches import Batch, Loader
-from acdc_cli.errors import RunError, Stopped
+from acdc_cli.errors import DataError, RunError, Stopped
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
@@ -289,7 +289,7 @@ class Trainer:
             parts.train.epoch(epoch, self._step, side) as batches,
             self._progress.epoch(epoch, parts.sparsifier.phases.at(epoch).kind, self._step),
         ):
-            for batch in batches:
+            for batch in self._watched(batches):
                 moment = Moment(epoch, epoch * steps + self._step, settings.epochs, steps)
                 learning_rate = settings.learning_rate(moment.progress)
                 with out_of_memory(self._tried(batch), "raise optim.accumulate, or lower data.batch_size"):
@@ -302,6 +302,16 @@ class Trainer:
                     self._progress.show(self._look().mean, moment.step + 1)
                 running.seconds = running.train_seconds = time.perf_counter() - began
                 self._heed()
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """A signal that asks for the end and reaches the processes that draw images, too, ends them: no fault of the
+        data. Several ranks have each other to wait for, and end."""
+        try:
+            yield from batches
+        except DataError:
+            if self._ranks.size == 1 and self._stop_asked():
+                self._heed()
+            raise
 
     def _take_step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
         """One optimiser step; returns the batch's mean loss, still on the device."""

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 from bench import Bench
 
-from acdc_cli.errors import RunError, Stopped
+from acdc_cli.data.batches import Batch
+from acdc_cli.errors import DataError, RunError, Stopped
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 from acdc_cli.training.running import Running
@@ -156,6 +159,31 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
     assert len(stops) >= 7
     ends_like(whole, resumed)
     assert resumed.trainer._seconds > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_images_that_stop_coming_because_the_end_was_asked_for_are_no_fault_of_the_data(
+    folder: Path, asked: bool
+) -> None:
+    ended: list[bool] = []
+    bench = Bench(folder, 1, DENSE, stop_asked=lambda: asked and bool(ended))
+    whole = bench.train.epoch
+
+    @contextmanager
+    def dying(*arguments: Any) -> Iterator[Iterator[Batch]]:
+        def batches() -> Iterator[Batch]:
+            with whole(*arguments) as given:
+                yield next(given)
+                ended.append(True)
+                raise DataError("a process that draws images ended")
+
+        yield batches()
+
+    bench.train.epoch = dying  # type: ignore[method-assign]
+    with pytest.raises(Stopped if asked else DataError):
+        bench.fit()
+    state = checkpoint.load_state(bench.run.checkpoints)
+    assert (state is not None and state["step"] == 1) == asked
 
 
 def test_minutes_after_the_last_checkpoint_one_is_written_within_the_epoch(folder: Path) -> None:
