@@ -80,6 +80,9 @@ def _is_alive(pid: int) -> bool:
 def cluster(in_tmp: Path) -> Iterator[Cluster]:
     cluster = Cluster(in_tmp / "slurm")
     yield cluster
+    # of a test that failed, too, no job is left behind
+    for end in ("saved", "end"):
+        Path(end).touch()
     for each in cluster.jobs:
         each._process.wait(timeout=30)
 
