@@ -27,3 +27,7 @@ class CheckpointError(RunError):
 
 class Stopped(Exception):  # noqa: N818 — nothing went wrong
     """The run was asked to end, is saved, and wants to go on. The message says how."""
+
+
+RESUME_ME = 75
+"""Exit code of a run that ended by `Stopped`: EX_TEMPFAIL of sysexits.h."""

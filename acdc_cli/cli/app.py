@@ -14,10 +14,7 @@ from typer.core import TyperGroup
 
 from acdc_cli import __version__
 from acdc_cli.cli import advise, analyze, data, demo, doctor, eval, plan, recipes, report, sweep, train, verify_resume
-from acdc_cli.errors import AcdcError, Stopped
-
-_RESUME_ME = 75
-"""Exit code of a run that is saved and wants to go on: EX_TEMPFAIL of sysexits.h."""
+from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
 
 class _Boundary(TyperGroup):
@@ -35,7 +32,7 @@ class _Boundary(TyperGroup):
             from acdc_cli import console
 
             console.say(str(stopped))
-            raise typer.Exit(_RESUME_ME) from stopped
+            raise typer.Exit(RESUME_ME) from stopped
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
 

@@ -21,14 +21,14 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from acdc_cli import console
-from acdc_cli.errors import RunError
+from acdc_cli.errors import RESUME_ME, RunError
 from acdc_cli.jobs.opening import Resume, opened
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import distributed
 
 _TRIES = 3
-_DONE, _MENDABLE, _RESUME_ME, _INTERRUPTED = 0, 2, 75, 130
+_DONE, _MENDABLE, _INTERRUPTED = 0, 2, 130
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -63,7 +63,7 @@ def _known(codes: set[int], asked_to_stop: bool) -> int | None:
     """The exit code that says how the run ended; None where a process was lost."""
     if not codes:
         return _DONE
-    found = next((code for code in (_MENDABLE, _RESUME_ME) if code in codes), None)
+    found = next((code for code in (_MENDABLE, RESUME_ME) if code in codes), None)
     if found is None and asked_to_stop:
         # before there was anything to save, or for the second time
         return _INTERRUPTED

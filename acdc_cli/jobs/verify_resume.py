@@ -20,14 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from acdc_cli import console
-from acdc_cli.errors import RunError
+from acdc_cli.errors import RESUME_ME, RunError
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
 _TIMES = ("seconds", "images_per_second")
 """What of a record is no number of the run but of the machine."""
-_RESUME_ME = 75
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -138,7 +137,7 @@ def _kill(command: list[str], out: Path, sent: signal.Signals, after: float) -> 
         _, said = process.communicate()
         if process.returncode == 0:
             return False
-        if process.returncode not in (-sent, 128 + sent, _RESUME_ME, 130):
+        if process.returncode not in (-sent, 128 + sent, RESUME_ME, 130):
             raise RunError(f"the run ended by itself, with exit code {process.returncode}: {said.strip()[-2000:]}")
         return True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli import console
-from acdc_cli.errors import RunError
+from acdc_cli.errors import RESUME_ME, RunError
 from acdc_cli.studies.grid import Cell
 
 try:
@@ -35,18 +35,17 @@ SAVE_SECONDS = 120
 """How long before its time is up a run is told so; `--slurm-signal-delay-s` is another."""
 _PATIENCE = 30.0
 """Seconds that a shared file system may take to show what a job has left."""
-_RESUME_ME = 75
-_ENDED_EARLY = (_RESUME_ME, 130, -signal.SIGTERM, -signal.SIGUSR1)
+_ENDED_EARLY = (RESUME_ME, 130, -signal.SIGTERM, -signal.SIGUSR1)
 """How a run ends that was asked to: saved, or before there was anything to save."""
 _OVER = {
-    "BOOT_FAIL": _RESUME_ME,
+    "BOOT_FAIL": RESUME_ME,
     "CANCELLED": -signal.SIGTERM,
     "COMPLETED": -signal.SIGKILL,
     "DEADLINE": -signal.SIGTERM,
     "FAILED": -signal.SIGKILL,
-    "NODE_FAIL": _RESUME_ME,
+    "NODE_FAIL": RESUME_ME,
     "OUT_OF_MEMORY": -signal.SIGKILL,
-    "PREEMPTED": _RESUME_ME,
+    "PREEMPTED": RESUME_ME,
     "TIMEOUT": -signal.SIGKILL,
 }
 """Slurm's states of a job that does not come back, and the exit code of a run that could not tell its own."""
@@ -100,7 +99,7 @@ class Element:
         if asked:
             process.terminate()
         code = process.wait()
-        if code == _RESUME_ME or (asked and code in _ENDED_EARLY):
+        if code == RESUME_ME or (asked and code in _ENDED_EARLY):
             return _again(job)
         return code
 
@@ -121,9 +120,9 @@ def _again(job: submitit.JobEnvironment) -> int:
         if job.global_rank == 0 and (job.cluster != "slurm" or _state(job.job_id) == "RUNNING"):
             job._requeue(0)
     except subprocess.SubprocessError:
-        return _RESUME_ME
+        return RESUME_ME
     # no Exception, so that submitit writes no result: this was not the job's end
-    raise SystemExit(_RESUME_ME)
+    raise SystemExit(RESUME_ME)
 
 
 def _state(job_id: str) -> str:

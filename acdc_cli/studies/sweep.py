@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from acdc_cli import files
+from acdc_cli.errors import RESUME_ME
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.launch import Job, Launcher
 from acdc_cli.studies.ledger import TRIES, Ledger, Row
@@ -21,8 +22,7 @@ _PAUSE = 0.5
 """Seconds between two looks at the jobs."""
 _SAID = 5
 """Last lines of a log that tell what went wrong."""
-_RESUME_ME = 75
-_ENDED_EARLY = (_RESUME_ME, 130, -signal.SIGTERM, -signal.SIGINT)
+_ENDED_EARLY = (RESUME_ME, 130, -signal.SIGTERM, -signal.SIGINT)
 """How a run ends that was asked to: saved, or before there was anything to save."""
 _ENVIRONMENT = {"TTY_COMPATIBLE": "0"}
 """Plain text in the logs, whatever this terminal can show."""
@@ -123,7 +123,7 @@ class Sweep:
         if code == 0 and run.finished:
             self._ledger.finish(row.key, self._owner)
             self._show.say(f"{row.key}: done{_accuracy(run)}")
-        elif code == _RESUME_ME or (self._stopping and code in _ENDED_EARLY):
+        elif code == RESUME_ME or (self._stopping and code in _ENDED_EARLY):
             self._ledger.release(row.key, self._owner)
             self._show.say(f"{row.key}: saved, to go on later")
         elif run.in_use:
