@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli import files
-from acdc_cli.errors import RunError
-from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.subject import Subject, records_of
+from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Records = Sequence[dict[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 _SHADES = {"sparse": "0.85", "ramp": "0.93"}
+_COLUMNS = (
+    "epoch",
+    "phase",
+    "lr",
+    "resolution",
+    "sparsity",
+    "sparsity_all",
+    "train_loss",
+    "val_loss",
+    "entropy",
+    "top1",
+)
 
 
-def analyze(runs: Sequence[RunDir], out: Path) -> dict[str, Any]:
-    """Draws curves.png and curves.svg into `out`: what was measured at the end of each epoch.
+def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet."""
+    runs = {subject.name: records_of(subject) for subject in subjects}
+    rows = [(name, *(record.get(key) for key in _COLUMNS)) for name, records in runs.items() for record in records]
+    return Findings(
+        numbers={"runs": runs},
+        summary=Table(
+            ("run", "epochs", "sparsity", "training loss", "top-1"),
+            [(name, str(len(records)), *_shown(records[-1])) for name, records in runs.items()],
+        ),
+        tables={"": Table(("run", *_COLUMNS), rows)},
+        figures={"": draw(runs)},
+    )
 
-    The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet.
-    """
-    records = {_title(run, runs): run.records() for run in runs}
-    empty = [name for name, found in records.items() if not found]
-    if empty:
-        raise RunError(f"{', '.join(empty)}: no epoch has ended yet, so there is nothing to draw")
-    with files.explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        return {"figures": _draw(records, out), "runs": records}
 
-
-def _title(run: RunDir, runs: Sequence[RunDir]) -> str:
-    """The directory's name; its path where several have that name."""
-    alone = [other.path.name for other in runs].count(run.path.name) == 1
-    return run.path.name if alone else str(run.path)
+def _shown(record: Mapping[str, Any]) -> tuple[str, ...]:
+    loss = record["train_loss"]
+    return f"{record['sparsity']:.2%}", "?" if loss is None else f"{loss:.4f}", f"{record['top1']:.2%}"
 
 
 def phases(records: Records) -> list[tuple[str, int, int]]:
@@ -49,14 +63,13 @@ def phases(records: Records) -> list[tuple[str, int, int]]:
     return stretches
 
 
-def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 6.5), layout="constrained")
+def draw(runs: Mapping[str, Records]) -> Figure:
+    """What was measured at the end of each epoch, of runs by their names."""
+    figure = figures.new(7, 6.5)
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     for panel in panels:
         shade(panel, next(iter(runs.values())), named=panel is sparsity)
-    for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-."))):
+    for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-.")), strict=False):
         run = f"{name}: " if len(runs) > 1 else ""
         looks: dict[str, Any] = {"linestyle": style}
         steps(sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks)
@@ -70,10 +83,7 @@ def _draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
     for panel in panels:
         panel.legend(loc="best", fontsize=8)
         panel.grid(axis="y", alpha=0.3)
-    files = [out / "curves.png", out / "curves.svg"]
-    for file in files:
-        figure.savefig(file, dpi=120)
-    return [str(file) for file in files]
+    return figure
 
 
 def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:

@@ -2,29 +2,87 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Name = Annotated[str, typer.Argument(help="The analysis: curves.")]
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the figures. Default: the first run.", show_default=False)]
+from acdc_cli.analysis.base import catalog
+
+
+class Which(StrEnum):
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+Name = Annotated[
+    str | None, typer.Argument(help=f"{', '.join(catalog.names())}. None lists what they are.", show_default=False)
+]
+Runs = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="RUN…",
+        help="Run directories or checkpoint files. None lists the analysis's options.",
+        show_default=False,
+    ),
+]
+WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
+Model = Annotated[str | None, typer.Option(help="Architecture of a checkpoint that is not ours.", show_default=False)]
+Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option of the analysis, or a key of the recipe: device=cpu. May be repeated.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the results. Default: analysis/ of the first run.", show_default=False)
+]
 
 
 def analyze(
-    name: Name,
-    runs: Runs,
+    name: Name = None,
+    runs: Runs = None,
+    which: WhichOption = None,
+    model: Model = None,
+    data: Data = None,
+    set_: Set = None,
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Numbers and a figure from run directories."""
-    from acdc_cli import console
-    from acdc_cli.jobs.analyze import analyze as job
+    """Look inside models: numbers as JSON and CSV, and figures.
 
-    result = job(name, runs, out)
+    What takes minutes goes on where it was broken off when the same command is given again.
+    """
+    from acdc_cli import console
+
+    if name is None:
+        console.table(("analysis", "what it is"), catalog.described().items())
+        return
+    if not runs:
+        _options(name)
+        return
+    from acdc_cli.jobs.analyze import analyze as job
+    from acdc_cli.jobs.subjects import Asked
+
+    found = job(name, runs, Asked(which.value if which else None, model, data), out, set_ or ())
     if json:
-        console.out_json(result)
-    else:
-        for figure in result["figures"]:
-            console.out(figure)
+        console.out_json(found.document)
+        return
+    console.table(found.findings.summary.columns, found.findings.summary.rows)
+    console.out("")
+    for file in found.files:
+        console.out(str(file))
+
+
+def _options(name: str) -> None:
+    from acdc_cli import console
+    from acdc_cli.jobs.analyze import options_of
+
+    options = options_of(name)
+    console.say(f"acdc analyze {name} RUN… [--set KEY=VALUE]…")
+    if options:
+        console.table(("key", "default", "meaning"), options)

@@ -1,29 +1,121 @@
-"""`acdc analyze`: one file an analysis, found by its name."""
+"""`acdc analyze`: from runs and checkpoints to an analysis's numbers and figures, in files."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import hashlib
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import analysis
-from acdc_cli.errors import RunError
-from acdc_cli.recipe.suggest import did_you_mean
-from acdc_cli.runs.run_dir import open_run
+from acdc_cli import __version__
+from acdc_cli.analysis.base import catalog
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, plain
+from acdc_cli.errors import AcdcError
+from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
+from acdc_cli.recipe.load import block_of
+from acdc_cli.recipe.schema import Block, Recipe
+
+_LONGEST = 100
+"""Characters of a file's name, without what tables, figures and formats add."""
 
 
-def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(analysis.__path__))
+@dataclass(frozen=True)
+class Analysed:
+    document: dict[str, Any]
+    """What the .json holds."""
+    findings: Findings
+    files: list[Path]
+
+    @property
+    def figure(self) -> Path | None:
+        """The main one."""
+        return next((file for file in self.files if file.suffix == ".png"), None)
 
 
-def analyze(name: str, runs: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
-    """The analysis's numbers, JSON-able; `figures` lists the files it drew."""
-    if name not in names():
-        hint = did_you_mean(name, names())
-        raise RunError(f"there is no analysis {name}, only {', '.join(names())}{hint}")
-    opened = [open_run(path) for path in runs]
-    module = importlib.import_module(f"acdc_cli.analysis.{name}")
-    result: dict[str, Any] = module.analyze(opened, out or runs[0])
-    return result
+def analyze(
+    name: str,
+    sources: Sequence[Path],
+    asked: Asked | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Analysed:
+    """Writes into `out`, or `analysis/` of the first run, or `analysis/` where no run is named.
+
+    overrides: `key=value` of the analysis's options and of the recipes' keys.
+    Raises RunError where there is no such analysis, and what the analysis itself raises.
+    """
+    analysis, schema = catalog.find(name)
+    own, others = _sorted(schema, overrides)
+    options = block_of(schema, own, f"analyze {name}")
+    asked = asked or Asked()
+    subjects = open_subjects(sources, Asked(asked.which, asked.model, asked.data, (*asked.overrides, *others)))
+    stem = _stem(name, subjects)
+    out = out or (sources[0] if sources[0].is_dir() else Path()) / "analysis"
+    desk = Desk(out / f".{stem}.unfinished", _rests_on(name, subjects, options))
+    findings = analysis.analyze(subjects, options, desk)
+    about = {
+        "analysis": name,
+        "acdc": __version__,
+        "subjects": [_about(subject) for subject in subjects],
+        "options": options.model_dump(mode="json"),
+    }
+    files = findings.write(out, stem, about)
+    desk.clear()
+    return Analysed(plain({**about, "results": findings.numbers}), findings, files)
+
+
+def options_of(name: str) -> list[tuple[str, str, str]]:
+    """Key, default and meaning of each option of an analysis."""
+    _, schema = catalog.find(name)
+    return [
+        (key, json.dumps(field.get_default()), " ".join((field.description or "").split()))
+        for key, field in schema.model_fields.items()
+    ]
+
+
+def _sorted(schema: type[Block], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The analysis's own, among them those that nobody knows, and those of the recipe."""
+    own: list[str] = []
+    others: list[str] = []
+    for override in overrides:
+        key = re.split(r"[.=]", override, maxsplit=1)[0].strip()
+        is_own = key in schema.model_fields or (bool(schema.model_fields) and key not in Recipe.model_fields)
+        (own if is_own else others).append(override)
+    return own, others
+
+
+def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
+    """Names the files: another one for each set of models that is analysed in the same folder."""
+    first, *rest = subjects
+    parts = [name]
+    if first.run is None:
+        parts.append(first.name)
+    elif first.kind:
+        parts.append(first.kind)
+    stem = "-".join([*parts, *(subject.name for subject in rest)])
+    stem = re.sub(r"[^A-Za-z0-9._+=,-]+", "-", stem).strip("-")
+    if len(stem) > _LONGEST:
+        stem = f"{stem[: _LONGEST - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    return stem
+
+
+def _about(subject: Checkpoint) -> dict[str, Any]:
+    about = {"name": subject.name, "source": str(subject.source)}
+    try:
+        return {**about, "weights": subject.weights.name, "sha256": subject.digest}
+    except AcdcError:
+        # a run that no phase of has ended yet: what reads its records needs no weights
+        return about
+
+
+def _rests_on(name: str, subjects: Sequence[Checkpoint], options: Block) -> str:
+    return json.dumps(
+        [
+            [name, __version__, options.model_dump(mode="json")],
+            [[_about(subject), subject.asked.data, subject.recipe.model_dump(mode="json")] for subject in subjects],
+        ]
+    )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from acdc_cli import console
 from acdc_cli.jobs.analyze import analyze
+from acdc_cli.jobs.checkpoints import Which
 from acdc_cli.jobs.data import write_demo
-from acdc_cli.jobs.evaluate import Options, Which, evaluate_checkpoint
+from acdc_cli.jobs.evaluate import Options, evaluate_checkpoint
 from acdc_cli.jobs.train import train
 from acdc_cli.runs.run_dir import RunDir
 
@@ -31,8 +32,8 @@ def demo(out: Path) -> None:
         rows.append((which, *numbers, *shares, str(int(found["samples"]))))
     console.out("")
     console.table(columns, rows)
-    figures = analyze("curves", [out])["figures"]
+    curves = analyze("curves", [out])
     console.out("")
-    console.out(f"figure  {figures[0]}")
+    console.out(f"figure  {curves.figure}")
     console.out(f"models  {run.model_file('sparse')}  {run.model_file('dense')}")
     console.out("next    acdc recipes list · acdc recipes show demo · acdc train demo_gmp")

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
-from acdc_cli.errors import CheckpointError, ModelError, RunError
+from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
-from acdc_cli.models import weights
-from acdc_cli.recipe.load import from_dict, load
-from acdc_cli.recipe.schema import DataBlock, Recipe
-from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masks import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
-from acdc_cli.training.checkpoint import read_metadata
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.trainer import sparsities
 
-Which = Literal["sparse", "dense"]
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
 KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
 
@@ -54,8 +48,8 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     both sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
     `layers` has the weights, nonzero weights and FLOPs of each convolution and linear layer.
     """
-    recipe, file = _locate(source, options)
-    recipe = _changed(recipe, file, options)
+    recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
+    recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = loaders.open_set(recipe.data)
     bench = setup.build(recipe, data.classes)
     setup.require_sizes(bench, [recipe.data.val_crop])
@@ -139,90 +133,10 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _locate(source: Path, options: Options) -> tuple[Recipe, Path]:
-    """The recipe that a checkpoint belongs to, and the file with its weights."""
-    if not source.exists():
-        raise CheckpointError(f"{source} does not exist; give a run directory or a checkpoint file")
-    if source.is_dir():
-        run = open_run(source)
-        if options.model is not None:
-            raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
-        return load(run.resolved, options.overrides), _model_of(run, options.which)
-    if options.which is not None:
-        raise RunError("--which chooses between the two models of a run directory; a file holds one")
-    recipe = _recorded_recipe(source)
-    if recipe is not None:
-        recorded = from_dict(recipe, str(source), options.overrides)
-        if options.model is not None:
-            raise RunError(f"{source} says itself that it is a {recorded.model.name}; leave --model out")
-        return recorded, source
-    if options.model is None or options.data is None:
-        raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
-    return _foreign(options.model, options.data, options.overrides), source
-
-
-def _model_of(run: RunDir, which: Which | None) -> Path:
-    wanted: tuple[Which, ...] = ("sparse", "dense") if which is None else (which,)
-    for kind in wanted:
-        if run.model_file(kind).exists():
-            return run.model_file(kind)
-    there = [kind for kind in ("sparse", "dense") if run.model_file(kind).exists()]
-    raise CheckpointError(
-        f"{run.path} has no {' or '.join(wanted)} model"
-        + (f"; it has --which {there[0]}" if there else ": no phase of the run has ended yet")
-    )
-
-
-def _recorded_recipe(file: Path) -> dict[str, Any] | None:
-    if file.suffix == ".safetensors":
-        metadata = read_metadata(file)
-    else:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception:
-            # torch's old format cannot be mapped; of any other file this says what is wrong with it
-            state = weights.read(file)
-        metadata = state.get("metadata") if isinstance(state, dict) else None
-    recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
-    return recipe if isinstance(recipe, dict) else None
-
-
-def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
-    """The least recipe that a checkpoint of others can be judged by, with torchvision's decoding and resizing."""
-    recipe = from_dict(
-        {
-            "name": "eval",
-            "epochs": 1,
-            "model": {"name": model},
-            "data": {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"},
-            "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
-            "sparsity": {"method": "dense"},
-        },
-        "acdc eval",
-        overrides,
-    )
-    block = recipe.data
-    # nothing in the file says what its model was trained to see
-    console.say(
-        f"judged at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; for "
-        "other training: --set data.val_crop=…, data.val_resize, data.mean, data.std"
-    )
-    return recipe
-
-
-def _changed(recipe: Recipe, file: Path, options: Options) -> Recipe:
-    model = recipe.model.model_copy(update={"weights": str(file)})
-    changes = {"model": model, "data": _data(recipe.data, options), "compile": False}
-    return setup.without_start(recipe).model_copy(update=changes)
-
-
-def _data(block: DataBlock, options: Options) -> DataBlock:
+def _changed(recipe: Recipe, options: Options) -> Recipe:
     changes: dict[str, Any] = {}
-    if options.data is not None:
-        is_folder = Path(options.data).is_dir()
-        changes |= {"path": options.data} if is_folder else {"name": options.data, "path": None}
     if options.batch_size is not None:
         changes["val_batch_size"] = options.batch_size
     if options.loader is not None:
         changes["loader"] = options.loader
-    return block.model_copy(update=changes)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acdc_cli import files
+from acdc_cli.analysis.base.figures import png, svg
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results
 from acdc_cli.studies.report import figures, tables
@@ -49,9 +50,9 @@ def report(source: str, out: Path | None = None) -> Report:
             old.unlink(missing_ok=True)
     for name, figure in drawn.items():
         if figure is not None:
-            svgs[name] = figures.svg(figure)
+            svgs[name] = svg(figure)
             files.write_text(out / f"{name}.svg", svgs[name])
-            files.write_bytes(out / f"{name}.png", figures.png(figure))
+            files.write_bytes(out / f"{name}.png", png(figure))
     for table in found:
         files.write_text(out / f"{table.name}.csv", table.csv())
     files.write_text(out / "report.md", _markdown(summary, found, svgs))
@@ -87,10 +88,9 @@ def _alternative(summary: Summary) -> str:
 
 def _page(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
     panels = [
-        Picture(figures.svg(figures.panel(summary, key)), key.replace("_", "-"), title)
-        for key, title in _PANEL_TITLES.items()
+        Picture(svg(figures.panel(summary, key)), key.replace("_", "-"), title) for key, title in _PANEL_TITLES.items()
     ]
-    panels.append(Picture(figures.svg(figures.legend(summary)), "legend", "What the lines are"))
+    panels.append(Picture(svg(figures.legend(summary)), "legend", "What the lines are"))
     names = _curves(summary)
     curves = [
         Picture(svgs[name], f"curves-{number}", series.name)

@@ -133,6 +133,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
         checkpoint_every=recipe.checkpoint.every_epochs,
         checkpoint_minutes=recipe.checkpoint.every_minutes,
         keep_phases=recipe.checkpoint.keep_phases,
+        keep_every=recipe.checkpoint.keep_every,
         metadata=metadata,
     )
 

@@ -13,6 +13,7 @@ from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.schema import (
+    Block,
     CosineSchedule,
     DataBlock,
     EpochCount,
@@ -26,6 +27,7 @@ from acdc_cli.recipe.schema import (
 from acdc_cli.recipe.shape import either
 from acdc_cli.recipe.syntax import Entry, Place, Problem, dump
 
+B = TypeVar("B", bound=Block)
 T = TypeVar("T")
 
 _SHOWN = 20
@@ -58,6 +60,21 @@ def from_dict(values: Mapping[str, Any], origin: str, overrides: Sequence[str] =
     origin: names where the values come from. Raises RecipeError as `load` does.
     """
     return _checked(overridden(Draft(Entry.of(values, Place(origin)), [], [origin]), overrides))
+
+
+def block_of(schema: type[B], overrides: Sequence[str], origin: str) -> B:
+    """A block that `--set` values alone make up, such as the options of an analysis.
+
+    origin: names what the block is for. Raises RecipeError as `load` does.
+    """
+    given = overridden(Draft(Entry.of({}, Place(origin)), [], [origin]), overrides)
+    try:
+        block = schema.model_validate(given.root.plain())
+    except ValidationError as e:
+        raise _refusal(given, [*given.problems, *explain(e, given.root, shape_of(schema))]) from e
+    if given.problems:
+        raise _refusal(given, given.problems)
+    return block
 
 
 def resolved_yaml(recipe: Recipe) -> str:

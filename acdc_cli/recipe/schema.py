@@ -366,6 +366,8 @@ class CheckpointBlock(Block):
     """Minutes after which one is written within an epoch; null: none is."""
     keep_phases: bool = False
     """Keep the model at every phase end in checkpoints/, not only the last sparse and the last dense one."""
+    keep_every: PositiveInt | None = None
+    """Keep the model, and its masks in masks/, also at the end of every so many-th epoch. Default: of none."""
 
 
 class Recipe(Block):

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acdc_cli import files
 from acdc_cli.errors import RunError
+
+_KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that was written at the end of an epoch."""
+
+    epoch: int
+    kind: str
+    """Of the epoch's phase: `sparse`, `dense` or `ramp`."""
+    file: Path
+
+    @staticmethod
+    def name(epoch: int, kind: str) -> str:
+        return f"epoch-{epoch:04d}-{kind}.safetensors"
+
+
+def _kept(folder: Path) -> list[Kept]:
+    found = [(_KEPT.fullmatch(file.name), file) for file in folder.glob("epoch-*.safetensors")]
+    kept = [Kept(int(match[1]), match[2], file) for match, file in found if match]
+    return sorted(kept, key=lambda each: each.epoch)
 
 
 class RunDir:
@@ -33,6 +57,14 @@ class RunDir:
     def model_file(self, kind: str) -> Path:
         """The weights at the end of the last phase of that kind: `sparse` or `dense`."""
         return self.path / f"{kind}.safetensors"
+
+    def kept_models(self) -> list[Kept]:
+        """Models that were kept along the way (`checkpoint.keep_phases`, `checkpoint.keep_every`), oldest first."""
+        return _kept(self.checkpoints)
+
+    def kept_masks(self) -> list[Kept]:
+        """The masks at the end of every phase that had some, oldest first."""
+        return _kept(self.masks)
 
     def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:
         """Make the directory of a new run.

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError, Stopped
-from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.run_dir import Kept, RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.prunable import Layer, zero_counts
@@ -52,6 +52,7 @@ class Settings:
     checkpoint_every: int = 1
     checkpoint_minutes: float | None = None
     keep_phases: bool = False
+    keep_every: int | None = None
     metadata: dict[str, Any] | None = None
     """Goes into the header of every saved model."""
 
@@ -134,8 +135,8 @@ class Trainer:
             record = self._run_epoch()
             print_epoch(record)
             phase_ends = self._parts.sparsifier.phases.ends(epoch)
-            if phase_ends:
-                self._end_phase(record)
+            if self._ranks.first:
+                self._keep(record, phase_ends)
             for tracker in self._trackers:
                 tracker.log(record)
             self._epoch, self._step = epoch + 1, 0
@@ -392,21 +393,21 @@ class Trainer:
             )
         return losses
 
-    def _end_phase(self, record: dict[str, Any]) -> None:
-        """Keep the phase's model and masks; the last sparse and the last dense one are the run's products."""
-        kind, parts = record["phase"], self._parts
-        if not self._ranks.first:
-            return
-        label = f"epoch-{record['epoch']:04d}-{kind}"
-        if kind != "dense":
-            checkpoint.save_masks(self._run.masks / f"{label}.safetensors", parts.sparsifier.masked.masks)
-        metadata = (self._settings.metadata or {}) | {"metrics": record}
-        if self._settings.keep_phases:
-            checkpoint.save_model(self._run.checkpoints / f"{label}.safetensors", parts.model, metadata)
-        if kind in ("sparse", "dense"):
-            checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
-            self._ends[kind] = record
-        print_phase_end(record)
+    def _keep(self, record: dict[str, Any], phase_ends: bool) -> None:
+        """The models and masks that are asked for; the last sparse and the last dense model are the run's products."""
+        kind, parts, settings = record["phase"], self._parts, self._settings
+        name = Kept.name(record["epoch"], kind)
+        metadata = (settings.metadata or {}) | {"metrics": record}
+        every = settings.keep_every is not None and (record["epoch"] + 1) % settings.keep_every == 0
+        if kind != "dense" and (phase_ends or every):
+            checkpoint.save_masks(self._run.masks / name, parts.sparsifier.masked.masks)
+        if every or (phase_ends and settings.keep_phases):
+            checkpoint.save_model(self._run.checkpoints / name, parts.model, metadata)
+        if phase_ends:
+            if kind in ("sparse", "dense"):
+                checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
+                self._ends[kind] = record
+            print_phase_end(record)
 
 
 def _random_state() -> dict[str, Any]:

@@ -381,11 +381,11 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
     assert acdc("train", recipe, "--set", "epochs=1", "--set", "sparsity.method=dense").exit_code == 0
     result = acdc("analyze", "curves", "runs/small-0")
     assert result.exit_code == 0
-    assert result.stdout.split() == ["runs/small-0/curves.png", "runs/small-0/curves.svg"]
-    assert Path("runs/small-0/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "runs/small-0/analysis/curves.svg" in result.stdout.split()
+    assert Path("runs/small-0/analysis/curves.png").read_bytes().startswith(b"\x89PNG")
     shutil.copytree("runs/small-0", "elsewhere/small-0")
     both = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
-    assert list(json.loads(both.stdout)["runs"]) == ["runs/small-0", "elsewhere/small-0"]
+    assert list(json.loads(both.stdout)["results"]["runs"]) == ["runs/small-0", "elsewhere/small-0"]
     unknown = acdc("analyze", "curve", "runs/small-0")
     assert unknown.exit_code == 2
     assert "did you mean curves?" in unknown.stderr

@@ -198,8 +198,8 @@ def test_error_bars_are_the_sample_deviation(folder: Path) -> None:
 
 
 def test_markers_and_lines_differ_without_colours() -> None:
-    assert len(set(map(str, figures._LINES))) == len(figures._LINES)
-    assert len(set(figures._MARKERS)) == len(figures._MARKERS)
+    assert len(set(map(str, figures.LINES))) == len(figures.LINES)
+    assert len(set(figures.MARKERS)) == len(figures.MARKERS)
 
 
 def test_curves_hold_every_run_that_has_ended_an_epoch(folder: Path) -> None:

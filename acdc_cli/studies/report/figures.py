@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
+from acdc_cli.analysis.base.figures import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Group, Series, Spread, Summary, accuracy_and_cost, pareto_front
@@ -23,15 +23,10 @@ PANELS = {
 }
 """Of Figure C.1, and of the curves."""
 _INK, _PAPER, _GRID, _SHADE = "#1a1a1b", "#ffffff", "#dcdcdd", "#ededee"
-# Okabe and Ito's, which differ for colour-blind readers too, the dark ones first
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_MARKERS = "os^Dv<>Pp"
-_LINES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} | {
-    colour: f"--line-{number}" for number, colour in enumerate(_COLOURS)
+    colour: f"--line-{number}" for number, colour in enumerate(COLOURS)
 }
 """The page's name of each colour, which is another in the dark."""
-_DPI = 150
 
 
 def panels(summary: Summary) -> Figure:
@@ -111,24 +106,6 @@ def curves(series: Series, axis: str) -> Figure | None:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    file = BytesIO()
-    # without the version of matplotlib
-    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
-    return file.getvalue()
-
-
-def svg(figure: Figure) -> str:
-    """Text stays text, which can be read aloud, searched and selected."""
-    import matplotlib
-
-    file = StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc"}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    # matplotlib leaves blanks at the ends of lines
-    return re.sub(r" +\n", "\n", file.getvalue())
-
-
 def inline(drawn: str, name: str, title: str) -> str:
     """An SVG as part of a page: ids of its own, the page's colours, and a title."""
     body = drawn[drawn.index("<svg") :]
@@ -153,9 +130,9 @@ def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
     sparse = [series for series in summary.series if not series.dense]
     looks: dict[str, dict[str, Any]] = {
         series.name: {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "ls": _LINES[number % len(_LINES)],
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "ls": LINES[number % len(LINES)],
         }
         for number, series in enumerate(sparse)
     }
@@ -266,8 +243,8 @@ def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
             [record["epoch"] + 1 for record in run.records],
             values,
             label=f"seed {run.seed}",
-            color=_COLOURS[number % len(_COLOURS)],
-            ls=_LINES[number % len(_LINES)],
+            color=COLOURS[number % len(COLOURS)],
+            ls=LINES[number % len(LINES)],
             linewidth=1.3,
         )
 

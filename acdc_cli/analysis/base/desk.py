@@ -1,0 +1,118 @@
+"""Work that takes minutes, shown while it goes on, and gone on with where it was broken off."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import safetensors
+import torch
+from torch import Tensor
+
+from acdc_cli import console, files
+from acdc_cli.models.tensors import load_tensors, save_tensors
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_EVERY_SECONDS = 20.0
+
+
+class Batches(Protocol[T_co]):
+    """What `Desk.sums` goes over: a loader, or something that gives its batches in another form."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def epoch(self, epoch: int, start_step: int = 0) -> AbstractContextManager[Iterator[T_co]]: ...
+
+
+class Desk:
+    """Unfinished work by its key, in files that count only for the same models, data and options."""
+
+    def __init__(self, folder: Path | None, rests_on: str = "", every_seconds: float = _EVERY_SECONDS) -> None:
+        """folder: None keeps nothing.  rests_on: all that the results depend on."""
+        self._folder = folder
+        self._rests_on = hashlib.sha256(rests_on.encode()).hexdigest()
+        self._every = every_seconds
+
+    def sums(
+        self, key: str, batches: Batches[T], add: Callable[[T], Mapping[str, Tensor]], description: str
+    ) -> dict[str, Tensor]:
+        """The sums of what `add` gives for each batch, in float64 where that gives floats; each batch counts once, also
+        after an interruption.
+
+        key: names this pass among those of the analysis. `add` runs without gradients, and its tensors stay on their
+        device: the host waits for it only where unfinished work is kept.
+        """
+        totals = self.kept(key) or {}
+        done = int(totals.pop(_DONE, torch.zeros(())))
+        if done == batches.steps:
+            return totals
+        saved_at = time.monotonic()
+        try:
+            with (
+                console.progress(description) as bar,
+                torch.no_grad(),
+                batches.epoch(0, start_step=done) as drawn,
+            ):
+                shown = bar.add_task(description, total=batches.steps, completed=done)
+                for batch in drawn:
+                    totals, done = _added(totals, add(batch)), done + 1
+                    bar.advance(shown)
+                    if time.monotonic() - saved_at >= self._every:
+                        self.keep(key, {**totals, _DONE: torch.tensor(done)})
+                        saved_at = time.monotonic()
+        finally:
+            if done:
+                self.keep(key, {**totals, _DONE: torch.tensor(done)})
+        return totals
+
+    def kept(self, key: str) -> dict[str, Tensor] | None:
+        """What `keep` was last given under this key, on the CPU; None where there is none that still counts."""
+        if self._folder is None:
+            return None
+        try:
+            tensors, about = load_tensors(self._file(key))
+        except (OSError, ValueError, safetensors.SafetensorError):
+            # missing, or damaged: either way it is worked out again
+            return None
+        return tensors if about.get(_RESTS_ON) == self._rests_on else None
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Raises RunError where the system does not let it be written."""
+        if self._folder is None:
+            return
+        with files.explained(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self._file(key), tensors, {_RESTS_ON: self._rests_on})
+
+    def clear(self) -> None:
+        """The work is finished."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, key: str) -> Path:
+        assert self._folder is not None
+        # keys may hold what no file name can
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
+FORGETFUL = Desk(None)
+"""Keeps nothing: for who calls an analysis's functions from Python."""
+
+_DONE = "batches that are in the sums"
+_RESTS_ON = "rests on"
+
+
+def _added(totals: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    added = dict(totals)
+    for name, value in found.items():
+        each = value.double() if value.is_floating_point() else value
+        added[name] = added[name].to(each.device) + each if name in added else each
+    return added

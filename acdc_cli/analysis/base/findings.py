@@ -1,0 +1,79 @@
+"""What an analysis gives: numbers, tables and figures, and how they become files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acdc_cli import files
+from acdc_cli.analysis.base import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def csv(self) -> str:
+        """Numbers in full; what is not known is empty."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([["" if _unknown(cell) else cell for cell in row] for row in self.rows])
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Names of tables and figures end the names of their files; "" is the analysis's main one."""
+
+    numbers: Mapping[str, Any]
+    """All that was found, from what JSON knows; NaN and infinities become null."""
+    summary: Table
+    """What a person reads: texts, in at most 80 columns of a terminal."""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    """Numbers in full, shares as fractions."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    def write(self, folder: Path, stem: str, about: Mapping[str, Any]) -> list[Path]:
+        """The files: one .json that begins with `about`, a .csv for each table, .png and .svg for each figure.
+
+        Raises RunError where the system does not let them be written.
+        """
+        with files.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        document = json.dumps(plain({**about, "results": self.numbers}), indent=2, allow_nan=False)
+        contents = {_named(folder, stem, "", "json"): f"{document}\n".encode()}
+        contents |= {_named(folder, stem, name, "csv"): table.csv().encode() for name, table in self.tables.items()}
+        for name, figure in self.figures.items():
+            contents[_named(folder, stem, name, "png")] = figures.png(figure)
+            contents[_named(folder, stem, name, "svg")] = figures.svg(figure).encode()
+        for path, content in contents.items():
+            files.write_bytes(path, content)
+        return list(contents)
+
+
+def plain(value: Any) -> Any:
+    """With None for numbers that are none, for which JSON has no word."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if _unknown(value) else value
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _named(folder: Path, stem: str, name: str, ending: str) -> Path:
+    return folder / f"{stem}{f'-{name}' if name else ''}.{ending}"

@@ -1,0 +1,124 @@
+"""From what a command line names, a run directory or anybody's file, to its recipe and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from acdc_cli import console
+from acdc_cli.errors import CheckpointError, RunError
+from acdc_cli.jobs import setup
+from acdc_cli.models import weights
+from acdc_cli.recipe.load import from_dict, load
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.training.checkpoint import read_metadata
+
+Which = Literal["sparse", "dense"]
+
+
+def recipe_of(
+    source: Path,
+    which: Which | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """The recipe that a run or a checkpoint belongs to; of a foreign file, the least one that it can be judged by.
+
+    which: checked only, as `model`, which names the architecture of a foreign file, and `data`, its data set.
+    Raises CheckpointError and RunError where they do not fit the source.
+    """
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist; give a run directory or a checkpoint file")
+    if source.is_dir():
+        run = open_run(source)
+        if model is not None:
+            raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
+        return load(run.resolved, overrides)
+    if which is not None:
+        raise RunError("--which chooses between the two models of a run directory; a file holds one")
+    recipe = _recorded_recipe(source)
+    if recipe is not None:
+        recorded = from_dict(recipe, str(source), overrides)
+        if model is not None:
+            raise RunError(f"{source} says itself that it is a {recorded.model.name}; leave --model out")
+        return recorded
+    if model is None or data is None:
+        raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
+    return _foreign(model, data, overrides)
+
+
+def names_its_model(source: Path) -> bool:
+    """Is it a run directory, or a file of ours, so that nothing needs to be said of it?"""
+    return source.is_dir() or (source.exists() and _recorded_recipe(source) is not None)
+
+
+def weights_of(source: Path, which: Which | None = None) -> Path:
+    """The file with the weights: of a run the sparse model where there is one, or that of `which`."""
+    return _model_of(open_run(source), which) if source.is_dir() else source
+
+
+def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
+    """The same recipe with these weights, and what only training needs left out.
+
+    data: another data set, by its name or folder.
+    """
+    model = recipe.model.model_copy(update={"weights": str(file)})
+    block = recipe.data
+    if data is not None:
+        is_folder = Path(data).is_dir()
+        block = block.model_copy(update={"path": data} if is_folder else {"name": data, "path": None})
+    return setup.without_start(recipe).model_copy(update={"model": model, "data": block, "compile": False})
+
+
+def _model_of(run: RunDir, which: Which | None) -> Path:
+    wanted: tuple[Which, ...] = ("sparse", "dense") if which is None else (which,)
+    for kind in wanted:
+        if run.model_file(kind).exists():
+            return run.model_file(kind)
+    there = [kind for kind in ("sparse", "dense") if run.model_file(kind).exists()]
+    raise CheckpointError(
+        f"{run.path} has no {' or '.join(wanted)} model"
+        + (f"; it has --which {there[0]}" if there else ": no phase of the run has ended yet")
+    )
+
+
+def _recorded_recipe(file: Path) -> dict[str, Any] | None:
+    if file.suffix == ".safetensors":
+        metadata = read_metadata(file)
+    else:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:
+            # torch's old format cannot be mapped; of any other file this says what is wrong with it
+            state = weights.read(file)
+        metadata = state.get("metadata") if isinstance(state, dict) else None
+    recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
+    """The least recipe that a checkpoint of others can be judged by, with torchvision's decoding and resizing."""
+    recipe = from_dict(
+        {
+            "name": "eval",
+            "epochs": 1,
+            "model": {"name": model},
+            "data": {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"},
+            "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
+            "sparsity": {"method": "dense"},
+        },
+        "acdc eval",
+        overrides,
+    )
+    block = recipe.data
+    # nothing in the file says what its model was trained to see
+    console.say(
+        f"judged at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; for "
+        "other training: --set data.val_crop=…, data.val_resize, data.mean, data.std"
+    )
+    return recipe

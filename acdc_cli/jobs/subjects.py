@@ -1,0 +1,124 @@
+"""Runs and checkpoints as analyses see them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from acdc_cli.analysis.base.subject import Kind, Loaded
+from acdc_cli.data import loaders
+from acdc_cli.data.batches import Loader
+from acdc_cli.errors import RunError
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.checkpoints import judged, names_its_model, recipe_of, weights_of
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.training.precision import choose_device
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of every subject; None keeps what the recipe says."""
+
+    which: Kind | None = None
+    model: str | None = None
+    """The architecture of files that are not ours."""
+    data: str | None = None
+    """A data set's name, or its folder."""
+    overrides: tuple[str, ...] = ()
+    """Further keys of the recipe, as `key=value`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A `Subject`: a run directory, or a file with weights."""
+
+    source: Path
+    asked: Asked
+    name: str
+    recipe: Recipe
+
+    @property
+    def run(self) -> RunDir | None:
+        return open_run(self.source) if self.source.is_dir() else None
+
+    @property
+    def kind(self) -> Kind | None:
+        return self.asked.which
+
+    @property
+    def weights(self) -> Path:
+        return weights_of(self.source, self.asked.which)
+
+    @cached_property
+    def digest(self) -> str:
+        with self.weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def of(self, kind: Kind) -> Checkpoint:
+        if self.run is None:
+            raise RunError(f"{self.source} is one file with weights; name a run directory, which holds both models")
+        weights_of(self.source, kind)
+        name = self.name.removesuffix(f" ({self.kind})")
+        return replace(self, asked=replace(self.asked, which=kind), name=f"{name} ({kind})")
+
+    def load(self, weights: Path | None = None) -> Loaded:
+        recipe = judged(self.recipe, weights or self.weights, self.asked.data)
+        bench = setup.build(recipe, loaders.open_set(recipe.data).classes)
+        setup.require_sizes(bench, [recipe.data.val_crop])
+        return bench
+
+    @contextmanager
+    def images(self, split: Literal["train", "val"] = "val", count: int | None = None) -> Iterator[Loader]:
+        block = judged(self.recipe, self.source, self.asked.data).data
+        if count is not None:
+            block = block.model_copy(update={"images" if split == "train" else "val_images": count})
+        loader = loaders.val_loader(block, choose_device(self.recipe.device), split)
+        try:
+            loader.warm_up()
+            yield loader
+        finally:
+            loader.close()
+
+
+def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[Checkpoint]:
+    """asked.which: of those that are runs; asked.model: of those files that do not say it themselves.
+
+    Raises CheckpointError, RunError and RecipeError for what is none.
+    """
+    asked = asked or Asked()
+    runs = [source.is_dir() for source in sources]
+    ours = [names_its_model(source) for source in sources]
+    names = _names(sources)
+    found = []
+    for source, name, is_run, is_ours in zip(sources, names, runs, ours, strict=True):
+        # what fits none of them is given to all, and refused
+        which = asked.which if is_run or not any(runs) else None
+        model = asked.model if not is_ours or all(ours) else None
+        recipe = recipe_of(source, which, model, asked.data, asked.overrides)
+        one = replace(asked, which=which, model=model)
+        found.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))
+    return found
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """What each is called, as short as tells them apart: the last parts of its path, without a model file's ending."""
+    parts = [(source if source.is_dir() else source.with_suffix("")).absolute().parts for source in sources]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names) and all(_tells(source, length) for source in sources):
+            return names
+    twice = next(source for source in sources if list(sources).count(source) > 1)
+    raise RunError(f"{twice} is named twice; an analysis compares different models")
+
+
+def _tells(source: Path, length: int) -> bool:
+    """`sparse.safetensors` alone says little: with its folder, and that of a phase's checkpoint with its run's."""
+    if source.is_dir():
+        return True
+    return length >= (3 if source.parent.name == "checkpoints" else 2)

@@ -1,0 +1,59 @@
+"""Two little runs of AC/DC that every analysis is tried on, trained once a session by the real command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_RECIPE = """extends: demo
+name: small
+epochs: 6
+data: {{name: folder, path: {data}, batch_size: 50, val_batch_size: 30, loader: torch}}
+optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
+sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
+checkpoint: {{keep_every: 1}}
+"""
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 training and 100 validation digits, as image folders."""
+    from PIL import Image
+
+    from acdc_cli.data.beton import BetonFile
+    from acdc_cli.jobs.data import WriteOptions, write_set
+
+    home = tmp_path_factory.mktemp("few")
+    write_set("demo", WriteOptions(out=home / "demo", workers=1))
+    for split, count in (("train", 200), ("val", 100)):
+        file = BetonFile(home / "demo" / f"{split}.beton")
+        step = file.samples // count
+        for index in range(0, file.samples, step):
+            folder = home / "digits" / split / str(file.labels[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(file.decode(index)).save(folder / f"{index:04d}.png")
+    return home / "digits"
+
+
+@pytest.fixture(scope="session")
+def trained(few_digits: Path) -> Path:
+    """A finished run: dense in epochs 0, 2 and 4, sparse in 1, 3 and 5; the model of every epoch is kept."""
+    return _train(few_digits, 0)
+
+
+@pytest.fixture(scope="session")
+def other(few_digits: Path) -> Path:
+    """The same run with seed 1."""
+    return _train(few_digits, 1)
+
+
+def _train(data: Path, seed: int) -> Path:
+    from acdc_cli.jobs.train import train
+
+    home = data.parent
+    recipe = home / "small.yaml"
+    recipe.write_text(_RECIPE.format(data=data))
+    out = home / f"small-{seed}"
+    train(str(recipe), (f"seed={seed}",), out=out)
+    return out

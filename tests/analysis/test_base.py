@@ -1,0 +1,155 @@
+"""What all analyses share: options, names of files, unfinished work, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from command import Acdc
+from torch import Tensor
+
+from acdc_cli.analysis.base import catalog, figures
+from acdc_cli.analysis.base.desk import FORGETFUL, Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.recipe.schema import Recipe
+
+
+class Numbers:
+    """Batches of single numbers, that can end early as a killed process does."""
+
+    def __init__(self, values: list[float], dies_at: int | None = None) -> None:
+        self.values, self.dies_at = values, dies_at
+        self.drawn: list[int] = []
+        self.steps = len(values)
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Tensor]]:
+        yield self._each(start_step)
+
+    def _each(self, start: int) -> Iterator[Tensor]:
+        for step in range(start, self.steps):
+            if step == self.dies_at:
+                raise KeyboardInterrupt
+            self.drawn.append(step)
+            yield torch.tensor(self.values[step])
+
+
+def parts(value: Tensor) -> dict[str, Tensor]:
+    return {"sum": value, "square": value**2, "count": torch.ones((), dtype=torch.int64)}
+
+
+VALUES = [0.1, 0.2, 0.7, 1e8, 0.3]
+
+
+def test_sums_are_of_every_batch_in_float64() -> None:
+    found = FORGETFUL.sums("pass", Numbers(VALUES), parts, "numbers")
+    assert found["count"] == 5
+    assert found["sum"].dtype == torch.float64
+    expected = sum((torch.tensor(value).double() for value in VALUES), torch.zeros((), dtype=torch.float64))
+    assert found["sum"] == expected
+
+
+def test_a_pass_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", "model 1")
+    with pytest.raises(KeyboardInterrupt):
+        desk.sums("pass", Numbers(VALUES, dies_at=3), parts, "numbers")
+    rest = Numbers(VALUES)
+    assert desk.sums("pass", rest, parts, "numbers") == FORGETFUL.sums("pass", Numbers(VALUES), parts, "numbers")
+    assert rest.drawn == [3, 4]
+
+
+def test_a_finished_pass_is_not_done_again_and_others_are_not_taken_for_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", "model 1")
+    desk.sums("pass", Numbers(VALUES), parts, "numbers")
+    again, another, changed = Numbers(VALUES), Numbers(VALUES), Numbers(VALUES)
+    desk.sums("pass", again, parts, "numbers")
+    desk.sums("other pass", another, parts, "numbers")
+    Desk(tmp_path / "desk", "model 2").sums("pass", changed, parts, "numbers")
+    assert (again.drawn, another.drawn, changed.drawn) == ([], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+
+
+def test_damaged_unfinished_work_is_done_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", "model 1")
+    desk.keep("pass", {"sum": torch.ones(3)})
+    (file,) = (tmp_path / "desk").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    assert desk.kept("pass") is None
+
+
+def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "desk", "model 1")
+    desk.keep("pass", {"sum": torch.ones(3)})
+    desk.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_findings_become_files_without_nan(tmp_path: Path) -> None:
+    table = Table(("name", "share"), [("a, b", 0.1), ("c", float("nan"))])
+    figure = figures.new(2, 2)
+    figure.subplots().plot([0, 1], **next(figures.looks()))
+    findings = Findings({"share": [float("inf"), 0.5]}, table, {"": table, "more": table}, {"": figure})
+    names = [path.name for path in findings.write(tmp_path / "new", "found", {"analysis": "x"})]
+    assert names == ["found.json", "found.csv", "found-more.csv", "found.png", "found.svg"]
+    document = json.loads((tmp_path / "new/found.json").read_text())
+    assert document == {"analysis": "x", "results": {"share": [None, 0.5]}}
+    with (tmp_path / "new/found.csv").open() as file:
+        assert list(csv.reader(file)) == [["name", "share"], ["a, b", "0.1"], ["c", ""]]
+
+
+def test_the_same_figure_is_the_same_bytes() -> None:
+    def drawn() -> tuple[bytes, str]:
+        figure = figures.new(2, 2)
+        figure.subplots().plot([0, 1 / 3], label="a", **next(figures.looks()))
+        return figures.png(figure), figures.svg(figure)
+
+    assert drawn() == drawn()
+
+
+def test_looks_differ_without_colours() -> None:
+    drawn = [next(looks) for looks in [figures.looks()] for _ in range(6)]
+    assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_analysis_keeps_its_contract(name: str) -> None:
+    _, options = catalog.find(name)
+    assert len(catalog.described()[name]) > 20
+    assert options() == options.model_validate({})
+    assert not set(options.model_fields) & set(Recipe.model_fields), "`--set` could not tell them apart"
+    for key, field in options.model_fields.items():
+        assert field.description, key
+
+
+def test_analyses_are_listed_with_what_they_are(acdc: Acdc) -> None:
+    listed = acdc("analyze").stdout
+    assert all(name in listed for name in catalog.names())
+    assert "shaded" in listed
+
+
+def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
+    found = acdc("analyze", "curves", trained, other, "--which", "dense", "--out", "found", "--json")
+    assert found.exit_code == 0, found.output
+    document = json.loads(found.stdout)
+    assert [subject["name"] for subject in document["subjects"]] == ["small-0 (dense)", "small-1 (dense)"]
+    assert document["subjects"][0]["weights"] == "dense.safetensors"
+    stem = "curves-dense-small-1-dense"
+    assert {path.name for path in Path("found").iterdir()} == {f"{stem}.{end}" for end in ("json", "csv", "png", "svg")}
+    assert json.loads(Path(f"found/{stem}.json").read_text()) == document
+
+
+def test_a_file_of_a_run_is_a_model_of_its_own(acdc: Acdc, trained: Path) -> None:
+    found = acdc("analyze", "curves", trained / "sparse.safetensors")
+    assert found.exit_code == 2
+    assert "small-0/sparse is a file with weights" in " ".join(found.stderr.split())
+
+
+def test_what_is_no_option_is_refused(acdc: Acdc, trained: Path) -> None:
+    for setting, said in (("epoch=3", "unknown key"), ("sparsity.method=none", "none")):
+        found = acdc("analyze", "curves", trained, "--set", setting)
+        assert found.exit_code == 2
+        assert said in " ".join(found.stderr.split())

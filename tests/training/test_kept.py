@@ -1,0 +1,52 @@
+"""Models and masks that are kept along the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from bench import Bench
+
+from acdc_cli.models.tensors import load_tensors
+from acdc_cli.training.checkpoint import load_masks, read_metadata
+
+# dense 0-1, sparse 2-3, dense 4, sparse 5-6
+ACDC = {
+    "method": "acdc",
+    "target": 0.9,
+    "warmup_epochs": 2,
+    "sparse_epochs": 2,
+    "dense_epochs": 1,
+    "last_dense_epochs": 1,
+    "last_sparse_epochs": 2,
+}
+
+
+def test_every_second_epoch_leaves_its_model_and_the_masks_of_sparse_ones(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", 7, ACDC, keep_every=2)
+    bench.fit()
+    models = [(kept.epoch, kept.kind) for kept in bench.run.kept_models()]
+    assert models == [(1, "dense"), (3, "sparse"), (5, "sparse")]
+    # 3 and 6 end a phase
+    assert [(kept.epoch, kept.kind) for kept in bench.run.kept_masks()] == [(3, "sparse"), (5, "sparse"), (6, "sparse")]
+
+
+def test_what_is_kept_is_of_its_epoch(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", 7, ACDC, keep_every=3)
+    bench.fit()
+    _, sparse = bench.run.kept_models()
+    (before, last) = bench.run.kept_masks()[-2:]
+    assert (sparse.epoch, before.epoch, last.epoch) == (5, 5, 6)
+    weights, _ = load_tensors(sparse.file)
+    for name, mask in load_masks(before.file).items():
+        assert torch.equal(weights[name] != 0, mask)
+    metadata = read_metadata(sparse.file)
+    assert metadata is not None
+    assert metadata["metrics"]["epoch"] == 5
+
+
+def test_by_default_phases_leave_masks_only(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", 7, ACDC)
+    bench.fit()
+    assert bench.run.kept_models() == []
+    assert [kept.epoch for kept in bench.run.kept_masks()] == [3, 6]
