@@ -75,6 +75,8 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
         *([TimeRemainingColumn(compact=True)] if remaining else []),
         console=_err,
         transient=True,
+        # the thread that draws takes the time from the one that trains
+        refresh_per_second=4,
         disable=not _err.is_terminal,
     )
 

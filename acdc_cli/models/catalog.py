@@ -53,9 +53,9 @@ def names() -> list[str]:
 def find(name: str) -> Constructor:
     """The constructor of a local model, else torchvision's, else timm's; a prefix such as `timm:` insists.
 
-    torchvision comes before timm because P2's recipe, FFCV's, trains its ResNet (timm's starts with the last BN
-    scale of every residual block at zero) and because it imports faster. The ResNets of both have the same
-    parameter names.
+    torchvision comes before timm because it imports faster, and because P2's recipe, FFCV's, trains its ResNet, which
+    is the local one, too; timm's starts with the last BN scale of every residual block at zero. The ResNets of all
+    three have the same parameter names.
     Raises ModelError for a name that none of them has.
     """
     source, _, model = name.rpartition(":")

@@ -112,6 +112,34 @@ def test_activations_of_a_fresh_model_keep_their_scale(name: str) -> None:
     assert 0.05 < logits.std().item() < 5
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize("zero_init_residual", [False, True])
+def test_imagenets_resnets_begin_as_torchvisions(name: str, zero_init_residual: bool) -> None:
+    states = []
+    for source in ("local", "torchvision"):
+        torch.manual_seed(3)
+        states.append(
+            catalog.find(f"{source}:{name}")(num_classes=5, zero_init_residual=zero_init_residual).state_dict()
+        )
+    ours, theirs = states
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_imagenets_resnets_compute_what_torchvisions_do(name: str) -> None:
+    images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    found = []
+    for source in ("local", "torchvision"):
+        torch.manual_seed(3)
+        model = catalog.find(f"{source}:{name}")(num_classes=5)
+        logits = model(images)
+        logits.square().sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        found.append([logits, *gradients, *model.buffers()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
 def test_convolutions_start_with_variance_two_over_fan_out() -> None:
     torch.manual_seed(0)
     weight = catalog.find("resnet20")(num_classes=10).get_submodule("layer3.2.conv2").weight

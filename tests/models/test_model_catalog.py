@@ -14,8 +14,13 @@ from acdc_cli.recipe.schema import ModelBlock
 def test_the_local_models_are_listed() -> None:
     assert catalog.names() == [
         "mobilenet_v1",
+        "resnet101",
+        "resnet152",
+        "resnet18",
         "resnet20",
         "resnet32",
+        "resnet34",
+        "resnet50",
         "resnet50_half",
         "resnet8",
         "wideresnet16_8",
@@ -26,7 +31,7 @@ def test_the_local_models_are_listed() -> None:
 
 def test_a_local_model_imports_neither_torchvision_nor_timm() -> None:
     code = (
-        "import sys; from acdc_cli.models import catalog; catalog.find('resnet8')(num_classes=2);"
+        "import sys; from acdc_cli.models import catalog; catalog.find('resnet18')(num_classes=2);"
         "assert not {'torchvision', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -48,7 +53,8 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("name", "library"),
     [
-        ("resnet50", "torchvision"),
+        ("resnet50", "acdc_cli"),
+        ("densenet121", "torchvision"),
         ("torchvision:resnet50", "torchvision"),
         ("timm:resnet50", "timm"),
         ("vit_tiny_patch16_224", "timm"),
@@ -63,21 +69,23 @@ def test_a_name_is_looked_up_here_then_in_torchvision_then_in_timm(name: str, li
     assert [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features == 5
 
 
-def test_torchvisions_and_timms_resnet50_have_the_same_parameters() -> None:
+def test_all_resnet50_have_the_same_parameters() -> None:
     with torch.device("meta"):
-        one, other = (catalog.build(ModelBlock(name=f"{source}:resnet50"), 5) for source in ("timm", "torchvision"))
-    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (one, other)]
-    assert shapes[0] == shapes[1]
+        models = [
+            catalog.build(ModelBlock(name=f"{source}:resnet50"), 5) for source in ("local", "timm", "torchvision")
+        ]
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
+    assert shapes[0] == shapes[1] == shapes[2]
 
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("resnet5", "did you mean resnet50 (torchvision, timm)"),
+        ("resnet5", "did you mean resnet50 (local, torchvision, timm)"),
         ("ResNet20", "did you mean resnet20 (local)"),
         ("torchvision:vit_small_patch16_224", "did you mean vit_small_patch16_224 (timm)"),
-        ("timm:resnet50.a1_in1k", "did you mean resnet50 (torchvision, timm)"),
-        ("keras:resnet50", "did you mean resnet50 (torchvision, timm)"),
+        ("timm:resnet50.a1_in1k", "did you mean resnet50 (local, torchvision, timm)"),
+        ("keras:resnet50", "did you mean resnet50 (local, torchvision, timm)"),
         ("zzzzzzzz", "there is no model 'zzzzzzzz'; Local models: mobilenet_v1, "),
     ],
 )
