@@ -101,6 +101,7 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
         which = asked.which if is_run or not any(runs) else None
         model = asked.model if not is_ours or all(ours) else None
         recipe = recipe_of(source, which, model, asked.data, asked.overrides)
+        recipe = recipe.model_copy(update={"data": judged(recipe, source, asked.data).data})
         one = replace(asked, which=which, model=model)
         found.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))
     return found

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import Block
 from acdc_cli.recipe.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from acdc_cli.analysis.base.desk import Desk
     from acdc_cli.analysis.base.findings import Findings
     from acdc_cli.analysis.base.subject import Subject
+    from acdc_cli.recipe.schema import Block
 
 _FOLDER = Path(__file__).resolve().parent.parent
 _PACKAGE = __name__.removesuffix(".base.catalog")
@@ -29,10 +29,6 @@ _PACKAGE = __name__.removesuffix(".base.catalog")
 
 class Analysis(Protocol):
     def analyze(self, subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings: ...
-
-
-class NoOptions(Block):
-    """Of an analysis that has none."""
 
 
 def names() -> list[str]:
@@ -49,8 +45,11 @@ def find(name: str) -> tuple[Analysis, type[Block]]:
     if name not in names():
         hint = did_you_mean(name, names())
         raise RunError(f"there is no analysis {name}, only {', '.join(names())}{hint}")
+    # here, because `acdc --help` lists the analyses and has no need of pydantic
+    from acdc_cli.recipe.schema import Block
+
     module = importlib.import_module(f"{_PACKAGE}.{name}")
-    options: type[Block] = getattr(module, "Options", NoOptions)
+    options: type[Block] = getattr(module, "Options", Block)
     return cast(Analysis, module), options
 
 

@@ -1,0 +1,223 @@
+"""How alike two models answer: top-1 agreement, cross entropy between outputs, confusion where they differ (P1 4).
+
+Of one run its sparse model is set against its dense one, and, where models were kept along the way, also each of those
+against the latest of the other kind before it. Of several models each is set against the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from acdc_cli import console
+from acdc_cli.analysis import curves
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.outputs import (
+    Agreement,
+    Difference,
+    Pair,
+    Split,
+    class_names,
+    compare,
+    same_images,
+)
+from acdc_cli.analysis.base.subject import Loaded, Subject, records_of, run_of
+from acdc_cli.recipe.schema import Block
+from acdc_cli.runs.run_dir import Kept
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHOWN = 3
+"""Most frequent differences in the summary."""
+_LISTED = 100
+"""In the JSON; the CSV has all."""
+_DRAWN = 30
+"""Classes in a heat map, at most."""
+_NUMBERED = 12
+"""Classes up to which the map's cells hold their numbers."""
+
+
+class Options(Block):
+    split: Split = "val"
+    """The images to judge on, `val` or `train`; the latter as validation shows them, without augmentation."""
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    """Raises RunError where one file is named alone."""
+    first, *others = both_of(subjects[0]) if len(subjects) == 1 else subjects
+    names = class_names(first)
+    found, differences = {}, {}
+    for other in others:
+        with same_images(first, other, options.split) as images:
+            key = f"{first.digest} {first.name} {other.digest} {other.name}"
+            description = f"{first.name} and {other.name}"
+            agreement, differing = compare(first.load(), other.load(), images, desk, key, description)
+        found[other.name], differences[other.name] = agreement, differing
+    epochs = _along(subjects[0], options.split, desk) if len(subjects) == 1 else []
+    pairs = [{"a": first.name, "b": name, **asdict(each)} for name, each in found.items()]
+    named = {name: [(names[a], names[b], count) for a, b, count in each] for name, each in differences.items()}
+    tables = {
+        "": _table(pairs),
+        "differences": Table(
+            ("a", "b", "class_a", "class_b", "images"),
+            [(first.name, name, *row) for name, rows in named.items() for row in rows],
+        ),
+    }
+    figures = {"": draw_differences(first.name, differences, names)}
+    if epochs:
+        tables["epochs"], figures["epochs"] = _table(epochs), draw_epochs(epochs, records_of(subjects[0]))
+    numbers = {
+        "pairs": [{**pair, "most_frequent_differences": named[pair["b"]][:_LISTED]} for pair in pairs],
+        "epochs": epochs,
+    }
+    return Findings(numbers, _summary(first.name, found, named), tables, figures)
+
+
+def both_of(subject: Subject) -> tuple[Subject, Subject]:
+    """A run's two models, that which was asked for first, else the sparse one.
+
+    Raises RunError where it is a file, and CheckpointError where it has but one.
+    """
+    if subject.kind == "dense":
+        return subject.of("dense"), subject.of("sparse")
+    return subject.of("sparse"), subject.of("dense")
+
+
+def partners(kept: Sequence[Kept]) -> list[tuple[Kept, Kept]]:
+    """Each kept sparse or dense model with the latest of the other kind before it, oldest first."""
+    latest: dict[str, Kept] = {}
+    found = []
+    for each in sorted(kept, key=lambda each: each.epoch):
+        other = latest.get({"sparse": "dense", "dense": "sparse"}.get(each.kind, ""))
+        if other is not None:
+            found.append((each, other))
+        latest[each.kind] = each
+    return found
+
+
+def along(
+    kept: Sequence[Kept], load: Callable[[Path], Loaded], images: Batches[Pair], desk: Desk = FORGETFUL
+) -> list[dict[str, Any]]:
+    """Of each pair of `partners`: `epoch`, `kind` and `against` (the other's epoch), and the numbers of `Agreement`,
+    where A is the sparse model."""
+    found = []
+    for each, other in partners(kept):
+        sparse, dense = (each, other) if each.kind == "sparse" else (other, each)
+        key = f"{_digest(sparse.file)} {_digest(dense.file)}"
+        description = f"epochs {each.epoch} and {other.epoch}"
+        numbers, _ = compare(load(sparse.file), load(dense.file), images, desk, key, description)
+        found.append({"epoch": each.epoch, "kind": each.kind, "against": other.epoch, **asdict(numbers)})
+    return found
+
+
+def _along(subject: Subject, split: Split, desk: Desk) -> list[dict[str, Any]]:
+    kept = run_of(subject).kept_models()
+    if not partners(kept):
+        console.say(
+            f"{subject.name}: too few models were kept along the way to follow the pair over epochs; train with "
+            "checkpoint.keep_every=1, or keep_phases=true"
+        )
+        return []
+    with same_images(subject, subject, split) as images:
+        return along(kept, subject.load, images, desk)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _summary(
+    first: str, found: Mapping[str, Agreement], differences: Mapping[str, Sequence[tuple[str, str, int]]]
+) -> Table:
+    """A column for each B; differences: with the classes' names."""
+    shown: dict[str, Callable[[Agreement], str]] = {
+        "top-1 agreement": lambda each: f"{each.agreement:.2%}",
+        "H(A, B), nats": lambda each: f"{each.cross_entropy_ab:.4f}",
+        "H(B, A), nats": lambda each: f"{each.cross_entropy_ba:.4f}",
+        "KL(A‖B), nats": lambda each: f"{each.kl_ab:.4f}",
+        "KL(B‖A), nats": lambda each: f"{each.kl_ba:.4f}",
+        "top-1 of A": lambda each: f"{each.top1_a:.2%}",
+        "top-1 of B": lambda each: f"{each.top1_b:.2%}",
+        "both right, images": lambda each: str(each.both_right),
+        "only A right": lambda each: str(each.only_a_right),
+        "only B right": lambda each: str(each.only_b_right),
+        "both wrong": lambda each: str(each.both_wrong),
+        "McNemar's p": lambda each: f"{each.mcnemar_p:.3g}",
+    }
+    rows = [(name, *map(text, found.values())) for name, text in shown.items()]
+    for rank in range(_SHOWN):
+        cells = [[f"{a}, {b}: {count}" for a, b, count in each[rank : rank + 1]] for each in differences.values()]
+        if any(cells):
+            rows.append(("" if rank else "A says, B says: images", *("".join(cell) for cell in cells)))
+    return Table((f"A: {first}", *(f"B: {name}" for name in found)), rows)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def draw_differences(first: str, found: Mapping[str, Sequence[Difference]], names: Sequence[str]) -> Figure:
+    """A map for each B, by its name; names: of the classes."""
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
+    figure = figures.new(0.5 + 4.7 * columns, 4 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    most = max((count for differences in found.values() for _, _, count in differences), default=1)
+    for panel, (name, differences) in zip(panels, found.items(), strict=False):
+        _map(panel, differences, names, most)
+        panel.set(xlabel=f"class by B: {name}", ylabel=f"class by A: {first}")
+    for unused in panels[len(found) :]:
+        unused.set_axis_off()
+    return figure
+
+
+def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], most: int) -> None:
+    """Of many classes those that most differences are about; most: the darkest cell's images."""
+    images: Counter[int] = Counter(dict.fromkeys(range(len(names)), 0))
+    for a, b, count in differences:
+        images.update({a: count, b: count})
+    classes = sorted(each for each, _ in images.most_common(_DRAWN))
+    place = {each: at for at, each in enumerate(classes)}
+    cells = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for a, b, count in differences:
+        if a in place and b in place:
+            cells[place[a], place[b]] = count
+    shown = panel.imshow(cells, cmap="Greys", vmin=0, vmax=most)
+    panel.figure.colorbar(shown, ax=panel, label="images", shrink=0.8, ticks=range(0, most + 1, -(-most // 8)))
+    labels, size = [names[each] for each in classes], 8 if len(classes) <= _NUMBERED else 5
+    panel.set_xticks(range(len(classes)), labels, fontsize=size, rotation=90 if len(max(labels, key=len)) > 2 else 0)
+    panel.set_yticks(range(len(classes)), labels, fontsize=size)
+    if len(classes) <= _NUMBERED:
+        for row, column in np.argwhere(cells):
+            colour = "white" if cells[row, column] > most / 2 else "black"
+            panel.text(column, row, str(cells[row, column]), ha="center", va="center", color=colour, fontsize=8)
+
+
+def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) -> Figure:
+    """epochs: of `along`."""
+    figure = figures.new(7, 5)
+    agreement, entropy = panels = figure.subplots(2, sharex=True)
+    for panel in panels:
+        curves.shade(panel, records, named=panel is agreement)
+        panel.grid(axis="y", alpha=0.3)
+    looks = figures.looks()
+    trained = [row["epoch"] + 1 for row in epochs]
+    agreement.plot(trained, [100 * row["agreement"] for row in epochs], **next(looks))
+    for key, label in (("cross_entropy_ab", "H(sparse, dense)"), ("cross_entropy_ba", "H(dense, sparse)")):
+        entropy.plot(trained, [row[key] for row in epochs], label=label, **next(looks))
+    agreement.set(ylabel="top-1 agreement (%)")
+    entropy.set(ylabel="cross entropy (nats)", xlabel="epochs trained", xlim=(0, None), yscale="log")
+    for panel in panels:
+        panel.legend(fontsize=8)
+    return figure

@@ -1,0 +1,234 @@
+"""What models say of images, and two loaders that show two models the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.data import loaders
+from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.errors import DataError, RunError
+from acdc_cli.training.precision import choose_device
+
+Split = Literal["train", "val"]
+Pair = tuple[Batch, Batch]
+"""The same images, as each of two models wants them."""
+Difference = tuple[int, int, int]
+"""A's class, B's class, and of how many images they say so."""
+
+_MISMATCHED = "labels that differ"
+_COUNTS = ("both_right", "only_a_right", "only_b_right", "both_wrong", "agreed")
+_MEANS = ("cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba")
+
+
+def top_class(logits: Tensor) -> Tensor:
+    """(batch, classes) to (batch,): the class of the largest logit, of tied ones that which `acdc eval` takes."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
+
+
+class Pairs:
+    """`desk.Batches` of the same images from one loader, or from two, with the same batches, that prepare them
+    differently.
+
+    Raises DataError where the two cannot be the same images: there are more of one, or, while they are drawn, other
+    ones or others in another order. Whoever draws them compares their labels, which lie on the device.
+    """
+
+    def __init__(self, first: Loader, second: Loader | None = None) -> None:
+        """second: None where both models want the images alike."""
+        if second is not None and first.samples != second.samples:
+            raise DataError(
+                f"one model would be judged on {first.samples} images, the other on {second.samples}: give both the "
+                "same set, by --data or --set data.val_images=COUNT"
+            )
+        self._first, self._second = first, second
+
+    @property
+    def steps(self) -> int:
+        return self._first.steps
+
+    @property
+    def samples(self) -> int:
+        return self._first.samples
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Pair]]:
+        with ExitStack() as stack:
+            firsts = stack.enter_context(self._first.epoch(epoch, start_step))
+            if self._second is None:
+                yield ((batch, batch) for batch in firsts)
+            else:
+                yield _alike(firsts, stack.enter_context(self._second.epoch(epoch, start_step)))
+
+
+@contextmanager
+def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterator[Pairs]:
+    """A split's images as validation shows them to each of the two, in batches of the smaller one's size.
+
+    Raises DataError where the two are not judged on the same classes and as many images.
+    """
+    names = class_names(first), class_names(second)
+    if names[0] != names[1]:
+        raise DataError(
+            f"{first.name} is judged on {_listed(names[0])}, {second.name} on {_listed(names[1])}; name a set "
+            "for both by --data"
+        )
+    size = min(block.val_batch_size or block.batch_size for block in (first.recipe.data, second.recipe.data))
+    first_view, second_view = (
+        (subject.recipe.data.model_copy(update={"val_batch_size": size}), choose_device(subject.recipe.device))
+        for subject in (first, second)
+    )
+    with ExitStack() as stack:
+        opened = []
+        for block, device in [first_view] if first_view == second_view else [first_view, second_view]:
+            opened.append(stack.enter_context(closing(loaders.val_loader(block, device, split))))
+            opened[-1].warm_up()
+        yield Pairs(*opened)
+
+
+def class_names(subject: Subject) -> tuple[str, ...]:
+    """Of the set that it is judged on, numbers where they have none. Raises DataError where the set is missing."""
+    found = loaders.open_set(subject.recipe.data)
+    return found.class_names or tuple(map(str, range(found.classes)))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of models A and B, over the same images."""
+
+    samples: int
+    agreement: float
+    """Share of the images that both give the same class, right or wrong."""
+    cross_entropy_ab: float
+    """H(A, B) = -Σ pA ln pB, in nats, mean over the images."""
+    cross_entropy_ba: float
+    kl_ab: float
+    """KL(A‖B) = Σ pA (ln pA - ln pB), in nats, mean over the images."""
+    kl_ba: float
+    top1_a: float
+    top1_b: float
+    both_right: int
+    only_a_right: int
+    only_b_right: int
+    both_wrong: int
+    mcnemar_p: float
+    """Of `mcnemar`."""
+
+
+def compare(
+    first: Loaded,
+    second: Loaded,
+    images: Batches[Pair],
+    desk: Desk = FORGETFUL,
+    key: str = "agreement",
+    description: str = "agreement",
+) -> tuple[Agreement, list[Difference]]:
+    """Sets model B, the second, against model A over all the images; the most frequent differences come first.
+
+    Raises RunError where the two tell different numbers of classes apart, and DataError where the images of a pair
+    have different labels or there is none.
+    """
+
+    def add(pair: Pair) -> dict[str, Tensor]:
+        a, b = (_logits(model, batch.images) for model, batch in zip((first, second), pair, strict=True))
+        if a.shape != b.shape:
+            raise RunError(
+                f"{description}: one model tells {a.shape[1]} classes apart, the other {b.shape[1]}; compare models "
+                "of the same classes"
+            )
+        labels = pair[0].labels
+        return {**sums(a, b.to(a.device), labels), _MISMATCHED: (labels != pair[1].labels.to(a.device)).sum()}
+
+    totals = desk.sums(key, images, add, description)
+    if not totals:
+        raise DataError(f"{description}: there is no image to judge the models on; name another set by --data")
+    if mismatched := int(totals[_MISMATCHED]):
+        raise DataError(
+            f"{description}: {mismatched} images have one label for the first model and another for the second, so "
+            "that they are not the same ones; name a set for both by --data"
+        )
+    return of_sums(totals)
+
+
+def sums(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What `of_sums` needs of a batch, on the logits' device.
+
+    a, b: (batch, classes), the logits of the two models.  labels: (batch,) int64.
+    """
+    log_a, log_b = (F.log_softmax(logits.float().double(), dim=1) for logits in (a, b))
+    top_a, top_b = top_class(a), top_class(b)
+    right_a, right_b = top_a == labels, top_b == labels
+    differ = top_a != top_b
+    classes = a.shape[1]
+    cells = torch.zeros(classes * classes, dtype=torch.int64, device=a.device)
+    return {
+        # the probabilities may be zeros, but their logarithms stay finite
+        "cross_entropy_ab": -(log_a.exp() * log_b).sum(),
+        "cross_entropy_ba": -(log_b.exp() * log_a).sum(),
+        "kl_ab": (log_a.exp() * (log_a - log_b)).sum(),
+        "kl_ba": (log_b.exp() * (log_b - log_a)).sum(),
+        "agreed": (~differ).sum(),
+        "both_right": (right_a & right_b).sum(),
+        "only_a_right": (right_a & ~right_b).sum(),
+        "only_b_right": (~right_a & right_b).sum(),
+        "both_wrong": (~right_a & ~right_b).sum(),
+        "confusion": cells.index_add_(0, top_a * classes + top_b, differ.long()).view(classes, classes),
+    }
+
+
+def of_sums(totals: Mapping[str, Tensor]) -> tuple[Agreement, list[Difference]]:
+    """totals: `sums`, added up over all batches."""
+    both, only_a, only_b, neither, agreed = (int(totals[key]) for key in _COUNTS)
+    samples = both + only_a + only_b + neither
+    agreement = Agreement(
+        samples=samples,
+        agreement=agreed / samples,
+        **{key: float(totals[key]) / samples for key in _MEANS},
+        top1_a=(both + only_a) / samples,
+        top1_b=(both + only_b) / samples,
+        both_right=both,
+        only_a_right=only_a,
+        only_b_right=only_b,
+        both_wrong=neither,
+        mcnemar_p=mcnemar(only_a, only_b),
+    )
+    confusion = totals["confusion"].cpu()
+    cells = confusion.nonzero()
+    differences = zip(*cells.T.tolist(), confusion[tuple(cells.T)].tolist(), strict=True)
+    return agreement, sorted(differences, key=lambda difference: -difference[2])
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact test, two-sided: how probable so uneven a split of the images that one model alone gets right
+    would be (or a more uneven one) if either were as likely to be the right one; between 0 and 1."""
+    images = only_a + only_b
+    ways, tail = 1, 0
+    for fewer in range(min(only_a, only_b) + 1):
+        tail += ways
+        ways = ways * (images - fewer) // (fewer + 1)
+    return min(1.0, 2 * tail / (1 << images))
+
+
+def _alike(firsts: Iterator[Batch], seconds: Iterator[Batch]) -> Iterator[Pair]:
+    for first, second in zip(firsts, seconds, strict=True):
+        # both lie on the CPU, so that nobody waits
+        if not torch.equal(first.indices, second.indices):
+            raise DataError("the two sets hold their images in different orders; name a set for both models by --data")
+        yield first, second
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+
+
+def _logits(model: Loaded, images: Tensor) -> Tensor:
+    with model.precision.autocast():
+        return model.forward(images)

@@ -1,0 +1,233 @@
+"""How sure a model is, and how rightly: entropy, NLL, ECE, Brier score, reliability diagram (P2 C.1, eq. 4).
+
+Of one run that has both models both are measured, and the sparse one is set against the dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.outputs import Split, top_class
+from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
+from acdc_cli.data.batches import Batch
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.schema import Block
+from acdc_cli.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_KINDS: tuple[Kind, Kind] = ("sparse", "dense")
+_COMPARED = ("top1", "confidence", "nll", "entropy", "ece", "mce", "brier")
+
+
+class Options(Block):
+    bins: PositiveInt = 15
+    """Bins of equal width that confidences from 0 to 1 are sorted into."""
+    split: Split = "val"
+    """The images to judge on, `val` or `train`; the latter as validation shows them, without augmentation."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose confidence c, the largest of their probabilities, is `low` < c ≤ `high`."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """Mean of c; NaN where there is no image."""
+    accuracy: float
+    """Share that is classified rightly; NaN where there is no image."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Means over `samples` images."""
+
+    samples: int
+    top1: float
+    """Share of images whose largest logit is that of their label."""
+    confidence: float
+    """Of the largest probability of each image."""
+    nll: float
+    """-ln p[label], in nats: P2 eq. 4's CE."""
+    entropy: float
+    """-Σ p ln p, in nats: P2 eq. 4's H, between 0 and ln(classes)."""
+    brier: float
+    """Σ (p[k] - [k is the label])² over the classes k, between 0 and 2."""
+    bins: tuple[Bin, ...]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy - mean confidence| of the bins, weighted by
+        their shares of the images; between 0 and 1."""
+        return sum(each.count / self.samples * abs(each.accuracy - each.confidence) for each in self._filled)
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error (Guo et al. 2017, eq. 5): the largest |accuracy - mean confidence| of a bin that
+        is not empty."""
+        return max(abs(each.accuracy - each.confidence) for each in self._filled)
+
+    @property
+    def _filled(self) -> list[Bin]:
+        return [each for each in self.bins if each.count]
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    found = {}
+    for subject in measured(subjects):
+        with subject.images(options.split) as images:
+            found[subject.name] = calibrate(
+                subject.load(), images, options.bins, desk, f"{subject.digest} {subject.name}", subject.name
+            )
+    differences = difference(*found.values()) if len(subjects) == 1 and len(found) == 2 else None
+    numbers = {name: {**asdict(each), "ece": each.ece, "mce": each.mce} for name, each in found.items()}
+    rows = [(name, *(getattr(each, key) for key in _COMPARED)) for name, each in found.items()]
+    return Findings(
+        numbers={"models": numbers, **({"sparse_minus_dense": differences} if differences else {})},
+        summary=_summary(found, differences),
+        tables={
+            "": Table(("model", "samples", *_COMPARED), [(row[0], found[row[0]].samples, *row[1:]) for row in rows]),
+            "bins": Table(
+                ("model", "low", "high", "count", "confidence", "accuracy"),
+                [(name, *asdict(each).values()) for name, model in found.items() for each in model.bins],
+            ),
+        },
+        figures={"": draw(found)},
+    )
+
+
+def measured(subjects: Sequence[Subject]) -> list[Subject]:
+    """They themselves; of a single run, of which no model was chosen, both models where it has both."""
+    if len(subjects) == 1 and subjects[0].run is not None and subjects[0].kind is None:
+        both = [subjects[0].of(kind) for kind in _KINDS if subjects[0].run.model_file(kind).exists()]
+        return both or list(subjects)
+    return list(subjects)
+
+
+def calibrate(
+    model: Loaded,
+    images: Batches[Batch],
+    bins: int = 15,
+    desk: Desk = FORGETFUL,
+    key: str = "calibration",
+    description: str = "calibration",
+) -> Calibration:
+    """Judges the model on all the images. `top1`, `nll` and `entropy` are those of `acdc eval`.
+
+    Raises RunError where there are none.
+    """
+
+    def add(batch: Batch) -> dict[str, Tensor]:
+        with model.precision.autocast():
+            logits = model.forward(batch.images)
+        return sums(logits, batch.labels, bins)
+
+    totals = desk.sums(key, images, add, description)
+    if not totals:
+        raise RunError("there is no image to judge the model on; name another set by --data")
+    return of_sums(totals)
+
+
+def sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """What `of_sums` needs of a batch, in float64 on the logits' device.
+
+    logits: (batch, classes).  labels: (batch,) int64.  The bins are (0, 1/bins], (1/bins, 2/bins], … up to 1.
+    """
+    probabilities = logits.float().double().softmax(dim=1)
+    confidence = probabilities.amax(dim=1)
+    right = (top_class(logits) == labels).double()
+    edges = torch.arange(1, bins, dtype=torch.float64, device=logits.device) / bins
+    members = torch.bucketize(confidence, edges)[:, None] == torch.arange(bins, device=logits.device)
+    # products, not an addition at indices, whose order on a GPU is another one each time
+    weights = members.double().T
+    errors = probabilities.scatter_add(1, labels[:, None], probabilities.new_full((len(labels), 1), -1))
+    judged = Classification().sums(logits, labels)
+    return {
+        "nll": judged["loss"],
+        "entropy": judged["entropy"],
+        "top1": judged["top1"],
+        "brier": errors.square().sum(),
+        "counts": members.sum(dim=0),
+        "confidences": weights @ confidence,
+        "rights": weights @ right,
+    }
+
+
+def of_sums(totals: Mapping[str, Tensor]) -> Calibration:
+    """totals: `sums`, added up over all batches."""
+    counts: list[int] = totals["counts"].tolist()
+    samples, bins = sum(counts), len(counts)
+    means = {key: float(totals[key]) / samples for key in ("top1", "nll", "entropy", "brier")}
+    nothing = float("nan")
+    return Calibration(
+        samples=samples,
+        confidence=float(totals["confidences"].sum()) / samples,
+        bins=tuple(
+            Bin(
+                at / bins,
+                (at + 1) / bins,
+                count,
+                confidence / count if count else nothing,
+                right / count if count else nothing,
+            )
+            for at, (count, confidence, right) in enumerate(
+                zip(counts, totals["confidences"].tolist(), totals["rights"].tolist(), strict=True)
+            )
+        ),
+        **means,
+    )
+
+
+def difference(sparse: Calibration, dense: Calibration) -> dict[str, float]:
+    """Of every measure, the sparse model's less the dense one's."""
+    return {key: getattr(sparse, key) - getattr(dense, key) for key in _COMPARED}
+
+
+def draw(models: Mapping[str, Calibration]) -> Figure:
+    """The reliability diagram, over the number of images in each bin."""
+    figure = figures.new(5.5, 6)
+    reliability, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
+    reliability.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="perfectly calibrated")
+    for (name, model), look in zip(models.items(), figures.looks(), strict=False):
+        filled = [each for each in model.bins if each.count]
+        points = [[100 * each.confidence for each in filled], [100 * each.accuracy for each in filled]]
+        reliability.plot(*points, label=f"{name}: ECE {model.ece:.2%}", **look)
+        edges = [0.0, *(100 * each.high for each in model.bins)]
+        heights = [each.count for each in model.bins]
+        counts.stairs(heights, edges, baseline=None, color=look["color"], linestyle=look["linestyle"])
+    reliability.set(ylabel="accuracy of the bin (%)", ylim=(-3, 103))
+    figure.legend(loc="outside upper center", fontsize=8)
+    counts.set(xlabel="confidence (%)", ylabel="images in the bin", yscale="log", xlim=(0, 101), ylim=(0.7, None))
+    for panel in (reliability, counts):
+        panel.grid(alpha=0.3)
+    return figure
+
+
+def _summary(models: Mapping[str, Calibration], differences: Mapping[str, float] | None) -> Table:
+    """Shares in percent, their differences, the sparse model's less the dense one's, in percentage points."""
+
+    def texts(values: Sequence[float]) -> list[str]:
+        top1, confidence, nll, entropy, ece, mce, brier = values
+        return [
+            *(f"{value:.2%}" for value in (top1, confidence)),
+            *(f"{value:.4f}" for value in (nll, entropy)),
+            *(f"{value:.2%}" for value in (ece, mce)),
+            f"{brier:.4f}",
+        ]
+
+    rows = [[name, *texts([getattr(model, key) for key in _COMPARED])] for name, model in models.items()]
+    if differences:
+        rows.append(["difference", *texts(list(differences.values()))])
+    return Table(("model", "top-1", "confidence", "NLL, nats", "entropy, nats", "ECE", "MCE", "Brier"), rows)
