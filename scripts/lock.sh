@@ -9,8 +9,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 compile() {
-    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra demo --extra slurm --group dev \
-        --no-annotate --no-header "$@"
+    "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+        --extra corruptions --extra demo --extra slurm --group dev --no-annotate --no-header "$@"
 }
 
 # All of it is resolved at once, so that the two files agree; FFCV's share is then what the rest does not need.

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli.errors import RunError
+from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.ledger import Ledger
+from acdc_cli.studies.study import load_study
 
 Value = str | int | float
 
@@ -83,20 +85,10 @@ class Run:
         return flat({"model": self.recipe["model"], "data": data, "task": self.recipe["task"]})
 
 
-def flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"optim.lr": 0.1}` of nested blocks."""
-    found: dict[str, Any] = {}
-    for key, value in block.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def folder_of(study: str) -> Path:
     """The directory that is given, or that where `acdc sweep` puts the study of this file or name."""
     if Path(study).is_dir():
         return Path(study)
-    from acdc_cli.studies.study import load_study
-
     return Path("studies") / load_study(study).name
 
 

@@ -1,0 +1,319 @@
+"""All that is known of several runs: recipes, final numbers, and over seeds mean, deviation and a paired test."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.paired import Paired, paired
+from acdc_cli.analysis.base.subject import Subject, run_of
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.schema import Block
+from acdc_cli.runs.outcome import Outcome, outcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TESTED = ("top1", "entropy", "val_loss")
+"""Measures that groups are tested in."""
+_FREE = ("name", "seed", "device", "threads", "compile", "channels_last", "track.", "checkpoint.")
+_FREE_DATA = ("data.path", "data.loader", "data.workers", "data.val_batch_size")
+"""Keys, or beginnings of keys, in which runs may differ that count as the same but for their seed."""
+_SIDE_BY_SIDE = 3
+"""Groups that a table of 80 columns has room for."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    """By dotted keys, as the next."""
+    made_with: Mapping[str, Any]
+    """Device, versions, data and commit."""
+    outcome: Outcome
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @property
+    def state(self) -> str:
+        return "finished" if self.outcome.finished else f"{self.outcome.epochs} of {self.recipe['epochs']} epochs"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose recipes differ in nothing but the seed, and what bears on no number."""
+
+    name: str
+    runs: Sequence[Known]
+
+    @property
+    def finished(self) -> list[Known]:
+        return [run for run in self.runs if run.outcome.finished]
+
+    def spread(self, key: str) -> tuple[float | None, float | None]:
+        """Mean and sample standard deviation (n - 1) over the finished runs; None where one of them has no number, and
+        for fewer than one or two."""
+        values = [run.outcome.values[key] for run in self.finished]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None, None
+        return fmean(known), stdev(known) if len(known) > 1 else None
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """Of the finished runs that have a number; a seed that is there twice could not be paired, and is left out."""
+        times = Counter(run.seed for run in self.finished)
+        found = {run.seed: run.outcome.values[key] for run in self.finished if times[run.seed] == 1}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """How far a group lies above the first one."""
+
+    group: str
+    measure: str
+    result: Paired
+
+
+def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+    """Differences are to the first run, tests against its group. Raises RunError for what is no run."""
+    if len(subjects) < 2:
+        raise RunError(f"name at least two runs to compare; {subjects[0].name} is one")
+    runs = []
+    for subject in subjects:
+        run = run_of(subject)
+        made_with = flat((run.provenance() or [{}])[-1])
+        runs.append(Known(subject.name, flat(subject.recipe.as_dict()), made_with, outcome(run, subject.kind)))
+    return _findings(runs)
+
+
+def differing(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The keys whose values are not the same in all blocks, with each one's value; None where it has no such key."""
+    keys = dict.fromkeys(key for block in blocks.values() for key in block)
+    found = {key: {name: block.get(key) for name, block in blocks.items()} for key in keys}
+    return {key: values for key, values in found.items() if len({repr(value) for value in values.values()}) > 1}
+
+
+def grouped(runs: Sequence[Known]) -> list[Group]:
+    """In the order of their first runs."""
+    found: dict[str, list[Known]] = {}
+    for run in runs:
+        bearing = {key: value for key, value in run.recipe.items() if not key.startswith((*_FREE, *_FREE_DATA))}
+        found.setdefault(repr(sorted(bearing.items())), []).append(run)
+    names = [_name([run.name for run in group]) for group in found.values()]
+    # cut down they may be those of others
+    unique = len(set(names)) == len(names)
+    return [Group(name if unique else group[0].name, group) for name, group in zip(names, found.values(), strict=True)]
+
+
+def _name(runs: Sequence[str]) -> str:
+    """`small` of `small-0` and `small-1`; where they have little in common, that of the first."""
+    # of characters, not of folders
+    common = os.path.commonprefix(runs) if len(runs) > 1 else ""  # noqa: RUF071
+    common = re.sub(r"[\W_]*(seed)?[\W_]*$", "", common)
+    return common if len(common) >= len(runs[0]) / 2 else runs[0]
+
+
+def against_first(groups: Sequence[Group]) -> list[Tested]:
+    """Each group against the first, paired by seed."""
+    first = groups[0]
+    return [
+        Tested(group.name, key, paired(group.by_seed(key), first.by_seed(key)))
+        for group in groups[1:]
+        for key in TESTED
+    ]
+
+
+def _findings(runs: Sequence[Known]) -> Findings:
+    groups = grouped(runs)
+    tests = against_first(groups)
+    recipes = differing({run.name: run.recipe for run in runs})
+    made_with = {
+        key: values
+        for key, values in differing({run.name: run.made_with for run in runs}).items()
+        if key not in ("time", "command")
+    }
+    group_of = {run.name: group.name for group in groups for run in group.runs}
+    of_runs = [_of_run(run, group_of[run.name], runs[0]) for run in runs]
+    of_groups = [_of_group(group, list(runs[0].outcome.values)) for group in groups]
+    of_tests = [{"group": test.group, "measure": test.measure, **asdict(test.result)} for test in tests]
+    differences = recipes | {f"made with {key}": values for key, values in made_with.items()}
+    return Findings(
+        numbers={
+            "first": runs[0].name,
+            "runs": of_runs,
+            "recipe_differences": recipes,
+            "made_with_differences": made_with,
+            "groups": of_groups,
+            "tests_against_the_first_group": of_tests,
+        },
+        summary=_side_by_side(groups, tests, recipes) if len(groups) <= _SIDE_BY_SIDE else _below(groups, tests),
+        tables={
+            "": _table(of_runs, list(of_runs[0])),
+            "groups": _table(of_groups, list(of_groups[0])),
+            "tests": _table(of_tests, ["group", "measure", *(field.name for field in fields(Paired))]),
+            "differences": Table(
+                ("key", *(run.name for run in runs)), [(key, *values.values()) for key, values in differences.items()]
+            ),
+        },
+        figures={"": draw(groups)},
+    )
+
+
+def _of_run(run: Known, group: str, first: Known) -> dict[str, Any]:
+    pairs = {key: (value, first.outcome.values[key]) for key, value in run.outcome.values.items()}
+    minus = {key: None if a is None or b is None else a - b for key, (a, b) in pairs.items()}
+    return {
+        "run": run.name,
+        "group": group,
+        "seed": run.seed,
+        "state": run.state,
+        **run.outcome.values,
+        **{f"{key}_minus_first": value for key, value in minus.items()},
+    }
+
+
+def _of_group(group: Group, keys: Sequence[str]) -> dict[str, Any]:
+    spreads = {key: group.spread(key) for key in keys}
+    return {
+        "group": group.name,
+        "runs": len(group.runs),
+        "finished": len(group.finished),
+        **{f"{key}_mean": mean for key, (mean, _) in spreads.items()},
+        **{f"{key}_std": std for key, (_, std) in spreads.items()},
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    return Table(columns, [[row[column] for column in columns] for row in rows])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _short(value: float) -> str:
+    """`4.71 M` of 4,706,064."""
+    power = min(max(int(math.log10(value)) // 3, 0), 6) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}".rstrip()
+
+
+_SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "top1": ("top-1 %", _percent),
+    "dense_top1": ("dense model's top-1 %", _percent),
+    "val_loss": ("loss (nats)", _nats),
+    "entropy": ("entropy (nats)", _nats),
+    "sparsity_all": ("zero weights %", _percent),
+    "nonzero": ("nonzero weights", _whole),
+    "inference_flops_nominal": ("FLOPs of an image", _short),
+    "inference_flops_measured": ("  measured", _short),
+    "train_flops_nominal": ("FLOPs of training", _short),
+    "train_flops_measured": ("  measured", _short),
+    "seconds": ("seconds of training", _whole),
+}
+
+
+def _cell(group: Group, key: str, deviation: bool = False) -> str:
+    """`98.10 ± 0.12`; of a run alone what it has, finished or not."""
+    show = _SHOWN[key][1]
+    mean, std = group.spread(key)
+    if len(group.runs) == 1:
+        mean = group.runs[0].outcome.values[key]
+    if mean is None:
+        return "-"
+    return show(mean) + (f" ± {show(std)}" if std is not None and deviation else "")
+
+
+def _counted(group: Group) -> str:
+    if len(group.runs) == 1 and not group.finished:
+        return group.runs[0].state
+    whole = len(group.finished) == len(group.runs)
+    return f"{len(group.finished)}" if whole else f"{len(group.finished)} of {len(group.runs)}"
+
+
+def _lead(test: Tested | None) -> str:
+    if test is None or test.result.mean is None:
+        return "-"
+    return f"{'-' if test.result.mean < 0 else '+'}{_SHOWN[test.measure][1](abs(test.result.mean))}"
+
+
+def _p(test: Tested | None) -> str:
+    return "-" if test is None or test.result.p is None else f"{test.result.p:.2g}"
+
+
+def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A column for each group; a row for each measure, and for each key of the recipe that differs."""
+    rows = [("finished runs", *(_counted(group) for group in groups))]
+    for key, (title, _) in _SHOWN.items():
+        rows.append((title, *(_cell(group, key, key in TESTED) for group in groups)))
+        found = [test for test in tests if test.measure == key]
+        if any(test.result.mean is not None for test in found):
+            rows.append(("  minus the first", "", *(_lead(test) for test in found)))
+        if any(test.result.p is not None for test in found):
+            rows.append(("  p, paired by seed", "", *(_p(test) for test in found)))
+    for key, values in recipes.items():
+        spelt = [["-" if values[run.name] is None else str(values[run.name]) for run in group.runs] for group in groups]
+        rows.append((key, *(", ".join(dict.fromkeys(each)) for each in spelt)))
+    return Table(("", *(group.name for group in groups)), rows)
+
+
+def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
+    """A row for each group."""
+    leads = {test.group: test for test in tests if test.measure == "top1"}
+    rows = [
+        (
+            group.name,
+            _counted(group),
+            _cell(group, "top1", deviation=True),
+            _lead(leads.get(group.name)),
+            _p(leads.get(group.name)),
+            *(_cell(group, key) for key in ("entropy", "sparsity_all", "train_flops_measured")),
+        )
+        for group in groups
+    ]
+    return Table(("", "n", "top-1 %", "- 1st", "p", "entropy", "zeros %", "FLOPs"), rows)
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """Each run's top-1 and entropy, hollow while it goes on; over seeds their mean and standard deviation."""
+    figure = figures.new(8, 1.4 + 0.32 * len(groups))
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, key, scale, label in zip(
+        panels, ("top1", "entropy"), (100, 1), ("top-1 (%)", "validation entropy (nats)"), strict=True
+    ):
+        for row, group in enumerate(groups):
+            for run in group.runs:
+                if (value := run.outcome.values[key]) is not None:
+                    fill = "full" if run.outcome.finished else "none"
+                    panel.plot([scale * value], [row + 0.18], "o", color="0.35", markersize=4, fillstyle=fill)
+            mean, std = group.spread(key)
+            if mean is not None and std is not None:
+                look = {"color": figures.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
+                panel.errorbar([scale * mean], [row - 0.12], xerr=[scale * std], **look)
+        panel.set(xlabel=label)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(groups)), [group.name for group in groups], fontsize=8)
+    panels[0].invert_yaxis()
+    return figure

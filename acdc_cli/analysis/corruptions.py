@@ -1,0 +1,295 @@
+"""Accuracy under the 19 corruptions of ImageNet-C, and mean corruption error against the first model (P2 F)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from acdc_cli import console
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.outputs import top_class
+from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
+from acdc_cli.data.imagenet_c import Folders, MadeAnew
+from acdc_cli.recipe.schema import Block
+from acdc_cli.training.precision import choose_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Errors = Mapping[str, Sequence[float]]
+"""Of each corruption the error (1 - top-1, a fraction) at each severity."""
+Under = Callable[[Loader, Corruption, int], AbstractContextManager[Batches[Batch]]]
+"""The images of a loader under a corruption of some severity."""
+
+_GROUP_OF: dict[str, str] = {corruption: group for group, members in GROUPS.items() for corruption in members}
+_SIDE_BY_SIDE = 6
+"""Models that a table of 80 columns has room for."""
+
+
+class Options(Block):
+    path: str | None = None
+    """Folder of ImageNet-C, with fog/1/n01440764/*.JPEG. Default: the validation images are corrupted anew."""
+    corruptions: Annotated[list[Corruption], Field(min_length=1)] | None = None
+    """Only these. Default: all 19."""
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1]
+    """From 1, as in P2, to 5; mean corruption errors are usually over all five."""
+    noise_seed: Annotated[int, Field(ge=0)] = 0
+    """Of the corruptions that are made anew."""
+    workers: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Processes that corrupt images; the numbers do not depend on it. Default: one a core."""
+
+    @model_validator(mode="after")
+    def _each_is_used(self) -> Self:
+        if self.path is not None and (idle := {"noise_seed", "workers"} & self.model_fields_set):
+            raise ValueError(
+                f"{' and '.join(sorted(idle))}: nothing is made where `path` names ImageNet-C's own images"
+            )
+        for key in ("corruptions", "severities"):
+            values = getattr(self, key) or []
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: each is measured once, and {values} names one twice")
+        return self
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Top-1 of a model, as fractions."""
+
+    clean: float
+    under: Mapping[str, Mapping[int, float]]
+    """By corruption and severity."""
+
+    @property
+    def errors(self) -> Errors:
+        return {name: [1 - top1 for top1 in found.values()] for name, found in self.under.items()}
+
+    def top1(self, *corruptions: str) -> float:
+        """The mean over these corruptions and all severities; NaN where there are none."""
+        return _mean([fmean(self.under[name].values()) for name in corruptions])
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    """Corruption errors are relative to the first subject. Raises DataError where images or the library are missing."""
+    corruptions = options.corruptions or CORRUPTIONS
+    scores: dict[str, Scores] = {}
+    with ExitStack() as stack:
+        made = None
+        if options.path is None:
+            made = MadeAnew(stack.enter_context(Corrupter(options.noise_seed, options.workers)))
+            _say_what_severities_mean({subject.recipe.data.val_crop for subject in subjects})
+        for group in _seeing_the_same(subjects):
+            recipe = group[0].recipe
+            images = made or Folders(Path(options.path or ""), recipe.data, choose_device(recipe.device))
+            if isinstance(images, Folders):
+                images.require(corruptions, options.severities)
+            models = {subject.name: subject.load() for subject in group}
+            with group[0].images() as loader:
+                scores |= scores_of(models, loader, images.under, corruptions, options.severities, desk)
+    return _findings({subject.name: scores[subject.name] for subject in subjects}, options)
+
+
+def scores_of(
+    models: Mapping[str, Loaded],
+    loader: Loader,
+    under: Under,
+    corruptions: Sequence[Corruption] = CORRUPTIONS,
+    severities: Sequence[int] = (1,),
+    desk: Desk = FORGETFUL,
+) -> dict[str, Scores]:
+    """Of models on one device that want the loader's images: each is corrupted once for all of them."""
+    add, names = partial(correct, models), ", ".join(models)
+    hits = desk.sums(f"{names}: clean", loader, add, "clean images")
+    clean = {name: int(hits[name]) / loader.samples for name in models}
+    top1: dict[str, dict[str, dict[int, float]]] = {name: {each: {} for each in corruptions} for name in models}
+    for corruption in corruptions:
+        for severity in severities:
+            what = f"{corruption} {severity}"
+            with under(loader, corruption, severity) as batches:
+                hits = desk.sums(f"{names}: {what}", batches, add, what)
+            for name in models:
+                top1[name][corruption][severity] = int(hits[name]) / loader.samples
+    return {name: Scores(clean[name], top1[name]) for name in models}
+
+
+def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
+    """How many of the images each model classifies as they are labelled: int64 scalars on the device."""
+    hits = {}
+    for name, model in models.items():
+        with model.precision.autocast():
+            logits = model.forward(batch.images)
+        hits[name] = (top_class(logits) == batch.labels).sum()
+    return hits
+
+
+def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
+    """Hendrycks and Dietterich's CE of each corruption: the sum of the errors over severities, over the baseline's.
+
+    NaN where the baseline makes no error. Their mean over the 15 common corruptions is mCE.
+    """
+    return {name: _ratio(sum(each), sum(baseline[name])) for name, each in errors.items()}
+
+
+def relative_corruption_errors(
+    errors: Errors, clean: float, baseline: Errors, baseline_clean: float
+) -> dict[str, float]:
+    """The same of how far the errors lie above those on clean images, `clean`; NaN where the baseline's do not."""
+    return {
+        name: _ratio(sum(error - clean for error in each), sum(error - baseline_clean for error in baseline[name]))
+        for name, each in errors.items()
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    # less is rounding: errors are multiples of one image's share
+    return part / whole if whole > 1e-12 else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def _say_what_severities_mean(sides: set[int]) -> None:
+    for side in sorted(sides - {SIDE}):
+        small = f"; below {SMALLEST_SIDE} they are mirrored at their edges, corrupted and cut back"
+        console.say(
+            f"severities are meant for images of {SIDE} pixels, and these have {side}{small * (side < SMALLEST_SIDE)}"
+        )
+
+
+def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Subjects whose validation images are prepared alike, together."""
+
+    def view(subject: Subject) -> str:
+        block = subject.recipe.data
+        shown = block.model_dump(include={"name", "path", "loader", "val_images", "val_resize", "val_crop"})
+        return repr((shown, block.val_batch_size or block.batch_size, subject.recipe.device))
+
+    return [list(group) for _, group in groupby(sorted(subjects, key=view), key=view)]
+
+
+def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
+    corruptions = options.corruptions or CORRUPTIONS
+    over = {"common": [each for each in corruptions if each in COMMON], "all": list(corruptions)}
+    # one model has nothing to be compared with
+    baseline = next(iter(scores)) if len(scores) > 1 else None
+    models = {name: _numbers(score, scores[baseline] if baseline else None, over) for name, score in scores.items()}
+    rows = [
+        (
+            name,
+            corruption,
+            _GROUP_OF[corruption],
+            severity,
+            top1,
+            models[name].get("corruption_error", {}).get(corruption),
+        )
+        for name, score in scores.items()
+        for corruption, found in score.under.items()
+        for severity, top1 in found.items()
+    ]
+    clean = [(name, "clean", None, 0, score.clean, None) for name, score in scores.items()]
+    return Findings(
+        numbers={
+            "images": options.path or "of the validation set, corrupted anew",
+            "severities": options.severities,
+            "baseline": baseline,
+            "models": models,
+        },
+        summary=_side_by_side(scores, models, over) if len(scores) <= _SIDE_BY_SIDE else _below(scores, models),
+        tables={"": Table(("run", "corruption", "group", "severity", "top1", "corruption_error"), [*clean, *rows])},
+        figures={"": draw(scores)},
+    )
+
+
+def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """over: corruptions by the name that a mean over them has."""
+    found = {
+        "clean_top1": score.clean,
+        "top1": score.under,
+        "mean_top1": {name: score.top1(*members) for name, members in over.items()},
+    }
+    if baseline is None:
+        return found
+    ratios = corruption_errors(score.errors, baseline.errors)
+    relative = relative_corruption_errors(score.errors, 1 - score.clean, baseline.errors, 1 - baseline.clean)
+    return found | {
+        "corruption_error": ratios,
+        "mce": {name: _mean([ratios[each] for each in members]) for name, members in over.items()},
+        "relative_corruption_error": relative,
+        "relative_mce": {name: _mean([relative[each] for each in members]) for name, members in over.items()},
+    }
+
+
+def _side_by_side(
+    scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], over: Mapping[str, Sequence[str]]
+) -> Table:
+    rows = [("clean", *(_percent(score.clean) for score in scores.values()))]
+    for each in over["all"]:
+        rows.append((each.replace("_", " "), *(_percent(score.top1(each)) for score in scores.values())))
+    means = {key: members for key, members in over.items() if members and (key == "all" or members != over["all"])}
+    for title, measure in (("mean", "mean_top1"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
+        for key, members in means.items():
+            shown = [_percent(found[measure][key]) for found in models.values() if measure in found]
+            if shown:
+                rows.append((f"{title} of {'the ' if len(members) == len(COMMON) else ''}{len(members)}", *shown))
+    return Table(("top-1 % under", *scores), rows)
+
+
+def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each model, with means over groups of corruptions."""
+    first = next(iter(scores.values()))
+    groups = {group: [each for each in members if each in first.under] for group, members in GROUPS.items()}
+    groups = {group: members for group, members in groups.items() if members}
+    rows = [
+        (
+            name,
+            _percent(score.clean),
+            *(_percent(score.top1(*members)) for members in groups.values()),
+            _percent(models[name]["mean_top1"]["all"]),
+            _percent(models[name]["mce"]["common"]),
+        )
+        for name, score in scores.items()
+    ]
+    return Table(("top-1 % under", "clean", *groups, "mean", "mCE"), rows)
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def draw(scores: Mapping[str, Scores]) -> Figure:
+    """Top-1 by corruption, of models by their names; the mean over severities, where there are several."""
+    corruptions = list(next(iter(scores.values())).under)
+    row_height = max(0.22, 0.07 * len(scores))
+    figure = figures.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
+    panel = figure.subplots()
+    for number, ((name, score), look) in enumerate(zip(scores.items(), figures.looks(), strict=False)):
+        top1 = [100 * share for share in (score.clean, *(score.top1(each) for each in corruptions))]
+        # below one another, so that equal ones are all seen
+        rows = [row + 0.6 * ((number + 0.5) / len(scores) - 0.5) for row in range(len(top1))]
+        panel.plot(top1, rows, label=name, **look | {"linestyle": "none", "markersize": 5})
+    for row, (above, below) in enumerate(pairwise(corruptions), start=1):
+        if _GROUP_OF[above] != _GROUP_OF[below]:
+            panel.axhline(row + 0.5, color="0.8", linewidth=0.8)
+    panel.axhline(0.5, color="0.5", linewidth=0.8)
+    panel.set_yticks(range(len(corruptions) + 1), ["clean", *(each.replace("_", " ") for each in corruptions)])
+    panel.invert_yaxis()
+    severities = [str(each) for each in next(iter(scores.values())).under[corruptions[0]]]
+    at = f"mean of severities {', '.join(severities)}" if len(severities) > 1 else f"severity {severities[0]}"
+    panel.set(xlabel=f"top-1 (%), {at}")
+    panel.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", fontsize=8)
+    return figure

@@ -1,0 +1,80 @@
+"""A run's final numbers, from what its directory holds; no weight is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors
+
+from acdc_cli.errors import RunError
+from acdc_cli.runs.run_dir import RunDir
+
+_OF_MODELS = ("top1", "val_loss", "entropy", "train_loss", "sparsity", "sparsity_all")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    finished: bool
+    epochs: int
+    """That have ended."""
+    values: Mapping[str, float | None]
+    """None is not known. `top1` and so on are those of the model that the run is for, `sparse_top1` and `dense_top1`
+    those of the pair; `nonzero` counts conv and linear weights; FLOPs are as planned (`nominal`) and as the weights
+    really were (`measured`), those of inference for an image."""
+
+
+def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outcome:
+    """The final numbers; while the run goes on, those of its last epochs of each kind.
+
+    kind: the model that `top1` and so on are of; None: the sparse one, if the run makes one.
+    Raises RunError where a file is damaged.
+    """
+    records, summary = run.records(), _summary(run)
+    ends = {each: summary[each] for each in ("sparse", "dense") if each in summary} if summary else {}
+    last = ends.get("sparse") or ends.get("dense") or {}
+    if not summary:
+        ends = {record["phase"]: record for record in records}
+        last = records[-1] if records else {}
+    if kind:
+        last = ends.get(kind, {})
+    values = {key: last.get(key) for key in _OF_MODELS}
+    for each in ("sparse", "dense"):
+        values |= {f"{each}_{key}": ends.get(each, {}).get(key) for key in ("top1", "val_loss", "entropy")}
+    values["nonzero"] = _nonzero(run, "sparse" if last is ends.get("sparse") else "dense", last) if summary else None
+    cost = summary.get("cost") or {}
+    for book in ("nominal", "measured"):
+        values |= {f"{key}_{book}": cost.get(book, {}).get(key) for key in ("inference_flops", "train_flops")}
+    values["seconds"] = summary.get("seconds", math.fsum(record["seconds"] for record in records))
+    return Outcome(bool(summary), len(records), values)
+
+
+def _summary(run: RunDir) -> dict[str, Any]:
+    """Empty while the run goes on."""
+    if not run.finished:
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads(run.summary.read_text())
+    except ValueError as error:
+        raise RunError(f"{run.summary} is damaged ({error}); put a copy in its place") from error
+    return summary
+
+
+def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
+    """Conv and linear weights that are not zero; None where the file with the weights, for their shapes, is gone."""
+    file = run.model_file(kind)
+    if not last or not file.exists():
+        return None
+    try:
+        with safetensors.safe_open(file, framework="numpy") as tensors:
+            names, count = set(tensors.keys()), 0
+            for layer, sparsity in last["layers"].items():
+                # torch's attention holds its linear weights itself
+                name = f"{layer}.weight" if f"{layer}.weight" in names else f"{layer}_weight"
+                count += round((1 - sparsity) * math.prod(tensors.get_slice(name).get_shape()))
+            return count
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{file} is damaged ({error}); put a copy in its place") from error

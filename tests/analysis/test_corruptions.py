@@ -1,0 +1,308 @@
+"""Corrupted images, wherever they come from, and the errors that models make on them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import Acdc
+from numpy.typing import NDArray
+from PIL import Image
+
+from acdc_cli.analysis.base.desk import FORGETFUL, Desk
+from acdc_cli.analysis.base.subject import Loaded
+from acdc_cli.analysis.corruptions import (
+    Scores,
+    correct,
+    corruption_errors,
+    relative_corruption_errors,
+    scores_of,
+)
+from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, Corrupter, Corruption, corrupt
+from acdc_cli.data.imagenet_c import Corrupted, MadeAnew, pictures
+from acdc_cli.errors import DataError
+from acdc_cli.jobs.subjects import Asked, open_subjects
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture
+def library() -> None:
+    """Skips what makes images, where OpenCV's system libraries are missing."""
+    try:
+        import imagecorruptions  # noqa: F401
+    except ImportError as cause:
+        pytest.skip(f"images cannot be corrupted here: {cause}")
+
+
+def waves(side: int, images: int = 3) -> Pixels:
+    rows, columns, number = np.ogrid[:side, :side, :images]
+    grey = 128 + 90 * np.sin(rows / 3 + number) * np.cos(columns / 5)
+    return np.stack([grey.transpose(2, 0, 1) * share for share in (1.0, 0.8, 0.6)], -1).astype(np.uint8)
+
+
+# --- measures -----------------------------------------------------------------------------------
+
+
+def test_a_corruption_error_is_a_ratio_of_sums_over_severities() -> None:
+    found = corruption_errors({"fog": [0.2, 0.4], "snow": [0.3, 0.3]}, {"fog": [0.4, 0.8], "snow": [0.3, 0.2]})
+    assert found == pytest.approx({"fog": 0.5, "snow": 1.2})
+
+
+def test_a_relative_corruption_error_is_one_of_what_the_corruption_adds() -> None:
+    errors, baseline = {"fog": [0.2, 0.4], "snow": [0.3, 0.3]}, {"fog": [0.4, 0.8], "snow": [0.3, 0.2]}
+    assert relative_corruption_errors(errors, 0.1, baseline, 0.2) == pytest.approx({"fog": 0.5, "snow": 4.0})
+
+
+def test_a_ratio_to_nothing_is_no_number() -> None:
+    assert math.isnan(corruption_errors({"fog": [0.1]}, {"fog": [0.0]})["fog"])
+    # 1 - 0.9 - (1 - 0.9) in floats need not be 0
+    for top1 in (0.9, 0.7, 0.3):
+        baseline = Scores(top1, {"fog": {1: top1}}).errors
+        assert math.isnan(relative_corruption_errors({"fog": [0.5]}, 0.1, baseline, 1 - top1)["fog"])
+
+
+def test_the_mean_top1_is_over_corruptions_and_severities() -> None:
+    scores = Scores(1.0, {"fog": {1: 0.8, 3: 0.4}, "snow": {1: 0.2, 3: 0.0}})
+    assert scores.top1("fog") == pytest.approx(0.6)
+    assert scores.top1("fog", "snow") == pytest.approx(0.35)
+    assert math.isnan(scores.top1())
+
+
+def test_fifteen_corruptions_are_common_and_four_extra() -> None:
+    assert len(CORRUPTIONS) == 19
+    assert sum(GROUPS.values(), ()) == CORRUPTIONS
+    assert set(CORRUPTIONS) - set(COMMON) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
+
+
+# --- images made anew ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupted_image_depends_on_its_index_and_not_on_its_batch(corruption: Corruption) -> None:
+    images = waves(40)
+    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]  # noqa: NPY002
+    together = corrupt(images, [7, 3, 5], corruption, 2, seed=1)
+    alone = corrupt(images[2:], [5], corruption, 2, seed=1)
+    assert together.shape == images.shape
+    assert together.dtype == np.uint8
+    assert np.array_equal(together[2], alone[0])
+    assert not np.array_equal(together, images)
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("corruption", ["gaussian_noise", "impulse_noise", "glass_blur", "snow", "elastic_transform"])
+def test_another_seed_index_or_severity_is_another_corruption(corruption: Corruption) -> None:
+    image = waves(40, 1)
+    found = {
+        corrupt(image, [index], corruption, severity, seed).tobytes()
+        for index, severity, seed in [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]
+    }
+    assert len(found) == 4
+
+
+@pytest.mark.usefixtures("library")
+def test_an_image_that_is_too_small_is_mirrored_at_its_edges_and_cut_back() -> None:
+    image = waves(12, 1)
+    # (32 - 12) / 2 pixels on each side
+    mirrored = np.pad(image, ((0, 0), (10, 10), (10, 10), (0, 0)), mode="symmetric")
+    for corruption in ("brightness", "glass_blur", "frost"):
+        small, large = (corrupt(each, [4], corruption, 3, seed=0) for each in (image, mirrored))
+        assert np.array_equal(small[0], large[0, 10:22, 10:22])
+
+
+@pytest.mark.usefixtures("library")
+def test_a_spatter_that_hits_nothing_leaves_the_image_as_it_was() -> None:
+    image = waves(32, 1)
+    spattered = [corrupt(image, [index], "spatter", 1, seed=0) for index in range(300)]
+    missed = sum(np.array_equal(each, image) for each in spattered)
+    # otherwise the library divides by nothing and gives a black image
+    assert 0 < missed < 30
+    assert all(each.max() > 0 for each in spattered)
+
+
+def test_without_the_library_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
+    with pytest.raises(DataError, match=r"pip install 'acdc-cli\[corruptions\]'.*--set path=FOLDER"):
+        Corrupter()
+
+
+@contextmanager
+def digits(run: Path, batch: int = 30) -> Iterator[tuple[dict[str, Loaded], Loader]]:
+    (subject,) = open_subjects([run], Asked(overrides=(f"data.val_batch_size={batch}", "data.workers=0")))
+    with subject.images() as loader:
+        yield {"run": subject.load()}, loader
+
+
+def drawn(loader: Loader, corrupter: Corrupter, corruption: Corruption, start: int = 0) -> list[Batch]:
+    with Corrupted(loader, corrupter, corruption, 2).epoch(0, start) as batches:
+        return list(batches)
+
+
+@pytest.mark.usefixtures("library")
+def test_processes_make_the_same_images_as_this_one(trained: Path) -> None:
+    with digits(trained, batch=7) as (_, loader), Corrupter(5, workers=0) as here, Corrupter(5, workers=2) as others:
+        for corruption in ("impulse_noise", "shot_noise"):
+            expected, found = (drawn(loader, each, corruption, start=11) for each in (here, others))
+            assert len(found) == loader.steps - 11 == 4
+            for one, other in zip(expected, found, strict=True):
+                assert torch.equal(one.images, other.images)
+                assert torch.equal(one.indices, other.indices)
+                assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.usefixtures("library")
+def test_scores_are_those_of_every_image_by_itself(trained: Path) -> None:
+    with digits(trained) as (models, loader), Corrupter(3, workers=0) as corrupter:
+        scores = scores_of(models, loader, MadeAnew(corrupter).under, ["motion_blur"], [2])["run"]
+        hits = clean_hits = 0
+        with loader.epoch(0) as batches, torch.no_grad():
+            for batch in batches:
+                for image, label, index in zip(batch.images, batch.labels, batch.indices, strict=True):
+                    pixels = image.permute(1, 2, 0).numpy()[None]
+                    bad = torch.from_numpy(corrupt(pixels, [int(index)], "motion_blur", 2, 3)).permute(0, 3, 1, 2)
+                    hits += int(models["run"].forward(bad).argmax() == label)
+                    clean_hits += int(models["run"].forward(image[None]).argmax() == label)
+    assert (scores.clean, scores.under) == (clean_hits / 100, {"motion_blur": {2: hits / 100}})
+
+
+@pytest.mark.usefixtures("library")
+def test_broken_off_and_gone_on_with_gives_the_same_numbers(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count()
+
+    def dying(*arguments: object) -> dict[str, torch.Tensor]:
+        if next(calls) == 6:  # of 4 clean batches and 4 corrupted ones
+            raise KeyboardInterrupt
+        return correct(*arguments)  # type: ignore[arg-type]
+
+    def measured(desk: Desk) -> Scores:
+        with digits(trained) as (models, loader), Corrupter(0, workers=0) as corrupter:
+            return scores_of(models, loader, MadeAnew(corrupter).under, ["glass_blur"], [3], desk)["run"]
+
+    desk = Desk(tmp_path / "desk")
+    with monkeypatch.context() as patched:
+        patched.setattr("acdc_cli.analysis.corruptions.correct", dying)
+        with pytest.raises(KeyboardInterrupt):
+            measured(desk)
+    made: list[int] = []
+    original: Callable[..., Pixels] = corrupt
+    monkeypatch.setattr(
+        "acdc_cli.data.image_corruption.corrupt",
+        lambda images, indices, *rest: made.extend(indices) or original(images, indices, *rest),  # type: ignore[func-returns-value]
+    )
+    assert measured(desk) == measured(FORGETFUL)
+    # 60 of 100 images were done
+    assert made == [*range(60, 100), *range(100)]
+
+
+# --- ImageNet-C's folders -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def imagenet_c(few_digits: Path, tmp_path: Path) -> Path:
+    """`fog` shows the validation images as they are, `snow` black ones."""
+    root = tmp_path / "imagenet-c"
+    shutil.copytree(few_digits / "val", root / "fog" / "1")
+    shutil.copytree(few_digits / "val", root / "snow" / "1")
+    for file in (root / "snow").rglob("*.png"):
+        Image.new("RGB", (28, 28)).save(file)
+    return root
+
+
+def test_folders_are_judged_in_the_validation_sets_order(trained: Path, imagenet_c: Path, acdc: Acdc) -> None:
+    # another set's class, which sorts first
+    shutil.copytree(imagenet_c / "fog" / "1" / "3", imagenet_c / "fog" / "1" / "!other")
+    result = acdc(
+        *("analyze", "corruptions", trained, "--json", "--out", imagenet_c / "out", "--set", f"path={imagenet_c}"),
+        *("--set", "corruptions=[fog,snow]"),
+    )
+    assert result.exit_code == 0, result.output
+    model = json.loads(result.stdout)["results"]["models"]["small-0"]
+    assert model["top1"]["fog"]["1"] == model["clean_top1"] != 0.1
+    # one answer to all black images: ten of each class
+    assert model["top1"]["snow"]["1"] == pytest.approx(0.1)
+
+
+def test_classes_come_in_the_order_that_is_asked_for(imagenet_c: Path) -> None:
+    source = pictures(imagenet_c, "fog", 1, ["9", "2"])
+    assert source.labels.tolist() == 10 * [0] + 10 * [1]
+    assert {Path(path).parent.name for path in source.images[:10]} == {"9"}
+
+
+def test_missing_folders_are_named(trained: Path, imagenet_c: Path, acdc: Acdc) -> None:
+    asked = ("analyze", "corruptions", trained, "--out", imagenet_c / "out", "--set", f"path={imagenet_c}")
+    result = acdc(*asked, "--set", "corruptions=[fog,frost]", "--set", "severities=[1,2]")
+    assert result.exit_code == 2
+    assert "has no fog/2, frost/1, frost/2; unpack" in result.stderr
+    shutil.rmtree(imagenet_c / "fog" / "1" / "7")
+    result = acdc(*asked, "--set", "corruptions=[fog]")
+    assert result.exit_code == 2
+    assert "no folder for 1 of the 10 classes: 7." in result.stderr
+
+
+def test_a_set_of_other_images_is_refused(trained: Path, imagenet_c: Path, acdc: Acdc) -> None:
+    next((imagenet_c / "fog").rglob("*.png")).unlink()
+    result = acdc(
+        *("analyze", "corruptions", trained, "--out", imagenet_c / "out", "--set", f"path={imagenet_c}"),
+        *("--set", "corruptions=[fog]"),
+    )
+    assert result.exit_code == 2
+    assert "holds 99 images of the validation set's classes, and that has 100" in result.stderr
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("library")
+def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path, tmp_path: Path, acdc: Acdc) -> None:
+    result = acdc(
+        *("analyze", "corruptions", trained, other, "--out", tmp_path, "--set", "workers=0"),
+        *("--set", "corruptions=[contrast,gaussian_noise,saturate]", "--set", "severities=[1,5]"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "severities are meant for images of 224 pixels, and these have 28" in result.stderr
+    assert max(map(len, result.stdout.split("\n\n")[0].splitlines())) <= 80
+    (file,) = tmp_path.glob("*.json")
+    found = json.loads(file.read_text())["results"]
+    assert found["baseline"] == "small-0"
+    first, second = found["models"].values()
+    assert first["corruption_error"]["contrast"] == first["mce"]["common"] == 1
+    errors = [
+        [2 - sum(model["top1"][each].values()) for each in ("contrast", "gaussian_noise")] for model in (first, second)
+    ]
+    assert second["mce"]["common"] == pytest.approx(sum(b / a for a, b in zip(*errors, strict=True)) / 2)
+    # clean, three corruptions at two severities, two models, and the names of the columns
+    assert len(file.with_suffix(".csv").read_text().splitlines()) == 2 * 7 + 1
+    assert file.with_suffix(".png").exists()
+    assert file.with_suffix(".svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("path=x", "workers=2"), "nothing is made where `path` names"),
+        (("severities=[0]",), "severities"),
+        (("severities=[2,2]",), "names one twice"),
+        (("corruptions=[fogg]",), "fog"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    trained: Path, tmp_path: Path, acdc: Acdc, options: tuple[str, ...], message: str
+) -> None:
+    sets = [part for option in options for part in ("--set", option)]
+    result = acdc("analyze", "corruptions", trained, "--out", tmp_path, *sets)
+    assert result.exit_code == 2
+    assert message in result.stderr
