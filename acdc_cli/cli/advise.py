@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Runs = Annotated[list[Path], typer.Argument(help="Run directories, sparse and dense, or one study directory.")]
+Runs = Annotated[
+    list[str], typer.Argument(help="Run directories, sparse and dense, or one study: its directory, file or name.")
+]
 
 
 def advise(

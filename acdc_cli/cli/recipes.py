@@ -17,7 +17,7 @@ Override = Annotated[
 
 @app.command("list")
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The recipes that come with acdc."""
+    """The recipes and studies that come with acdc."""
     from acdc_cli import console
     from acdc_cli.jobs.recipes import list_recipes
 
@@ -36,7 +36,7 @@ def show(
         bool, typer.Option("--resolved", help="With all that it extends and every default; --set implies it.")
     ] = False,
 ) -> None:
-    """Print a recipe as its file stands, or with every key resolved."""
+    """Print a recipe or a study as its file stands, or a recipe with every key resolved."""
     from acdc_cli import console
     from acdc_cli.jobs.recipes import show as job
 
@@ -50,9 +50,10 @@ def copy(
         Path | None, typer.Argument(help="A new file, or a folder. Default: here.", show_default=False)
     ] = None,
 ) -> None:
-    """Copy a recipe to edit it; what it extends stays with acdc."""
+    """Copy a recipe or a study to edit it; what it builds on stays with acdc."""
     from acdc_cli import console
     from acdc_cli.jobs.recipes import copy as job
+    from acdc_cli.jobs.recipes import is_study
 
     path = job(name, destination)
-    console.say(f"copied to {path}; train it with: acdc train {path}")
+    console.say(f"copied to {path}; use it with: acdc {'sweep' if is_study(name) else 'train'} {path}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli.errors import RunError
+from acdc_cli.recipe import shipped
 from acdc_cli.studies import advise as studies
 from acdc_cli.studies import results
 from acdc_cli.studies.advise import Advice, Lengths
@@ -50,15 +51,20 @@ class Found:
         }
 
 
-def advise(paths: Sequence[Path]) -> Found:
-    """paths: one study directory, or run directories. Raises RunError for other folders, or where no run has ended."""
+def advise(sources: Sequence[str]) -> Found:
+    """sources: run directories, or one study, as `acdc report` takes it.
+
+    Raises RunError for what is neither, or where no run has ended.
+    """
+    paths = list(map(Path, sources))
     studied = [path for path in paths if results.is_study(path)]
     if studied and len(paths) > 1:
         raise RunError(f"{studied[0]} is a study; give one study, or run directories such as {studied[0]}/runs/*")
-    runs = results.of_study(paths[0]) if studied else results.of_runs(paths)
+    study = results.folder_of(sources[0]) if studied or _names_a_study(sources) else None
+    runs = results.of_study(study) if study else results.of_runs(paths)
     if not any(run.done for run in runs):
         raise RunError("none of these runs has ended: only the models after the last epoch can be compared")
-    summary = summarise("the runs", runs, "epochs")
+    summary = summarise("the runs", runs, "epochs", results.advancing_together(study) if study else ())
     return Found(summary, studies.advise(summary), [studies.lengths(series) for series in summary.series])
 
 
@@ -88,6 +94,10 @@ def distance_rows(found: Found) -> list[list[str]]:
         ]
         for advice in found.advice
     ]
+
+
+def _names_a_study(sources: Sequence[str]) -> bool:
+    return len(sources) == 1 and (Path(sources[0]).is_file() or sources[0] in shipped.study_names())
 
 
 def _shown(spread: Spread | None, scale: float, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""List, show and copy the recipes that come with the package."""
+"""List, show and copy the recipes and studies that come with the package."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.syntax import read_file, read_text, shown
 
+_STUDIES = "studies/"
+"""Before a study's name, which may be that of a recipe."""
+
 
 def list_recipes() -> list[dict[str, str]]:
-    """Name, description and path of each."""
+    """Name, description and path of each; the studies are last."""
     paths = {name: shipped.find(name) for name in shipped.names()}
+    paths |= {f"{_STUDIES}{name}": shipped.find_study(name) for name in shipped.study_names()}
     return [{"name": name, "description": shipped.description(path), "path": str(path)} for name, path in paths.items()]
 
 
 def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
     """The file as it is; resolved, or with overrides, which no file holds, every key with its value."""
-    if resolved or overrides:
-        return resolved_yaml(load(name, overrides))
-    return read_text(shipped.find(name))
+    if not (resolved or overrides):
+        return read_text(_find(name))
+    if is_study(name):
+        raise RecipeError(
+            f"{name} is a study, which makes many recipes; its runs are told by: acdc sweep {name} --dry-run"
+        )
+    return resolved_yaml(load(name, overrides))
 
 
 def copy(name: str, destination: Path | None) -> Path:
@@ -29,7 +37,7 @@ def copy(name: str, destination: Path | None) -> Path:
 
     Raises RecipeError where that file exists.
     """
-    source = shipped.find(name).resolve()
+    source = _find(name).resolve()
     if not source.is_relative_to(shipped.FOLDER):
         raise RecipeError(f"{name} is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`")
     target = destination or Path()
@@ -43,6 +51,15 @@ def copy(name: str, destination: Path | None) -> Path:
     except OSError as e:
         raise RecipeError(f"{shown(target)} cannot be written: {e.strerror}") from e
     return target
+
+
+def _find(name: str) -> Path:
+    return shipped.find_study(name) if is_study(name) else shipped.find(name)
+
+
+def is_study(name: str) -> bool:
+    """Is it the name of a shipped one, as `list_recipes` has it?"""
+    return name.removeprefix("recipes/").startswith(_STUDIES) and not Path(name).is_file()
 
 
 def _for_elsewhere(source: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from acdc_cli.jobs.train import changes
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.converged import Lengthening, belongs
+from acdc_cli.studies.converged import Lengthening, as_asked
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.launch import Launcher
 from acdc_cli.studies.ledger import Ledger, Row
@@ -91,23 +91,25 @@ def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes
         for part in ("runs", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder / "ledger.sqlite")
+    rows = ledger.rows()
+    followed = [as_asked(row.cell, cells) for row in rows] if study.until_converged else []
+    asked = {cell.key: cell for cell in [*cells, *filter(None, followed)]}
+    # of one that runs its own process sees to that
+    running = {row.key for row in rows if row.state == "running"}
+    _require_same([cell for key, cell in asked.items() if key not in running], folder, recipes)
     with ledger.alone():
         files.write_text(folder / "study.yaml", study.text)
-    kept = {cell.key for cell in cells}
-    gone = ledger.forget(lambda cell: cell.key in kept or (study.until_converged and belongs(cell, cells)))
-    if gone:
+    if gone := ledger.forget(lambda cell: cell.key in asked):
         console.say(f"{len(gone)} runs that the study no longer asks for are left as they are: {', '.join(gone)}")
-    ledger.add(cells)
-    _require_same(ledger.rows(), recipes)
+    ledger.add(asked.values())
     return ledger
 
 
-def _require_same(rows: Sequence[Row], recipes: _Recipes) -> None:
+def _require_same(cells: Iterable[Cell], folder: Path, recipes: _Recipes) -> None:
     """Raises RunError where a run of this name was made with another recipe."""
-    for row in rows:
-        run = RunDir(row.directory)
-        # of one that runs its own process sees to that
-        if row.state != "running" and run.resolved.exists() and (changed := changes(run, recipes(row.cell))):
+    for cell in cells:
+        run = RunDir(folder / "runs" / cell.key)
+        if run.resolved.exists() and (changed := changes(run, recipes(cell))):
             raise RunError(
                 f"{run.path} was made with another recipe ({'; '.join(changed)}); use --out for a new study, or move "
                 "that folder away to have the run made again"

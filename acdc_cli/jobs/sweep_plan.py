@@ -12,7 +12,7 @@ from acdc_cli.jobs.plan import plan
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.converged import belongs
+from acdc_cli.studies.converged import as_asked
 from acdc_cli.studies.grid import Cell, Name
 from acdc_cli.studies.ledger import Ledger
 from acdc_cli.studies.study import Study, load_study
@@ -130,7 +130,8 @@ def _ledger(study: Study, folder: Path) -> tuple[list[Cell], dict[str, State]]:
         return [], {}
     rows, cells = Ledger(file).rows(), study.cells()
     known = {cell.key for cell in cells}
-    added = [row.cell for row in rows if row.key not in known and study.until_converged and belongs(row.cell, cells)]
+    new = [row.cell for row in rows if row.key not in known and study.until_converged]
+    added = [asked for cell in new if (asked := as_asked(cell, cells))]
     return added, {row.key: row.state for row in rows if row.state in ("running", "failed")}
 
 

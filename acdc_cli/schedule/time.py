@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -55,10 +56,10 @@ class PhasePlan:
 
     def at(self, epoch: int) -> Phase:
         """The phase that holds this epoch. Raises ValueError if none does."""
-        for phase in self.phases:
-            if phase.start <= epoch < phase.end:
-                return phase
-        raise ValueError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
+        # long runs have hundreds
+        return self.phases[bisect_right(self.phases, epoch, key=lambda phase: phase.start) - 1]
 
     def begins(self, epoch: int) -> bool:
         """Is this the first epoch of its phase?"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from math import ceil, floor, isclose
 from typing import Annotated, Literal, Self
 
@@ -12,6 +14,7 @@ from acdc_cli.schedule.time import Phase, PhasePlan
 
 _DEFAULT_EPOCHS = 5
 _SEARCHED_EPOCHS = 1000
+_Length = tuple[Literal["dense", "sparse"], int]
 
 
 class AlternationBlock(TargetBlock):
@@ -86,15 +89,9 @@ class AlternationBlock(TargetBlock):
         warmup, last_dense, last = self._fixed(epochs)
         sparse_epochs, dense_epochs = self.lengths
         rounds = (self._middle(epochs) + dense_epochs) // (sparse_epochs + dense_epochs)
-        plan = [Phase("dense", 0, warmup)] if warmup else []
-        for number in range(rounds):
-            start = warmup + number * (sparse_epochs + dense_epochs)
-            sparse = Phase("sparse", start, start + sparse_epochs)
-            plan += [
-                sparse,
-                Phase("dense", sparse.end, sparse.end + (dense_epochs if number < rounds - 1 else last_dense)),
-            ]
-        return PhasePlan((*plan, Phase(self._last_kind, epochs - last, epochs)))
+        first: list[_Length] = [("dense", warmup)] if warmup else []
+        middle: list[_Length] = [("sparse", sparse_epochs), ("dense", dense_epochs)] * rounds
+        return _in_a_row(*first, *middle[:-1], ("dense", last_dense), (self._last_kind, last))
 
     @property
     def _last_kind(self) -> Literal["sparse", "dense"]:
@@ -129,3 +126,10 @@ class AlternationBlock(TargetBlock):
             f"and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them take "
             f"{fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
         )
+
+
+@lru_cache
+def _in_a_row(*lengths: _Length) -> PhasePlan:
+    """Of phases' kinds and epochs. It is asked for in every epoch, and may be long."""
+    bounds = pairwise(accumulate((epochs for _, epochs in lengths), initial=0))
+    return PhasePlan(tuple(Phase(kind, *bound) for (kind, _), bound in zip(lengths, bounds, strict=True)))

@@ -57,15 +57,16 @@ def longer(cells: Iterable[tuple[Cell, float | None]]) -> list[list[Cell]]:
     return found
 
 
-def belongs(cell: Cell, cells: Collection[Cell]) -> bool:
-    """Is it one of the cells, or one that follows from them?"""
-    if any(cell.key == other.key for other in cells):
-        return True
-    if "epochs" not in cell.axes:
-        return False
-    lengths = [epochs(other) for other in cells if series(other) == series(cell)]
-    factor = epochs(cell) / max(lengths) if lengths else 0
-    return factor in {2**doublings for doublings in range(1, 32)}
+def as_asked(cell: Cell, cells: Collection[Cell]) -> Cell | None:
+    """The one of the cells that has its key, or it as it follows from them; None where it does not."""
+    if same := next((other for other in cells if other.key == cell.key), None):
+        return same
+    alike = [other for other in cells if series(other) == series(cell) and _seed(other) == _seed(cell)]
+    if "epochs" not in cell.axes or not alike:
+        return None
+    longest = max(alike, key=epochs)
+    doubled = epochs(cell) / epochs(longest) in {2**doublings for doublings in range(1, 32)}
+    return with_epochs(longest, epochs(cell)) if doubled else None
 
 
 def overstepped(limits: Mapping[str, float], costs: Iterable[Mapping[str, float]]) -> list[str]:
@@ -76,6 +77,10 @@ def overstepped(limits: Mapping[str, float], costs: Iterable[Mapping[str, float]
 
 def series(cell: Cell) -> Series:
     return tuple((name, value) for name, value in cell.axes.items() if name not in ("epochs", "seed"))
+
+
+def _seed(cell: Cell) -> object:
+    return cell.axes.get("seed")
 
 
 def epochs(cell: Cell) -> int:

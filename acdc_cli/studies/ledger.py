@@ -19,7 +19,8 @@ from acdc_cli.studies.owner import Owner, is_gone
 State = Literal["waiting", "running", "done", "failed"]
 
 STALE_AFTER = 180.0
-"""Seconds without a heartbeat after which a process on another machine counts as dead."""
+"""Seconds without a heartbeat after which a process on another machine counts as dead. They are counted here: clocks
+of two machines may differ."""
 TRIES = 2
 """Times that a run may fail before it stays failed."""
 _PATIENCE = 120.0
@@ -63,7 +64,7 @@ class Row:
     owner: str | None
     """Its Owner's id, while it runs."""
     heartbeat: float | None
-    """When that was last heard of, in seconds of Unix time."""
+    """When that was last heard of, in seconds of its machine's Unix time."""
     job: str | None
     """Its job in a scheduler's queue, if it was ever there, and what that last said of it: `12_3 PENDING`."""
     error: str | None
@@ -89,15 +90,23 @@ class Ledger:
     def __init__(self, path: Path, stale_after: float = STALE_AFTER) -> None:
         self._path = path
         self._stale_after = stale_after
-        with self._writing() as db:
+        self._heard: dict[str, tuple[str, float, float]] = {}
+        """Of runs of other machines, by key: the owner, its last heartbeat, and when that was first seen from here."""
+        with self._reading() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise RunError(f"{path} is of another version of acdc ({version}, not {_VERSION}); use that, or --out")
-            db.execute(_TABLE)
-            db.execute(f"PRAGMA user_version = {_VERSION}")
+        if version not in (0, _VERSION):
+            raise RunError(f"{path} is of another version of acdc ({version}, not {_VERSION}); use that, or --out")
+        # who only reads may not be allowed to write
+        if version == 0:
+            with self._writing() as db:
+                db.execute(_TABLE)
+                db.execute(f"PRAGMA user_version = {_VERSION}")
 
     def add(self, cells: Iterable[Cell]) -> None:
-        """Those that are new wait. Where a summary has come or gone since, its run is done, or waits again."""
+        """Those that are new wait, and those that are known are from now on as they are given here.
+
+        Where a summary has come or gone since, its run is done, or waits again.
+        """
         with self._writing() as db:
             self._insert(db, cells)
             for row in self._select(db, "SELECT * FROM runs WHERE state != 'running'"):
@@ -187,11 +196,19 @@ class Ledger:
     def _abandoned(self, row: Row) -> bool:
         assert row.owner is not None
         assert row.heartbeat is not None
-        return is_gone(row.owner) or time.time() - row.heartbeat > self._stale_after
+        if is_gone(row.owner):
+            return True
+        now = time.monotonic()
+        owner, heartbeat, since = self._heard.setdefault(row.key, (row.owner, row.heartbeat, now))
+        if (owner, heartbeat) != (row.owner, row.heartbeat):
+            self._heard[row.key] = (row.owner, row.heartbeat, now)
+            return False
+        return now - since > self._stale_after
 
     def _insert(self, db: sqlite3.Connection, cells: Iterable[Cell]) -> None:
         db.executemany(
-            "INSERT OR IGNORE INTO runs (key, axes, overrides) VALUES (?, ?, ?)",
+            "INSERT INTO runs (key, axes, overrides) VALUES (?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET axes = excluded.axes, overrides = excluded.overrides",
             [(cell.key, json.dumps(dict(cell.axes)), json.dumps(cell.overrides)) for cell in cells],
         )
 

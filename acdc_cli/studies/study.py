@@ -262,8 +262,18 @@ def _misfits_of_axis(root: Entry, block: StudyBlock, axis: str) -> Iterator[Prob
     for number, name in enumerate(names):
         if name in names[:number]:
             yield problem_at(root, (*path, number), f"{name} is given twice")
+    if axis == "epochs":
+        yield from _misfits_of_labels(root, given, path)
     if spread:
         yield from _misfits_of_lengths(root, block, axis)
+
+
+def _misfits_of_labels(root: Entry, given: Values, path: KeyPath) -> Iterator[Problem]:
+    """Of lengths: reports are drawn along them, and the next length follows from them."""
+    for number, value in enumerate(given):
+        if isinstance(value, LabelledBlock) and value.set.get("epochs") != value.label:
+            text = f"the label of a length is what it sets `epochs` to; found {value.label}"
+            yield problem_at(root, (*path, number), text)
 
 
 def _misfits_of_lengths(root: Entry, block: StudyBlock, axis: str) -> Iterator[Problem]:
@@ -283,10 +293,9 @@ def _misfits_of_lengths(root: Entry, block: StudyBlock, axis: str) -> Iterator[P
     if any("epochs" in group for group in block.zip):
         yield problem_at(root, path, "`epochs` advances with another axis, of which longer runs would have no value")
     for number, value in enumerate(given.values):
-        found = _value(axis, value)
-        length = found.settings.get("epochs")
-        if isinstance(length, bool) or not isinstance(length, int) or found.name != length:
-            text = f"a length that may be doubled is a whole number, and its label too; found {found.name}"
+        length = value.label if isinstance(value, LabelledBlock) else value
+        if isinstance(length, bool) or not isinstance(length, int):
+            text = f"a length that may be doubled is a whole number; found {_value(axis, value).name}"
             yield problem_at(root, ("axes", axis, "values", number), text)
 
 

@@ -104,7 +104,8 @@ class Series:
 
     @property
     def dense(self) -> bool:
-        return any(group.dense for group in self.groups)
+        ended = [group for group in self.groups if group.done]
+        return bool(ended) and all(group.dense for group in ended)
 
     @property
     def runs(self) -> list[Run]:

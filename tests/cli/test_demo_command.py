@@ -31,7 +31,9 @@ def test_the_demo_goes_from_data_to_figure_and_does_nothing_twice(
     assert [row[0] for row in table[1:3]] == ["sparse", "dense"]
     assert table[1][4] == "90.00%"
     assert {path.name for path in Path("runs/demo").iterdir()} >= {"analysis", "summary.json"}
-    assert {path.name for path in Path("runs/demo/analysis").iterdir()} == {f"curves.{end}" for end in ("csv", "json", "png", "svg")}
+    assert {path.name for path in Path("runs/demo/analysis").iterdir()} == {
+        f"curves.{end}" for end in ("csv", "json", "png", "svg")
+    }
     before = Path("runs/demo/summary.json").stat().st_mtime_ns
     second = acdc("demo")
     assert second.exit_code == 0

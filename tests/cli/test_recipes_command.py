@@ -15,15 +15,17 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs import recipes as jobs
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
+from acdc_cli.studies.study import load_study
 
 
 def recipes(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-def test_list_names_and_describes_every_recipe() -> None:
+def test_list_names_and_describes_every_recipe_and_study() -> None:
     listed = jobs.list_recipes()
-    assert [recipe["name"] for recipe in listed] == shipped.names()
+    studies = [f"studies/{name}" for name in shipped.study_names()]
+    assert [recipe["name"] for recipe in listed] == shipped.names() + studies
     assert all(Path(recipe["path"]).is_file() and recipe["description"] for recipe in listed)
 
 
@@ -58,6 +60,17 @@ def test_a_copy_elsewhere_is_the_same_recipe(in_tmp: Path, name: str) -> None:
     path = jobs.copy(name, None)
     assert path == Path(f"{name.rpartition('/')[2]}.yaml")
     assert load(path) == load(name)
+
+
+def test_a_study_is_shown_and_copied_as_a_recipe_is(in_tmp: Path) -> None:
+    done = recipes("copy", "studies/methods")
+    assert "acdc sweep methods.yaml" in done.stderr
+    assert load_study("methods.yaml").recipes() == load_study("methods").recipes()
+    assert jobs.show("studies/methods", [], resolved=False) == Path("methods.yaml").read_text()
+    with pytest.raises(RecipeError, match="is a study, which makes many recipes"):
+        jobs.show("studies/methods", [], resolved=True)
+    with pytest.raises(RecipeError, match="no study studies/method"):
+        jobs.show("studies/method", [], resolved=False)
 
 
 def test_copies_of_both_protocols_side_by_side_keep_apart(in_tmp: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,25 @@ def test_run_directories_are_compared_as_a_study_is(acdc: Acdc, in_tmp: Path) ->
     studied = json.loads(acdc("advise", folder, "--json").stdout)
     assert sorted(map(str, given["advice"])) == sorted(map(str, studied["advice"]))
     assert {found["verdict"] for found in given["advice"]} == {"under-trained", "looks under-trained"}
+
+
+@pytest.mark.parametrize("source", ["s", "s.yaml"])
+def test_a_study_is_named_as_for_the_report_and_axes_that_advance_with_the_epochs_part_nothing(
+    acdc: Acdc, in_tmp: Path, source: str
+) -> None:
+    zipped = [replace(made, axes={"optim.lr": 1 / made.epochs}) for made in STUDY]
+    folder = study(in_tmp / "studies" / "s", zipped)
+    text = "name: s\nbase: demo\naxes: {epochs: [8, 16], optim.lr: [0.1, 0.2], seed: [0]}\nzip: [[epochs, optim.lr]]\n"
+    for file in (in_tmp / "s.yaml", folder / "study.yaml"):
+        file.write_text(text)
+    found = json.loads(acdc("advise", folder if source == "s" else source, "--json").stdout)
+    assert [each["series"] for each in found["lengths"]] == ["dense", "90 %"]
+    assert found["lengths"][1]["epochs"] == [16]
+
+
+def test_a_study_that_comes_with_acdc_goes_by_its_name(acdc: Acdc, in_tmp: Path) -> None:
+    done = acdc("advise", "epoch_length")
+    assert "studies/epoch_length is no study directory" in done.stderr
 
 
 def test_runs_of_other_images_are_no_reference(acdc: Acdc, in_tmp: Path) -> None:

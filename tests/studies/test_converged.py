@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from acdc_cli.studies.converged import Lengthening, belongs, longer, next_length, overstepped, rises
+from acdc_cli.studies.converged import Lengthening, as_asked, longer, next_length, overstepped, rises
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.ledger import Ledger
 
@@ -74,11 +75,22 @@ def test_each_series_is_judged_by_itself_and_gets_all_seeds_of_its_longest_lengt
     assert longer(cells) == [[cell("0.9", 16, 0), cell("0.9", 16, 1)]]
 
 
-def test_what_follows_from_a_study_belongs_to_it() -> None:
+def test_what_follows_from_a_study_is_asked_for_by_it() -> None:
     cells = [cell("0.9", epochs, 0) for epochs in (4, 8)]
-    assert [epochs for epochs in (2, 4, 8, 12, 16, 24, 32) if belongs(cell("0.9", epochs, 0), cells)] == [4, 8, 16, 32]
-    assert not belongs(cell("0.8", 16, 0), cells)
-    assert not belongs(Cell("seed=0", {"seed": 0}, ("seed=0",)), cells)
+    lengths = (2, 4, 8, 12, 16, 24, 32)
+    assert [epochs for epochs in lengths if as_asked(cell("0.9", epochs, 0), cells)] == [4, 8, 16, 32]
+    assert as_asked(cell("0.8", 16, 0), cells) is None
+    assert as_asked(cell("0.9", 16, 1), cells) is None
+    assert as_asked(Cell("seed=0", {"seed": 0}, ("seed=0",)), cells) is None
+
+
+@pytest.mark.parametrize("epochs", [8, 16])
+def test_it_is_asked_for_with_the_settings_that_the_study_has_now(epochs: int) -> None:
+    now = [
+        replace(each, overrides=(*each.overrides, "optim.lr=0.5")) for each in (cell("0.9", 4, 0), cell("0.9", 8, 0))
+    ]
+    before = cell("0.9", epochs, 0)
+    assert as_asked(before, now) == replace(before, overrides=(*before.overrides, "optim.lr=0.5"))
 
 
 def test_a_budget_is_spent_to_the_last_and_not_beyond() -> None:

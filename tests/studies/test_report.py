@@ -68,6 +68,17 @@ def test_the_pareto_front_is_marked(folder: Path) -> None:
     assert front == [("dense", "4"), ("90 %", "4"), ("90 %", "8")]
 
 
+def test_the_lengths_beside_points_of_the_front_and_below_it_can_be_told_apart(tmp_path: Path) -> None:
+    close = [Made("dense", 16, 0, top1=0.90, flops=1000), Made(0.9, 16, 0, top1=0.895, flops=1040)]
+    far = [Made("dense", 8, 0, top1=0.5, flops=400), Made(0.9, 32, 0, top1=0.6, flops=4000)]
+    drawn = figures.pareto(summarise("s", of_study(study(tmp_path / "s", [*close, *far]))))
+    assert drawn is not None
+    drawn.draw_without_rendering()
+    texts = [text for text in drawn.axes[0].texts if text.get_text() == "16"]
+    first, second = [text.get_window_extent() for text in texts]
+    assert not first.overlaps(second)
+
+
 def test_a_group_without_a_run_that_is_done_has_no_numbers(folder: Path) -> None:
     (row,) = [row for row in table(folder, "last_epoch") if row["epochs"] == "16"]
     assert (row["n"], row["n planned"], row["top-1 % mean"], row["top-1 % std"]) == ("0", "2", "", "")

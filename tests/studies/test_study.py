@@ -161,10 +161,17 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             "axes: {epochs: {values: [4, {label: short, set: {epochs: 8}}], until_converged: true}, seed: [0, 1]}\n"
             "zip: [[epochs, seed]]\nbudget: {runs: 9}",
             [
+                "3: axes.epochs.values[1]: the label of a length is what it sets `epochs` to; found short",
                 "3: axes.epochs.until_converged: `epochs` advances with another axis, of which longer runs would have "
                 "no value",
-                "3: axes.epochs.values[1]: a length that may be doubled is a whole number, and its label too; found "
-                "short",
+                "3: axes.epochs.values[1]: a length that may be doubled is a whole number; found short",
+            ],
+        ),
+        (
+            "axes: {epochs: [4, {label: 16, set: {epochs: 8}}, {label: long, set: {optim.lr: 1}}]}",
+            [
+                "3: axes.epochs[1]: the label of a length is what it sets `epochs` to; found 16",
+                "3: axes.epochs[2]: the label of a length is what it sets `epochs` to; found long",
             ],
         ),
         (

@@ -76,6 +76,21 @@ def test_cells_that_are_there_are_not_added_again(ledger: Ledger) -> None:
     assert states(ledger) == ["running"] + 4 * ["waiting"]
 
 
+def test_a_cell_that_is_asked_for_with_other_settings_has_these_from_now_on(ledger: Ledger) -> None:
+    claimed(ledger)
+    changed = [replace(cell, overrides=("optim.lr=0.5",)) for cell in cells(2)]
+    ledger.add(changed)
+    assert [row.cell for row in ledger.rows()] == [*changed, cells(3)[2]]
+    assert states(ledger) == ["running", "waiting", "waiting"]
+
+
+def test_who_only_reads_does_not_write(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acdc_cli.studies.ledger._PATIENCE", 0.01)
+    # else another could not read meanwhile, and nobody could in a folder of somebody else's
+    with ledger.alone():
+        assert len(Ledger(ledger._path).rows()) == 3
+
+
 def test_a_run_whose_process_is_gone_is_taken_over_at_once_and_first(ledger: Ledger) -> None:
     with dead_owner() as dead:
         assert claimed(ledger, dead).key == "seed=0"
@@ -91,16 +106,33 @@ def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(ledger:
 def test_a_process_of_another_machine_is_dead_when_it_has_been_silent_for_long(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.time()
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     claimed(ledger, ELSEWHERE)
-    monkeypatch.setattr(time, "time", lambda: now + 50)
     assert claimed(ledger).key == "seed=1"
+    now = 50
     assert ledger.beat(ELSEWHERE) == {"seed=0"}
-    monkeypatch.setattr(time, "time", lambda: now + 109)
     assert claimed(ledger).key == "seed=2"
-    monkeypatch.setattr(time, "time", lambda: now + 111)
+    now = 109
+    assert ledger.claim(ME) is None
+    now = 111
     assert claimed(ledger).key == "seed=0"
     assert ledger.beat(ELSEWHERE) == set()
+
+
+@pytest.mark.parametrize("ahead", [-86400, 86400])
+def test_a_clock_that_is_wrong_makes_nobody_dead_or_alive(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    now, theirs = 0.0, time.time() + ahead
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "time", lambda: theirs)
+    claimed(ledger, ELSEWHERE)
+    monkeypatch.setattr(time, "time", lambda: theirs - ahead)
+    assert [claimed(ledger).key for _ in range(2)] == ["seed=1", "seed=2"]
+    assert ledger.claim(ME) is None
+    now = 61
+    assert claimed(ledger).key == "seed=0"
 
 
 def test_another_container_of_this_machine_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:

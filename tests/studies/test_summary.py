@@ -134,6 +134,13 @@ def test_shares_with_zero_among_them_are_drawn_on_an_even_axis() -> None:
     assert not summarise("study", list(map(in_memory, runs))).along.log
 
 
+def test_a_line_is_dense_where_all_of_its_runs_are() -> None:
+    made = [Made("dense", 4, 0, axes={"share": 0}), Made(0.9, 4, 0, axes={"share": 0.5})]
+    (line,) = summarise("s", [in_memory(each) for each in made], "share", [{"share", "sparsity"}]).series
+    assert [group.dense for group in line.groups] == [True, False]
+    assert not line.dense
+
+
 def test_the_best_of_a_line_is_the_highest_mean_after_the_last_epoch() -> None:
     tops = {4: (0.7, 0.8), 8: (0.82, 0.84), 16: (0.9, 0.7)}
     runs = [

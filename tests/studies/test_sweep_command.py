@@ -142,6 +142,19 @@ def test_runs_that_fail_are_tabled_and_the_others_are_made(study: Path, acdc: Ac
     assert "was made with another recipe (optim.lr: 0.1 there, 0.01 asked for)" in " ".join(result.stderr.split())
 
 
+def test_a_run_that_is_made_again_has_the_settings_that_the_study_has_now(study: Path, acdc: Acdc) -> None:
+    study.write_text(study.read_text().replace("[1, 40]", "[1]").replace("[0, 1]", "[0]"))
+    assert acdc("sweep", study).exit_code == 0
+    study.write_text(study.read_text() + "set: {optim.lr: 0.01}\n")
+    assert acdc("sweep", study).exit_code == 2
+    assert "0.01" not in Path("studies/tiny/study.yaml").read_text()
+    (row,) = rows().values()
+    # as the error says
+    row.directory.rename("moved")
+    assert acdc("sweep", study).exit_code == 0
+    assert "lr: 0.01\n" in RunDir(row.directory).resolved.read_text()
+
+
 def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
     text = study.read_text().replace("[1, 40]", "{values: [1, 2], until_converged: true}")
     study.write_text(text + "budget: {epochs: 14, train_flops: 1.0e+18}\n")

@@ -69,10 +69,11 @@ def pareto(summary: Summary) -> Figure | None:
     for key in front:
         cost, accuracy = points[key]
         axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
-    for group in summary.groups:
-        if (point := points.get((group.series, group.x))) is not None:
-            place = (point[0], 100 * point[1])
-            axes.annotate(str(group.x), place, (9, 4), textcoords="offset points", size=7, color=_INK)
+    for key, (cost, accuracy) in points.items():
+        # up and to the left of the front, and only there, is nothing
+        away, side = ((-6, 7), "right") if key in front else ((5, -9), "left")
+        place = (cost, 100 * accuracy)
+        axes.annotate(str(key[1]), place, away, textcoords="offset points", ha=side, size=7, color=_INK)
     axes.set_xscale("log")
     axes.set(xlabel="training FLOPs, as the weights really were", ylabel=PANELS["top1"])
     _dress(axes)
