@@ -1,0 +1,135 @@
+"""What a sequence of masks comes to: overlaps of consecutive ones, weights never pruned or regrown (P2 J).
+
+And the overlaps that follow from an update rule alone, GMP's and RigL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from math import nan, prod
+
+import torch
+from torch import Tensor
+
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.prunable import Layer, layer_name
+from acdc_cli.sparsity.rewiring import RewiredBlock
+
+Masks = Mapping[str, Tensor]
+"""Booleans in the shapes of the weights, by parameter name: True where a weight lives."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How many of a layer's weights, over a sequence of masks."""
+
+    weights: int
+    """All of them."""
+    never_pruned: int
+    """Live in every mask."""
+    always_pruned: int
+    """Live in none."""
+    regrown: int
+    """Are pruned in one mask and live in a later one."""
+
+
+@dataclass(frozen=True)
+class History:
+    layers: dict[str, Weights]
+    living: dict[str, list[int]]
+    """Weights of each layer that live, in each mask."""
+    overlaps: dict[str, list[tuple[int, int]]]
+    """Weights of each layer that live in both of two consecutive masks, and in either; one pair fewer than masks."""
+
+    @property
+    def all_layers(self) -> Weights:
+        return Weights(*map(sum, zip(*map(astuple, self.layers.values()), strict=True)))
+
+    @property
+    def densities(self) -> list[float]:
+        """Of each mask, over all layers."""
+        total = self.all_layers.weights
+        return [sum(counts) / total for counts in zip(*self.living.values(), strict=True)]
+
+    @property
+    def ious(self) -> list[float]:
+        """Of consecutive masks, over all layers (P2 J)."""
+        return [
+            iou(sum(both for both, _ in counts), sum(either for _, either in counts))
+            for counts in zip(*self.overlaps.values(), strict=True)
+        ]
+
+
+def history(masks: Iterable[Masks]) -> History:
+    """Of masks of the same layers, at least one. Goes through them once and holds five at a time, however many."""
+    living: dict[str, list[int]] = {}
+    overlaps: dict[str, list[tuple[int, int]]] = {}
+    before: dict[str, Tensor] = {}
+    never: dict[str, Tensor] = {}
+    ever: dict[str, Tensor] = {}
+    regrown: dict[str, Tensor] = {}
+    for each in masks:
+        for name, mask in each.items():
+            last = before.get(name)
+            if last is None:
+                never[name], ever[name], regrown[name] = mask.clone(), mask.clone(), torch.zeros_like(mask)
+                living[name], overlaps[name] = [], []
+            else:
+                never[name] &= mask
+                ever[name] |= mask
+                regrown[name] |= mask & ~last
+                overlaps[name].append(overlap(last, mask))
+            living[name].append(int(mask.sum()))
+            before[name] = mask
+    return History(
+        layers={
+            layer_name(name): Weights(
+                mask.numel(), int(never[name].sum()), int((~ever[name]).sum()), int(regrown[name].sum())
+            )
+            for name, mask in before.items()
+        },
+        living={layer_name(name): counts for name, counts in living.items()},
+        overlaps={layer_name(name): counts for name, counts in overlaps.items()},
+    )
+
+
+def overlap(first: Tensor, second: Tensor) -> tuple[int, int]:
+    """|A∧B| and |A∨B| of two boolean masks."""
+    return int((first & second).sum()), int((first | second).sum())
+
+
+def iou(both: int, either: int) -> float:
+    """|A∧B| / |A∨B| (P2 J); NaN where no weight lives in either."""
+    return both / either if either else nan
+
+
+def nonzero(layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The masks that a model's prunable weights show, on the CPU: True where a weight is not zero."""
+    return {layer.parameter_name: (layer.parameter.detach() != 0).cpu() for layer in layers if layer.kept_dense is None}
+
+
+def nested(densities: Sequence[float]) -> list[float]:
+    """IoU of consecutive masks of these densities if one holds the other: (1 - s2) / (1 - s1) where weights are only
+    pruned. NaN where both are empty."""
+    return [min(pair) / max(pair) if max(pair) else nan for pair in pairwise(densities)]
+
+
+def exchanged(fractions: Iterable[float]) -> float:
+    """IoU of the masks before and after updates that drop these shares of the living weights and grow as many others.
+
+    Of one update, at which (1 - α) n of n weights live before and after it and (1 + α) n before or after it: (1 - α) /
+    (1 + α). Of several p / (2 - p) with p = Π (1 - α), under two assumptions: each drops every living weight with the
+    same probability, so that p n live in both masks, and none that was dropped is back in the second. Real runs overlap
+    more: dropped weights come back, and those just grown, still small, are dropped first.
+    """
+    stay = prod(1 - fraction for fraction in fractions)
+    return stay / (2 - stay)
+
+
+def updates(config: RewiredBlock, after: int, until: int, epochs: int, steps_per_epoch: int) -> list[float]:
+    """Shares of the living weights that a run of RigL exchanges from the end of epoch `after` to that of `until`."""
+    steps = range((after + 1) * steps_per_epoch, (until + 1) * steps_per_epoch)
+    moments = [Moment(step // steps_per_epoch, step, epochs, steps_per_epoch) for step in steps]
+    return [config.exchanged(moment) for moment in moments if config.updates_at(moment)]

@@ -1,0 +1,256 @@
+"""Output channels whose weights are all zero, and input channels that are dead in consequence (P2 K).
+
+An input channel is dead where no image can change what it holds, because every path from the image to it passes a zero
+weight (`base/reach.py` says how that is found out). It may still be a constant other than 0, from a bias or from batch
+norm's shift; then the layer's weights on it act as one more bias. Weights on dead input channels are called idle: they
+can go without a change of the function, once that constant is folded into what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from acdc_cli import console
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.reach import dead_inputs
+from acdc_cli.analysis.base.subject import Subject
+from acdc_cli.recipe.schema import Block
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.sparsity.prunable import Layer, layer_name
+from acdc_cli.training.checkpoint import load_masks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Options(Block):
+    inputs: bool = True
+    """Look for dead input channels, too, which takes a pass or three of one image in double precision."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Of a layer, or of several. What is unknown is None: the inputs of layers that are never called as modules."""
+
+    outputs: int
+    zero_outputs: int
+    """Output channels whose weights are all exactly zero."""
+    weights: int
+    """Those that are not zero."""
+    inputs: int | None = None
+    dead_inputs: int | None = None
+    idle_weights: int | None = None
+    """Weights that are not zero, on dead input channels."""
+
+
+@dataclass(frozen=True)
+class Then:
+    """Zero output channels of the pruned layers when masks were kept."""
+
+    epoch: int
+    phase: str
+    layers: dict[str, Channels]
+
+
+@dataclass(frozen=True)
+class _Found:
+    kinds: dict[str, str]
+    """Of each layer, `conv` or `linear`."""
+    layers: dict[str, Channels]
+    then: list[Then]
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    """Of runs also over training, from the masks that were kept, unless their dense model is asked for.
+
+    Raises ModelError where the input channels cannot be followed.
+    """
+    found = {}
+    with console.progress("channels") as bar:
+        for subject in bar.track(subjects, description="channels"):
+            found[subject.name] = _of(subject, options)
+    drawn = {"": draw({name: each.layers for name, each in found.items()})}
+    if then := {name: each.then for name, each in found.items() if each.then}:
+        drawn["over-time"] = draw_over_time(then)
+    return Findings(
+        numbers={"models": {name: _numbers(each) for name, each in found.items()}},
+        summary=Table(
+            ("model", "layers", "outputs", "zero", "inputs", "dead", "idle weights"),
+            [row for name, each in found.items() for row in _shown(name, each)],
+        ),
+        tables=_tables(found),
+        figures=drawn,
+    )
+
+
+def channels(model: nn.Module, layers: Sequence[Layer], side: int | None) -> dict[str, Channels]:
+    """Of each layer of a model, by its name.
+
+    side: of the images in pixels; None leaves the input channels out. Raises ModelError where torch cannot follow them.
+    """
+    dead = {} if side is None else dead_inputs(model, layers, side)
+    return {layer.name: channels_of(layer.parameter.detach(), dead.get(layer.name)) for layer in layers}
+
+
+def channels_of(weight: Tensor, dead: Tensor | None = None) -> Channels:
+    """Of a layer's weight, or its mask: (outputs, inputs of a group, …).
+
+    dead: a boolean for each input channel of all groups, or None where that is not known.
+    """
+    lives = weight != 0
+    counts = Channels(outputs=len(lives), zero_outputs=int((~lives.flatten(1).any(1)).sum()), weights=int(lives.sum()))
+    if dead is None:
+        return counts
+    # (groups, outputs of a group, inputs of a group, taps)
+    by_input = lives.reshape(dead.numel() // lives.shape[1], -1, lives.shape[1], lives[0, 0].numel())
+    on_dead = by_input & dead.to(lives.device).view(len(by_input), 1, -1, 1)
+    return replace(counts, inputs=dead.numel(), dead_inputs=int(dead.sum()), idle_weights=int(on_dead.sum()))
+
+
+def together(layers: Iterable[Channels]) -> Channels:
+    """Sums; those of what is unknown are over the layers in which it is known."""
+    layers = list(layers)
+    known = [each for each in layers if each.inputs is not None]
+    return Channels(
+        outputs=sum(each.outputs for each in layers),
+        zero_outputs=sum(each.zero_outputs for each in layers),
+        weights=sum(each.weights for each in layers),
+        inputs=sum(each.inputs or 0 for each in known) if known else None,
+        dead_inputs=sum(each.dead_inputs or 0 for each in known) if known else None,
+        idle_weights=sum(each.idle_weights or 0 for each in known) if known else None,
+    )
+
+
+def over_time(run: RunDir) -> list[Then]:
+    """Of the masks that a run kept, oldest first; one at a time is held. Empty where it kept none."""
+    return [
+        Then(
+            kept.epoch,
+            kept.kind,
+            {layer_name(name): channels_of(mask) for name, mask in load_masks(kept.file).items()},
+        )
+        for kept in run.kept_masks()
+    ]
+
+
+def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
+    """Shares of each layer's channels, in the order of the layers."""
+    names = list(dict.fromkeys(name for layers in models.values() for name in layers))
+    places = {name: number for number, name in enumerate(names)}
+    has_inputs = any(each.inputs is not None for layers in models.values() for each in layers.values())
+    figure = figures.new(min(max(7, 0.16 * len(names)), 20), 6 if has_inputs else 4)
+    panels = figure.subplots(1 + has_inputs, sharex=True, squeeze=False)[:, 0]
+    for (name, layers), looks in zip(models.items(), figures.looks(), strict=False):
+        at = [places[layer] for layer in layers]
+        panels[0].plot(at, [_percent(each.zero_outputs, each.outputs) for each in layers.values()], label=name, **looks)
+        if has_inputs:
+            panels[1].plot(at, [_percent(each.dead_inputs, each.inputs) for each in layers.values()], **looks)
+    for panel, what in zip(panels, ("zero output channels (%)", "dead input channels (%)"), strict=False):
+        _finish(panel, what)
+    panels[-1].set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    panels[-1].set(xlabel="layer")
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    return figure
+
+
+def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
+    """Zero output channels of all pruned layers, at each mask that was kept."""
+    figure = figures.new(7, 4.5)
+    panel = figure.subplots()
+    for (name, each), looks in zip(runs.items(), figures.looks(), strict=False):
+        sums = [together(then.layers.values()) for then in each]
+        shares = [_percent(one.zero_outputs, one.outputs) for one in sums]
+        panel.plot([then.epoch + 1 for then in each], shares, label=name, **looks)
+    _finish(panel, "zero output channels of pruned layers (%)")
+    panel.set(xlabel="epochs trained", xlim=(0, None))
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    return figure
+
+
+def _of(subject: Subject, options: Options) -> _Found:
+    loaded = subject.load()
+    side = subject.recipe.data.val_crop if options.inputs else None
+    return _Found(
+        kinds={layer.name: layer.kind for layer in loaded.layers},
+        layers=channels(loaded.model, loaded.layers, side),
+        then=over_time(subject.run) if subject.run is not None and subject.kind != "dense" else [],
+    )
+
+
+def _sums(found: _Found) -> dict[str, Channels]:
+    """Of the convolutions, whose share of zero output channels is P2's "avg" (Table K.8), and of all layers."""
+    convolutions = [each for name, each in found.layers.items() if found.kinds[name] == "conv"]
+    return ({"conv": together(convolutions)} if convolutions else {}) | {"all": together(found.layers.values())}
+
+
+def _numbers(found: _Found) -> dict[str, Any]:
+    return {
+        **{kind: asdict(each) for kind, each in _sums(found).items()},
+        "layers": {name: {"kind": found.kinds[name], **asdict(each)} for name, each in found.layers.items()},
+        "pruned_layers_over_time": [
+            {
+                "epoch": then.epoch,
+                "phase": then.phase,
+                "outputs": together(then.layers.values()).outputs,
+                "zero_outputs": together(then.layers.values()).zero_outputs,
+                "layers": {name: each.zero_outputs for name, each in then.layers.items()},
+            }
+            for then in found.then
+        ],
+    }
+
+
+def _shown(name: str, found: _Found) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            kind,
+            str(each.outputs),
+            _cell(each.zero_outputs, each.outputs),
+            "?" if each.inputs is None else str(each.inputs),
+            _cell(each.dead_inputs, each.inputs),
+            _cell(each.idle_weights, each.weights),
+        )
+        for kind, each in _sums(found).items()
+    ]
+
+
+def _cell(part: int | None, whole: int | None) -> str:
+    return "?" if part is None or whole is None else f"{_percent(part, whole):.2f}%"
+
+
+def _percent(part: int | None, whole: int | None) -> float:
+    return nan if part is None or not whole else 100 * part / whole
+
+
+def _tables(found: Mapping[str, _Found]) -> dict[str, Table]:
+    layers = [
+        (name, layer, each.kinds[layer], *asdict(counts).values())
+        for name, each in found.items()
+        for layer, counts in each.layers.items()
+    ]
+    tables = {"": Table(("model", "layer", "kind", *Channels.__dataclass_fields__), layers)}
+    then = [
+        (name, then.epoch, then.phase, layer, counts.outputs, counts.zero_outputs)
+        for name, each in found.items()
+        for then in each.then
+        for layer, counts in then.layers.items()
+    ]
+    if then:
+        tables["over-time"] = Table(("run", "epoch", "phase", "layer", "outputs", "zero_outputs"), then)
+    return tables
+
+
+def _finish(panel: Axes, what: str) -> None:
+    panel.set(ylabel=what)
+    _, top = panel.get_ylim()
+    panel.set(ylim=(-0.03 * max(top, 1), max(top, 1)))
+    panel.grid(axis="y", alpha=0.3)

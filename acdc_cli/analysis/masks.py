@@ -1,0 +1,296 @@
+"""Masks over time: overlap of consecutive ones, weights never pruned or regrown, densities of layers (P2 J, Fig. J.5).
+
+Beside the measured overlap stand three that follow from a rule; s and d = 1 - s are masks' sparsities and densities.
+
+- `nested`: (1 - s2) / (1 - s1) of the two masks, for a method that only prunes, as GMP does (or d1 / d2 for one that
+  only grows). No masks of these sparsities overlap more.
+- `gmp`: the same for the sparsities that GMP would have at these epochs: with the run's keys if it is one of GMP, else
+  on P2 B's cubic to the last mask's sparsity, a step every 5 epochs up to T = 75 % of the run.
+- `rigl`: p / (2 - p), p = Π (1 - α(t)) over the updates t between the two masks, α(t) = a/2 (1 + cos(πt/T)) (P2 eq. 6):
+  with the run's keys if it is one of RigL or its kin, else P2 J's, an update every epoch, a = 0.3, T = 75 % of the run.
+  What it assumes: `exchanged`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from pydantic import PositiveInt
+
+from acdc_cli import console
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.mask_history import (
+    History,
+    Masks,
+    Weights,
+    exchanged,
+    history,
+    iou,
+    nested,
+    nonzero,
+    updates,
+)
+from acdc_cli.analysis.base.mask_history import overlap as overlap
+from acdc_cli.analysis.base.subject import Subject, records_of, run_of
+from acdc_cli.analysis.curves import phases
+from acdc_cli.errors import CheckpointError, RunError
+from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.runs.run_dir import Kept
+from acdc_cli.sparsity.methods import gmp, rigl
+from acdc_cli.sparsity.rewiring import RewiredBlock
+from acdc_cli.training.checkpoint import load_masks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+_RULES = {
+    "nested": "(1 - s2) / (1 - s1), of the sparsities of the two masks: a method that only prunes, or only grows",
+    "gmp": "(1 - s2) / (1 - s1), of GMP's sparsities at these epochs",
+    "rigl": "p / (2 - p), p = prod(1 - a/2 (1 + cos(pi t/T))) over the updates t between the two masks: every living "
+    "weight is dropped with the same probability, and none that is dropped comes back",
+}
+_SLANTED: dict[str, Any] = {"rotation": 20, "ha": "right", "fontsize": 8}
+_DRAWN = {
+    "nested": ("these sparsities, nested: (1 − s₂) / (1 − s₁)", "-"),
+    "gmp": ("GMP's sparsities: (1 − s₂) / (1 − s₁)", "--"),
+    "rigl": ("RigL: p / (2 − p), p = Π (1 − α(t)), none comes back", ":"),
+}
+
+
+class Options(Block):
+    every: PositiveInt = 1
+    """Take every so many-th of the masks, counted back from the last."""
+    phase_ends: bool = False
+    """Take those at the ends of phases only, where more were kept (`checkpoint.keep_every`)."""
+
+
+@dataclass(frozen=True)
+class _Series:
+    name: str
+    labels: Sequence[str | int]
+    """What the masks are of: the epochs that they were kept after, or files."""
+    history: History
+    rules: Mapping[str, Sequence[float]]
+    """Overlaps by the keys of `_RULES`."""
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    """Of runs, each one's kept masks; of files, where weights are not zero, in the order that they are named.
+
+    Raises RunError where there are no two masks, or both runs and files.
+    """
+    files = [subject for subject in subjects if subject.run is None]
+    if files and len(files) < len(subjects):
+        raise RunError("name run directories, each with its own masks, or files, which are taken in turn; found both")
+    series = [_of_files(files, options)] if files else [_of_run(subject, options) for subject in subjects]
+    return Findings(
+        numbers={"rules": _RULES, "series": {each.name: _numbers(each) for each in series}},
+        summary=Table(
+            ("masks of", "number", "sparsity", "IoU: mean", "last", "never pruned", "always", "regrown"),
+            [_shown(each) for each in series],
+        ),
+        tables=_tables(series),
+        figures={"": draw_overlaps(series), "density": draw_densities(series)},
+    )
+
+
+def draw_overlaps(series: Sequence[_Series]) -> Figure:
+    """IoU over epochs, or over files; the rules' curves are those of the first run."""
+    figure = figures.new(7, 5)
+    panel = figure.subplots()
+    for each, looks in zip(series, figures.looks(), strict=False):
+        panel.plot(_places(each)[1:], each.history.ious, label=each.name, **looks)
+    first = series[0]
+    for rule, values in first.rules.items():
+        label, line = _DRAWN[rule]
+        panel.plot(_places(first)[1:], values, label=label, color="0.35", linestyle=line, linewidth=1)
+    panel.set(ylabel="IoU with the mask before", ylim=(-0.03, 1.03))
+    if _over_epochs(first):
+        panel.set(xlabel="epochs trained", xlim=(0, None))
+    else:
+        panel.set_xticks(_places(first)[1:], _words(first)[1:], **_SLANTED)
+    panel.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    return figure
+
+
+def draw_densities(series: Sequence[_Series]) -> Figure:
+    """A heat map of each: layers downwards, masks to the right."""
+    most = max(len(each.history.layers) for each in series)
+    figure = figures.new(7, len(series) * (1.8 + 0.15 * most))
+    for panel, each in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
+        found, masks = each.history, len(each.labels)
+        shares = [[100 * count / found.layers[name].weights for count in row] for name, row in found.living.items()]
+        image = panel.imshow(shares, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0)
+        ticks = range(0, masks, -(-masks // 16))
+        panel.set_xticks(ticks, [_words(each)[tick] for tick in ticks], **({} if _over_epochs(each) else _SLANTED))
+        panel.set(xlabel="epochs trained" if _over_epochs(each) else "")
+        panel.set_yticks(range(len(shares)), list(found.layers), fontsize=7)
+        panel.set(title=each.name)
+        figure.colorbar(image, ax=panel, label="living weights (%)")
+    return figure
+
+
+def _of_run(subject: Subject, options: Options) -> _Series:
+    recipe, kept = subject.recipe, run_of(subject).kept_masks()
+    if subject.kind is not None:
+        raise RunError(f"{subject.name}: masks are followed over the whole run; leave --which out")
+    if options.phase_ends:
+        ends = {end - 1 for _, _, end in phases(records_of(subject))}
+        kept = [each for each in kept if each.epoch in ends]
+    kept = _every(kept, options.every)
+    if len(kept) < 2:
+        raise RunError(
+            f"{subject.name}: an overlap takes two masks, and this leaves {len(kept)}. Masks are kept at the end of "
+            "each phase that is not dense; train with checkpoint.keep_every: N to keep those of every N-th epoch, too"
+        )
+    epochs = [each.epoch for each in kept]
+    found = history(_loaded(kept, subject.name))
+    return _Series(
+        subject.name,
+        epochs,
+        found,
+        {
+            "nested": nested(found.densities),
+            "gmp": _gmp(recipe, epochs, 1 - found.densities[-1]),
+            "rigl": _rigl(subject, epochs),
+        },
+    )
+
+
+def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
+    if options.phase_ends:
+        raise RunError("phase_ends: files have no phases; leave it out, or name run directories")
+    chosen = _every(subjects, options.every)
+    if len(chosen) < 2:
+        raise RunError("an overlap takes two masks, and this leaves one file; name another, or a run directory")
+    found = history(_shown_by(chosen))
+    names = [subject.name for subject in chosen]
+    return _Series(f"{len(chosen)} files", names, found, {"nested": nested(found.densities)})
+
+
+def _every(sequence: Sequence[T], every: int) -> list[T]:
+    return list(sequence[::-1][::every][::-1])
+
+
+def _loaded(kept: Sequence[Kept], name: str) -> Iterator[Masks]:
+    with console.progress(name) as bar:
+        for each in bar.track(kept, description=name):
+            yield load_masks(each.file)
+
+
+def _shown_by(subjects: Sequence[Subject]) -> Iterator[Masks]:
+    first: dict[str, torch.Size] = {}
+    for subject in subjects:
+        masks = nonzero(subject.load().layers)
+        shapes = {name: mask.shape for name, mask in masks.items()}
+        first = first or shapes
+        if shapes != first:
+            raise CheckpointError(
+                f"{subjects[0].name} and {subject.name} do not prune the same layers; name files of one model, with "
+                "the same sparsity.keep_dense"
+            )
+        yield masks
+
+
+def _gmp(recipe: Recipe, epochs: Sequence[int], target: float) -> list[float]:
+    own = recipe.sparsity
+    cubic = own if isinstance(own, gmp.Config) else gmp.Config(method="gmp", target=target)
+    return nested([1 - cubic.sparsity(epoch, recipe.epochs) for epoch in epochs])
+
+
+def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
+    own, steps_per_epoch = subject.recipe.sparsity, 1
+    if isinstance(own, RewiredBlock):
+        config, last = own, records_of(subject)[-1]
+        steps_per_epoch = last["step"] // (last["epoch"] + 1)
+    else:
+        # whatever its target: the share that is exchanged does not depend on it
+        config = rigl.Config(method="rigl", target=0.5, every_epochs=1)
+    return [
+        exchanged(updates(config, after, until, subject.recipe.epochs, steps_per_epoch))
+        for after, until in pairwise(epochs)
+    ]
+
+
+def _numbers(series: _Series) -> dict[str, Any]:
+    found, ious = series.history, series.history.ious
+    rules = [dict(zip(series.rules, values, strict=True)) for values in zip(*series.rules.values(), strict=True)]
+    return {
+        "weights": asdict(found.all_layers),
+        "layers": {name: asdict(counts) for name, counts in found.layers.items()},
+        "masks": [
+            {
+                "of": label,
+                "sparsity": 1 - density,
+                "densities": {name: found.living[name][number] / one.weights for name, one in found.layers.items()},
+            }
+            for number, (label, density) in enumerate(zip(series.labels, found.densities, strict=True))
+        ],
+        "overlaps": [
+            {
+                "from": before,
+                "to": after,
+                "iou": ious[number],
+                **rules[number],
+                "layers": {name: iou(*counts[number]) for name, counts in found.overlaps.items()},
+            }
+            for number, (before, after) in enumerate(pairwise(series.labels))
+        ],
+    }
+
+
+def _shown(series: _Series) -> tuple[str, ...]:
+    ious, weights = series.history.ious, series.history.all_layers
+    shares = [count / weights.weights for count in (weights.never_pruned, weights.always_pruned, weights.regrown)]
+    return (
+        series.name,
+        str(len(series.labels)),
+        f"{1 - series.history.densities[-1]:.2%}",
+        f"{sum(ious) / len(ious):.3f}",
+        f"{ious[-1]:.3f}",
+        *(f"{share:.2%}" for share in shares),
+    )
+
+
+def _tables(series: Sequence[_Series]) -> dict[str, Table]:
+    """Layer "" is all of them."""
+    overlaps: list[Sequence[Any]] = []
+    densities: list[Sequence[Any]] = []
+    weights: list[Sequence[Any]] = []
+    for name, numbers in ((each.name, _numbers(each)) for each in series):
+        for pair in numbers["overlaps"]:
+            span, unknown = (name, pair["from"], pair["to"]), [None] * len(_RULES)
+            overlaps.append((*span, "", pair["iou"], *(pair.get(rule) for rule in _RULES)))
+            overlaps += [(*span, layer, value, *unknown) for layer, value in pair["layers"].items()]
+        for mask in numbers["masks"]:
+            shares = {"": 1 - mask["sparsity"], **mask["densities"]}
+            densities += [(name, mask["of"], layer, density) for layer, density in shares.items()]
+        counted = {"": numbers["weights"], **numbers["layers"]}
+        weights += [(name, layer, *counts.values()) for layer, counts in counted.items()]
+    return {
+        "": Table(("masks_of", "from", "to", "layer", "iou", *_RULES), overlaps),
+        "density": Table(("masks_of", "mask", "layer", "density"), densities),
+        "weights": Table(("masks_of", "layer", *Weights.__dataclass_fields__), weights),
+    }
+
+
+def _over_epochs(series: _Series) -> bool:
+    return isinstance(series.labels[0], int)
+
+
+def _places(series: _Series) -> list[int]:
+    """Epochs trained, or the files' numbers."""
+    return [label + 1 if isinstance(label, int) else number for number, label in enumerate(series.labels)]
+
+
+def _words(series: _Series) -> list[str]:
+    return [str(label + 1) if isinstance(label, int) else label for label in series.labels]
