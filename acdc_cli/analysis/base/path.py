@@ -1,0 +1,110 @@
+"""Models on the straight lines between models, one after the other, and the barriers on the way (P2 M)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc_cli.analysis.base.batch_norm import re_estimate
+from acdc_cli.analysis.base.desk import FORGETFUL, Desk
+from acdc_cli.analysis.base.evenly import Evenly
+from acdc_cli.analysis.base.subject import Loaded
+from acdc_cli.data.batches import Batch, Loader
+
+State = Mapping[str, Tensor]
+"""A model's parameters and buffers by name."""
+
+
+def walk(
+    loaded: Loaded,
+    states: Sequence[Callable[[], State]],
+    images: Mapping[str, Loader],
+    settle: Mapping[str, Callable[[], None]],
+    points: int = 10,
+    desk: Desk = FORGETFUL,
+) -> list[dict[str, Any]]:
+    """The task's metrics of every model on the path, on each split, with each kind of batch norm statistics.
+
+    loaded: a model of the architecture, whose weights are written over.  states: load the models of the path, of which
+    two are held at a time.  settle: by the name of the statistics, what is done with a model before it is judged.
+    points: models between two neighbours.
+    """
+    state = lru_cache(maxsize=2)(lambda number: states[number]())
+    last = (len(states) - 1) * (points + 1)
+    rows = []
+    for step in range(last + 1):
+        number, beyond = divmod(step, points + 1)
+        key = f"model {step + 1} of {last + 1}"
+        if (found := desk.kept(key)) is None:
+            share = beyond / (points + 1)
+            here = between(state(number), state(number + 1), share) if beyond else state(number)
+            found = _judged(loaded, here, images, settle, desk, key)
+            desk.keep(key, found)
+        for each in settle:
+            for split in images:
+                start = f"{each}/{split}/"
+                metrics = {
+                    name.removeprefix(start): float(found[name]) for name in sorted(found) if name.startswith(start)
+                }
+                rows.append({"position": step / (points + 1), "split": split, "statistics": each, **metrics})
+    return rows
+
+
+def _judged(
+    loaded: Loaded,
+    state: State,
+    images: Mapping[str, Loader],
+    settle: Mapping[str, Callable[[], None]],
+    desk: Desk,
+    key: str,
+) -> dict[str, Tensor]:
+    def add(batch: Batch) -> Mapping[str, Tensor]:
+        with loaded.precision.autocast():
+            return loaded.task.sums(loaded.forward(batch.images), batch.labels)
+
+    found: dict[str, Tensor] = {}
+    for name, settled in settle.items():
+        loaded.model.load_state_dict(state)
+        loaded.model.eval()
+        settled()
+        for split, loader in images.items():
+            description = f"{key}, {name} statistics, {split}"
+            sums = desk.sums(description, loader, add, description)
+            metrics = loaded.task.metrics({each: float(total) for each, total in sums.items()}, loader.samples)
+            found |= {
+                f"{name}/{split}/{each}": torch.tensor(value, dtype=torch.float64) for each, value in metrics.items()
+            }
+    return found
+
+
+def between(start: State, end: State, share: float) -> dict[str, Tensor]:
+    """(1 - share)·start + share·end of every tensor of floats; of others, as batch norm's counts of batches, the nearer
+    model's. share: 0 gives start and 1 gives end, to the bit."""
+    nearer = start if share < 0.5 else end
+    return {
+        name: torch.lerp(tensor, end[name], share) if tensor.is_floating_point() else nearer[name]
+        for name, tensor in start.items()
+    }
+
+
+def estimate(loaded: Loaded, images: Evenly) -> None:
+    """Batch norm's running statistics become the means over these images' batches, in the model's precision."""
+    with loaded.precision.autocast(), images.batches() as batches:
+        re_estimate(loaded.model, loaded.forward, (shown for shown, _ in batches))
+
+
+def barrier(losses: Sequence[float]) -> tuple[float, float]:
+    """How far the loss rises above the straight line between its ends, and at which share of the way (NaN: nowhere).
+
+    max over t of L(t) - (1-t)·L(0) - t·L(1), at least 0, which it is at both ends.
+    losses: of models at equal distances, ends included.
+    """
+    last = len(losses) - 1
+    above = [loss - losses[0] - (losses[-1] - losses[0]) * step / last for step, loss in enumerate(losses)]
+    inner = max(range(1, last), key=above.__getitem__, default=0)
+    return (above[inner], inner / last) if inner and above[inner] > 0 else (0.0, math.nan)

@@ -1,0 +1,232 @@
+"""Interpolation: loss and accuracy on the straight lines between models, and the barriers on them (P2 M)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from acdc_cli import console
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.batch_norm import tracking
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.evenly import Evenly
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.path import State, barrier, estimate, walk
+from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.data.batches import Loader
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.schema import Block
+from acdc_cli.runs.run_dir import Kept
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Split = Literal["train", "val"]
+Statistics = Literal["interpolated", "re-estimated"]
+Rows = Sequence[Mapping[str, Any]]
+
+_SHOWN = ("val_crop", "val_resize", "mean", "std")
+"""How images come to a model, of a recipe's `data`."""
+_MODEL = ("name", "blurpool", "options")
+_IMAGES = {"train": "training images", "val": "validation images"}
+_LOOKS: dict[str, dict[str, Any]] = {
+    "interpolated": {"color": figures.COLOURS[1], "linestyle": "--", "marker": "s", "markersize": 4},
+    "re-estimated": {"color": figures.COLOURS[0], "linestyle": "-", "marker": "*", "markersize": 9},
+}
+_SHORT = 18
+"""Characters of a name that can be written at a slant."""
+_FORMULA = "barrier: max over t of L(t) - (1-t)·L(0) - t·L(1), t being the share of the way between two neighbours"
+
+
+class Options(Block):
+    points: PositiveInt = 10
+    """Models between two neighbours, at equal distances; the neighbours themselves are judged too."""
+    splits: Annotated[list[Split], Field(min_length=1)] = ["train", "val"]
+    """Which images models are judged on: `[train, val]`, `[train]` or `[val]`."""
+    images: PositiveInt = 10_000
+    """Of the training split, evenly spread over it and unaugmented; there may be fewer."""
+    statistics: Annotated[list[Statistics], Field(min_length=1)] = ["interpolated", "re-estimated"]
+    """Batch norm's running statistics: interpolated like the weights, or estimated again for every model."""
+    bn_images: Annotated[int, Field(ge=2)] = 1000
+    """Training images that they are estimated from, evenly spread over the split and unaugmented."""
+    all_kinds: bool = False
+    """Where one run is named: through the models that were kept in dense phases and ramps too."""
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """A model that the path goes through."""
+
+    name: str
+    subject: Subject
+    file: Path | None = None
+
+    def load(self) -> Loaded:
+        return self.subject.load(self.file)
+
+    def state(self) -> State:
+        return {name: tensor.cpu() for name, tensor in self.load().model.state_dict().items()}
+
+
+def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+    """Through the subjects' models in their order, or, where one run alone is named, through those kept along it. All
+    are judged on the data of the first, and in its precision."""
+    stops = _stops(subjects, options)
+    _require_one_architecture(stops)
+    loaded = stops[0].load()
+    block = subjects[0].recipe.data
+    statistics = options.statistics
+    if not tracking(loaded.model):
+        console.say(f"{stops[0].name} has no batch norm statistics that could be estimated again")
+        statistics = ["interpolated"]
+    with ExitStack() as stack:
+        images: dict[str, Loader] = {
+            split: stack.enter_context(subjects[0].images(split, options.images if split == "train" else None))
+            for split in dict.fromkeys(options.splits)
+        }
+        settle: dict[str, Callable[[], None]] = {}
+        if "interpolated" in statistics:
+            settle["interpolated"] = lambda: None
+        if "re-estimated" in statistics:
+            loader = stack.enter_context(subjects[0].images("train", options.bn_images))
+            # three, which divide so that no batch has only one
+            evenly = Evenly(loader, max(3, block.val_batch_size or block.batch_size))
+            settle["re-estimated"] = partial(estimate, loaded, evenly)
+        rows = walk(loaded, [stop.state for stop in stops], images, settle, options.points, desk)
+        counts = {split: loader.samples for split, loader in images.items()}
+    return _findings([stop.name for stop in stops], rows, counts)
+
+
+def _stops(subjects: Sequence[Subject], options: Options) -> list[_Stop]:
+    if len(subjects) > 1:
+        if options.all_kinds:
+            raise RunError("all_kinds chooses among the models that one run kept; leave it out, or name one run")
+        return [_Stop(subject.name, subject) for subject in subjects]
+    (subject,) = subjects
+    if subject.run is None:
+        raise RunError(f"{subject.name} is one model; name two and more, or a run that kept models along the way")
+    kept = _chosen(subject.run.kept_models(), subject, options)
+    if len(kept) < 2:
+        which = f" of {subject.kind} phases" if subject.kind else ""
+        raise RunError(
+            f"{subject.name}: {len(kept) or 'no'} models{which} were kept along the way, and a path takes two; train "
+            "with checkpoint.keep_phases=true or checkpoint.keep_every=1, or name several runs or models"
+        )
+    return [_Stop(f"epoch {each.epoch}, {each.kind}", subject, each.file) for each in kept]
+
+
+def _chosen(kept: Sequence[Kept], subject: Subject, options: Options) -> Sequence[Kept]:
+    """Those of sparse phases where two and more are there, unless others were asked for."""
+    if options.all_kinds and subject.kind:
+        raise RunError(f"all_kinds takes the models of all phases, --which those of {subject.kind} ones; leave one out")
+    if options.all_kinds:
+        return kept
+    of_kind = [each for each in kept if each.kind == (subject.kind or "sparse")]
+    return of_kind if subject.kind or len(of_kind) > 1 else kept
+
+
+def _require_one_architecture(stops: Sequence[_Stop]) -> None:
+    """Raises RunError where weights of one model would be none of the other, or mean something else there."""
+    first, *others = {stop.subject.name: stop for stop in stops}.values()
+    for other in others:
+        for block, keys in (("model", _MODEL), ("data", _SHOWN)):
+            ours, theirs = (getattr(stop.subject.recipe, block) for stop in (first, other))
+            for key in keys:
+                if getattr(ours, key) != getattr(theirs, key):
+                    raise RunError(
+                        f"{block}.{key} is {getattr(ours, key)} for {first.name} and {getattr(theirs, key)} for "
+                        f"{other.name}: there is no line between models that compute different things"
+                    )
+        shapes = [{name: tensor.shape for name, tensor in stop.state().items()} for stop in (first, other)]
+        if differing := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+            raise RunError(
+                f"{first.name} and {other.name} differ in the shape of {', '.join(dict.fromkeys(differing))}: there is "
+                "no line between models of different architectures"
+            )
+
+
+def _findings(names: Sequence[str], rows: Rows, counts: Mapping[str, int]) -> Findings:
+    barriers = _barriers(names, rows)
+    columns = list(rows[0])
+    return Findings(
+        numbers={"path": names, "images": counts, "formula": _FORMULA, "points": rows, "barriers": barriers},
+        summary=_summary(barriers),
+        tables={
+            "": Table(columns, [[row[column] for column in columns] for row in rows]),
+            "barriers": Table(list(barriers[0]), [list(each.values()) for each in barriers]),
+        },
+        figures={"": draw(names, rows)},
+    )
+
+
+def _barriers(names: Sequence[str], rows: Rows) -> list[dict[str, Any]]:
+    found = []
+    for number, (start, end) in enumerate(pairwise(names)):
+        for (split, statistics), line in _lines(rows).items():
+            losses = [row["loss"] for row in line if number <= row["position"] <= number + 1]
+            height, share = barrier(losses)
+            ends = {"loss_from": losses[0], "loss_to": losses[-1]}
+            place = {"from": start, "to": end, "split": split, "statistics": statistics}
+            found.append({**place, **ends, "height": height, "share": share})
+    return found
+
+
+def _lines(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """The rows of the whole path, by split and statistics."""
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["split"], row["statistics"]), []).append(row)
+    return lines
+
+
+def _summary(barriers: Rows) -> Table:
+    """A line for each of the path's and each split, a column for each kind of statistics."""
+    statistics = list(dict.fromkeys(each["statistics"] for each in barriers))
+    heights: dict[tuple[str, str], list[str]] = {}
+    for each in barriers:
+        key = (f"{each['from']} → {each['to']}", each["split"])
+        heights.setdefault(key, []).append(f"{each['height']:.4f}")
+    return Table(
+        ("barrier (nats) between", "images", *(f"{each} BN" for each in statistics)),
+        [(*key, *values) for key, values in heights.items()],
+    )
+
+
+def draw(names: Sequence[str], rows: Rows) -> Figure:
+    """Loss and top-1 along the path; vertical lines and markers where its models lie, one column for each split."""
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    figure = figures.new(1 + 3.6 * len(splits), 6)
+    panels = figure.subplots(2, len(splits), sharex=True, sharey="row", squeeze=False)
+    for split, (loss, accuracy) in zip(splits, panels.T, strict=True):
+        _draw(loss, rows, split, "loss")
+        _draw(accuracy, rows, split, "top1", scale=100)
+        for panel in (loss, accuracy):
+            for number in range(len(names)):
+                panel.axvline(number, color="0.75", linewidth=0.8, zorder=0)
+            panel.grid(axis="y", alpha=0.3)
+        loss.set(title=_IMAGES[split], yscale="log")
+        look: dict[str, Any] = {"rotation": 90 if max(map(len, names)) > _SHORT else 30, "fontsize": 8}
+        accuracy.set_xticks(range(len(names)), names, ha="right", va="center", rotation_mode="anchor", **look)
+    panels[0, 0].set(ylabel="cross entropy (nats)")
+    panels[1, 0].set(ylabel="top-1 (%)")
+    figure.supxlabel("models on the path, and between them", fontsize=10)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def _draw(panel: Axes, rows: Rows, split: str, key: str, scale: float = 1) -> None:
+    for (of, statistics), line in _lines(rows).items():
+        if of == split:
+            positions = [row["position"] for row in line]
+            models = [step for step, position in enumerate(positions) if position == int(position)]
+            label = f"{statistics} batch norm statistics"
+            values = [scale * row[key] for row in line]
+            panel.plot(positions, values, markevery=models, label=label, **_LOOKS[statistics])
