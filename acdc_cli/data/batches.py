@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc_cli.data.augment import Augmentation, Crop
-from acdc_cli.data.order import epoch_order
+from acdc_cli.data.order import epoch_order, spread
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,24 @@ class Plan:
     """For training: shuffled anew every epoch, in whole batches only."""
     images: int | None = None
     """Use this many only, evenly spread over the set; None: all."""
+    only: NDArray[np.int64] | None = None
+    """Use those at these positions only, in this order, instead of `images`."""
+    relabelled: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    """Positions in the data set, and the labels of the images there instead of the stored ones."""
     shard: Shard = UNDIVIDED
 
     def samples(self, stored: int) -> int:
         """Images of the split that are used, of so many in the set."""
-        return min(stored, self.images or stored)
+        return min(stored, self.images or stored) if self.only is None else len(self.only)
+
+    def labels(self, stored: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the whole set, of which these are stored."""
+        if self.relabelled is None:
+            return stored
+        positions, labels = self.relabelled
+        changed = stored.copy()
+        changed[positions] = labels
+        return changed
 
     @property
     def largest_batch(self) -> int:
@@ -107,8 +120,7 @@ class Plan:
         """Positions in the data set of each of this process's batches, from `start_step` on."""
         used = self.samples(stored)
         order = epoch_order(used, self.seed, epoch) if self.shuffle else np.arange(used)
-        # evenly: sets are often stored class by class
-        order = order * stored // used
+        order = (spread(used, stored) if self.only is None else self.only)[order]
         return [order[start : start + self.largest_batch] for start in self._starts(used)[start_step:]]
 
     def _starts(self, used: int) -> range:

@@ -173,6 +173,7 @@ class FFCVLoader:
     def __init__(self, path: Path, plan: Plan, workers: int, device: torch.device) -> None:
         self._file = BetonFile(path)
         self._bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        self._labels = plan.labels(self._file.labels)
         self._plan = plan
         self._transfer = Transfer(device)
         # small batches are divided among all threads
@@ -246,7 +247,7 @@ class FFCVLoader:
     def _send(self, indices: NDArray[np.int64], images: Tensor, chunks: list[Future[None]]) -> Batch:
         for chunk in chunks:
             chunk.result()
-        return self._transfer(images, torch.from_numpy(self._file.labels[indices]), torch.from_numpy(indices))
+        return self._transfer(images, torch.from_numpy(self._labels[indices]), torch.from_numpy(indices))
 
     def _draw_chunk(self, indices: NDArray[np.int64], out: NDArray[np.uint8], epoch: int) -> None:
         file, look, done = self._file, (*self._plan.augmentation, epoch), 0

@@ -5,19 +5,23 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from acdc_cli import console
-from acdc_cli.data import augment, catalog
+from acdc_cli.data import augment, catalog, corruption
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.corruption import Corruption
+from acdc_cli.data.order import spread
 from acdc_cli.data.torch import BetonImages, FolderImages, Images, MemoryImages, TorchLoader, is_small
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
@@ -84,17 +88,25 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     """(classes, training images that are used, whether they were found): of the set that lies there, or of the one
     that is known by this name where it lies elsewhere.
 
-    Raises DataError for a set that is not there and whose size its name does not tell.
+    Raises DataError for a set that is not there and whose size its name does not tell, and for labels that cannot be
+    corrupted.
     """
     known = catalog.SETS.get(block.name)
     if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
-        return known.classes, min(known.train_images, block.images or known.train_images), False
-    found = open_set(block)
-    return found.classes, min(found.train, block.images or found.train), True
+        classes, images, found = known.classes, known.train_images, False
+    else:
+        data = open_set(block)
+        classes, images, found = data.classes, data.train, True
+    used = min(images, block.images or images)
+    if block.corrupt_labels:
+        corruption.check(block.corrupt_labels.count, used, classes)
+    return classes, used, found
 
 
 def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
-    """Shuffled and augmented; crops have the resolution that the recipe gives the epoch."""
+    """Shuffled and augmented; crops have the resolution that the recipe gives the epoch, and samples the labels that
+    the recipe's corruption gives them."""
+    wrong = corrupted(block)
     plan = Plan(
         batch_size=block.batch_size,
         size=partial(curves.resolution, block.resolution, epochs=epochs),
@@ -103,6 +115,7 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device,
         seed=seed,
         shuffle=True,
         images=block.images,
+        relabelled=(wrong.indices, wrong.given) if wrong else None,
         shard=shard,
     )
     loader = _loader(block, "train", plan, device)
@@ -125,21 +138,47 @@ def steps_per_epoch(block: DataBlock, images: int) -> int:
 
 
 def val_loader(block: DataBlock, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED) -> Loader:
-    """Every image of the split that is used, once, in its order, without augmentation."""
-    plan = Plan(
-        batch_size=block.val_batch_size or block.batch_size // shard.size,
-        size=lambda epoch: block.val_crop,
-        crop=Crop(augment.CENTRED, share=block.val_crop / block.val_resize),
-        images=block.images if split == "train" else block.val_images,
-        shard=shard,
-    )
+    """Every image of the split that is used, once, in its order, without augmentation, and with its true label."""
+    plan = replace(_val_plan(block, shard), images=block.images if split == "train" else block.val_images)
     return _loader(block, split, plan, device)
 
 
+def corrupted(block: DataBlock) -> Corruption | None:
+    """The training samples whose labels the recipe makes wrong; None where it leaves them alone.
+
+    Raises DataError where it cannot be done.
+    """
+    if (asked := block.corrupt_labels) is None:
+        return None
+    place = _place(block, "train")
+    labels: NDArray[np.int64]
+    if place.is_dir():
+        source = catalog.folder_source(block.name, "train", place.parent)
+        labels, classes = source.labels, len(source.class_names)
+    else:
+        labels, classes = BetonFile(place).labels, len(manifests.read(place).class_names)
+    used = spread(min(len(labels), block.images or len(labels)), len(labels))
+    return corruption.corrupt(labels, used, classes, asked.count, asked.seed)
+
+
+def corrupted_loader(block: DataBlock, wrong: Corruption, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+    """The corrupted training samples as validation would show them, each once; labels are their numbers in `wrong`."""
+    numbers = np.arange(len(wrong.indices))
+    plan = replace(_val_plan(block, shard), only=wrong.indices, relabelled=(wrong.indices, numbers))
+    return _loader(block, "train", plan, device)
+
+
+def _val_plan(block: DataBlock, shard: Shard) -> Plan:
+    return Plan(
+        batch_size=block.val_batch_size or block.batch_size // shard.size,
+        size=lambda epoch: block.val_crop,
+        crop=Crop(augment.CENTRED, share=block.val_crop / block.val_resize),
+        shard=shard,
+    )
+
+
 def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> Loader:
-    place = _lies_at(_root(block), split)
-    if place is None:
-        raise DataError(_missing(block, split))
+    place = _place(block, split)
     cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
     workers = max(1, cores) if block.workers is None else block.workers
     ffcv = None if block.loader == "torch" else _ffcv(block, place)
@@ -152,7 +191,9 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> L
         file = BetonFile(place)
         images = BetonImages(file)
         if is_small(file):
-            images, workers = MemoryImages(images), 0
+            workers = 0
+            # a few are read each time sooner than all are decoded and kept
+            images = MemoryImages(images) if plan.only is None else images
     return TorchLoader(images, plan, workers, device)
 
 
@@ -185,6 +226,13 @@ def _say_once(text: str) -> None:
 
 def _root(block: DataBlock) -> Path:
     return Path(block.path or f"data/{block.name}")
+
+
+def _place(block: DataBlock, split: str) -> Path:
+    place = _lies_at(_root(block), split)
+    if place is None:
+        raise DataError(_missing(block, split))
+    return place
 
 
 def _lies_at(root: Path, split: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The order of an epoch's samples, from nothing but (seed, epoch)."""
+"""Which samples of a set are used, and their order in an epoch, from nothing but (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """
     key = np.array([seed, epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+
+
+def spread(used: int, stored: int) -> NDArray[np.int64]:
+    """Positions of so many samples of a set, in its order and evenly: sets are often stored class by class."""
+    return np.arange(used) * stored // used

@@ -203,7 +203,7 @@ class TorchLoader:
     kind: Literal["torch"] = "torch"
 
     def __init__(self, images: Images, plan: Plan, workers: int, device: torch.device) -> None:
-        self._labels = images.labels
+        self._labels = plan.labels(images.labels)
         self._plan = plan
         self._transfer = Transfer(device)
         self._requests = _Requests()

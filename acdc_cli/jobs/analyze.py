@@ -99,7 +99,7 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
     stem = "-".join([*parts, *(subject.name for subject in rest)])
     stem = re.sub(r"[^A-Za-z0-9._+=,-]+", "-", stem).strip("-")
     if len(stem) > _LONGEST:
-        stem = f"{stem[: _LONGEST - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+        stem = f"{parts[0]}-{len(subjects)}-models-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     return stem
 
 

@@ -9,10 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import console
+import torch
+
+from acdc_cli import console, files
 from acdc_cli.cost.ledger import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.corruption import Corruption
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
@@ -25,8 +28,10 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule import curves
 from acdc_cli.sparsity.prunable import pruned
+from acdc_cli.tasks.memorisation import Memorisation
 from acdc_cli.training import checkpoint, distributed
 from acdc_cli.training.distributed import Ranks
+from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.stopping import StopSignals
 from acdc_cli.training.trainer import Parts, Settings, Trainer
@@ -71,8 +76,10 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         stack.callback(train_loader.close)
         val_loader = loaders.val_loader(recipe.data, bench.device, shard=ranks.shard)
         stack.callback(val_loader.close)
+        wrong = loaders.corrupted(recipe.data)
+        probes = [_memorisation(recipe, bench, wrong, stack)] if wrong else []
         ledger = costs.ledger(recipe, data.classes, _sides(recipe))
-        parts = assemble(recipe, bench, train_loader, val_loader, ledger)
+        parts = assemble(recipe, bench, train_loader, val_loader, ledger, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
@@ -85,6 +92,8 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
                 run.record_provenance(entry)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+            if wrong:
+                files.write_text(run.corrupted_labels, wrong.csv())
         _describe(recipe, run, bench, data, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
@@ -96,7 +105,12 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
 
 
 def assemble(
-    recipe: Recipe, bench: setup.Bench, train_loader: Loader, val_loader: Loader, ledger: Measured | None = None
+    recipe: Recipe,
+    bench: setup.Bench,
+    train_loader: Loader,
+    val_loader: Loader,
+    ledger: Measured | None = None,
+    probes: Sequence[Probe] = (),
 ) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
     sparsifier = setup.sparsifier(recipe, bench.layers, bench.ranks)
@@ -111,9 +125,18 @@ def assemble(
         precision=bench.precision,
         train=train_loader,
         val=val_loader,
+        probes=probes,
         ledger=ledger,
         ranks=bench.ranks,
     )
+
+
+def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: Corruption, stack: ExitStack) -> Probe:
+    """Of the samples with wrong labels."""
+    loader = loaders.corrupted_loader(recipe.data, wrong, bench.device, bench.ranks.shard)
+    stack.callback(loader.close)
+    true, given = (torch.from_numpy(classes).to(bench.device) for classes in (wrong.true, wrong.given))
+    return Probe("corrupted samples", loader, Memorisation(true, given))
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
@@ -262,7 +285,8 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
     for kind in ("sparse", "dense"):
         if kind in summary:
             console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
-    console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}")
+    corrupted = f" · acdc analyze memorisation {run.path}" if run.corrupted_labels.exists() else ""
+    console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
 
 
 def _sides(recipe: Recipe) -> set[int]:
@@ -289,5 +313,7 @@ def _describe(
     if bench.ranks.size > 1:
         console.say(setup.split(recipe, bench.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
+    if wrong := recipe.data.corrupt_labels:
+        console.say(f"{wrong.count:,} training labels are made wrong on purpose: {run.corrupted_labels} lists them")
     for warning in warnings:
         console.warn(warning)

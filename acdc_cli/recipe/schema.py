@@ -86,6 +86,13 @@ class ResolutionStep(Block):
     """Side of the training crops, in pixels."""
 
 
+class CorruptLabelsBlock(Block):
+    count: PositiveInt = 1000
+    """Training images that get a wrong label: another class, all others being equally likely."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Which images and which classes follow from it, the same whatever the recipe's `seed`."""
+
+
 class DataBlock(Block):
     name: str
     """A data set of `acdc data list`."""
@@ -103,6 +110,10 @@ class DataBlock(Block):
     """Validate on this many images only, in the same way. Default: all."""
     val_batch_size: PositiveInt | None = None
     """Images in a process's validation batch; the numbers do not depend on it. Default: its part of `batch_size`."""
+    corrupt_labels: CorruptLabelsBlock | None = None
+    """Train on some wrong labels, and track at each epoch's end how those images are classified (P1 4). The images are
+    listed in the run's corrupted_labels.csv. Everything but training goes by the true labels. Default: none is wrong.
+    """
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     """How a training crop is drawn: as on ImageNet, as on CIFAR (zero padding, then a random crop), or not at all."""
     crop_scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.08, 1.0)

@@ -8,12 +8,14 @@ from typing import Protocol
 from torch import Tensor
 
 
-class Task(Protocol):
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The training loss of a batch, a scalar."""
-
+class Measure(Protocol):
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What `metrics` needs of a batch, as sums on the device."""
 
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
         """Exact metrics of `samples` images from their sums."""
+
+
+class Task(Measure, Protocol):
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar."""

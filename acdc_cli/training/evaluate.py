@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.data.batches import Loader
-from acdc_cli.tasks.task import Task
+from acdc_cli.tasks.task import Measure
 from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.precision import Precision
 
@@ -38,17 +39,27 @@ def forward_of(
     return forward
 
 
+@dataclass(frozen=True)
+class Probe:
+    """Images besides the validation's that a model in training is judged on."""
+
+    name: str
+    loader: Loader
+    """It does not shuffle."""
+    measure: Measure
+
+
 def evaluate(
     model: nn.Module,
     forward: Forward,
     loader: Loader,
-    task: Task,
+    measure: Measure,
     precision: Precision,
     description: str = "validation",
     between: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """The task's metrics, and `samples`; the host waits for the device once, at the end.
+    """The measure's metrics, and `samples`; the host waits for the device once, at the end.
 
     between: called after every batch, equally often in all processes; what it raises ends the evaluation.
     ranks: those that judge the model together, each a part of the batches.
@@ -62,7 +73,7 @@ def evaluate(
         for batch in batches:
             with precision.autocast():
                 logits = forward(batch.images)
-            for name, value in task.sums(logits, batch.labels).items():
+            for name, value in measure.sums(logits, batch.labels).items():
                 totals[name] = totals[name] + value if name in totals else value
             samples += len(batch.labels)
             bar.advance(shown)
@@ -77,6 +88,6 @@ def evaluate(
         raise AssertionError(f"evaluated {judged} of {loader.samples} images")
     # a process may have had no batch
     names = next(sums for count, sums in everyone if count)
-    return task.metrics({name: sum(sums.get(name, 0.0) for _, sums in everyone) for name in names}, judged) | {
+    return measure.metrics({name: sum(sums.get(name, 0.0) for _, sums in everyone) for name in names}, judged) | {
         "samples": judged
     }

@@ -25,7 +25,7 @@ from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks.task import Task
 from acdc_cli.training import checkpoint
 from acdc_cli.training.distributed import ALONE, Ranks, Replica
-from acdc_cli.training.evaluate import Forward, evaluate
+from acdc_cli.training.evaluate import Forward, Probe, evaluate
 from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
@@ -85,6 +85,8 @@ class Parts:
     precision: Precision
     train: Loader
     val: Loader
+    probes: Sequence[Probe] = ()
+    """Judged at every epoch's end, after validation; what they measure stands in its record."""
     ledger: Ledger | None = None
     """None where the model's operations cannot be counted."""
     ranks: Ranks = ALONE
@@ -128,6 +130,8 @@ class Trainer:
         settings, steps = self._settings, self._parts.train.steps
         self._parts.train.warm_up()
         self._parts.val.warm_up()
+        for probe in self._parts.probes:
+            probe.loader.warm_up()
         self._progress = RunProgress(settings.epochs, steps, self._epoch * steps + self._step)
         self._saved_at = time.monotonic()
         print_header()
@@ -348,10 +352,13 @@ class Trainer:
             self._running.seconds = time.perf_counter() - began
             self._heed()
 
+        metrics: dict[str, float] = {}
         with out_of_memory("a validation batch", "lower data.val_batch_size"):
-            return evaluate(
-                parts.model, parts.forward, parts.val, parts.task, parts.precision, between=between, ranks=parts.ranks
-            )
+            for judged in (Probe("validation", parts.val, parts.task), *parts.probes):
+                how = (judged.measure, parts.precision, judged.name, between, parts.ranks)
+                # `samples` stays that of the validation
+                metrics = evaluate(parts.model, parts.forward, judged.loader, *how) | metrics
+        return metrics
 
     def _tried(self, batch: Batch) -> str:
         images, side = batch.images.shape[0], batch.images.shape[-1]

@@ -44,12 +44,14 @@ STR = ["str_resnet50"]
 WOODFISHER = ["woodfisher_resnet50_95"]
 """Which starts from a trained model, and fine-tunes it as in its own paper."""
 NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
-CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
+CORRUPT = [f"cifar/resnet20_{target}_corrupt_labels" for target in (90, 95)]
+CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")] + CORRUPT
 DEMO = [
     "demo",
     *(
         f"demo_{method}"
         for method in (
+            "corrupt_labels",
             "deepr",
             "dense",
             "dpf",
@@ -189,6 +191,14 @@ def test_str_trains_as_its_paper_does() -> None:
     assert (ours["task"]["label_smoothing"], ours["optim"]["weight_decay"]) == (0.1, 2.251757813e-5)
     assert ours["optim"] | {"weight_decay": 2**-15} == theirs["optim"]
     assert (ours["epochs"], ours["model"], ours["data"]) == (100, theirs["model"], theirs["data"])
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+def test_wrong_labels_are_all_that_sets_p1s_memorisation_runs_apart(name: str) -> None:
+    ours, plain = load(name).as_dict(), load(name.removesuffix("_corrupt_labels")).as_dict()
+    ours["data"]["corrupt_labels"] = None
+    assert load(name).as_dict()["data"]["corrupt_labels"] == {"count": 1000, "seed": 0}
+    assert ours == plain | {"name": f"{plain['name']}_corrupt_labels"}
 
 
 @pytest.mark.parametrize("epochs", range(100, 1001, 100))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
-from acdc_cli.training.evaluate import forward_of
+from acdc_cli.training.evaluate import Probe, forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.trainer import Parts, Settings, Trainer
@@ -62,6 +62,7 @@ class Bench:
         sparsity: dict[str, Any],
         adamw: bool = False,
         stop_asked: Callable[[], bool] = lambda: False,
+        probes: Sequence[Probe] = (),
         **settings: Any,
     ) -> None:
         config, method = catalog.method(sparsity["method"])
@@ -97,6 +98,7 @@ class Bench:
             precision=Precision("fp32", CPU),
             train=self.train,
             val=self.val,
+            probes=probes,
         )
         defaults: dict[str, Any] = {
             "epochs": epochs,

@@ -1,0 +1,126 @@
+"""Training samples with wrong labels: classified as what they show, or as told (P1, Section 4, Figure 2b)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.subject import Subject, records_of
+from acdc_cli.analysis.curves import Records, phases, shade
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.schema import Block
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("epoch", "phase", "sparsity", "corrupted_true", "corrupted_given", "corrupted_neither")
+_MARKERS = 25
+"""On a line, at most."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the corrupted samples were classified at the end of an epoch, as fractions of them."""
+
+    epoch: int
+    phase: str
+    sparsity: float
+    """Of the pruned layers."""
+    corrupted_true: float
+    """As the class that the image shows: the label is ignored."""
+    corrupted_given: float
+    """As the class that the training was told: the label is memorised."""
+
+    @property
+    def corrupted_neither(self) -> float:
+        return 1 - self.corrupted_true - self.corrupted_given
+
+
+def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+    """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels."""
+    records = {subject.name: records_of(subject) for subject in subjects}
+    runs = {name: shares(each, name) for name, each in records.items()}
+    samples = {subject.name: _samples(subject) for subject in subjects}
+    return Findings(
+        numbers={
+            "runs": {
+                name: {
+                    "samples": samples[name],
+                    "phase_ends": [_numbers(at) for at in phase_ends(each)],
+                    "epochs": [_numbers(at) for at in each],
+                }
+                for name, each in runs.items()
+            }
+        },
+        summary=Table(
+            ("run", "samples", "dense: true, given", "sparse: true, given"),
+            [(name, str(samples[name]), *_shown(each)) for name, each in runs.items()],
+        ),
+        tables={
+            "": Table(
+                ("run", *_COLUMNS),
+                [(name, *_numbers(at).values()) for name, each in runs.items() for at in each],
+            )
+        },
+        figures={"": draw(runs, next(iter(records.values())))},
+    )
+
+
+def _samples(subject: Subject) -> int | None:
+    block = subject.recipe.data.corrupt_labels
+    return block.count if block else None
+
+
+def shares(records: Records, name: str = "the run") -> list[Shares]:
+    """Of each epoch, from a run's records. name: what an error calls the run.
+
+    Raises RunError where the run was trained without corrupted labels.
+    """
+    if any("corrupted_true" not in record for record in records):
+        raise RunError(f"{name} has no corrupted labels; train with --set data.corrupt_labels.count=1000")
+    keys = ("epoch", "phase", "sparsity", "corrupted_true", "corrupted_given")
+    return [Shares(*(record[key] for key in keys)) for record in records]
+
+
+def phase_ends(epochs: Sequence[Shares]) -> list[Shares]:
+    """The last epoch of each phase; the last one's may be still to come."""
+    ends = {end - 1 for _, _, end in phases([asdict(at) for at in epochs])}
+    return [at for at in epochs if at.epoch in ends]
+
+
+def draw(runs: Mapping[str, Sequence[Shares]], shaded: Records) -> Figure:
+    """Both shares over epochs, of runs by their names. shaded: the records whose sparse phases are greyed."""
+    figure = figures.new(7, 6)
+    true, given = panels = figure.subplots(2, sharex=True)
+    for panel in panels:
+        shade(panel, shaded, named=panel is true)
+    for (name, epochs), look in zip(runs.items(), figures.looks(), strict=False):
+        trained = [at.epoch + 1 for at in epochs]
+        look["markevery"] = -(-len(epochs) // _MARKERS)
+        true.plot(trained, [100 * at.corrupted_true for at in epochs], label=name, **look)
+        given.plot(trained, [100 * at.corrupted_given for at in epochs], **look)
+    true.set(ylabel="classified as the true class (%)", title="training samples with a wrong label")
+    given.set(ylabel="classified as the wrong label (%)", xlabel="epochs trained", xlim=(0, None))
+    true.legend(loc="best", fontsize=8)
+    figure.align_ylabels()
+    for panel in panels:
+        panel.set_ylim(0, None)
+        panel.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def _numbers(at: Shares) -> dict[str, Any]:
+    return {key: getattr(at, key) for key in _COLUMNS}
+
+
+def _shown(epochs: Sequence[Shares]) -> tuple[str, ...]:
+    """Both shares at the end of the last dense and of the last sparse phase."""
+    ends = {at.phase: at for at in phase_ends(epochs)}
+    return tuple(
+        f"{ends[phase].corrupted_true:.1%}, {ends[phase].corrupted_given:.1%}" if phase in ends else "–"
+        for phase in ("dense", "sparse")
+    )

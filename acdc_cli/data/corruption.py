@@ -1,0 +1,58 @@
+"""Training labels that are wrong on purpose, to see what a model memorises (P1, Section 4 "Output Analysis")."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from io import StringIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc_cli.errors import DataError
+
+_NO_EPOCH = 2**64 - 1
+"""Second word of the key, which of the epochs' orders is the epoch: what is drawn here has nothing to do with them."""
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """The samples with a wrong label, in the set's order; arrays of (count,)."""
+
+    indices: NDArray[np.int64]
+    """Positions in the data set."""
+    true: NDArray[np.int64]
+    """Their classes …"""
+    given: NDArray[np.int64]
+    """… and those that the training is told."""
+
+    def csv(self) -> str:
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("index", "true", "given"))
+        writer.writerows(zip(self.indices.tolist(), self.true.tolist(), self.given.tolist(), strict=True))
+        return text.getvalue()
+
+
+def check(count: int, samples: int, classes: int) -> None:
+    """Raises DataError where that many of the samples cannot be given another class."""
+    if count > samples:
+        raise DataError(
+            f"data.corrupt_labels.count: {count:,} labels of {samples:,} training images cannot be corrupted; lower it"
+        )
+    if classes < 2:
+        raise DataError("data.corrupt_labels: the set has one class only, so that no label can be wrong; leave it out")
+
+
+def corrupt(labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, count: int, seed: int) -> Corruption:
+    """`count` of the samples at the positions `used`, each with a class drawn from all but its own, all equally likely.
+
+    labels: of the whole set, each below `classes`. Raises DataError as `check` does.
+    """
+    check(count, len(used), classes)
+    # raw words, since NumPy promises only these to be the same in its every version
+    stream = np.random.Philox(key=np.array([seed, _NO_EPOCH], np.uint64))
+    ranks = stream.random_raw(len(used))
+    indices = np.sort(used[np.argsort(ranks, kind="stable")[:count]])
+    shifts = 1 + (stream.random_raw(count) % np.uint64(classes - 1)).astype(np.int64)
+    return Corruption(indices, labels[indices], (labels[indices] + shifts) % classes)
