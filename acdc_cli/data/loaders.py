@@ -22,7 +22,6 @@ from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corruption import Corruption
 from acdc_cli.data.order import spread
-from acdc_cli.data.torch import BetonImages, FolderImages, Images, MemoryImages, TorchLoader, is_small
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.recipe.suggest import did_you_mean
@@ -30,6 +29,7 @@ from acdc_cli.schedule import curves
 
 if TYPE_CHECKING:
     from acdc_cli.data.ffcv import FFCVLoader
+    from acdc_cli.data.torch import Images
 
 FFCV_HINT = (
     "pip install 'acdc-cli[ffcv]' compiles it; on Debian it needs: "
@@ -184,6 +184,9 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> L
     ffcv = None if block.loader == "torch" else _ffcv(block, place)
     if ffcv is not None:
         return ffcv(place, plan, max(1, workers), device)
+    # here, because it imports torchvision, which FFCV's loader and `acdc plan` do without
+    from acdc_cli.data.torch import BetonImages, FolderImages, MemoryImages, TorchLoader, is_small
+
     images: Images
     if place.is_dir():
         images = FolderImages(catalog.folder_source(block.name, split, place.parent))

@@ -20,6 +20,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe
 from acdc_cli.recipe.shipped import find
@@ -213,7 +214,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
                 "back, or train anew with --out"
             )
         return None
-    theirs, ours = _flat(state["metadata"]["recipe"]), _bearing(recipe)
+    theirs, ours = flat(state["metadata"]["recipe"]), _bearing(recipe)
     # of those that both have: the versions of acdc may differ
     if differing := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
         key = min(differing)
@@ -270,14 +271,7 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
 
 def _bearing(recipe: Recipe) -> dict[str, Any]:
     """The keys that the run's numbers depend on."""
-    return {key: value for key, value in _flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
+    return {key: value for key, value in flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
