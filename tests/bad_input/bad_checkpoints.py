@@ -117,8 +117,8 @@ CHECKPOINTS = [
         "foreign file of an unknown model",
         saved(dict),
         "eval --checkpoint c.pt --model resnet9 --data photos",
-        "there is no model 'resnet9'; did you mean resnet8 (local), resnet50 (torchvision, timm), "
-        "resnet34 (torchvision, timm)? Local models: <our models>. For the others, use …",
+        "there is no model 'resnet9'; did you mean resnet8 (local), resnet50 (local, torchvision, timm), "
+        "resnet34 (local, torchvision, timm)? Local models: <our models>. For the others, use …",
     ),
     Case(
         "another model",

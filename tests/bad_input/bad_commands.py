@@ -216,7 +216,7 @@ ARGUMENTS = [
         "analysis of a run without epochs",
         begun,
         "analyze curves begun",
-        "begun: no epoch has ended yet, so there is nothing to draw",
+        "begun: no epoch has ended yet, so there is nothing to look at",
     ),
     Case(
         "analysis of broken metrics",

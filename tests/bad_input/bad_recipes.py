@@ -206,7 +206,7 @@ FILES = [
         "unknown model",
         changed("epochs: 2", "epochs: 2\nmodel: {name: resnet81}"),
         TRAIN,
-        "there is no model 'resnet81'; did you mean resnet8 (local), resnet18 (torchvision, timm), "
+        "there is no model 'resnet81'; did you mean resnet8 (local), resnet18 (local, torchvision, timm), "
         "resnet61q (timm)? Local models: <our models>. For the others, use …",
     ),
     Case(

@@ -53,7 +53,12 @@ def without_privileges() -> Iterator[None]:
             "last.pt cannot be read: permission",
         ),
         ("run/sparse.safetensors", 0, "eval --checkpoint run", "sparse.safetensors cannot be read: permission"),
-        ("figures", 0o555, "analyze curves run --out figures", "figures cannot be written: permission denied; make"),
+        (
+            "figures",
+            0o555,
+            "analyze curves run --out figures",
+            "figures/curves.json cannot be written: permission denied; make",
+        ),
     ],
 )
 def test_what_is_closed_is_told_as_that(
