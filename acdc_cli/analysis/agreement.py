@@ -30,6 +30,7 @@ from acdc_cli.analysis.base.outputs import (
     same_images,
 )
 from acdc_cli.analysis.base.subject import Loaded, Subject, records_of, run_of
+from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
 
@@ -86,11 +87,15 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
 def both_of(subject: Subject) -> tuple[Subject, Subject]:
     """A run's two models, that which was asked for first, else the sparse one.
 
-    Raises RunError where it is a file, and CheckpointError where it has but one.
+    Raises RunError where it is a file or has but one.
     """
-    if subject.kind == "dense":
-        return subject.of("dense"), subject.of("sparse")
-    return subject.of("sparse"), subject.of("dense")
+    try:
+        sparse, dense = subject.of("sparse"), subject.of("dense")
+    except CheckpointError as cause:
+        raise RunError(
+            f"{cause}. Agreement takes two models: name a second run, or a file, after {subject.name}"
+        ) from cause
+    return (dense, sparse) if subject.kind == "dense" else (sparse, dense)
 
 
 def partners(kept: Sequence[Kept]) -> list[tuple[Kept, Kept]]:

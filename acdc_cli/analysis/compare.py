@@ -18,6 +18,7 @@ from acdc_cli.analysis.base.paired import Paired, paired
 from acdc_cli.analysis.base.subject import Subject, run_of
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.outcome import Outcome, outcome
 
@@ -55,7 +56,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose recipes differ in nothing but the seed, and what bears on no number."""
+    """Runs on the same data whose recipes differ in nothing but the seed, and what bears on no number."""
 
     name: str
     runs: Sequence[Known]
@@ -90,12 +91,17 @@ class Tested:
 
 
 def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
-    """Differences are to the first run, tests against its group. Raises RunError for what is no run."""
+    """Differences are to the first run, tests against its group. Raises RunError for what is no run, and for
+    recipes that are not as the runs had them."""
     if len(subjects) < 2:
         raise RunError(f"name at least two runs to compare; {subjects[0].name} is one")
     runs = []
     for subject in subjects:
         run = run_of(subject)
+        if subject.recipe != load(run.resolved):
+            raise RunError(
+                f"{subject.name}: runs are compared by the recipes they were made with; leave --set and --data out"
+            )
         made_with = flat((run.provenance() or [{}])[-1])
         runs.append(Known(subject.name, flat(subject.recipe.as_dict()), made_with, outcome(run, subject.kind)))
     return _findings(runs)
@@ -113,6 +119,8 @@ def grouped(runs: Sequence[Known]) -> list[Group]:
     found: dict[str, list[Known]] = {}
     for run in runs:
         bearing = {key: value for key, value in run.recipe.items() if not key.startswith((*_FREE, *_FREE_DATA))}
+        # where a set lies bears on nothing, but another one may lie there
+        bearing |= {key: value for key, value in run.made_with.items() if key.startswith("data.fingerprint.")}
         found.setdefault(repr(sorted(bearing.items())), []).append(run)
     names = [_name([run.name for run in group]) for group in found.values()]
     # cut down they may be those of others
@@ -293,7 +301,7 @@ def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
         )
         for group in groups
     ]
-    return Table(("", "n", "top-1 %", "- 1st", "p", "entropy", "zeros %", "FLOPs"), rows)
+    return Table(("", "n", "top-1 %", "- 1st", "p", "entropy", "zeros", "FLOPs"), rows)
 
 
 def draw(groups: Sequence[Group]) -> Figure:

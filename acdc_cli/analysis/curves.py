@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import figures
 from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.subject import Subject, records_of
+from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ _COLUMNS = (
 
 
 def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
-    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet."""
+    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet, and for one of
+    its models."""
+    for subject in subjects:
+        whole_run_of(subject)
     runs = {subject.name: records_of(subject) for subject in subjects}
     rows = [(name, *(record.get(key) for key in _COLUMNS)) for name, records in runs.items() for record in records]
     return Findings(

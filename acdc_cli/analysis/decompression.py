@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import figures
 from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.subject import Subject, records_of
+from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.curves import phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -108,8 +108,7 @@ def draw(runs: Mapping[str, Records]) -> Figure:
 
 
 def _records(subject: Subject) -> list[dict[str, Any]]:
-    if subject.kind is not None:
-        raise RunError(f"{subject.name}: decompression follows a whole run, not one of its models; leave --which out")
+    whole_run_of(subject)
     records = records_of(subject)
     if all(phase.number == 0 for phase in dense_phases(records)):
         raise RunError(

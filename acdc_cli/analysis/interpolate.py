@@ -52,11 +52,11 @@ class Options(Block):
     splits: Annotated[list[Split], Field(min_length=1)] = ["train", "val"]
     """Which images models are judged on: `[train, val]`, `[train]` or `[val]`."""
     images: PositiveInt = 10_000
-    """Of the training split, evenly spread over it and unaugmented; there may be fewer."""
+    """Of the training images in use (`data.images`), evenly spread over them and unaugmented; there may be fewer."""
     statistics: Annotated[list[Statistics], Field(min_length=1)] = ["interpolated", "re-estimated"]
     """Batch norm's running statistics: interpolated like the weights, or estimated again for every model."""
     bn_images: Annotated[int, Field(ge=2)] = 1000
-    """Training images that they are estimated from, evenly spread over the split and unaugmented."""
+    """Training images that they are estimated from, evenly spread over those in use and unaugmented."""
     all_kinds: bool = False
     """Where one run is named: through the models that were kept in dense phases and ramps too."""
 
@@ -141,9 +141,10 @@ def _require_one_architecture(stops: Sequence[_Stop]) -> None:
             ours, theirs = (getattr(stop.subject.recipe, block) for stop in (first, other))
             for key in keys:
                 if getattr(ours, key) != getattr(theirs, key):
+                    way = f"; where both saw the same, say so: --set data.{key}=VALUE" if block == "data" else ""
                     raise RunError(
                         f"{block}.{key} is {getattr(ours, key)} for {first.name} and {getattr(theirs, key)} for "
-                        f"{other.name}: there is no line between models that compute different things"
+                        f"{other.name}: there is no line between models that compute different things{way}"
                     )
         shapes = [{name: tensor.shape for name, tensor in stop.state().items()} for stop in (first, other)]
         if differing := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
@@ -218,7 +219,9 @@ def draw(names: Sequence[str], rows: Rows) -> Figure:
     panels[0, 0].set(ylabel="cross entropy (nats)")
     panels[1, 0].set(ylabel="top-1 (%)")
     figure.supxlabel("models on the path, and between them", fontsize=10)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, len(splits)), fontsize=8
+    )
     return figure
 
 

@@ -37,7 +37,7 @@ from acdc_cli.analysis.base.mask_history import (
     updates,
 )
 from acdc_cli.analysis.base.mask_history import overlap as overlap
-from acdc_cli.analysis.base.subject import Subject, records_of, run_of
+from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.curves import phases
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block, Recipe
@@ -140,9 +140,7 @@ def draw_densities(series: Sequence[_Series]) -> Figure:
 
 
 def _of_run(subject: Subject, options: Options) -> _Series:
-    recipe, kept = subject.recipe, run_of(subject).kept_masks()
-    if subject.kind is not None:
-        raise RunError(f"{subject.name}: masks are followed over the whole run; leave --which out")
+    recipe, kept = subject.recipe, whole_run_of(subject).kept_masks()
     if options.phase_ends:
         ends = {end - 1 for _, _, end in phases(records_of(subject))}
         kept = [each for each in kept if each.epoch in ends]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import figures
 from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.subject import Subject, records_of
+from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.curves import Records, phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -41,7 +41,10 @@ class Shares:
 
 
 def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
-    """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels."""
+    """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels, and for one of
+    its models."""
+    for subject in subjects:
+        whole_run_of(subject)
     records = {subject.name: records_of(subject) for subject in subjects}
     runs = {name: shares(each, name) for name, each in records.items()}
     samples = {subject.name: _samples(subject) for subject in subjects}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _UNIT = "largest eigenvalue (nats / weight²)"
 
 class Options(Block):
     images: PositiveInt = 1000
-    """Training images that the loss is a mean over, evenly spread over the split, unaugmented."""
+    """Training images that the loss is a mean over, evenly spread over those in use (`data.images`), unaugmented."""
     batch_size: PositiveInt = 100
     """Images at a time, at most. More need more memory; they change what is found only with batch_norm=train."""
     batch_norm: Literal["eval", "train"] = "eval"
@@ -172,11 +173,17 @@ def _models(subject: Subject, options: Options) -> list[_Model]:
 def _summary(found: Mapping[str, Sharpness]) -> Table:
     rows = []
     for name, each in found.items():
-        trace = f"{each.trace:.4g} ± {float(f'{each.trace_error:.2g}'):g}"
-        rows.append((name, f"{each.entries:,}", *_shown_in_words(each.largest), trace))
+        rows.append((name, f"{each.entries:,}", *_shown_in_words(each.largest), _trace_in_words(each)))
         if each.dominant is not each.largest:
             rows.append((f"{name}: largest in modulus", "", *_shown_in_words(each.dominant), ""))
     return Table(("model", "entries", "sharpness", "residual", "converged", "trace"), rows)
+
+
+def _trace_in_words(found: Sharpness) -> str:
+    if math.isnan(found.trace):
+        return "-"
+    error = "" if math.isnan(found.trace_error) else f" ± {float(f'{found.trace_error:.2g}'):g}"
+    return f"{found.trace:.4g}{error}"
 
 
 def _shown_in_words(eigenvalue: Eigenvalue) -> tuple[str, str, str]:

@@ -137,9 +137,21 @@ def steps_per_epoch(block: DataBlock, images: int) -> int:
     return images // block.batch_size
 
 
-def val_loader(block: DataBlock, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED) -> Loader:
-    """Every image of the split that is used, once, in its order, without augmentation, and with its true label."""
+def val_loader(
+    block: DataBlock, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
+) -> Loader:
+    """Every image of the split that is used, once, in its order, without augmentation, and with its true label.
+
+    count: so many of them only, evenly spread.
+    """
     plan = replace(_val_plan(block, shard), images=block.images if split == "train" else block.val_images)
+    if count is not None and plan.images is None:
+        plan = replace(plan, images=count)
+    elif count is not None:
+        _place(block, split)
+        stored = _describe(_root(block), split).samples
+        used = plan.samples(stored)
+        plan = replace(plan, only=spread(used, stored)[spread(min(count, used), used)])
     return _loader(block, split, plan, device)
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import __version__
+from acdc_cli import __version__, console
 from acdc_cli.analysis.base import catalog
 from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.findings import Findings, plain
-from acdc_cli.errors import AcdcError
+from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.recipe.load import block_of
 from acdc_cli.recipe.schema import Block, Recipe
@@ -46,7 +46,8 @@ def analyze(
     """Writes into `out`, or `analysis/` of the first run, or `analysis/` where no run is named.
 
     overrides: `key=value` of the analysis's options and of the recipes' keys.
-    Raises RunError where there is no such analysis, and what the analysis itself raises.
+    Raises RunError where there is no such analysis, or `out` holds that of other models, and what the analysis itself
+    raises.
     """
     analysis, schema = catalog.find(name)
     own, others = _sorted(schema, overrides)
@@ -54,9 +55,16 @@ def analyze(
     asked = asked or Asked()
     subjects = open_subjects(sources, Asked(asked.which, asked.model, asked.data, (*asked.overrides, *others)))
     stem = _stem(name, subjects)
+    if out is not None:
+        _refuse_if_of_others(out / f"{stem}.json", subjects)
     out = out or (sources[0] if sources[0].is_dir() else Path()) / "analysis"
     desk = Desk(out / f".{stem}.unfinished", _rests_on(name, subjects, options))
-    findings = analysis.analyze(subjects, options, desk)
+    try:
+        findings = analysis.analyze(subjects, options, desk)
+    except KeyboardInterrupt:
+        if desk.keeps_something:
+            console.say("broken off; what is done so far is kept, and the same command goes on with it")
+        raise
     about = {
         "analysis": name,
         "acdc": __version__,
@@ -103,6 +111,19 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
     return stem
 
 
+def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
+    """The first run has no part in the name, because most folders are its own."""
+    try:
+        there = [subject["name"] for subject in json.loads(file.read_bytes())["subjects"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        # none, or no results of ours
+        return
+    if there != [subject.name for subject in subjects]:
+        raise RunError(
+            f"{file} holds the results of {', '.join(there)}; give {subjects[0].name} another folder by --out"
+        )
+
+
 def _about(subject: Checkpoint) -> dict[str, Any]:
     about = {"name": subject.name, "source": str(subject.source)}
     try:
@@ -116,6 +137,17 @@ def _rests_on(name: str, subjects: Sequence[Checkpoint], options: Block) -> str:
     return json.dumps(
         [
             [name, __version__, options.model_dump(mode="json")],
-            [[_about(subject), subject.asked.data, subject.recipe.model_dump(mode="json")] for subject in subjects],
+            [
+                [_about(subject), _kept(subject), subject.asked.data, subject.recipe.model_dump(mode="json")]
+                for subject in subjects
+            ],
         ]
     )
+
+
+def _kept(subject: Checkpoint) -> list[tuple[str, int, int]]:
+    """Tells a run's kept models from others in their place; they are too many to be read for that."""
+    if subject.run is None:
+        return []
+    states = [(kept.file.name, kept.file.stat()) for kept in subject.run.kept_models()]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]

@@ -76,9 +76,7 @@ class Checkpoint:
     @contextmanager
     def images(self, split: Literal["train", "val"] = "val", count: int | None = None) -> Iterator[Loader]:
         block = judged(self.recipe, self.source, self.asked.data).data
-        if count is not None:
-            block = block.model_copy(update={"images" if split == "train" else "val_images": count})
-        loader = loaders.val_loader(block, choose_device(self.recipe.device), split)
+        loader = loaders.val_loader(block, choose_device(self.recipe.device), split, count=count)
         try:
             loader.warm_up()
             yield loader

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -300,6 +301,15 @@ def test_which_chooses_the_first_of_a_pair(trained: Path) -> None:
     (subject,) = open_subjects([trained])
     names = [each.name for each in agreement.both_of(subject.of("dense"))]
     assert names == ["small-0 (dense)", "small-0 (sparse)"]
+
+
+def test_a_run_with_one_model_is_told_that_another_run_would_do(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(trained, bare, ignore=shutil.ignore_patterns("dense.safetensors"))
+    found = acdc("analyze", "agreement", bare)
+    assert found.exit_code == 2
+    assert "has no dense model" in " ".join(found.stderr.split())
+    assert "name a second run, or a file, after bare" in " ".join(found.stderr.split())
 
 
 def test_one_file_alone_is_refused(acdc: Acdc, trained: Path) -> None:

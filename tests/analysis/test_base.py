@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor
 from acdc_cli.analysis.base import catalog, figures
 from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.recipe.schema import Recipe
+from acdc_cli.jobs.analyze import _rests_on
+from acdc_cli.jobs.subjects import Asked, open_subjects
+from acdc_cli.recipe.schema import Block, Recipe
 
 
 class Numbers:
@@ -132,14 +135,62 @@ def test_analyses_are_listed_with_what_they_are(acdc: Acdc) -> None:
 
 
 def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
-    found = acdc("analyze", "curves", trained, other, "--which", "dense", "--out", "found", "--json")
+    found = acdc("analyze", "compare", trained, other, "--which", "dense", "--out", "found", "--json")
     assert found.exit_code == 0, found.output
     document = json.loads(found.stdout)
     assert [subject["name"] for subject in document["subjects"]] == ["small-0 (dense)", "small-1 (dense)"]
     assert document["subjects"][0]["weights"] == "dense.safetensors"
-    stem = "curves-dense-small-1-dense"
-    assert {path.name for path in Path("found").iterdir()} == {f"{stem}.{end}" for end in ("json", "csv", "png", "svg")}
+    stem = "compare-dense-small-1-dense"
+    names = {path.name for path in Path("found").iterdir()}
+    assert {name for name in names if "." in name.removeprefix(stem)[:1]} == {
+        f"{stem}.{end}" for end in ("json", "csv", "png", "svg")
+    }
+    assert all(name.startswith(stem) for name in names)
     assert json.loads(Path(f"found/{stem}.json").read_text()) == document
+
+
+def test_results_of_one_run_are_not_overwritten_by_those_of_another(
+    acdc: Acdc, trained: Path, other: Path, in_tmp: Path
+) -> None:
+    for _ in range(2):
+        assert acdc("analyze", "curves", trained, "--out", "found").exit_code == 0
+    found = acdc("analyze", "curves", other, "--out", "found")
+    assert found.exit_code == 2
+    assert "holds the results of small-0; give small-1 another folder" in " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["curves", "memorisation"])
+def test_what_follows_a_whole_run_takes_no_single_model(acdc: Acdc, trained: Path, name: str) -> None:
+    found = acdc("analyze", name, trained, "--which", "dense")
+    assert found.exit_code == 2
+    assert "leave --which out" in " ".join(found.stderr.split())
+
+
+def test_few_images_are_spread_over_those_that_the_run_was_trained_with(trained: Path) -> None:
+    def indices(count: int | None, *overrides: str) -> list[int]:
+        (subject,) = open_subjects([trained], Asked(overrides=("data.workers=0", *overrides)))
+        with subject.images("train", count) as loader, loader.epoch(0) as batches:
+            return [int(index) for batch in batches for index in batch.indices]
+
+    used = indices(None, "data.images=60")
+    assert len(used) == 60
+    assert indices(7, "data.images=60") == [used[60 * step // 7] for step in range(7)]
+    assert indices(1000, "data.images=60") == used
+    assert indices(7) == [200 * step // 7 for step in range(7)]
+
+
+def test_unfinished_work_does_not_count_once_a_kept_model_is_another(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+
+    def rests_on() -> str:
+        return _rests_on("sharpness", open_subjects([run]), Block())
+
+    before = rests_on()
+    assert rests_on() == before
+    kept = run / "checkpoints/epoch-0001-sparse.safetensors"
+    kept.write_bytes((run / "checkpoints/epoch-0003-sparse.safetensors").read_bytes())
+    assert rests_on() != before
 
 
 def test_a_file_of_a_run_is_a_model_of_its_own(acdc: Acdc, trained: Path) -> None:
@@ -153,3 +204,18 @@ def test_what_is_no_option_is_refused(acdc: Acdc, trained: Path) -> None:
         found = acdc("analyze", "curves", trained, "--set", setting)
         assert found.exit_code == 2
         assert said in " ".join(found.stderr.split())
+
+
+def test_who_breaks_off_is_told_how_to_go_on(
+    acdc: Acdc, trained: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from acdc_cli.analysis import calibration
+
+    def broken_off(model: object, images: object, bins: int, desk: Desk, *rest: object) -> None:
+        desk.keep("pass", {"sum": torch.ones(1)})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "calibrate", broken_off)
+    found = acdc("analyze", "calibration", trained, "--out", "found")
+    assert found.exit_code == 130
+    assert "the same command goes on with it" in " ".join(found.stderr.split())

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from command import Acdc
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from acdc_cli.analysis.base.paired import paired
@@ -64,6 +65,7 @@ def test_equal_differences_have_no_test() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=6))
+@example([(0.0, 0.0), (0.0, 1e-246)])
 def test_exchanging_the_groups_turns_the_signs_and_leaves_p(values: list[tuple[float, float]]) -> None:
     above, below = ({seed: pair[side] for seed, pair in enumerate(values)} for side in (0, 1))
     found, other = paired(above, below), paired(below, above)
@@ -86,6 +88,15 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group() -> None:
     ]
     groups = grouped(runs)
     assert [[each.name for each in group.runs] for group in groups] == [["a-0", "a-1"], ["b-0"], ["c-0"]]
+
+
+def test_runs_on_other_data_are_another_group_though_their_recipes_are_alike() -> None:
+    """`data.path` bears on nothing, unless another set lies there."""
+    runs = [
+        replace(run(f"a-{seed}", seed, 0.9, **{"data.path": place}), made_with={"data.fingerprint.train": print_})
+        for seed, (place, print_) in enumerate([("/one", "x"), ("/copy", "x"), ("/other", "y")])
+    ]
+    assert [[each.name for each in group.runs] for group in grouped(runs)] == [["a-0", "a-1"], ["a-2"]]
 
 
 def test_a_group_is_called_by_what_its_runs_names_share() -> None:
@@ -247,3 +258,12 @@ def test_the_table_has_a_column_or_a_row_for_each_group(count: int) -> None:
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.count("98.05 ± 0.07") == 1
     assert shown.count(" ± ") >= count
+
+
+@pytest.mark.parametrize("asked", [("--set", "optim.lr=0.07"), ("--data", "cifar10")])
+def test_recipes_are_compared_as_the_runs_had_them(
+    acdc: Acdc, trained: Path, other: Path, tmp_path: Path, asked: tuple[str, str]
+) -> None:
+    found = acdc("analyze", "compare", trained, other, *asked, "--out", tmp_path)
+    assert found.exit_code == 2
+    assert "leave --set and --data out" in " ".join(found.stderr.split())

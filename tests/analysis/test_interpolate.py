@@ -20,7 +20,7 @@ from acdc_cli.analysis.base.batch_norm import re_estimate
 from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.path import State, between
-from acdc_cli.analysis.interpolate import barrier, estimate, walk
+from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
 from acdc_cli.jobs.setup import Bench
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.precision import Precision
@@ -192,6 +192,22 @@ def test_one_run_is_a_path_through_its_sparse_models(acdc: Acdc, trained: Path, 
     assert [row["position"] for row in results["points"]] == [0, 0.5, 1, 1.5, 2]
     last = acdc("eval", "--checkpoint", trained, "--split", "train", "--json", "--set", "data.images=20")
     assert results["points"][-1]["loss"] == json.loads(last.stdout)["loss"]
+
+
+@pytest.mark.parametrize("splits", [["val"], ["train", "val"]])
+def test_the_legend_fits_into_the_figure(splits: list[str]) -> None:
+    place = {"loss": 1.0, "top1": 0.5}
+    rows = [
+        {"position": position, "split": split, "statistics": statistics, **place}
+        for position in (0.0, 0.5, 1.0)
+        for statistics in ("interpolated", "re-estimated")
+        for split in splits
+    ]
+    figure = draw(["a", "b"], rows)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    shown = legend.get_window_extent()
+    assert (shown.x0 >= 0, shown.x1 <= figure.bbox.width) == (True, True)
 
 
 @pytest.fixture

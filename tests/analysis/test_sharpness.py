@@ -298,8 +298,15 @@ def test_models_that_were_kept_along_a_run(acdc: Acdc, trained: Path, tmp_path: 
     models = json.loads(found.stdout)["results"]["models"]
     assert [(model["epoch"], model["phase"]) for model in models] == list(enumerate(["dense", "sparse"] * 3))
     assert all(len(model["largest"]["history"]) == 2 for model in models)
+    assert [model["trace"] for model in models] == [None] * 6
     assert all(sparse["entries"] < dense["entries"] for dense, sparse in pairwise(models[:2]))
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".csv", ".png", ".svg"}
+
+
+def test_a_trace_that_was_left_out_is_no_number_in_the_table(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
+    found = acdc("analyze", "sharpness", trained, "--out", tmp_path, *settings())
+    assert found.exit_code == 0, found.output
+    assert "nan" not in found.stdout
 
 
 def test_the_recipe_s_label_smoothing_is_part_of_the_loss(acdc: Acdc, trained: Path, tmp_path: Path) -> None:

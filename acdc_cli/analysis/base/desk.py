@@ -92,6 +92,10 @@ class Desk:
             self._folder.mkdir(parents=True, exist_ok=True)
         save_tensors(self._file(key), tensors, {_RESTS_ON: self._rests_on})
 
+    @property
+    def keeps_something(self) -> bool:
+        return self._folder is not None and any(self._folder.glob("*.safetensors"))
+
     def clear(self) -> None:
         """The work is finished."""
         if self._folder is not None:

@@ -75,10 +75,10 @@ class Subject(Protocol):
     def images(
         self, split: Literal["train", "val"] = "val", count: int | None = None
     ) -> AbstractContextManager[Loader]:
-        """The images as validation sees them: each once, in the set's order, unaugmented, in the recipe's
-        `val_batch_size`.
+        """The images that the recipe uses, as validation sees them: each once, in the set's order, unaugmented, in the
+        recipe's `val_batch_size`.
 
-        count: take so many only, spread evenly over the split. Raises DataError where there are none.
+        count: take so many of them only, evenly spread. Raises DataError where there are none.
         """
 
 
@@ -87,6 +87,14 @@ def run_of(subject: Subject) -> RunDir:
     if subject.run is None:
         raise RunError(f"{subject.name} is a file with weights, and this analysis reads a run directory; name one")
     return subject.run
+
+
+def whole_run_of(subject: Subject) -> RunDir:
+    """Raises RunError where the subject is a file, or one of a run's two models."""
+    run = run_of(subject)
+    if subject.kind is not None:
+        raise RunError(f"{subject.name}: this analysis follows a whole run, not one of its models; leave --which out")
+    return run
 
 
 def records_of(subject: Subject) -> list[dict[str, Any]]:
