@@ -1,4 +1,4 @@
-"""What keeps `acdc --help` quick."""
+"""What keeps `acdc --help` and `acdc plan` quick."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def test_help_imports_nothing_heavy() -> None:
     modules = imported_by(code + "assert CliRunner().invoke(app, ['--help']).exit_code == 0")
     assert "typer" in modules
     assert not modules & {"torch", "torchvision", "timm", "ffcv", "wandb", "numpy", "matplotlib", "pydantic", "yaml"}
+
+
+def test_a_plan_imports_neither_torchs_compiler_nor_torchvision() -> None:
+    code = "from typer.testing import CliRunner\nfrom acdc_cli.cli.app import app\n"
+    modules = imported_by(code + "assert CliRunner().invoke(app, ['plan', 'resnet50_95', '--json']).exit_code == 0")
+    assert "torch" in modules
+    assert not modules & {"torch._dynamo", "torchvision", "timm", "ffcv", "wandb", "matplotlib"}

@@ -107,6 +107,11 @@ def _scopes(model: nn.Module) -> Iterator[list[str]]:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Turns the calls that reach a device into operations."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing here is compiled, and to keep the compiler out of it torch would import it, a second's work
+        return False
+
     def __init__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], scopes: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
@@ -118,10 +123,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket.__name__.removesuffix("_")
+        result: Any
+        # what torch would find out by running it in Python, for which it imports its compiler
         if packet == "native_batch_norm":
-            # in eval mode its output is like its input; torch would find that out by running it in Python
+            # in eval mode its output is like its input
             nothing = args[0].new_empty(0)
-            result: Any = (torch.empty_like(args[0]), nothing, nothing)
+            result = (torch.empty_like(args[0]), nothing, nothing)
+        elif packet == "mean" and len(args) == 3 and args[1]:
+            result = args[0].new_empty(_reduced(args[0].shape, args[1], args[2]))
+        elif packet == "addmm":
+            result = args[1].new_empty(args[1].shape[0], args[2].shape[1])
         else:
             result = func(*args, **(kwargs or {}))
         if packet == "convolution":
@@ -210,6 +221,12 @@ _ELEMENTWISE: dict[str, Kind] = {
     **dict.fromkeys(["max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "mean"], "pool"),
 }
 """Global average pooling is a mean."""
+
+
+def _reduced(shape: Sequence[int], dimensions: Sequence[int], keep: bool) -> list[int]:
+    """After a reduction over these dimensions; keep: as sides of 1."""
+    gone = {dimension % len(shape) for dimension in dimensions}
+    return [1 if number in gone else size for number, size in enumerate(shape) if keep or number not in gone]
 
 
 def _taps(packet: str, args: Sequence[Any], output: Tensor) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import catalog as models
+from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity import catalog as methods
@@ -105,7 +106,7 @@ def without_weights(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model on the meta device: names and shapes, but no memory, and no file is read."""
     block = recipe.model.model_copy(update={"weights": None})
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             return models.build(block, classes)
     # some work out their widths with tensors, which there have no values; with options that is a ModelError
     except (RuntimeError, ModelError):

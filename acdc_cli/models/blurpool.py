@@ -39,8 +39,9 @@ def _aliases(module: nn.Module) -> bool:
 
 def _binomial_filter(like: Tensor, channels: int) -> Tensor:
     """[1, 2, 1] ⊗ [1, 2, 1] / 16 for every channel: (channels, 1, 3, 3); exact in bf16 and fp16 too."""
-    row = torch.tensor([1.0, 2.0, 1.0], device=like.device, dtype=like.dtype)
-    return (torch.outer(row, row) / 16).repeat(channels, 1, 1, 1)
+    # by Python, because torch imports its compiler to calculate on the meta device
+    binomial = [[row * column / 16 for column in (1, 2, 1)] for row in (1, 2, 1)]
+    return torch.tensor(binomial, device=like.device, dtype=like.dtype).repeat(channels, 1, 1, 1)
 
 
 def _blur(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:

@@ -1,12 +1,35 @@
-"""Kaiming initialisation of convolutions, as torchvision's ResNets have it (He et al., arXiv 1502.01852)."""
+"""Random initial weights, and doing without them."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_DRAWN = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it, tensors on the meta device, which have no values, are not filled with random ones: for that torch
+    would import its compiler, a second's work."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _DRAWN and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def initialise_convolutions(model: nn.Module) -> None:
-    """Normal with variance 2 / fan-out; norm and linear layers keep PyTorch's defaults."""
+    """As torchvision's ResNets have it (He et al., arXiv 1502.01852): normal with variance 2 / fan-out; norm and linear
+    layers keep PyTorch's defaults."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

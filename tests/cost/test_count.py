@@ -245,3 +245,19 @@ def test_functions_count_like_modules() -> None:
         ("pool", None, 0),
         ("linear", "matrix", 20 * 4),
     ]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dimensions", [(2, 3), (-1, -2), (1,), (-3, 3)])
+def test_a_mean_has_the_shape_that_torch_gives_it(dimensions: tuple[int, ...], keep: bool) -> None:
+    found = []
+
+    class Mean(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            found.append(images.mean(dimensions, keep))
+            return found[-1]
+
+    (pooled,) = operations(Mean(), 8)
+    assert found[0].shape == torch.zeros(1, 3, 8, 8).mean(dimensions, keep).shape
+    assert pooled.kind == "pool"
+    assert pooled.elements * pooled.taps == 3 * 8 * 8
