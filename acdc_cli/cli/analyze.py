@@ -61,6 +61,8 @@ def analyze(
 
     if name is None:
         console.table(("analysis", "what it is"), catalog.described().items())
+        console.say("P1 is AC/DC, arXiv 2106.12379; P2 is AC/DC++, arXiv 2308.02060")
+        console.say("next: acdc analyze NAME for its options, acdc analyze NAME RUN for its results")
         return
     if not runs:
         _options(name)
