@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,6 +28,7 @@ from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
+from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.running import Losses, Running, over_ranks
 
 _GO_ON, _SAVE, _STOP = range(3)
@@ -159,7 +158,7 @@ class Trainer:
             "epoch": self._epoch,
             "step": self._step,
             "finished": self._finished,
-            "processes": self._ranks.gather({"running": self._running.state_dict(), "random": _random_state()}),
+            "processes": self._ranks.gather({"running": self._running.state_dict(), "random": random_state()}),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "sparsifier": parts.sparsifier.state_dict(),
@@ -180,7 +179,7 @@ class Trainer:
         parts.sparsifier.load_state_dict(state["sparsifier"])
         parts.precision.load_state_dict(state["precision"])
         if self._ranks.rank < len(processes):
-            _set_random_state(processes[self._ranks.rank]["random"])
+            set_random_state(processes[self._ranks.rank]["random"])
         self._ends = state["ends"]
         self._seconds = state["seconds"]
         if parts.ledger:
@@ -415,26 +414,6 @@ class Trainer:
                 checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
                 self._ends[kind] = record
             print_phase_end(record)
-
-
-def _random_state() -> dict[str, Any]:
-    """Of torch's generators, and of Python's and NumPy's, which models and methods of others may use."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 — the global one is what others use
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys)), *rest),
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy(), *rest))  # noqa: NPY002
 
 
 def _pieces(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:

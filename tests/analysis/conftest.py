@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from digits import image_folders
 
 _RECIPE = """extends: demo
 name: small
@@ -19,21 +20,7 @@ checkpoint: {{keep_every: 1}}
 @pytest.fixture(scope="session")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 training and 100 validation digits, as image folders."""
-    from PIL import Image
-
-    from acdc_cli.data.beton import BetonFile
-    from acdc_cli.jobs.data import WriteOptions, write_set
-
-    home = tmp_path_factory.mktemp("few")
-    write_set("demo", WriteOptions(out=home / "demo", workers=1))
-    for split, count in (("train", 200), ("val", 100)):
-        file = BetonFile(home / "demo" / f"{split}.beton")
-        step = file.samples // count
-        for index in range(0, file.samples, step):
-            folder = home / "digits" / split / str(file.labels[index])
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(file.decode(index)).save(folder / f"{index:04d}.png")
-    return home / "digits"
+    return image_folders(tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="session")

@@ -5,26 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from digits import image_folders
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 training and 100 validation digits as .beton files, in `data/digits` of a folder."""
-    from PIL import Image
-
-    from acdc_cli.data.beton import BetonFile
     from acdc_cli.jobs.data import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
-    write_set("demo", WriteOptions(out=home / "demo", workers=1))
-    for split, count in (("train", 200), ("val", 100)):
-        file = BetonFile(home / "demo" / f"{split}.beton")
-        step = file.samples // count
-        for index in range(0, file.samples, step):
-            folder = home / "images" / split / str(file.labels[index])
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(file.decode(index)).save(folder / f"{index:04d}.png")
-    write_set("folder", WriteOptions(source=home / "images", out=home / "digits", workers=1))
+    write_set("folder", WriteOptions(source=image_folders(home), out=home / "digits", workers=1))
     return home / "digits"
 
 

@@ -100,3 +100,19 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write_beton(path, samples(), 40)
     return path
+
+
+@pytest.fixture(params=["ffcv", "torch"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "ffcv":
+        request.getfixturevalue("ffcv")
+    return str(request.param)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Loader]]:
+    """Loaders put in here are closed at the end."""
+    made: list[Loader] = []
+    yield made
+    for loader in made:
+        loader.close()

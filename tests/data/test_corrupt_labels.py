@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +118,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             workers=0,
         )
     return folder
-
-
-@pytest.fixture(params=["ffcv", "torch"])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "ffcv":
-        request.getfixturevalue("ffcv")
-    return str(request.param)
-
-
-@pytest.fixture
-def opened() -> Iterator[list[Loader]]:
-    """Loaders put in here are closed at the end."""
-    made: list[Loader] = []
-    yield made
-    for loader in made:
-        loader.close()
 
 
 def block(path: Path, count: int | None = 10, **values: Any) -> DataBlock:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,22 +52,6 @@ def without_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
 def _block(path: Path | None, **values: Any) -> DataBlock:
     sizes = {"batch_size": 8, "resolution": 32, "val_resize": 32, "val_crop": 32, "augment": "pad_crop", "workers": 1}
     return DataBlock(**{"name": "tiny", "path": None if path is None else str(path)} | sizes | values)
-
-
-@pytest.fixture(params=["ffcv", "torch"])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "ffcv":
-        request.getfixturevalue("ffcv")
-    return str(request.param)
-
-
-@pytest.fixture
-def opened() -> Iterator[list[Loader]]:
-    """Loaders put in here are closed at the end."""
-    made: list[Loader] = []
-    yield made
-    for loader in made:
-        loader.close()
 
 
 def _train(opened: list[Loader], block: DataBlock, epochs: int = 10) -> Loader:

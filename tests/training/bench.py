@@ -52,6 +52,17 @@ class Tiny:
         pass
 
 
+class AfterAsking:
+    """Asks for the end when it is asked for the nth time."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
 class Bench:
     """A trainer over `Tiny`, with everything it is made of at hand."""
 

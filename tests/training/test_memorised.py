@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import Bench
+from bench import AfterAsking, Bench
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch
@@ -133,17 +133,6 @@ def test_the_probes_loader_is_warmed_up_with_the_others(tmp_path: Path, monkeypa
     monkeypatch.setattr(asked.loader, "warm_up", lambda: warmed.append(True))
     Bench(tmp_path / "run", 1, {"method": "dense"}, probes=[asked]).fit()
     assert warmed == [True]
-
-
-class AfterAsking:
-    """Asks for the end when it is asked for the nth time."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 def test_a_run_that_is_stopped_again_and_again_records_the_same_shares(tmp_path: Path) -> None:

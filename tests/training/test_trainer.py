@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import Bench
+from bench import AfterAsking, Bench
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
@@ -124,17 +124,6 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, An
     resumed = gone_on(tmp_path / "cut", sparsity, adamw)
     resumed.fit()
     ends_like(whole, resumed)
-
-
-class AfterAsking:
-    """Asks for the end when it is asked for the nth time."""
-
-    def __init__(self, times: int) -> None:
-        self.left = times
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])

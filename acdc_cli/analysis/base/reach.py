@@ -95,7 +95,7 @@ def _differentiate(model: nn.Module, image: Tensor, direction: Tensor) -> None:
             # torch's own forward derivatives are written in TorchScript, which it calls deprecated
             warnings.simplefilter("ignore", FutureWarning)
             model(forward_ad.make_dual(image, direction))  # type: ignore[no-untyped-call]
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise ModelError(
             f"torch cannot follow the image through {type(model).__name__} ({error}); leave the input channels out, "
             "with --set inputs=false"
