@@ -12,6 +12,8 @@ import torch
 from command import Acdc
 from safetensors.torch import load_file, save_file
 
+from acdc_cli.errors import RunError
+from acdc_cli.jobs import verify_resume as job
 from acdc_cli.jobs.verify_resume import _of_values, differences
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
@@ -77,3 +79,32 @@ def test_a_run_that_cannot_be_trained_says_why(acdc: Acdc, recipe: Path) -> None
     result = acdc("verify-resume", recipe, "--set", "data.path=nowhere")
     assert result.exit_code == 2
     assert "ended with exit code 2: error: the data set folder has no" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "again", "fails"),
+    [
+        ([], "cuda", "the same", True),
+        ([], "cuda", "another", False),
+        (["deterministic=true"], "cuda", "another", True),
+        ([], "cpu", "another", True),
+    ],
+)
+def test_a_difference_fails_unless_the_device_alone_explains_it(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], device: str, again: str, fails: bool
+) -> None:
+    """Runs are made up here: on a device that is not exact, which no CPU is."""
+    found = {"disturbed": {"sparse.safetensors": "it.fc.weight by up to 1e-07"}, "again": {}}
+    if again == "another":
+        found["again"] = {"sparse.safetensors": "it.fc.weight by up to 2e-07"}
+    monkeypatch.setattr(job, "choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr(job, "_run_to_end", lambda command, out: 0.0)
+    monkeypatch.setattr(job, "_disturbed", lambda *arguments: [])
+    monkeypatch.setattr(job, "differences", lambda one, other: found[other.path.name])
+    if fails:
+        with pytest.raises(
+            RunError, match=r"does not survive being killed: sparse.safetensors: it.fc.weight by up to 1"
+        ):
+            job.verify_resume(str(recipe), settings)
+    else:
+        assert job.verify_resume(str(recipe), settings).by_itself == found["again"]

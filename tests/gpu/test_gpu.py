@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import gpu_device
 import numpy as np
 import pytest
 import torch
+from gpu_device import CPU, DEVICE, NAME, host_may_wait, host_never_waits
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,11 +32,11 @@ from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
+from acdc_cli.training.running import Losses, Running
 from acdc_cli.training.trainer import Trainer
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+pytestmark = gpu_device.marks
 
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 CLASSES = 10
 
 
@@ -127,7 +129,7 @@ def precision(request: pytest.FixtureRequest) -> PrecisionName:
 def test_acdc_ends_with_exactly_the_masked_weights_and_momenta_at_zero(
     tmp_path: Path, precision: PrecisionName
 ) -> None:
-    run = Run(tmp_path / "run", "cuda", precision=precision)
+    run = Run(tmp_path / "run", NAME, precision=precision)
     before = {name: weight.clone() for name, weight in run.state().items()}
     summary = run.trainer.fit()
     run.check_masked_are_zero()
@@ -138,7 +140,7 @@ def test_acdc_ends_with_exactly_the_masked_weights_and_momenta_at_zero(
 
 
 def test_a_dense_phase_on_the_device_frees_every_weight_and_forgets_momentum(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", "cuda")
+    run = Run(tmp_path / "run", NAME)
     run.sparsifier.on_epoch_start(run.moment(1))
     run.take_steps(1)
     run.check_masked_are_zero()
@@ -149,29 +151,43 @@ def test_a_dense_phase_on_the_device_frees_every_weight_and_forgets_momentum(tmp
     assert all(state[f"{name}/momentum"].eq(0).all() for name in masked.masks)
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_a_step_never_makes_the_host_wait(tmp_path: Path, precision: PrecisionName, clip_norm: float | None) -> None:
-    clipping = {} if clip_norm is None else {"optim__clip_norm": clip_norm}
-    run = Run(tmp_path / "run", "cuda", precision=precision, **clipping)
-    run.model.train()
+@pytest.mark.parametrize("changes", [{}, {"optim__clip_norm": 1.0}, {"optim__accumulate": 2}], ids=str)
+def test_an_epoch_makes_the_host_wait_only_when_it_looks_at_the_losses(
+    tmp_path: Path, precision: PrecisionName, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole loop: loader, progress, requests to stop, and steps."""
+    run = Run(tmp_path / "run", NAME, precision=precision, track__log_every=3, **changes)
+    looks, look = [], Running.look
+
+    def looked(running: Running) -> Losses:
+        looks.append(run.trainer._step)
+        with host_may_wait():
+            return look(running)
+
+    monkeypatch.setattr(Running, "look", looked)
+    trainer = run.trainer
     for epoch in (0, 1):
+        # the first steps of each phase choose algorithms and allocate
         run.sparsifier.on_epoch_start(run.moment(epoch))
-        # the first steps choose algorithms and allocate
         run.take_steps(epoch)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            run.take_steps(epoch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        trainer._epoch, trainer._step = epoch, 0
+        trainer._running.begin()
+        looks.clear()
+        monkeypatch.setattr(run.sparsifier, "on_epoch_start", lambda moment: None)
+        run.model.train()
+        with host_never_waits():
+            trainer._train(0.0)
+        monkeypatch.undo()
+        monkeypatch.setattr(Running, "look", looked)
+        # of four steps: after three, and at the end
+        assert looks == [3, 4]
     run.check_masked_are_zero()
 
 
 # what the compiler has to say about this GPU and this Python
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_network_sees_masks_that_change_in_place(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", "cuda", compile=True, precision="fp32")
+    run = Run(tmp_path / "run", NAME, compile=True, precision="fp32")
     images = run.loader.images[:32]
     run.model.train()
     run.take_steps(0)
@@ -198,13 +214,13 @@ def test_a_non_finite_gradient_changes_nothing(precision: PrecisionName, optim: 
     }
 
     def run(gradients: list[list[float]]) -> list[Tensor]:
-        model = nn.Linear(2, 1, bias=False, device=CUDA)
+        model = nn.Linear(2, 1, bias=False, device=DEVICE)
         nn.init.ones_(model.weight)
         optimizer = build_optimizer(model, blocks[optim])
-        here = Precision(precision, CUDA)
+        here = Precision(precision, DEVICE)
         for gradient in gradients:
             optimizer.zero_grad(set_to_none=True)
-            here.backward((model.weight * torch.tensor([gradient], device=CUDA)).sum())
+            here.backward((model.weight * torch.tensor([gradient], device=DEVICE)).sum())
             here.unscale(optimizer)
             here.step(optimizer)
         return [model.weight.detach(), *optimizer.state[model.weight].values()]
@@ -216,7 +232,7 @@ def test_a_non_finite_gradient_changes_nothing(precision: PrecisionName, optim: 
 
 
 def test_a_checkpoint_from_the_device_goes_on_on_the_cpu(tmp_path: Path) -> None:
-    there = Run(tmp_path / "run", "cuda", precision="fp32")
+    there = Run(tmp_path / "run", NAME, precision="fp32")
     there.trainer.fit()
     state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
     assert state is not None
@@ -232,14 +248,14 @@ def test_a_checkpoint_from_the_device_goes_on_on_the_cpu(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_from_the_device_goes_on_there(tmp_path: Path) -> None:
-    before = Run(tmp_path / "run", "cuda")
+    before = Run(tmp_path / "run", NAME)
     before.trainer.fit()
     state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
     assert state is not None
-    after = Run(tmp_path / "run", "cuda")
+    after = Run(tmp_path / "run", NAME)
     after.trainer.load_state_dict(state)
     assert all(torch.equal(tensor, before.state()[name]) for name, tensor in after.state().items())
-    assert all(tensor.is_cuda for tensor in after.state().values())
+    assert all(tensor.device.type == NAME for tensor in after.state().values())
     after.take_steps(3)
     after.check_masked_are_zero()
 
@@ -276,11 +292,11 @@ def test_every_method_but_acdc_is_here() -> None:
 
 @every_method
 def test_every_method_trains_there_and_goes_on_there_and_on_the_cpu(tmp_path: Path, method: str) -> None:
-    there = Run(tmp_path / "run", "cuda", precision="fp32", sparsity=block_of(method))
+    there = Run(tmp_path / "run", NAME, precision="fp32", sparsity=block_of(method))
     there.trainer.fit()
     state = checkpoint.load_state(tmp_path / "run" / "checkpoints")
     assert state is not None
-    for device in ("cuda", "cpu"):
+    for device in (NAME, "cpu"):
         after = Run(tmp_path / "run", device, precision="fp32", sparsity=block_of(method))
         assert state["epoch"] == 4
         after.trainer.load_state_dict(state)
@@ -291,23 +307,18 @@ def test_every_method_trains_there_and_goes_on_there_and_on_the_cpu(tmp_path: Pa
             assert not weight.masked_select(~after.sparsifier.masked.masks[name]).any()
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @every_method
 def test_no_method_makes_the_host_wait_between_updates(tmp_path: Path, method: str, precision: PrecisionName) -> None:
-    run = Run(tmp_path / "run", "cuda", precision=precision, sparsity=block_of(method))
+    run = Run(tmp_path / "run", NAME, precision=precision, sparsity=block_of(method))
     run.model.train()
     run.sparsifier.on_epoch_start(run.moment(0))
     run.take_steps(0)
     run.sparsifier.on_epoch_start(run.moment(1))
     with run.loader.epoch(1) as batches:
         for index, batch in zip(range(2), batches, strict=False):
-            torch.cuda.synchronize()
             # the first step chooses algorithms and allocates
-            torch.cuda.set_sync_debug_mode("error" if index else "default")
-            try:
+            with host_never_waits() if index else nullcontext():
                 run.trainer._take_step(batch, run.moment(1, index), 0.01)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
     assert all(weight.isfinite().all() for weight in run.sparsifier.masked.parameters.values())
 
 
@@ -340,14 +351,14 @@ def make_loader(kind: str, path: Path, device: torch.device) -> Loader:
 @pytest.mark.parametrize("kind", ["ffcv", "torch"])
 def test_a_loader_brings_the_same_pixels_to_the_device_as_to_the_cpu(kind: str, beton: Path) -> None:
     """While the device is so busy that a batch handed on too early, or its memory too early reused, would show."""
-    load_heavy = torch.randn(4096, 4096, device=CUDA)
-    with closing(make_loader(kind, beton, CUDA)) as there, closing(make_loader(kind, beton, CPU)) as here:
+    load_heavy = torch.randn(4096, 4096, device=DEVICE)
+    with closing(make_loader(kind, beton, DEVICE)) as there, closing(make_loader(kind, beton, CPU)) as here:
         for epoch in range(3):
             arrived: list[Tensor] = []
             labels: list[Tensor] = []
             with there.epoch(epoch) as batches:
                 for batch in batches:
-                    assert batch.images.is_cuda
+                    assert batch.images.device.type == NAME
                     assert batch.images.is_contiguous(memory_format=torch.channels_last)
                     for _ in range(5):
                         load_heavy = (load_heavy @ load_heavy).clamp(-1, 1)

@@ -6,23 +6,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_device
 import pytest
 import torch
+from gpu_device import DEVICE, NAME
 from torch import nn
 
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.data import WriteOptions, write_set
 from acdc_cli.runs.run_dir import RunDir
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+pytestmark = gpu_device.marks
 
 
-@pytest.mark.parametrize("more", [[], ["compile=true"], ["sync_bn=true"], ["optim.accumulate=2"]], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["compile=true"],
+        pytest.param(["sync_bn=true"], marks=pytest.mark.skipif(NAME == "cpu", reason="over GPUs only")),
+        ["optim.accumulate=2"],
+    ],
+    ids=str,
+)
 def test_a_process_that_the_launcher_starts_trains_over_nccl(tmp_path: Path, more: list[str]) -> None:
     write_set("demo", WriteOptions(out=tmp_path / "demo", workers=1))
     short = "warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1"
     keys = [
-        "device=cuda",
+        f"device={NAME}",
         "compile=false",
         f"data.path={tmp_path / 'demo'}",
         "epochs=4",
@@ -40,7 +51,7 @@ def test_a_process_that_the_launcher_starts_trains_over_nccl(tmp_path: Path, mor
 
 
 def test_batch_norm_is_synchronised_under_the_same_names() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).cuda()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).to(DEVICE)
     names = list(model.state_dict())
     weight = model[1].weight
     synchronised = setup._synchronised(model, torch.device("cuda"))

@@ -348,3 +348,60 @@ def test_a_snapshot_brings_the_whole_model_back_and_forgets_the_optimisers_state
     states = [value for state in bench.optimizer.state.values() for value in state.values()]
     assert len(states) > 0
     assert not any(value.any() for value in states)
+
+
+def test_epochs_that_are_not_validated_have_null_metrics_and_the_same_training(folder: Path, tmp_path: Path) -> None:
+    Bench(tmp_path / "every", 6, DENSE).fit()
+    Bench(folder, 6, DENSE, eval_every=3).fit()
+    full, sparing = (untimed(RunDir(each).records()) for each in (tmp_path / "every", folder))
+    validation = ("val_loss", "entropy", "top1", "top5")
+    for epoch in range(6):
+        expected = full[epoch] | ({} if epoch in (2, 5) else dict.fromkeys(validation))
+        assert sparing[epoch] == expected
+
+
+def test_what_ends_a_phase_or_is_kept_is_validated(folder: Path) -> None:
+    bench = Bench(folder, 9, ACDC | {"warmup_epochs": 4}, eval_every=100, keep_every=2)
+    summary = bench.fit()
+    validated = {record["epoch"] for record in bench.run.records() if record["top1"] is not None}
+    # phases end at epochs 3 to 8; models are kept after epochs 1, 3, 5 and 7
+    assert validated == {1, 3, 4, 5, 6, 7, 8}
+    assert summary["dense"]["top1"] is not None
+
+
+def test_the_best_dense_model_is_chosen_among_validated_epochs(folder: Path) -> None:
+    bench = Bench(
+        folder, 8, ACDC | {"last_phase": "dense_best", "dense_epochs": 2, "last_dense_epochs": 2}, eval_every=5
+    )
+    given: list[Any] = []
+    on_epoch_end = bench.sparsifier.on_epoch_end
+
+    def noted(moment: Any, metrics: Any) -> None:
+        given.append(dict(metrics))
+        on_epoch_end(moment, metrics)
+
+    bench.sparsifier.on_epoch_end = noted  # type: ignore[method-assign]
+    bench.fit()
+    assert [bool(metrics) for metrics in given] == [record["top1"] is not None for record in bench.run.records()]
+    assert not all(given)
+
+
+def test_the_host_fetches_the_losses_of_all_steps_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, fetched = Bench(folder, 2, DENSE, log_every=2), []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors, *rest: fetched.append(len(tensors)) or stack(tensors, *rest))
+    bench.trainer._train(0.0)
+    # of three steps: the look after two, and the one at the end
+    assert fetched == [2, 1]
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named(folder: Path) -> None:
+    bench = Bench(folder, 1, DENSE)
+
+    def random(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("adaptive_pool_cuda does not have a deterministic implementation, but you set …")
+
+    bench.trainer._replica.forward = random
+    said = "deterministic: adaptive_pool_cuda has no deterministic algorithm on this device; use --set determ"
+    with pytest.raises(RunError, match=said):
+        bench.fit()

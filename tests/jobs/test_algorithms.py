@@ -1,0 +1,41 @@
+"""Which algorithms a recipe lets torch choose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from acdc_cli.jobs import setup
+from acdc_cli.recipe.load import load
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    setup._choose_algorithms(deterministic=False)
+
+
+def test_a_deterministic_recipe_leaves_no_choice_by_timing() -> None:
+    setup.build(load("demo", ["device=cpu", "deterministic=true"]), 10)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_the_next_recipe_in_the_same_process_has_its_own_choice() -> None:
+    for deterministic in (True, False):
+        setup.build(load("demo", ["device=cpu", f"deterministic={str(deterministic).lower()}"]), 10)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.benchmark
+
+
+def test_a_workspace_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    setup.build(load("demo", ["device=cpu", "deterministic=true"]), 10)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
