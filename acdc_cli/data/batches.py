@@ -118,10 +118,13 @@ class Plan:
 
     def batches(self, stored: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
         """Positions in the data set of each of this process's batches, from `start_step` on."""
-        used = self.samples(stored)
-        order = epoch_order(used, self.seed, epoch) if self.shuffle else np.arange(used)
-        order = (spread(used, stored) if self.only is None else self.only)[order]
-        return [order[start : start + self.largest_batch] for start in self._starts(used)[start_step:]]
+        used = self.used(stored)
+        order = used[epoch_order(len(used), self.seed, epoch)] if self.shuffle else used
+        return [order[start : start + self.largest_batch] for start in self._starts(len(used))[start_step:]]
+
+    def used(self, stored: int) -> NDArray[np.int64]:
+        """Positions in the data set of all images of the split that are used, in the set's order or that of `only`."""
+        return spread(self.samples(stored), stored) if self.only is None else self.only
 
     def _starts(self, used: int) -> range:
         """Of each batch, in the epoch's order."""

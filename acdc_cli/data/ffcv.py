@@ -170,9 +170,9 @@ class FFCVLoader:
 
     kind: Literal["ffcv"] = "ffcv"
 
-    def __init__(self, path: Path, plan: Plan, workers: int, device: torch.device) -> None:
-        self._file = BetonFile(path)
-        self._bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    def __init__(self, file: BetonFile, plan: Plan, workers: int, device: torch.device) -> None:
+        self._file = file
+        self._bytes = np.asarray(np.memmap(file.path, np.uint8, mode="r"))
         self._labels = plan.labels(self._file.labels)
         self._plan = plan
         self._transfer = Transfer(device)

@@ -19,14 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional
 
 from acdc_cli.data import worker
-from acdc_cli.data.augment import CENTRED, PADDED, WHOLE, Augmentation, crop_box, is_flipped, nearest, require_room
+from acdc_cli.data.augment import CENTRED, Augmentation, crop_box, is_flipped, nearest, require_room
 from acdc_cli.data.batches import Batch, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.resident import SMALL
 from acdc_cli.data.write import Source
 from acdc_cli.errors import DataError
-
-_SMALL = 256 << 20
-"""Bytes of pixels up to which a data set is decoded once and kept."""
 
 
 class Images(Protocol):
@@ -80,12 +78,10 @@ class MemoryImages:
 
     def __init__(self, images: Images) -> None:
         self.labels = images.labels
-        decoded = [images.pixels(index) for index in range(len(images.labels))]
-        self.same_size = len({image.shape for image in decoded}) == 1
-        self.all: Tensor | list[Tensor] = torch.stack(decoded) if self.same_size else decoded
+        self._decoded = [images.pixels(index) for index in range(len(images.labels))]
 
     def pixels(self, index: int) -> Tensor:
-        return self.all[index]
+        return self._decoded[index]
 
 
 @dataclass(frozen=True)
@@ -130,47 +126,10 @@ def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
     return resized
 
 
-class ShiftingDrawer:
-    """Draws crops that are not resized, from images of one size in memory: a whole batch at once."""
-
-    def __init__(self, images: MemoryImages, look: Augmentation) -> None:
-        assert isinstance(images.all, Tensor)
-        self._look = look
-        self._height, self._width = images.all.shape[2:]
-        self._padding = look.crop.padding if look.crop.kind == PADDED else 0
-        self._padded = torch.nn.functional.pad(images.all, 4 * [self._padding])
-        self._slow = Drawer(images, look)
-
-    def draw(self, request: Request) -> Tensor:
-        (crop, flip, seed), size = self._look, request.size
-        if not self._only_shifts(size):
-            return self._slow.draw(request)
-        require_room(crop, min(self._height, self._width), size)
-        indices = request.indices.tolist()
-        boxes = [crop_box(crop, seed, request.epoch, index, self._height, self._width, size) for index in indices]
-        flips = torch.tensor([is_flipped(flip, seed, request.epoch, index) for index in indices])
-        top, left = (torch.tensor(starts) + self._padding for starts in list(zip(*boxes, strict=True))[:2])
-        # (sample, channel, top, left, size, size), without a copy
-        windows = self._padded.unfold(2, size, 1).unfold(3, size, 1)
-        crops = windows[torch.from_numpy(request.indices), :, top, left]
-        crops = torch.where(flips[:, None, None, None], crops.flip(3), crops)
-        return crops.permute(0, 2, 3, 1).contiguous()
-
-    def _only_shifts(self, size: int) -> bool:
-        """Whether crops of this size are parts of the padded image, or all of it."""
-        kind, share = self._look.crop.kind, self._look.crop.share
-        whole = self._height == self._width == size == nearest(size / share)
-        return kind == PADDED or (kind in (WHOLE, CENTRED) and whole)
-
-
-class _Draws(Protocol):
-    def draw(self, request: Request) -> Tensor: ...
-
-
 class _RequestedBatches(Dataset[Tensor | DataError]):
     """What a worker process sees: a batch for every request."""
 
-    def __init__(self, drawer: _Draws) -> None:
+    def __init__(self, drawer: Drawer) -> None:
         self._drawer = drawer
 
     def __getitem__(self, request: Request) -> Tensor | DataError:
@@ -207,10 +166,7 @@ class TorchLoader:
         self._plan = plan
         self._transfer = Transfer(device)
         self._requests = _Requests()
-        drawer: _Draws = Drawer(images, plan.augmentation)
-        if isinstance(images, MemoryImages) and images.same_size:
-            drawer = ShiftingDrawer(images, plan.augmentation)
-        self._batches = _RequestedBatches(drawer)
+        self._batches = _RequestedBatches(Drawer(images, plan.augmentation))
         self._workers: DataLoader[Tensor | DataError] | None = None
         if workers:
             self._workers = self._start_workers(workers)
@@ -297,4 +253,4 @@ class TorchLoader:
 
 def is_small(file: BetonFile) -> bool:
     """Whether the pixels of all images may stay in memory."""
-    return 3 * int(file.sizes.prod(axis=1).sum()) <= _SMALL
+    return 3 * int(file.sizes.prod(axis=1).sum()) <= SMALL

@@ -334,7 +334,7 @@ def make_loader(kind: str, path: Path, device: torch.device) -> Loader:
         from acdc_cli.data.ffcv import FFCVLoader
     except (ImportError, OSError) as cause:
         pytest.skip(f"FFCV cannot be used here: {cause}")
-    return FFCVLoader(path, plan, 4, device)
+    return FFCVLoader(BetonFile(path), plan, 4, device)
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "torch"])
