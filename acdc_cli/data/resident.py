@@ -64,6 +64,9 @@ class ResidentLoader:
     def steps(self) -> int:
         return self._plan.steps(self._stored)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        """Nothing: the first batch takes a thousandth of a second."""
+
     def warm_up(self) -> None:
         pass
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Never, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.resident import SMALL
 from acdc_cli.data.write import Source
 from acdc_cli.errors import DataError
+
+_LOST = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+"""What is raised when a worker has ended; the last three when that is noticed while a batch is being taken from it."""
 
 
 class Images(Protocol):
@@ -153,6 +156,16 @@ class _Requests(Sampler[Request]):
         return len(self.now)
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """The batches of an epoch, which workers have begun to draw."""
+
+    asked: tuple[int, int, int]
+    """Epoch, step to begin with, side."""
+    requests: list[Request]
+    images: Iterator[Tensor | DataError]
+
+
 class TorchLoader:
     """`batches.Loader` of anything that can be decoded one image at a time.
 
@@ -168,6 +181,7 @@ class TorchLoader:
         self._requests = _Requests()
         self._batches = _RequestedBatches(Drawer(images, plan.augmentation))
         self._workers: DataLoader[Tensor | DataError] | None = None
+        self._prepared: _Drawing | None = None
         if workers:
             self._workers = self._start_workers(workers)
 
@@ -201,42 +215,57 @@ class TorchLoader:
     def warm_up(self) -> None:
         """Starts the workers."""
         if self._workers is not None:
-            self._requests.now = []
+            self._requests.now, self._prepared = [], None
             iter(self._workers)
+
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        if self._workers is not None:
+            self._prepared = self._begin(epoch, 0, resolution or self._plan.size(epoch))
 
     def close(self) -> None:
         # the workers end with the last reference to their loader
-        self._workers = None
+        self._workers = self._prepared = None
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        size = resolution or self._plan.size(epoch)
-        batches = self._plan.batches(len(self._labels), epoch, start_step)
-        requests = [Request(indices, epoch, size) for indices in batches]
+        asked = (epoch, start_step, resolution or self._plan.size(epoch))
+        drawing, self._prepared = self._prepared, None
+        if drawing is None or drawing.asked != asked:
+            drawing = self._begin(*asked)
         # closed, because a generator that is left in the middle holds the workers for as long as it lives
-        with closing(self._transferred(requests)) as drawn:
+        with closing(self._transferred(drawing)) as drawn:
             if self._transfer.pinned:
-                with ThreadPoolExecutor(1, "send") as sending:
+                with ThreadPoolExecutor(1, "send", self._transfer.begin_thread) as sending:
                     yield self._one_ahead(drawn, sending)
             else:
                 yield drawn
 
-    def _transferred(self, requests: list[Request]) -> Generator[Batch]:
-        for request, images in zip(requests, self._drawn(requests), strict=True):
+    def _begin(self, epoch: int, start_step: int, size: int) -> _Drawing:
+        batches = self._plan.batches(len(self._labels), epoch, start_step)
+        requests = [Request(indices, epoch, size) for indices in batches]
+        images: Iterator[Tensor | DataError]
+        if self._workers is None:
+            images = (self._batches[request] for request in requests)
+        else:
+            self._requests.now = requests
+            try:
+                # workers draw from here on; what an epoch that was not drawn to its end has asked of them is dropped
+                images = iter(self._workers)
+            except _LOST as cause:
+                images = _raising(cause)
+        return _Drawing((epoch, start_step, size), requests, images)
+
+    def _transferred(self, drawing: _Drawing) -> Generator[Batch]:
+        for request, images in zip(drawing.requests, self._drawn(drawing.images), strict=True):
             if isinstance(images, DataError):
                 raise images
             labels = torch.from_numpy(self._labels[request.indices])
             yield self._transfer(images, labels, torch.from_numpy(request.indices))
 
-    def _drawn(self, requests: list[Request]) -> Iterator[Tensor | DataError]:
-        if self._workers is None:
-            yield from (self._batches[request] for request in requests)
-            return
-        self._requests.now = requests
+    def _drawn(self, images: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
         try:
-            yield from self._workers
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as cause:
-            # the last three when a worker's end is noticed while a batch is being taken from it
+            yield from images
+        except _LOST as cause:
             if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
                 raise
             raise DataError(
@@ -249,6 +278,12 @@ class TorchLoader:
         while (batch := coming.result()) is not None:
             coming = sending.submit(next, batches, None)
             yield self._transfer.hand_over(batch)
+
+
+def _raising(error: Exception) -> Iterator[Never]:
+    """Raises the error when it is asked for something."""
+    raise error
+    yield
 
 
 def is_small(file: BetonFile) -> bool:

@@ -55,6 +55,9 @@ class Resident:
         parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
         yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 
