@@ -38,6 +38,9 @@ class Resident:
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
         yield (self.batch for _ in range(start_step, self.steps))
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

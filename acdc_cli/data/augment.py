@@ -1,13 +1,17 @@
 """Crops and flips as pure functions of (seed, epoch, sample index).
 
-The functions hold for Python and for numba, which compiles them for the FFCV loader (`ffcv.py`), and give both the
-same integers. That is why they are plain arithmetic on ints and floats, and call nothing but `math` and one another.
+The functions hold for Python, for numba, which compiles them for the FFCV loader (`ffcv.py`), and, but for those of
+random resized crops, for NumPy's arrays (`shifts`), and give all three the same integers. That is why they are plain
+arithmetic on ints and floats, and call nothing but `math` and one another.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from acdc_cli.errors import DataError
 
@@ -130,6 +134,40 @@ def is_flipped(probability: float, seed: int, epoch: int, index: int) -> bool:
     """Whether the sample is mirrored left to right in this epoch."""
     word, _, _, _ = philox(index, epoch, 0, _FLIP_DRAWS, seed)
     return word / 4294967296.0 < probability
+
+
+def only_shifts(crop: Crop, height: int, width: int, size: int) -> bool:
+    """Whether crops of `size` are parts of the image and the black around it, or all of it, and never resized."""
+    if crop.kind == PADDED:
+        return True
+    return crop.kind in (WHOLE, CENTRED) and height == width == size == nearest(size / crop.share)
+
+
+class Shifts(NamedTuple):
+    """Crops that are only shifts, of many samples."""
+
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    """Corners of the crops in the padded images: none is negative."""
+    flipped: NDArray[np.bool_]
+
+
+def shifts(look: Augmentation, epoch: int, indices: NDArray[np.int64], height: int, width: int, size: int) -> Shifts:
+    """`crop_box` and `is_flipped` of all samples at `indices`, of images of one size, drawn at once.
+
+    The same functions draw them: each word of Philox is an array here, and integers of 64 bits hold every product.
+    """
+    crop, flip, seed = look
+    words: Any = indices.astype(np.uint64)
+    corners = crop_box(crop, seed, epoch, words, height, width, size)[:2]
+    # corners left of or above the image have wrapped around, and wrap back
+    top, left = (np.broadcast_to(corner + padding_of(crop), words.shape).astype(np.int64) for corner in corners)
+    return Shifts(top, left, np.asarray(is_flipped(flip, seed, epoch, words)))
+
+
+def padding_of(crop: Crop) -> int:
+    """Black pixels that crops may show on each side of an image."""
+    return crop.padding if crop.kind == PADDED else 0
 
 
 def require_room(crop: Crop, shorter_side: int, size: int) -> None:

@@ -53,6 +53,13 @@ class Loader(Protocol):
         Only one epoch of a loader may be open at a time. Raises DataError when an image cannot be decoded.
         """
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        """Begin to draw the first batches of an epoch now, beside whatever else runs; between epochs only.
+
+        The next `epoch` takes them if it asks for the same from step 0 on. Any other, or `close`, drops them. The
+        batches are the same with and without; what fails here is raised by `epoch` or its batches.
+        """
+
     def warm_up(self) -> None:
         """Compile and allocate now what the first epoch would otherwise wait for."""
 
@@ -118,10 +125,13 @@ class Plan:
 
     def batches(self, stored: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
         """Positions in the data set of each of this process's batches, from `start_step` on."""
-        used = self.samples(stored)
-        order = epoch_order(used, self.seed, epoch) if self.shuffle else np.arange(used)
-        order = (spread(used, stored) if self.only is None else self.only)[order]
-        return [order[start : start + self.largest_batch] for start in self._starts(used)[start_step:]]
+        used = self.used(stored)
+        order = used[epoch_order(len(used), self.seed, epoch)] if self.shuffle else used
+        return [order[start : start + self.largest_batch] for start in self._starts(len(used))[start_step:]]
+
+    def used(self, stored: int) -> NDArray[np.int64]:
+        """Positions in the data set of all images of the split that are used, in the set's order or that of `only`."""
+        return spread(self.samples(stored), stored) if self.only is None else self.only
 
     def _starts(self, used: int) -> range:
         """Of each batch, in the epoch's order."""
@@ -139,10 +149,19 @@ class Transfer:
     """Brings batches to the device, on a stream of its own so that the copy runs beside the training step."""
 
     def __init__(self, device: torch.device) -> None:
+        if device.type == "cuda" and device.index is None:
+            # another thread's current device may be another one
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.pinned = device.type == "cuda"
         """Whether images should lie in page-locked memory: only from there are copies asynchronous."""
         self._stream = torch.cuda.Stream(device) if self.pinned else None  # type: ignore[no-untyped-call]
+
+    def begin_thread(self) -> None:
+        """To be called first in every thread that copies: else CUDA, which takes the first device unless told, would
+        put a context of this process on the device of another."""
+        if self.pinned:
+            torch.cuda.set_device(self.device)
 
     def __call__(self, images: Tensor, labels: Tensor, indices: Tensor) -> Batch:
         """images: (batch, height, width, 3). Returns when the copy is made, so that `images` may be overwritten."""

@@ -164,6 +164,11 @@ class BetonFile:
     def mode(self, index: int) -> Mode:
         return MODES[self.modes[index]]
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether all images are stored as pixels."""
+        return bool((self.modes == MODES.index("raw")).all())
+
     def image_bytes(self, index: int) -> memoryview:
         """The stored bytes, not copied."""
         start = int(self.starts[index])

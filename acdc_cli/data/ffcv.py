@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
@@ -165,25 +165,46 @@ class _Job:
         wait([self.ready])
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """An epoch under way."""
+
+    asked: tuple[int, int, int]
+    """Epoch, step to begin with, side."""
+    starts: Iterator[_Job]
+    jobs: deque[_Job] = field(default_factory=deque)
+
+    def draw_ahead(self, batches: int) -> None:
+        self.jobs.extend(itertools.islice(self.starts, batches))
+
+    def stop(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+        for job in self.jobs:
+            job.settle()
+
+
 class FFCVLoader:
     """`batches.Loader` of a .beton file."""
 
     kind: Literal["ffcv"] = "ffcv"
 
-    def __init__(self, path: Path, plan: Plan, workers: int, device: torch.device) -> None:
-        self._file = BetonFile(path)
-        self._bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        self._labels = plan.labels(self._file.labels)
+    def __init__(self, file: BetonFile, plan: Plan, workers: int, device: torch.device) -> None:
+        self._file = file
+        self._bytes = np.asarray(np.memmap(file.path, np.uint8, mode="r"))
+        self._shortest_side = int(file.sizes.min())
+        self._labels = plan.labels(file.labels)
         self._plan = plan
         self._transfer = Transfer(device)
         # small batches are divided among all threads
         self._chunk = min(_CHUNK, -(-plan.largest_batch // workers))
         self._drawing = ThreadPoolExecutor(workers, "draw")
         # apart, so that a batch that waits for its images to be drawn keeps no thread from drawing
-        self._sending = ThreadPoolExecutor(1, "send")
+        self._sending = ThreadPoolExecutor(1, "send", self._transfer.begin_thread)
         self._thread = threading.local()
         self._ring = torch.empty(0)
         self._open = False
+        self._prepared: _Epoch | None = None
 
     @property
     def samples(self) -> int:
@@ -198,39 +219,56 @@ class FFCVLoader:
         side = self._plan.size(0)
         self._draw_chunk(np.zeros(1, np.int64), np.empty((1, side, side, 3), np.uint8), 0)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        self._refuse_if_open()
+        self._drop_prepared()
+        self._prepared = self._begin(epoch, 0, resolution or self._plan.size(epoch))
+        self._prepared.draw_ahead(_AHEAD)
+
     def close(self) -> None:
+        self._drop_prepared()
         self._drawing.shutdown(cancel_futures=True)
         self._sending.shutdown(cancel_futures=True)
         self._ring = torch.empty(0)
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        if self._open:
-            raise RuntimeError("an epoch of this loader is still open, and its buffers in use")
+        self._refuse_if_open()
+        asked = (epoch, start_step, resolution or self._plan.size(epoch))
+        if self._prepared is None or self._prepared.asked != asked:
+            self._drop_prepared()
+            self._prepared = self._begin(*asked)
+        under_way, self._prepared = self._prepared, None
         self._open = True
-        jobs: deque[_Job] = deque()
         try:
-            side = resolution or self._plan.size(epoch)
-            augment.require_room(self._plan.crop, int(self._file.sizes.min()), side)
-            ring = self._buffers(side)
-            batches = self._plan.batches(self._file.samples, epoch, start_step)
-            starts = (
-                self._start(indices, buffer, epoch)
-                for indices, buffer in zip(batches, itertools.cycle(ring), strict=False)
-            )
-            yield self._batches(starts, jobs)
+            yield self._batches(under_way)
         finally:
-            for job in jobs:
-                job.cancel()
-            for job in jobs:
-                job.settle()
+            under_way.stop()
             self._open = False
 
-    def _batches(self, starts: Iterator[_Job], jobs: deque[_Job]) -> Iterator[Batch]:
+    def _refuse_if_open(self) -> None:
+        if self._open:
+            raise RuntimeError("an epoch of this loader is still open, and its buffers in use")
+
+    def _drop_prepared(self) -> None:
+        if self._prepared is not None:
+            self._prepared.stop()
+            self._prepared = None
+
+    def _begin(self, epoch: int, start_step: int, side: int) -> _Epoch:
+        ring = self._buffers(side)
+        batches = self._plan.batches(self._file.samples, epoch, start_step)
+        starts = (
+            self._start(indices, buffer, epoch) for indices, buffer in zip(batches, itertools.cycle(ring), strict=False)
+        )
+        return _Epoch((epoch, start_step, side), starts)
+
+    def _batches(self, under_way: _Epoch) -> Iterator[Batch]:
         """At each turn the buffer of the batch before is free again, and the next one is drawn into it."""
-        jobs.extend(itertools.islice(starts, _AHEAD))
+        jobs = under_way.jobs
+        under_way.draw_ahead(_AHEAD - len(jobs))
         while jobs:
-            jobs.extend(itertools.islice(starts, 1))
+            under_way.draw_ahead(1)
             batch = jobs[0].ready.result()
             jobs.popleft()
             yield self._transfer.hand_over(batch)
@@ -250,6 +288,7 @@ class FFCVLoader:
         return self._transfer(images, torch.from_numpy(self._labels[indices]), torch.from_numpy(indices))
 
     def _draw_chunk(self, indices: NDArray[np.int64], out: NDArray[np.uint8], epoch: int) -> None:
+        augment.require_room(self._plan.crop, self._shortest_side, out.shape[1])
         file, look, done = self._file, (*self._plan.augmentation, epoch), 0
         layout = (self._bytes, file.starts, file.lengths, file.modes, file.sizes)
         while done < len(indices):

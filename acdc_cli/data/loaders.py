@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from acdc_cli import console
-from acdc_cli.data import augment, catalog, corruption
+from acdc_cli.data import augment, catalog, corruption, resident
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corruption import Corruption
 from acdc_cli.data.order import spread
+from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.recipe.suggest import did_you_mean
@@ -118,7 +119,7 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device,
         relabelled=(wrong.indices, wrong.given) if wrong else None,
         shard=shard,
     )
-    loader = _loader(block, "train", plan, device)
+    loader = _loader(block, "train", plan, device, epochs)
     try:
         steps_per_epoch(block, loader.samples)
     except DataError:
@@ -189,21 +190,26 @@ def _val_plan(block: DataBlock, shard: Shard) -> Plan:
     )
 
 
-def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device) -> Loader:
+def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device, epochs: int = 1) -> Loader:
     place = _place(block, split)
+    file = None if place.is_dir() else BetonFile(place)
+    stays = file is not None and resident.can_stay(file, plan, map(plan.size, range(epochs)))
     cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
     workers = max(1, cores) if block.workers is None else block.workers
-    ffcv = None if block.loader == "torch" else _ffcv(block, place)
-    if ffcv is not None:
-        return ffcv(place, plan, max(1, workers), device)
-    # here, because it imports torchvision, which FFCV's loader and `acdc plan` do without
+    # FFCV shows the same pixels of raw images, but decodes JPEGs in its own way: those stay only where it is not taken
+    if block.loader == "ffcv" or (block.loader == "auto" and not (stays and file is not None and file.is_raw)):
+        ffcv = _ffcv(block, place)
+        if ffcv is not None:
+            return ffcv(file, plan, max(1, workers), device)
+    if file is not None and stays:
+        return ResidentLoader(file, plan, device)
+    # here, because it imports torchvision, which the other loaders and `acdc plan` do without
     from acdc_cli.data.torch import BetonImages, FolderImages, MemoryImages, TorchLoader, is_small
 
     images: Images
-    if place.is_dir():
+    if file is None:
         images = FolderImages(catalog.folder_source(block.name, split, place.parent))
     else:
-        file = BetonFile(place)
         images = BetonImages(file)
         if is_small(file):
             workers = 0

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Never, Protocol
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional
 
 from acdc_cli.data import worker
-from acdc_cli.data.augment import CENTRED, PADDED, WHOLE, Augmentation, crop_box, is_flipped, nearest, require_room
+from acdc_cli.data.augment import CENTRED, Augmentation, crop_box, is_flipped, nearest, require_room
 from acdc_cli.data.batches import Batch, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.resident import SMALL
 from acdc_cli.data.write import Source
 from acdc_cli.errors import DataError
 
-_SMALL = 256 << 20
-"""Bytes of pixels up to which a data set is decoded once and kept."""
+_LOST = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+"""What is raised when a worker has ended; the last three when that is noticed while a batch is being taken from it."""
 
 
 class Images(Protocol):
@@ -80,12 +81,10 @@ class MemoryImages:
 
     def __init__(self, images: Images) -> None:
         self.labels = images.labels
-        decoded = [images.pixels(index) for index in range(len(images.labels))]
-        self.same_size = len({image.shape for image in decoded}) == 1
-        self.all: Tensor | list[Tensor] = torch.stack(decoded) if self.same_size else decoded
+        self._decoded = [images.pixels(index) for index in range(len(images.labels))]
 
     def pixels(self, index: int) -> Tensor:
-        return self.all[index]
+        return self._decoded[index]
 
 
 @dataclass(frozen=True)
@@ -130,47 +129,10 @@ def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
     return resized
 
 
-class ShiftingDrawer:
-    """Draws crops that are not resized, from images of one size in memory: a whole batch at once."""
-
-    def __init__(self, images: MemoryImages, look: Augmentation) -> None:
-        assert isinstance(images.all, Tensor)
-        self._look = look
-        self._height, self._width = images.all.shape[2:]
-        self._padding = look.crop.padding if look.crop.kind == PADDED else 0
-        self._padded = torch.nn.functional.pad(images.all, 4 * [self._padding])
-        self._slow = Drawer(images, look)
-
-    def draw(self, request: Request) -> Tensor:
-        (crop, flip, seed), size = self._look, request.size
-        if not self._only_shifts(size):
-            return self._slow.draw(request)
-        require_room(crop, min(self._height, self._width), size)
-        indices = request.indices.tolist()
-        boxes = [crop_box(crop, seed, request.epoch, index, self._height, self._width, size) for index in indices]
-        flips = torch.tensor([is_flipped(flip, seed, request.epoch, index) for index in indices])
-        top, left = (torch.tensor(starts) + self._padding for starts in list(zip(*boxes, strict=True))[:2])
-        # (sample, channel, top, left, size, size), without a copy
-        windows = self._padded.unfold(2, size, 1).unfold(3, size, 1)
-        crops = windows[torch.from_numpy(request.indices), :, top, left]
-        crops = torch.where(flips[:, None, None, None], crops.flip(3), crops)
-        return crops.permute(0, 2, 3, 1).contiguous()
-
-    def _only_shifts(self, size: int) -> bool:
-        """Whether crops of this size are parts of the padded image, or all of it."""
-        kind, share = self._look.crop.kind, self._look.crop.share
-        whole = self._height == self._width == size == nearest(size / share)
-        return kind == PADDED or (kind in (WHOLE, CENTRED) and whole)
-
-
-class _Draws(Protocol):
-    def draw(self, request: Request) -> Tensor: ...
-
-
 class _RequestedBatches(Dataset[Tensor | DataError]):
     """What a worker process sees: a batch for every request."""
 
-    def __init__(self, drawer: _Draws) -> None:
+    def __init__(self, drawer: Drawer) -> None:
         self._drawer = drawer
 
     def __getitem__(self, request: Request) -> Tensor | DataError:
@@ -194,6 +156,16 @@ class _Requests(Sampler[Request]):
         return len(self.now)
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """The batches of an epoch, which workers have begun to draw."""
+
+    asked: tuple[int, int, int]
+    """Epoch, step to begin with, side."""
+    requests: list[Request]
+    images: Iterator[Tensor | DataError]
+
+
 class TorchLoader:
     """`batches.Loader` of anything that can be decoded one image at a time.
 
@@ -207,11 +179,9 @@ class TorchLoader:
         self._plan = plan
         self._transfer = Transfer(device)
         self._requests = _Requests()
-        drawer: _Draws = Drawer(images, plan.augmentation)
-        if isinstance(images, MemoryImages) and images.same_size:
-            drawer = ShiftingDrawer(images, plan.augmentation)
-        self._batches = _RequestedBatches(drawer)
+        self._batches = _RequestedBatches(Drawer(images, plan.augmentation))
         self._workers: DataLoader[Tensor | DataError] | None = None
+        self._prepared: _Drawing | None = None
         if workers:
             self._workers = self._start_workers(workers)
 
@@ -245,42 +215,57 @@ class TorchLoader:
     def warm_up(self) -> None:
         """Starts the workers."""
         if self._workers is not None:
-            self._requests.now = []
+            self._requests.now, self._prepared = [], None
             iter(self._workers)
+
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        if self._workers is not None:
+            self._prepared = self._begin(epoch, 0, resolution or self._plan.size(epoch))
 
     def close(self) -> None:
         # the workers end with the last reference to their loader
-        self._workers = None
+        self._workers = self._prepared = None
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        size = resolution or self._plan.size(epoch)
-        batches = self._plan.batches(len(self._labels), epoch, start_step)
-        requests = [Request(indices, epoch, size) for indices in batches]
+        asked = (epoch, start_step, resolution or self._plan.size(epoch))
+        drawing, self._prepared = self._prepared, None
+        if drawing is None or drawing.asked != asked:
+            drawing = self._begin(*asked)
         # closed, because a generator that is left in the middle holds the workers for as long as it lives
-        with closing(self._transferred(requests)) as drawn:
+        with closing(self._transferred(drawing)) as drawn:
             if self._transfer.pinned:
-                with ThreadPoolExecutor(1, "send") as sending:
+                with ThreadPoolExecutor(1, "send", self._transfer.begin_thread) as sending:
                     yield self._one_ahead(drawn, sending)
             else:
                 yield drawn
 
-    def _transferred(self, requests: list[Request]) -> Generator[Batch]:
-        for request, images in zip(requests, self._drawn(requests), strict=True):
+    def _begin(self, epoch: int, start_step: int, size: int) -> _Drawing:
+        batches = self._plan.batches(len(self._labels), epoch, start_step)
+        requests = [Request(indices, epoch, size) for indices in batches]
+        images: Iterator[Tensor | DataError]
+        if self._workers is None:
+            images = (self._batches[request] for request in requests)
+        else:
+            self._requests.now = requests
+            try:
+                # workers draw from here on; what an epoch that was not drawn to its end has asked of them is dropped
+                images = iter(self._workers)
+            except _LOST as cause:
+                images = _raising(cause)
+        return _Drawing((epoch, start_step, size), requests, images)
+
+    def _transferred(self, drawing: _Drawing) -> Generator[Batch]:
+        for request, images in zip(drawing.requests, self._drawn(drawing.images), strict=True):
             if isinstance(images, DataError):
                 raise images
             labels = torch.from_numpy(self._labels[request.indices])
             yield self._transfer(images, labels, torch.from_numpy(request.indices))
 
-    def _drawn(self, requests: list[Request]) -> Iterator[Tensor | DataError]:
-        if self._workers is None:
-            yield from (self._batches[request] for request in requests)
-            return
-        self._requests.now = requests
+    def _drawn(self, images: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
         try:
-            yield from self._workers
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as cause:
-            # the last three when a worker's end is noticed while a batch is being taken from it
+            yield from images
+        except _LOST as cause:
             if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
                 raise
             raise DataError(
@@ -295,6 +280,12 @@ class TorchLoader:
             yield self._transfer.hand_over(batch)
 
 
+def _raising(error: Exception) -> Iterator[Never]:
+    """Raises the error when it is asked for something."""
+    raise error
+    yield
+
+
 def is_small(file: BetonFile) -> bool:
     """Whether the pixels of all images may stay in memory."""
-    return 3 * int(file.sizes.prod(axis=1).sum()) <= _SMALL
+    return 3 * int(file.sizes.prod(axis=1).sum()) <= SMALL

@@ -99,7 +99,8 @@ class DataBlock(Block):
     path: str | None = None
     """Folder with `train.beton` and `val.beton`, or the image folders `train/` and `val/`. Default: `data/<name>`."""
     loader: Literal["auto", "ffcv", "torch"] = "auto"
-    """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took."""
+    """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took. Small sets of raw
+    images whose crops are not resized (CIFAR, the demo) are kept on the device instead: the pixels are the same."""
     workers: Annotated[NonNegativeInt, _THREADS] | None = None
     """Threads (FFCV) or processes (torch) that decode images, for each process that trains. Default: one a core."""
     batch_size: PositiveInt

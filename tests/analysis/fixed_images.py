@@ -44,6 +44,9 @@ class FixedImages:
             images[: len(part)], labels[: len(part)] = self.images[part], self.labels[part]
             yield Batch(images[: len(part)], labels[: len(part)], part)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

@@ -59,6 +59,9 @@ class Drawn:
             part = self.order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Batch(part.view(-1, 1, 1, 1).to(torch.uint8), self.labels[part], part)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

@@ -38,7 +38,7 @@ def make_loader(request: pytest.FixtureRequest) -> Iterator[MakeLoader]:
     def make(path: Path, plan: Plan, workers: int | None = None) -> Loader:
         if request.param == "ffcv":
             module = request.getfixturevalue("ffcv")
-            made.append(module.FFCVLoader(path, plan, workers or 1, torch.device("cpu")))
+            made.append(module.FFCVLoader(BetonFile(path), plan, workers or 1, torch.device("cpu")))
         else:
             made.append(TorchLoader(BetonImages(BetonFile(path)), plan, workers or 0, torch.device("cpu")))
         return made[-1]

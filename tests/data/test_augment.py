@@ -11,11 +11,14 @@ from acdc_cli.data.augment import (
     PADDED,
     RANDOM_RESIZED,
     WHOLE,
+    Augmentation,
     Crop,
     crop_box,
     is_flipped,
     nearest,
+    only_shifts,
     philox,
+    shifts,
 )
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -129,3 +132,58 @@ def test_compiled_and_plain_functions_draw_the_same_boxes_and_flips(ffcv: Module
             crop, seed, epoch, index, height, width, size
         )
         assert ffcv.is_flipped(0.5, seed, epoch, index) == is_flipped(0.5, seed, epoch, index)
+
+
+@given(SEEDS, EPOCHS, st.lists(INDICES, min_size=1, max_size=20), st.integers(0, 9), st.integers(0, 1))
+def test_philox_draws_the_same_words_for_many_samples_at_once(
+    seed: int, epoch: int, indices: list[int], block: int, purpose: int
+) -> None:
+    words = philox(np.array(indices, np.uint64), epoch, block, purpose, seed)  # type: ignore[arg-type]
+    assert list(zip(*(word.tolist() for word in words), strict=True)) == [  # type: ignore[attr-defined]
+        philox(index, epoch, block, purpose, seed) for index in indices
+    ]
+
+
+@given(
+    st.tuples(SEEDS, EPOCHS, st.lists(INDICES, min_size=1, max_size=20), st.floats(0, 1)),
+    st.integers(0, 300),
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.data(),
+)
+def test_shifts_of_many_samples_are_the_boxes_and_flips_of_each(
+    drawn: tuple[int, int, list[int], float], padding: int, height: int, width: int, data: st.DataObject
+) -> None:
+    seed, epoch, indices, flip = drawn
+    padded = (Crop(PADDED, padding=padding), height, width, data.draw(st.integers(1, min(height, width) + 2 * padding)))
+    square = (height, height, height)
+    for crop, rows, columns, size in (padded, (Crop(WHOLE), *square), (Crop(CENTRED, padding=padding), *square)):
+        border = padding if crop is padded[0] else 0
+        assert only_shifts(crop, rows, columns, size)
+        top, left, flipped = shifts(Augmentation(crop, flip, seed), epoch, np.array(indices), rows, columns, size)
+        boxes = [crop_box(crop, seed, epoch, index, rows, columns, size) for index in indices]
+        assert list(zip((top - border).tolist(), (left - border).tolist(), strict=True)) == [box[:2] for box in boxes]
+        assert {box[2:] for box in boxes} == {(size, size)}
+        assert flipped.tolist() == [is_flipped(flip, seed, epoch, index) for index in indices]
+        assert (top.dtype, left.dtype, flipped.dtype) == (np.int64, np.int64, np.bool_)
+
+
+@pytest.mark.parametrize(
+    ("crop", "size", "shifts_only"),
+    [
+        (Crop(RANDOM_RESIZED), 32, False),
+        (Crop(PADDED), 40, True),
+        (Crop(WHOLE), 32, True),
+        (Crop(WHOLE), 28, False),
+        (Crop(CENTRED), 32, True),
+        (Crop(CENTRED), 28, False),  # the whole image is made smaller
+        (
+            Crop(CENTRED, share=0.875),
+            28,
+            False,
+        ),  # not resized, but its loaders round the middle of odd sides differently
+        (Crop(CENTRED, share=0.875), 32, False),
+    ],
+)
+def test_crops_that_are_resized_are_told_from_those_that_are_not(crop: Crop, size: int, shifts_only: bool) -> None:
+    assert only_shifts(crop, 32, 32, size) is shifts_only

@@ -52,7 +52,7 @@ def load(ffcv: ModuleType) -> Iterator[Any]:
     made: list[Any] = []
 
     def make(path: Path, plan: Plan) -> Any:
-        made.append(ffcv.FFCVLoader(path, plan, 2, CPU))
+        made.append(ffcv.FFCVLoader(BetonFile(path), plan, 2, CPU))
         return made[-1]
 
     yield make
@@ -192,7 +192,7 @@ def test_when_an_epoch_is_left_nothing_is_drawn_any_more(
 
 def test_closing_ends_the_threads(ffcv: ModuleType, waves: Path) -> None:
     before = threading.active_count()
-    loader = ffcv.FFCVLoader(waves, SHUFFLED, 2, CPU)
+    loader = ffcv.FFCVLoader(BetonFile(waves), SHUFFLED, 2, CPU)
     _drain(loader)
     assert threading.active_count() > before
     loader.close()

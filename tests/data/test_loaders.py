@@ -13,6 +13,7 @@ from PIL import Image
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader, Shard
 from acdc_cli.data.loaders import open_set
+from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock, ResolutionStep
@@ -112,8 +113,42 @@ def test_a_damaged_file_is_refused_when_the_set_is_opened(root: Path, tmp_path: 
 
 
 def test_auto_takes_ffcv_for_beton_files(ffcv: ModuleType, opened: list[Loader], root: Path) -> None:
-    assert _train(opened, _block(root)).kind == "ffcv"
-    assert _train(opened, _block(root, loader="torch")).kind == "torch"
+    resized = _block(root, augment="random_resized_crop")
+    assert _train(opened, resized).kind == "ffcv"
+    assert _train(opened, resized.model_copy(update={"loader": "torch"})).kind == "torch"
+
+
+def test_auto_keeps_small_raw_sets_on_the_device_and_ffcv_may_still_be_asked_for(
+    ffcv: ModuleType, opened: list[Loader], root: Path
+) -> None:
+    assert isinstance(_train(opened, _block(root)), ResidentLoader)
+    assert isinstance(_val(opened, _block(root)), ResidentLoader)
+    assert isinstance(_train(opened, _block(root, loader="torch")), ResidentLoader)
+    assert isinstance(_train(opened, _block(root, loader="ffcv")), ffcv.FFCVLoader)
+
+
+def test_jpegs_of_one_size_lie_on_the_device_only_where_ffcv_does_not_decode_them(
+    ffcv: ModuleType, opened: list[Loader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    source = Source("tiny", "train", pixels, np.arange(12) % 3, NAMES, "train")
+    write(source, tmp_path / "train.beton", Settings(raw_share=0.5), workers=0)
+    assert isinstance(_train(opened, _block(tmp_path)), ffcv.FFCVLoader)
+    assert isinstance(_train(opened, _block(tmp_path, loader="torch")), ResidentLoader)
+    monkeypatch.setitem(sys.modules, "acdc_cli.data.ffcv", None)
+    assert isinstance(_train(opened, _block(tmp_path)), ResidentLoader)
+
+
+def test_a_set_whose_resolution_becomes_one_that_needs_resizing_does_not_stay_on_the_device(
+    opened: list[Loader], root: Path
+) -> None:
+    steps = [ResolutionStep(since=0.0, size=32), ResolutionStep(since=0.5, size=24)]
+    block = _block(root, loader="torch", augment="none", resolution=steps)
+    loader = _train(opened, block, epochs=4)
+    with loader.epoch(3) as batches:
+        assert next(batches).images.shape[2:] == (24, 24)
+    assert not isinstance(loader, ResidentLoader)
+    assert isinstance(_train(opened, block, epochs=1), ResidentLoader)
 
 
 def test_auto_takes_torchvision_for_folders_and_says_why(
@@ -127,7 +162,8 @@ def test_auto_takes_torchvision_for_folders_and_says_why(
 def test_auto_does_without_ffcv_and_says_why_once(
     opened: list[Loader], root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _train(opened, _block(root)).kind == _val(opened, _block(root)).kind == "torch"
+    resized = _block(root, augment="random_resized_crop", val_resize=36)
+    assert _train(opened, resized).kind == _val(opened, resized).kind == "torch"
     said = capsys.readouterr().err
     assert said.count("FFCV cannot be used") == 1
     assert "pip install 'acdc-cli[ffcv]'" in said
@@ -232,7 +268,7 @@ def test_workers_default_to_the_cores_that_this_process_may_use(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
-    monkeypatch.setattr(ffcv, "FFCVLoader", lambda path, plan, workers, device: asked.append(workers))
+    monkeypatch.setattr(ffcv, "FFCVLoader", lambda file, plan, workers, device: asked.append(workers))
     loaders.val_loader(_block(root, workers=None, loader="ffcv"), CPU)
     loaders.val_loader(_block(root, workers=0, loader="ffcv"), CPU)
     # two processes of a machine share its cores

@@ -57,6 +57,9 @@ class Resident:
         parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
         yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 
@@ -345,7 +348,7 @@ def make_loader(kind: str, path: Path, device: torch.device) -> Loader:
         from acdc_cli.data.ffcv import FFCVLoader
     except (ImportError, OSError) as cause:
         pytest.skip(f"FFCV cannot be used here: {cause}")
-    return FFCVLoader(path, plan, 4, device)
+    return FFCVLoader(BetonFile(path), plan, 4, device)
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "torch"])

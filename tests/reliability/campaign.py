@@ -28,6 +28,7 @@ from acdc_cli import console, files
 from acdc_cli.data import demo, manifest, write
 from acdc_cli.data.augment import PADDED, Crop
 from acdc_cli.data.batches import Plan
+from acdc_cli.data.beton import BetonFile
 from acdc_cli.errors import DataError
 from acdc_cli.jobs import data, train
 from acdc_cli.jobs.verify_resume import differences
@@ -394,7 +395,7 @@ def _compile_ffcv(folder: Path) -> None:
     from acdc_cli.data.ffcv import FFCVLoader
 
     plan = Plan(BATCH, lambda epoch: 28, Crop(PADDED, padding=2), shuffle=True)
-    loader = FFCVLoader(folder / "train.beton", plan, 1, torch.device("cpu"))
+    loader = FFCVLoader(BetonFile(folder / "train.beton"), plan, 1, torch.device("cpu"))
     loader.warm_up()
     loader.close()
 

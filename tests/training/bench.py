@@ -45,6 +45,9 @@ class Tiny:
         parts = order.split(self.batch_size)[start_step : self.steps]
         yield (Batch(self.images[part], self.labels[part], part) for part in parts)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

@@ -32,6 +32,9 @@ class Fixed:
         indices = torch.arange(7).split(self.batch_size)
         yield (Batch(self.images[part], self.labels[part], part) for part in indices)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

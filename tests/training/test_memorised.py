@@ -46,6 +46,9 @@ class Corrupted:
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
         yield (Batch(self.images[part], part, 7 * part) for part in torch.arange(5).split(2))
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 

@@ -136,6 +136,9 @@ class _Patterns:
         parts = [torch.arange(step * _BATCH, (step + 1) * _BATCH) for step in range(start_step, _STEPS)]
         yield (Batch(self._images[part], self._labels[part], part) for part in parts)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 
