@@ -238,6 +238,8 @@ class Trainer:
         if epoch + 1 == self._settings.epochs and not self._finished:
             parts.sparsifier.finish()
             self._finished = True
+        if epoch + 1 < self._settings.epochs:
+            parts.train.prepare(epoch + 1, self._settings.resolution(epoch + 1))
         metrics = self._validate(began) if self._is_judged(epoch) else {}
         last_step = (epoch + 1) * parts.train.steps - 1
         parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
