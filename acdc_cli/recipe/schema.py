@@ -73,6 +73,9 @@ class ModelBlock(Block):
     """A model of `acdc_cli/models`, else of torchvision, else of timm; `torchvision:NAME` or `timm:NAME` to insist."""
     blurpool: bool = False
     """Blur before every strided convolution with at least 16 input channels (P2 A); parameter names stay the same."""
+    blur: Literal["convolution", "shifts"] = "convolution"
+    """How `blurpool` is computed. `convolution`: depthwise. `shifts`: as a sum of shifted copies, which torch.compile
+    fuses with the operations around them; without it they are slower. The same function but for rounding."""
     weights: str | None = None
     """Start from this file (.safetensors, or a torch file that holds tensors only)."""
     options: dict[str, bool | int | float | str] = {}
