@@ -71,7 +71,7 @@ def _convolved(conv: nn.Module, inputs: tuple[Tensor], stride: tuple[int, int]) 
 
 def _shifted(conv: nn.Module, inputs: tuple[Tensor], stride: tuple[int, int]) -> Tensor:
     (x,) = inputs
-    blurred: Tensor = _Shifts.apply(x, *stride)  # type: ignore[no-untyped-call]
+    blurred: Tensor = _Shifts.apply(x, *stride)
     return blurred
 
 
@@ -83,14 +83,14 @@ class _Shifts(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: int, columns: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, rows: int, columns: int) -> Tensor:
         ctx.size, ctx.stride = x.shape, (rows, columns)
         is_last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.layout = torch.channels_last if is_last else torch.contiguous_format
         return _sum_of_shifts(x, (rows, columns))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows, columns = ctx.stride
         if (rows, columns) != (1, 1):
             # no gradient comes from the values that were skipped

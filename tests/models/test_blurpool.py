@@ -30,7 +30,7 @@ def subsampling(channels: int = 16) -> nn.Conv2d:
 
 
 class Blurred(nn.Module):
-    """The definition: a depthwise convolution with the binomial filter, stride 1, zero padding, then the convolution."""
+    """The definition: a depthwise convolution with the binomial filter, stride 1, zero padding, then `conv`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
