@@ -16,7 +16,8 @@ NAMES: dict[Convention, str] = {"A": "weights", "B": "all operations", "C": "Rig
 """A: 2 FLOPs for each use of a nonzero weight, of convolutions and linear layers only.
 
 B: A, and attention's products and blurs at 2 per multiply-accumulate, biases of linear layers, 2 per normalised
-element, 1 per element of an activation, k² per pooled element.
+element, 1 per element of an activation, k² per pooled element. A blur counts for the values that it computes: before
+a 1x1 convolution with stride 2 these are a quarter of its input's (`models.blurpool`).
 
 C: 2L+1 FLOPs per output of convolutions and linear layers, L the nonzero weights that it depends on; the image's
 padding counts as pixels where the first convolution is strided (RigL's counter, arXiv 1911.11134).

@@ -72,7 +72,7 @@ def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
     if data is not None:
         is_folder = Path(data).is_dir()
         block = block.model_copy(update={"path": data} if is_folder else {"name": data, "path": None})
-    return setup.without_start(recipe).model_copy(update={"model": model, "data": block, "compile": False})
+    return setup.without_start(recipe).model_copy(update={"model": model, "data": block, "compile": "off"})
 
 
 def _model_of(run: RunDir, which: Which | None) -> Path:

@@ -25,6 +25,7 @@ from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
+from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, own_device
 from acdc_cli.training.evaluate import Forward, forward_of
@@ -57,20 +58,32 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     with mendable(f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"):
         model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
-    compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
+    mode = _compile_mode(recipe, device)
     if not ranks.first:
         # dropout in other places in each; the two are no sum, lest rank 1 of seed 0 be rank 0 of seed 1
         _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
     return Bench(
         model=model,
-        # static shapes: a run has two or three image sizes, and a kernel that fits all of them fits none well
-        forward=torch.compile(forward, dynamic=False) if compiled else forward,
+        forward=Compiled(forward, model, mode) if mode else forward,
         layers=layers(model, keep_dense(recipe)),
         task=tasks.build(recipe.task),
         precision=Precision(recipe.precision, device),
         device=device,
         ranks=ranks,
     )
+
+
+def _compile_mode(recipe: Recipe, device: torch.device) -> Mode | None:
+    """None: not compiled."""
+    match recipe.compile:
+        case "auto":
+            return "default" if device.type == "cuda" else None
+        case True:
+            return "default"
+        case False | "off":
+            return None
+        case mode:
+            return mode
 
 
 def split(recipe: Recipe, ranks: Ranks) -> str:
@@ -101,7 +114,8 @@ def _seed(seed: int) -> None:
 
 def without_weights(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model on the meta device: names and shapes, but no memory, and no file is read."""
-    block = recipe.model.model_copy(update={"weights": None})
+    # blurs in the form that `cost` counts, so that the recipe's choice between equal functions bears on no cost
+    block = recipe.model.model_copy(update={"weights": None, "blur": "convolution"})
     try:
         with torch.device("meta"), Undrawn():
             return models.build(block, classes)

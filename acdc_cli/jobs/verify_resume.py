@@ -26,7 +26,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 from acdc_cli.training.precision import choose_device
 
-_TIMES = ("seconds", "images_per_second")
+_TIMES = ("seconds", "images_per_second", "compile_seconds")
 """What of a record is no number of the run but of the machine."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 

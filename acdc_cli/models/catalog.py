@@ -39,7 +39,7 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
             "set model.options.aux_logits: false"
         )
     if block.blurpool:
-        apply_blurpool(model)
+        apply_blurpool(model, block.blur)
     if block.weights is not None:
         load_weights(model, block.weights)
     return model

@@ -73,6 +73,9 @@ class ModelBlock(Block):
     """A model of `acdc_cli/models`, else of torchvision, else of timm; `torchvision:NAME` or `timm:NAME` to insist."""
     blurpool: bool = False
     """Blur before every strided convolution with at least 16 input channels (P2 A); parameter names stay the same."""
+    blur: Literal["convolution", "shifts"] = "convolution"
+    """How `blurpool` is computed. `convolution`: depthwise. `shifts`: as a sum of shifted copies, which torch.compile
+    fuses with the operations around it; slower without. Both are the same function up to rounding."""
     weights: str | None = None
     """Start from this file (.safetensors, or a torch file that holds tensors only)."""
     options: dict[str, bool | int | float | str] = {}
@@ -399,10 +402,14 @@ class Recipe(Block):
     threads: Annotated[PositiveInt, _THREADS] | None = None
     """CPU threads of one operation; default: one a core. A small model on a busy machine is faster with fewer, and a
     run is the same to the bit only on as many."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """`auto`: bf16 on CUDA, fp32 on the CPU. fp16 scales the loss."""
-    compile: Literal["auto"] | bool = "auto"
-    """torch.compile; `auto`: on CUDA only."""
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """`auto`: bf16 on CUDA, fp32 on the CPU. fp16 scales the loss. fp32 is IEEE float32 everywhere. tf32 lets CUDA
+    round the factors of convolutions and matrix products to 10 bits, which is several times faster. What bf16 and fp16
+    leave in float32 is IEEE float32."""
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] | bool = "auto"
+    """The mode of torch.compile. `auto`: default on CUDA, off on the CPU. reduce-overhead replays CUDA graphs, which
+    helps small models and batches and takes more memory. max-autotune does so too, and tries out kernels for minutes
+    before it starts. Older recipes have true for default and false for off."""
     channels_last: bool = True
     """Memory layout of images and weights; faster on GPUs and most CPUs."""
     deterministic: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from acdc_cli import console
 from acdc_cli.data.batches import Loader
 from acdc_cli.tasks.task import Measure
+from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.precision import Precision
 
@@ -68,8 +69,8 @@ def evaluate(
     model.eval()
     totals: dict[str, Tensor] = {}
     samples, rounds = 0, int(ranks.most(loader.steps))
-    with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description) as bar:
-        shown = bar.add_task(description, total=loader.steps)
+    with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description, COMPILING) as bar:
+        shown = bar.add_task(description, total=loader.steps, compiling=LOG)
         for batch in batches:
             with precision.autocast():
                 logits = forward(batch.images)

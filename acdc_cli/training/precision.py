@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from acdc_cli.errors import RunError
 
-PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PrecisionName = Literal["auto", "bf16", "fp16", "tf32", "fp32"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Autocast, fp16's gradient scaler, and a look at the gradients that costs the host no wait.
+    """Autocast, what CUDA makes of float32, fp16's gradient scaler, and a look at the gradients that costs the host no
+    wait.
 
     One fused operation looks for infinities and NaNs and leaves the answer on the device, where the fused optimiser
     reads it and skips a bad step.
@@ -25,11 +26,12 @@ class Precision:
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self.name = _choose(name, device)
         self._device = device
+        _round_float32(to_tf32=self.name == "tf32")
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16) if self.name == "fp16" else None
         self._found_inf, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self._device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+        return torch.autocast(self._device.type, _AUTOCAST.get(self.name), enabled=self.name in _AUTOCAST)
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
@@ -75,7 +77,19 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(name)
 
 
-def _choose(name: PrecisionName, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+def _round_float32(to_tf32: bool) -> None:
+    """What convolutions and matrix products on CUDA make of float32, in this process from now on.
+
+    torch's own default is TF32 in convolutions and IEEE float32 in matrix products.
+    """
+    # not by the newer `fp32_precision`: after it torch's own compiler fails where it still reads these
+    torch.backends.cuda.matmul.allow_tf32 = to_tf32
+    torch.backends.cudnn.allow_tf32 = to_tf32
+
+
+def _choose(name: PrecisionName, device: torch.device) -> Literal["bf16", "fp16", "tf32", "fp32"]:
+    if name == "tf32" and device.type != "cuda":
+        raise RunError(f"precision: tf32 is a way of CUDA to compute, not of a {device.type}; use --set precision=fp32")
     if name == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return name

@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from acdc_cli import console
+from acdc_cli.training.compiling import COMPILING, LOG
 
 
 class RunProgress:
@@ -20,7 +21,7 @@ class RunProgress:
         """done: steps of the run, before this process."""
         self._epochs, self._steps, self._done = epochs, steps, done
         self._began = time.perf_counter()
-        self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…"}
+        self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…", "compiling": LOG}
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._images = 0
@@ -29,7 +30,7 @@ class RunProgress:
     @contextmanager
     def epoch(self, epoch: int, phase: str, done: int = 0) -> Iterator[None]:
         """done: steps of this epoch."""
-        fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left"
+        fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left" + COMPILING
         with console.progress(f"epoch {epoch}", fields, remaining=False) as bar:
             self._bar, self._images, self._epoch_began = bar, 0, time.perf_counter()
             self._task = bar.add_task(
@@ -52,7 +53,7 @@ class RunProgress:
         assert self._task is not None
         now = time.perf_counter()
         left = (now - self._began) / (step - self._done) * (self._epochs * self._steps - step)
-        self._shown = {
+        self._shown |= {
             "loss": f"{loss:.3f}",
             "speed": f"{self._images / (now - self._epoch_began):.0f}",
             "left": str(timedelta(seconds=round(left))),
@@ -67,6 +68,14 @@ def print_header() -> None:
 
 def print_epoch(record: dict[str, Any]) -> None:
     console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _COLUMNS))
+
+
+def tell_compiled() -> dict[str, float]:
+    """Of the epoch that is over, where torch has compiled something: a line, and what its record says of it."""
+    compiled = LOG.take()
+    if compiled.graphs:
+        console.say(str(compiled))
+    return {"compile_seconds": round(compiled.seconds, 3)} if compiled.seconds else {}
 
 
 def print_phase_end(record: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from acdc_cli.training.distributed import ALONE, Ranks, Replica
 from acdc_cli.training.evaluate import Forward, Probe, evaluate
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
-from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
+from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end, tell_compiled
 from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.running import Losses, Running, over_ranks
 
@@ -140,6 +140,7 @@ class Trainer:
         for epoch in range(self._epoch, settings.epochs):
             record = self._run_epoch()
             print_epoch(record)
+            record |= tell_compiled()
             phase_ends = self._parts.sparsifier.phases.ends(epoch)
             if self._ranks.first:
                 self._keep(record, phase_ends)
@@ -212,7 +213,8 @@ class Trainer:
         if ranks.rank < len(pieces):
             images, labels = pieces[ranks.rank]
             loss = parts.task.loss(parts.forward(images), labels)
-            own = torch.autograd.grad(loss, list(weights.values()))
+            # copies, because a CUDA graph writes its next gradients to the same memory
+            own = [gradient.clone() for gradient in torch.autograd.grad(loss, list(weights.values()))]
         for source in range(len(pieces)):
             mine = source == ranks.rank
             shown = own if mine else [torch.empty_like(weight) for weight in weights.values()]

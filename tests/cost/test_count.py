@@ -141,6 +141,8 @@ def test_blurs_are_counted_in_the_convolution_they_stand_before(resnet50: list[O
     assert len(blurs) == 6
     first = blurs["layer2.0.conv2 (blur)"]
     assert (first.macs, first.taps, first.parameter_name) == (9 * 128 * 56**2, 9, None)
+    # a 1x1 convolution with stride 2 reads a quarter of the values; the others are not computed
+    assert blurs["layer2.0.downsample.0 (blur)"].macs == 9 * 256 * 28**2
     assert weight_macs(blurred) == weight_macs(resnet50)
 
 

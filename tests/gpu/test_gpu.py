@@ -202,7 +202,7 @@ def test_a_compiled_network_sees_masks_that_change_in_place(tmp_path: Path) -> N
             compiled = run.forward(images)
             eager = run.eager(images)
         run.model.train()
-        # TF32 rounds both, each in its own order; with the masks of another phase they would be far apart
+        # both round, each in its own order; with the masks of another phase they would be far apart
         torch.testing.assert_close(compiled, eager, rtol=0.05, atol=0.05)
     run.check_masked_are_zero()
 

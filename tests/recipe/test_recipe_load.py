@@ -158,10 +158,13 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("precision=on", 'expected auto, bf16, fp16 or fp32, found "on"'),
-        ("precision=bf61", 'expected auto, bf16, fp16 or fp32, found "bf61"; did you mean bf16?'),
-        ("precision=true", "expected auto, bf16, fp16 or fp32, found true"),
-        ("compile=on", 'expected auto, true or false, found "on"; write true'),
+        ("precision=on", 'expected auto, bf16, fp16, tf32 or fp32, found "on"'),
+        ("precision=bf61", 'expected auto, bf16, fp16, tf32 or fp32, found "bf61"; did you mean bf16?'),
+        ("precision=true", "expected auto, bf16, fp16, tf32 or fp32, found true"),
+        (
+            "compile=on",
+            'expected auto, off, default, reduce-overhead, max-autotune, true or false, found "on"; write true',
+        ),
         ("channels_last=No", 'expected true or false, found "No"; write false'),
         ("model.blurpool=1", "expected true or false, found 1"),
         ("seed=1.0", "expected a whole number of at least 0 and below 9.22337e+18, found 1.0; write 1"),

@@ -20,6 +20,7 @@ from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
+from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.evaluate import Probe, forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision
@@ -77,6 +78,8 @@ class Bench:
         adamw: bool = False,
         stop_asked: Callable[[], bool] = lambda: False,
         probes: Sequence[Probe] = (),
+        compiled: Mode | None = None,
+        val: Tiny | None = None,
         **settings: Any,
     ) -> None:
         config, method = catalog.method(sparsity["method"])
@@ -98,13 +101,16 @@ class Bench:
         found = layers(self.model, [])
         self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
         self.optimizer = build_optimizer(self.model, optim, self.sparsifier.parameter_groups(optim.weight_decay))
-        self.train, self.val = Tiny(), Tiny()
+        self.train, self.val = Tiny(), val or Tiny()
+        self.forward = forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU)
+        if compiled is not None:
+            self.forward = Compiled(self.forward, self.model, compiled)
         self.run = RunDir(folder)
         if not self.run.resolved.exists():
             self.run.start("", "", {})
         parts = Parts(
             model=self.model,
-            forward=forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU),
+            forward=self.forward,
             optimizer=self.optimizer,
             sparsifier=self.sparsifier,
             layers=found,

@@ -63,6 +63,24 @@ def test_bf16_computes_in_bfloat16() -> None:
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_only_tf32_lets_cuda_round_the_factors_of_float32_products() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    # no CUDA device is needed to say what is allowed on one
+    for name in ("fp32", "bf16", "fp16"):
+        Precision("tf32", torch.device("cuda"))
+        assert allowed() == (True, True)
+        Precision(name, CPU)
+        assert allowed() == (False, False)
+
+
+def test_tf32_is_refused_on_the_cpu() -> None:
+    with pytest.raises(RunError, match="--set precision=fp32"):
+        Precision("tf32", CPU)
+
+
 def test_cuda_that_is_not_there_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="--set device=cpu"):

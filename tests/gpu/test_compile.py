@@ -1,0 +1,162 @@
+"""Compiled training in every mode: on CUDA, where reduce-overhead replays graphs, or on ACDC_GPU_TESTS_ON=cpu."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from acdc_cli.data.batches import Batch
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.train import assemble, settings
+from acdc_cli.recipe.load import load
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import JsonLines
+from acdc_cli.schedule.time import Moment
+from acdc_cli.training.compiling import LOG
+from acdc_cli.training.trainer import Trainer
+
+DEVICE = os.environ.get("ACDC_GPU_TESTS_ON", "cuda")
+CLASSES = 10
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"),
+    # what the compiler has to say about this device and this Python
+    pytest.mark.filterwarnings("default"),
+]
+
+MODES = ["default", "reduce-overhead"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    LOG.take()
+    yield
+    torch.compiler.reset()
+
+
+class Images:
+    """Random images on the device, 16 a batch; without the last partial batch when they are trained on."""
+
+    kind: Literal["ffcv", "torch"] = "torch"
+
+    def __init__(self, samples: int, training: bool, side: int = 28) -> None:
+        generator = torch.Generator().manual_seed(samples)
+        images = torch.randint(0, 256, (samples, side, side, 3), dtype=torch.uint8, generator=generator)
+        self.images = images.to(DEVICE).permute(0, 3, 1, 2)
+        self.labels = torch.randint(0, CLASSES, (samples,), generator=generator).to(DEVICE)
+        self.samples = samples
+        self.steps = samples // 16 if training else -(-samples // 16)
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        parts = [slice(16 * step, 16 * (step + 1)) for step in range(start_step, self.steps)]
+        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def built(folder: Path, compile: str, **changes: Any) -> Trainer:
+    values = {
+        "device": DEVICE,
+        "precision": "fp32",
+        "compile": compile,
+        "epochs": 2,
+        "optim.schedule.warmup_epochs": 0,
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    recipe = load("demo_dense", [f"{key}={value}" for key, value in values.items()])
+    bench = setup.build(recipe, CLASSES)
+    parts = assemble(recipe, bench, Images(64, training=True), Images(39, training=False))
+    run = RunDir(folder)
+    run.start("", "", {})
+    return Trainer(parts, settings(recipe, {}), run, [JsonLines(run.metrics)])
+
+
+def trained(trainer: Trainer) -> dict[str, Tensor]:
+    """The weights after ten steps on the same batch or two: enough for warm-up, recording and replays."""
+    parts = trainer._parts
+    parts.model.train()
+    with parts.train.epoch(0) as batches:
+        drawn = list(batches)
+    for index in range(10):
+        trainer._take_step(drawn[index % len(drawn)], Moment(0, index, 2, 4), 0.01)
+    return {name: weight.detach().clone() for name, weight in parts.model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_steps_end_where_eager_ones_do(tmp_path: Path, mode: str, accumulate: int) -> None:
+    how = {"optim__accumulate": accumulate}
+    eager = trained(built(tmp_path / "eager", "off", **how))
+    for name, weight in trained(built(tmp_path / "compiled", mode, **how)).items():
+        torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_besides_the_steps_stay_what_they_were(tmp_path: Path, mode: str) -> None:
+    moment = Moment(0, 0, 2, 4)
+
+    def gradients(compile: str) -> list[dict[str, Tensor]]:
+        pruned = "{method: gmp, target: 0.5, every_epochs: 1, end: 1}"
+        trainer = built(tmp_path / compile, compile, sparsity=pruned)
+        return list(trainer.gradients(moment, 6, 4))
+
+    for found, expected in zip(gradients(mode), gradients("off"), strict=True):
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_builds_one_graph_to_train_and_one_to_validate(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = counters["stats"]["unique_graphs"]
+    built(tmp_path / "compiled", mode).fit()
+    assert counters["stats"]["unique_graphs"] - before == 2
+    assert capsys.readouterr().err.count("compiled 2 graphs in ") == 1
+    built(tmp_path / "eager", "off").fit()
+    compiled, eager = (RunDir(tmp_path / name).records() for name in ("compiled", "eager"))
+    for found, expected in zip(compiled, eager, strict=True):
+        assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("blur", ["convolution", "shifts"])
+def test_a_compiled_blur_is_the_eager_one(tmp_path: Path, blur: str) -> None:
+    changes = {"model__blurpool": "true", "model__blur": blur}
+    eager = trained(built(tmp_path / "eager", "off", **changes))
+    for name, weight in trained(built(tmp_path / "compiled", "default", **changes)).items():
+        torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="TF32 is CUDA's")
+def test_fp32_is_exact_where_tf32_rounds(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    errors = {}
+    for precision in ("fp32", "tf32"):
+        trainer = built(tmp_path / precision, "off", precision=precision)
+        parts = trainer._parts
+        parts.model.eval()
+        with torch.inference_mode():
+            found = parts.forward(images.to(DEVICE)).double()
+            mean, std = load("demo_dense").data.mean, load("demo_dense").data.std
+            shift, scale = (255 * torch.tensor(each, dtype=torch.float64).view(1, 3, 1, 1) for each in (mean, std))
+            exact = parts.model.double().cpu()((images.double() - shift) / scale)
+        errors[precision] = float((found.cpu() - exact).abs().max() / exact.abs().max())
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert errors["tf32"] > 1e-4
+    assert errors["fp32"] < 2e-5
