@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.distributions import kept_per_layer
@@ -100,9 +100,11 @@ ANY_PATTERN = {"acdc", "dsd", "oneshot", "snip", "static", "woodfisher at once"}
 """They prune to one sparsity, so that any pattern makes sense."""
 
 SCHEDULE = LinearSchedule(name="linear")
-OPTIMIZERS: dict[str, SGDBlock | AdamWBlock] = {
+OPTIMIZERS: dict[str, SGDBlock | AdamWBlock | LARSBlock | LAMBBlock] = {
     "sgd": SGDBlock(name="sgd", lr=0.1, weight_decay=0.01, schedule=SCHEDULE),
     "adamw": AdamWBlock(name="adamw", lr=0.01, weight_decay=0.1, schedule=SCHEDULE),
+    "lars": LARSBlock(name="lars", lr=1.0, trust_coefficient=0.1, weight_decay=0.01, schedule=SCHEDULE),
+    "lamb": LAMBBlock(name="lamb", lr=0.01, weight_decay=0.1, schedule=SCHEDULE),
 }
 
 every_method = pytest.mark.parametrize("name", sorted(RUNS))
