@@ -44,7 +44,7 @@ def _by_layer(groups: Sequence[Group], block: LARSBlock | LAMBBlock) -> Optimize
 
     for group in groups:
         # with timm's default, weights that do not decay, or whose decay a method takes over, are no layers
-        group["always_adapt"] = any(parameter.ndim > 1 for parameter in group["params"])
+        group["always_adapt"] = all(parameter.ndim > 1 for parameter in group["params"])
     optimizer: Optimizer
     if isinstance(block, LARSBlock):
         momentum: dict[str, Any] = {"momentum": block.momentum, "nesterov": block.nesterov}
