@@ -12,6 +12,8 @@ import typer
 class Which(StrEnum):
     SPARSE = "sparse"
     DENSE = "dense"
+    SPARSE_EMA = "sparse-ema"
+    DENSE_EMA = "dense-ema"
 
 
 class Split(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,7 +17,7 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.training.checkpoint import read_metadata
 
-Which = Literal["sparse", "dense"]
+Which = Literal["sparse", "dense", "sparse-ema", "dense-ema"]
 
 
 def recipe_of(
@@ -40,7 +40,7 @@ def recipe_of(
             raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
         return load(run.resolved, overrides)
     if which is not None:
-        raise RunError("--which chooses between the two models of a run directory; a file holds one")
+        raise RunError("--which chooses between the models of a run directory; a file holds one")
     recipe = _recorded_recipe(source)
     if recipe is not None:
         recorded = from_dict(recipe, str(source), overrides)
@@ -80,7 +80,7 @@ def _model_of(run: RunDir, which: Which | None) -> Path:
     for kind in wanted:
         if run.model_file(kind).exists():
             return run.model_file(kind)
-    there = [kind for kind in ("sparse", "dense") if run.model_file(kind).exists()]
+    there = [kind for kind in get_args(Which) if run.model_file(kind).exists()]
     raise CheckpointError(
         f"{run.path} has no {' or '.join(wanted)} model"
         + (f"; it has --which {there[0]}" if there else ": no phase of the run has ended yet")

@@ -30,7 +30,7 @@ class Options:
     """What the command line may change of a recipe; None keeps the recipe's."""
 
     which: Which | None = None
-    """Which of a run's two models; None is the sparse one where there is one."""
+    """Which of a run's models; None is the sparse one where there is one."""
     model: str | None = None
     data: str | None = None
     """A folder, or the name of a data set."""

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import Recipe, TargetBlock
+from acdc_cli.jobs import setup
+from acdc_cli.recipe.schema import Recipe, TargetBlock, epochs_of
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 _ROUNDING = 1e-3
 """Difference from the target that whole weights explain, or that of 0.667 from a pattern 2:6."""
+_COMPILED = 8
+"""Versions of a model that torch.compile makes: its recompile_limit."""
 
 
 def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> list[str]:
@@ -29,6 +32,8 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
         *(f"sparsity.{key}: {text}" for key, text in block.doubts(recipe.epochs, steps_per_epoch)),
         *_warmup(recipe, sparsifier),
         *_learning_rate(recipe),
+        *_average(recipe, sparsifier, steps_per_epoch),
+        *_sizes(recipe),
     ]
 
 
@@ -73,4 +78,28 @@ def _learning_rate(recipe: Recipe) -> Iterator[str]:
         yield (
             f"optim.lr: {optim.lr:g} was chosen for batch {optim.lr_batch}, and data.batch_size is {batch}; the linear "
             f"scaling rule gives --set optim.lr={scaled:g} --set optim.lr_batch={batch}"
+        )
+
+
+def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> Iterator[str]:
+    """Compares with the last phase, because the final model should be no average with weights under other masks."""
+    if recipe.ema is None:
+        return
+    begin = max(epochs_of(recipe.ema.begin, recipe.epochs), sparsifier.phases.phases[-1].start)
+    steps, span = (recipe.epochs - begin) * steps_per_epoch, 1 / (1 - recipe.ema.decay)
+    if 3 * span > steps:
+        yield (
+            f"ema.decay: {recipe.ema.decay:g} spans about {span:,.0f} steps, more than a third of the {steps:,} "
+            + ("in the last phase; " if begin else "of the run; ")
+            + (f"at most {1 - 3 / steps:.4g} is shorter" if steps > 3 else "train longer")
+        )
+
+
+def _sizes(recipe: Recipe) -> Iterator[str]:
+    sizes = set(setup.resolutions(recipe))
+    # validation has graphs of its own
+    if recipe.compile and len(sizes) + 1 > _COMPILED:
+        yield (
+            f"data.resolution: {len(sizes)} sizes and that of validation are more than the {_COMPILED} that "
+            "torch.compile takes, and the rest runs uncompiled; take a larger step"
         )

@@ -91,6 +91,8 @@ class Memory:
     """With their factors in the weights' own type, and backward masks where there are some."""
     method: int
     """What the method keeps besides masks: latent weights, means of gradients, snapshots."""
+    ema: int
+    """The average of the weights."""
 
 
 @dataclass(frozen=True)
@@ -273,13 +275,21 @@ def _memory(
         optimizer=recipe.optim.state_per_parameter * _bytes(parameters),
         masks=one_mask * (2 if has_backward_masks else 1),
         method=_bytes(_tensors(state)) + sparsifier.later_bytes(weights),
+        ema=weights if recipe.ema else 0,
     )
 
 
 def _checkpoint(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], memory: Memory) -> int:
     saved = _tensors([model.state_dict(), sparsifier.state_dict()])
     tensors = len(saved) + recipe.optim.state_per_parameter * len(list(model.parameters()))
-    return _bytes(saved) + memory.optimizer + sparsifier.later_bytes(memory.weights) + _TENSOR_OVERHEAD * tensors
+    tensors += len(model.state_dict()) if recipe.ema else 0
+    return (
+        _bytes(saved)
+        + memory.optimizer
+        + memory.ema
+        + sparsifier.later_bytes(memory.weights)
+        + _TENSOR_OVERHEAD * tensors
+    )
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

@@ -18,6 +18,7 @@ from acdc_cli.models import catalog as models
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
+from acdc_cli.schedule import curves
 from acdc_cli.sparsity import catalog as methods
 from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
@@ -142,6 +143,12 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
                 f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "
                 "crops data.val_crop"
             ) from e
+
+
+def resolutions(recipe: Recipe) -> list[int]:
+    """Side of the training crops in each epoch, in pixels."""
+    clocks = (recipe.sparsity.clock(epoch, recipe.epochs) for epoch in range(recipe.epochs))
+    return [curves.resolution(recipe.data.resolution, int(elapsed), epochs) for elapsed, epochs in clocks]
 
 
 def without_start(recipe: Recipe) -> Recipe:

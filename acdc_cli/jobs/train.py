@@ -22,7 +22,7 @@ from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.schema import PrunedBlock, Recipe
+from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
@@ -32,6 +32,7 @@ from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorisation import Memorisation
 from acdc_cli.training import checkpoint, distributed
 from acdc_cli.training.distributed import Ranks
+from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.stopping import StopSignals
@@ -70,7 +71,8 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
-    setup.require_sizes(bench, _sides(recipe))
+    sides = {*setup.resolutions(recipe), recipe.data.val_crop}
+    setup.require_sizes(bench, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device, ranks.shard)
@@ -79,7 +81,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         stack.callback(val_loader.close)
         wrong = loaders.corrupted(recipe.data)
         probes = [_memorisation(recipe, bench, wrong, stack)] if wrong else []
-        ledger = costs.ledger(recipe, data.classes, _sides(recipe))
+        ledger = costs.ledger(recipe, data.classes, sides)
         parts = assemble(recipe, bench, train_loader, val_loader, ledger, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
@@ -116,6 +118,9 @@ def assemble(
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
     sparsifier = setup.sparsifier(recipe, bench.layers, bench.ranks)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
+    average = None
+    if ema := recipe.ema:
+        average = Average(bench.model, sparsifier.masked, ema.decay, epochs_of(ema.begin, recipe.epochs))
     return Parts(
         model=bench.model,
         forward=bench.forward,
@@ -127,6 +132,7 @@ def assemble(
         train=train_loader,
         val=val_loader,
         probes=probes,
+        average=average,
         ledger=ledger,
         ranks=bench.ranks,
     )
@@ -149,7 +155,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
     return Settings(
         epochs=recipe.epochs,
         learning_rate=learning_rate,
-        resolution=lambda epoch: _resolution(recipe, epoch),
+        resolution=setup.resolutions(recipe).__getitem__,
         accumulate=optim.accumulate,
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
@@ -186,8 +192,9 @@ def _fit(
             trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if ledger is not None:
-            resolutions = [_resolution(recipe, epoch) for epoch in range(recipe.epochs)]
-            summary["cost"] = costs.both(ledger, parts, resolutions, recipe.data.batch_size, recipe.data.val_crop)
+            summary["cost"] = costs.both(
+                ledger, parts, setup.resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
+            )
         for tracker in tracking:
             tracker.finish(summary)
         if first:
@@ -280,18 +287,11 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
     for kind in ("sparse", "dense"):
         if kind in summary:
             console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
+            if "ema_top1" in summary[kind]:
+                averaged = f"{kind}-ema"
+                console.say(f"{averaged}: top-1 {summary[kind]['ema_top1']:.2%} in {run.model_file(averaged)}")
     corrupted = f" · acdc analyze memorisation {run.path}" if run.corrupted_labels.exists() else ""
     console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
-
-
-def _sides(recipe: Recipe) -> set[int]:
-    """Of all images that the model will be shown."""
-    return {_resolution(recipe, epoch) for epoch in range(recipe.epochs)} | {recipe.data.val_crop}
-
-
-def _resolution(recipe: Recipe, epoch: int) -> int:
-    elapsed, epochs = recipe.sparsity.clock(epoch, recipe.epochs)
-    return curves.resolution(recipe.data.resolution, int(elapsed), epochs)
 
 
 def _describe(

@@ -72,16 +72,24 @@ def _where(steps: tuple[str | int, ...], root: Entry, recipe: Shape) -> tuple[Ke
             here = here.kinds[str(step)]
             continue
         if len(here.options) > 1:
-            lists = [option for option in here.options if option.schema.get("type") == "array"]
-            if not lists or not isinstance(root.nearest(path).value, list):
+            meant = _meant(here, root.nearest(path).value)
+            if meant is None:
                 return path, here, block
-            if not str(step).startswith("list["):
+            if meant.schema.get("title", "list[") not in str(step):
                 return None
-            here = lists[0]
+            here = meant
             continue
         path, block = (*path, step), here.options[0]
         here = block.child(step) or block
     return path, here, block
+
+
+def _meant(here: Shape, value: Any) -> Shape | None:
+    """Of the shapes that may stand here, the list or the block that this value is meant to be."""
+    if not isinstance(value, list | dict):
+        return None
+    kind = "array" if isinstance(value, list) else "object"
+    return next((option for option in here.options if option.schema.get("type") == kind), None)
 
 
 def _own_words(message: str, root: Entry, path: KeyPath, block: Shape) -> Problem:

@@ -16,10 +16,12 @@ from acdc_cli.recipe.schema import (
     Block,
     CosineSchedule,
     DataBlock,
+    EMABlock,
     EpochCount,
     LinearSchedule,
     PrunedBlock,
     Recipe,
+    ResolutionRamp,
     Schedule,
     SparsityBlock,
     StepSchedule,
@@ -124,15 +126,24 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
         text = "the run starts from this model, and `model.weights` names another; leave one of them out"
         found.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
+    ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
     of_data = sparsity.problems_of_data(data) if sparsity and data else []
     found += [problem_at(root, ("sparsity", key), text) for key, text in of_data]
     if epochs is None:
         return found
     misfits = sparsity.problems(epochs) if sparsity else []
     found += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
-    if schedule and not misfits:
-        _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
+    if ema:
+        found += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]
+    if misfits:
+        return found
+    _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
+    if schedule:
         found += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
+    if data and isinstance(data.resolution, ResolutionRamp):
+        found += [
+            problem_at(root, ("data", "resolution", key), text) for key, text in data.resolution.problems(clocked)
+        ]
     return found
 
 

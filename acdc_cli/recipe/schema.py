@@ -89,6 +89,35 @@ class ResolutionStep(Block):
     """Side of the training crops, in pixels."""
 
 
+class ResolutionRamp(Block):
+    start_size: Pixels
+    """Side of the training crops up to and including the epoch `begin`, in pixels."""
+    end_size: Pixels
+    """Their side from the epoch `end` on."""
+    begin: Epochs = 0
+    """Epoch up to which the size stays `start_size`; a share such as 35% counts the run's epochs."""
+    end: Epochs
+    """Epoch from which on the size is `end_size`."""
+    step: Pixels = 32
+    """Sizes in between are multiples of this; the sizes at both ends must be too."""
+
+    @model_validator(mode="after")
+    def _in_steps(self) -> Self:
+        for key in ("start_size", "end_size"):
+            if getattr(self, key) % self.step:
+                raise ValueError(f"{key}: {getattr(self, key)} is no multiple of step, {self.step}; change one of them")
+        return self
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        begin, end = epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
+        if begin >= end:
+            return [("end", f"the ramp ends at epoch {end}, and begins at epoch {begin}; it must end later")]
+        if end > epochs:
+            return [("end", f"the ramp ends at epoch {end} of {epochs}, after the run")]
+        return []
+
+
 class CorruptLabelsBlock(Block):
     count: PositiveInt = 1000
     """Training images that get a wrong label: another class, all others being equally likely."""
@@ -128,8 +157,10 @@ class DataBlock(Block):
     """Pixels of zero padding on each side for `pad_crop`."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
-    resolution: Pixels | list[ResolutionStep] = 224
-    """Side of the training crops in pixels; a list makes it grow over the run (progressive resizing)."""
+    resolution: Pixels | list[ResolutionStep] | ResolutionRamp = 224
+    """Side of the training crops in pixels. It changes over the run (progressive resizing) by a list of sizes with the
+    share of the run that each begins at, or along a ramp as in FFCV's ImageNet script:
+    `{start_size: 160, end_size: 192, begin: 35%, end: 85%}`."""
     val_resize: Pixels = 256
     """Validation images are resized to this shorter side …"""
     val_crop: Pixels = 224
@@ -229,9 +260,7 @@ class _Optim(Block):
     """Split a batch into this many forward and backward passes, to save memory."""
 
 
-class SGDBlock(_Optim):
-    name: Literal["sgd"]
-    """Stochastic gradient descent with momentum."""
+class _Momentum(_Optim):
     momentum: Decay = 0.9
     """Momentum, without dampening."""
     nesterov: bool = False
@@ -249,9 +278,7 @@ class SGDBlock(_Optim):
         return self
 
 
-class AdamWBlock(_Optim):
-    name: Literal["adamw"]
-    """AdamW: Adam with decoupled weight decay."""
+class _Moments(_Optim):
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """Decay of the running mean and of the running square of the gradient."""
     eps: PositiveFloat = 1e-8
@@ -263,7 +290,34 @@ class AdamWBlock(_Optim):
         return 2
 
 
-Optim = Annotated[SGDBlock | AdamWBlock, Field(discriminator="name")]
+class SGDBlock(_Momentum):
+    name: Literal["sgd"]
+    """Stochastic gradient descent with momentum."""
+
+
+class LARSBlock(_Momentum):
+    name: Literal["lars"]
+    """LARS, for large batches: SGD whose rate is scaled in each layer by norm(weight) / norm(gradient) (timm's). Biases
+    and normalisation take the rate as it is, unless they decay."""
+    trust_coefficient: PositiveFloat = 0.001
+    """Factor of every layer's ratio (the paper's eta)."""
+
+
+class AdamWBlock(_Moments):
+    name: Literal["adamw"]
+    """AdamW: Adam with decoupled weight decay."""
+
+
+class LAMBBlock(_Moments):
+    name: Literal["lamb"]
+    """LAMB, for large batches: Adam whose step is scaled in each layer to norm(weight) (timm's). It has no bias
+    correction: warm the learning rate up. Biases and normalisation take Adam's step, unless they decay. timm's own
+    default clips gradients to norm 1; here `clip_norm` does."""
+    eps: PositiveFloat = 1e-6
+    """Added to the denominator."""
+
+
+Optim = Annotated[SGDBlock | AdamWBlock | LARSBlock | LAMBBlock, Field(discriminator="name")]
 
 
 class SparsityBlock(Block):
@@ -359,6 +413,19 @@ class TargetBlock(PrunedBlock):
         return self
 
 
+class EMABlock(Block):
+    decay: Decay
+    """What the average keeps of itself at each step, as 0.9999: it spans about 1 / (1 - decay) steps."""
+    begin: Epochs = 0
+    """Epoch that the average begins with, from the weights after its first step; 85% averages the last phase only."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        if (begin := epochs_of(self.begin, epochs)) < epochs:
+            return []
+        return [("begin", f"the average would begin at epoch {begin} of {epochs}, at no epoch")]
+
+
 class TrackBlock(Block):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto`: online when logged in, else offline. metrics.jsonl is written in every case."""
@@ -428,6 +495,10 @@ class Recipe(Block):
     task: TaskBlock = TaskBlock()
     optim: Optim
     sparsity: SerializeAsAny[SparsityBlock]
+    ema: EMABlock | None = None
+    """Average the weights over the steps, in an exponential moving average with the masks of the model. It is judged
+    at each epoch's end (`ema_top1`, …) and saved beside the pair, as sparse-ema and dense-ema.safetensors. Default: no.
+    """
     track: TrackBlock = TrackBlock()
     checkpoint: CheckpointBlock = CheckpointBlock()
 

@@ -116,6 +116,10 @@ class MaskedParameters:
         """Zero the masked weights."""
         self._weight_factors.multiply(self._detached())
 
+    def apply_to(self, tensors: Mapping[str, Tensor]) -> None:
+        """Zero these tensors, of the weights' names and shapes, where the weights are masked."""
+        self._weight_factors.multiply(iter(tensors.items()))
+
     def apply_to_gradients(self) -> None:
         """Zero the masked weights' gradients: one fused call, nothing at all while no weight is masked."""
         named = [(name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None]

@@ -161,13 +161,15 @@ class Replica:
         if ranks.store is not None:
             # torch renamed it after 2.11
             known = inspect.signature(DistributedDataParallel).parameters
-            sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            sync: dict[str, Any] = {
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+            }
             self._parallel = DistributedDataParallel(
                 _Module(model, forward),
                 gradient_as_bucket_view=True,
                 # a static graph whose first pass does not synchronise waits for ever
                 static_graph=accumulate == 1,
-                **{sync: False},
+                **sync,
             )
             self.forward = self._parallel
 

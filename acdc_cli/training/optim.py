@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 
-from acdc_cli.recipe.schema import AdamWBlock, SGDBlock
+from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, SGDBlock
 
 _DECAYED = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 
@@ -19,18 +19,79 @@ Group = dict[str, Any]
 """Parameters and their settings, as torch's optimisers take them."""
 
 
-def build_optimizer(model: nn.Module, block: SGDBlock | AdamWBlock, first: Sequence[Group] = ()) -> Optimizer:
-    """Fused, so that a step is one kernel on the device and can be skipped there.
+def build_optimizer(
+    model: nn.Module, block: SGDBlock | AdamWBlock | LARSBlock | LAMBBlock, first: Sequence[Group] = ()
+) -> Optimizer:
+    """One that skips a bad step on the device: `GradScaler` tells it there whether the gradients are finite.
 
     first: groups that somebody else has set up; their parameters are in no other group.
     """
     groups = [*first, *parameter_groups(model, block.weight_decay, block.decay_norm_and_bias, first)]
+    if isinstance(block, LARSBlock | LAMBBlock):
+        return _by_layer(groups, block)
     if isinstance(block, SGDBlock):
         optimizer = SGD(groups, lr=block.lr, momentum=block.momentum, nesterov=block.nesterov, fused=True)
         if block.momentum:
-            _start_momentum(optimizer)
+            _start(optimizer, "momentum_buffer")
         return optimizer
     return AdamW(groups, lr=block.lr, betas=block.betas, eps=block.eps, fused=True)
+
+
+def _by_layer(groups: Sequence[Group], block: LARSBlock | LAMBBlock) -> Optimizer:
+    """LARS (arXiv 1708.03888) or LAMB (1904.00962), whose step is in proportion to each layer's norm."""
+    # here, because it takes seconds to import
+    from timm.optim import Lamb, Lars
+
+    for group in groups:
+        # with timm's default, weights that do not decay, or whose decay a method takes over, are no layers
+        group["always_adapt"] = all(parameter.ndim > 1 for parameter in group["params"])
+    optimizer: Optimizer
+    if isinstance(block, LARSBlock):
+        momentum: dict[str, Any] = {"momentum": block.momentum, "nesterov": block.nesterov}
+        optimizer = Lars(groups, lr=block.lr, trust_coeff=block.trust_coefficient, **momentum)
+        state = ["momentum_buffer"] if block.momentum else []
+    else:
+        # no bias correction: timm counts its steps on the host, which does not know which of them are skipped, and for
+        # a whole group, part of which a method may start anew. norm(weight) / norm(step) takes the factor out again
+        plain: dict[str, Any] = {"bias_correction": False, "max_grad_norm": None}
+        optimizer = Lamb(groups, lr=block.lr, betas=block.betas, eps=block.eps, **plain)
+        state = ["exp_avg", "exp_avg_sq"]
+    _start(optimizer, *state)
+    _skip_on_device(optimizer)
+    return optimizer
+
+
+def _skip_on_device(optimizer: Optimizer) -> None:
+    """Undo bad steps of an optimiser that cannot skip them itself; the host does not learn which these are.
+
+    Bits are multiplied by 0 and 1 as integers: exact for every number, and what infinite gradients have left behind
+    in weights and state vanishes with the rest. Takes as much memory as both have, during the step.
+    """
+    before: list[Tensor] = []
+
+    def bits() -> list[Tensor]:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        states = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]
+        return [tensor.detach().view(torch.int32) for tensor in (*weights, *states)]
+
+    def bad() -> Tensor | None:
+        """Set by the scaler for the time of the step."""
+        found: Tensor | None = getattr(optimizer, "found_inf", None)
+        return found
+
+    def keep(*_: Any) -> None:
+        if (found := bad()) is not None:
+            before[:] = torch._foreach_mul(bits(), (found != 0).int())
+
+    def choose(*_: Any) -> None:
+        if (found := bad()) is not None:
+            torch._foreach_mul_(bits(), (found == 0).int())
+            torch._foreach_add_(bits(), before)
+            before.clear()
+
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(choose)
 
 
 def parameter_groups(
@@ -66,8 +127,9 @@ def clip_gradients(optimizer: Optimizer, norm: float) -> Tensor:
     return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
-def _start_momentum(optimizer: SGD) -> None:
-    # the fused kernel leaves the buffers of a skipped first step uninitialised; zeros give the same first step
+def _start(optimizer: Optimizer, *state: str) -> None:
+    # what is made in a skipped first step stays uninitialised (SGD's fused kernel) or has no bits before it; zeros give
+    # the same first step
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            optimizer.state[parameter] = {key: torch.zeros_like(parameter) for key in state}

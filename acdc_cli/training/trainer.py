@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from acdc_cli.tasks.task import Task
 from acdc_cli.training import checkpoint
 from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, Replica
+from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Forward, Probe, evaluate
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
@@ -87,6 +89,8 @@ class Parts:
     val: Loader
     probes: Sequence[Probe] = ()
     """Judged at every epoch's end, after validation; what they measure stands in its record."""
+    average: Average | None = None
+    """Of the weights; judged after the model, and saved beside it."""
     ledger: Ledger | None = None
     """None where the model's operations cannot be counted."""
     ranks: Ranks = ALONE
@@ -167,6 +171,7 @@ class Trainer:
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "sparsifier": parts.sparsifier.state_dict(),
+            "ema": parts.average.state_dict() if parts.average else None,
             "precision": parts.precision.state_dict(),
             "ends": self._ends,
             "seconds": self._seconds,
@@ -182,6 +187,8 @@ class Trainer:
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.sparsifier.load_state_dict(state["sparsifier"])
+        if parts.average:
+            parts.average.load_state_dict(state["ema"])
         parts.precision.load_state_dict(state["precision"])
         if self._ranks.rank < len(processes):
             set_random_state(processes[self._ranks.rank]["random"])
@@ -232,6 +239,8 @@ class Trainer:
             for value in self._parts.optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor):
                     value.zero_()
+        if self._parts.average:
+            self._parts.average.restart()
 
     def _run_epoch(self) -> dict[str, Any]:
         parts, epoch, running = self._parts, self._epoch, self._running
@@ -242,7 +251,9 @@ class Trainer:
             self._finished = True
         if epoch + 1 < self._settings.epochs:
             parts.train.prepare(epoch + 1, self._settings.resolution(epoch + 1))
-        metrics = self._validate(began) if self._is_judged(epoch) else {}
+        metrics, averaged = {}, {}
+        if self._is_judged(epoch):
+            metrics, averaged = self._validate(began), self._validate_average(began)
         last_step = (epoch + 1) * parts.train.steps - 1
         parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
         zeros = zero_counts(parts.layers)
@@ -259,6 +270,7 @@ class Trainer:
             **self._judgement(metrics),
             **parts.sparsifier.metrics(),
             **_sparsities(parts.layers, zeros),
+            **averaged,
             **cost,
             "images_per_second": round(running.images / running.train_seconds, 1),
             "seconds": round(running.seconds, 3),
@@ -352,6 +364,8 @@ class Trainer:
         else:
             parts.precision.end_step()
         parts.sparsifier.after_step(moment)
+        if parts.average:
+            parts.average.update(moment.epoch)
         parts.optimizer.zero_grad(set_to_none=True)
         return mean
 
@@ -377,18 +391,33 @@ class Trainer:
     def _validate(self, began: float) -> dict[str, float]:
         parts = self._parts
         self._ranks.broadcast_(parts.model.buffers())
+        metrics: dict[str, float] = {}
+        for probe in (Probe("validation", parts.val, parts.task), *parts.probes):
+            # `samples` stays that of the validation
+            metrics = self._judge(probe, began) | metrics
+        return metrics
+
+    def _validate_average(self, began: float) -> dict[str, float | None]:
+        """Of the average what the record holds of the model, with `ema_` before each name; nothing before it begins."""
+        parts = self._parts
+        if parts.average is None or not parts.average.begun:
+            return {}
+        self._ranks.broadcast_(parts.average.statistics)
+        with parts.average.installed():
+            metrics = self._judge(Probe("validation of the average", parts.val, parts.task), began)
+            found = {"val_loss": metrics.pop("loss")} | metrics | sparsities(parts.layers)
+        return {f"ema_{key}": _number(value) for key, value in found.items() if key not in ("samples", "layers")}
+
+    def _judge(self, probe: Probe, began: float) -> dict[str, float]:
+        parts = self._parts
 
         def between() -> None:
             self._running.seconds = time.perf_counter() - began
             self._heed_requests()
 
-        metrics: dict[str, float] = {}
         with mendable("a validation batch", "lower data.val_batch_size"):
-            for judged in (Probe("validation", parts.val, parts.task), *parts.probes):
-                how = (judged.measure, parts.precision, judged.name, between, parts.ranks)
-                # `samples` stays that of the validation
-                metrics = evaluate(parts.model, parts.forward, judged.loader, *how) | metrics
-        return metrics
+            how = (probe.measure, parts.precision, probe.name, between, parts.ranks)
+            return evaluate(parts.model, parts.forward, probe.loader, *how)
 
     def _tried(self, batch: Batch) -> str:
         images, side = batch.images.shape[0], batch.images.shape[-1]
@@ -423,9 +452,11 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        state = self.state_dict()
-        if self._ranks.first:
-            checkpoint.save_state(self._run.checkpoints, state)
+        average = self._parts.average
+        with average.aside() if average else nullcontext():
+            state = self.state_dict()
+            if self._ranks.first:
+                checkpoint.save_state(self._run.checkpoints, state)
         self._saved_at = time.monotonic()
 
     def _losses(self) -> Losses:
@@ -455,6 +486,9 @@ class Trainer:
         if phase_ends:
             if kind in ("sparse", "dense"):
                 checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
+                if parts.average and parts.average.begun:
+                    with parts.average.installed():
+                        checkpoint.save_model(self._run.model_file(f"{kind}-ema"), parts.model, metadata)
                 self._ends[kind] = record
             print_phase_end(record)
 

@@ -105,7 +105,7 @@ CHECKPOINTS = [
         "file and --which",
         nothing,
         "eval --checkpoint run/dense.safetensors --which dense",
-        "--which chooses between the two models of a run directory; a file holds one",
+        "--which chooses between the models of a run directory; a file holds one",
     ),
     Case(
         "foreign file without --model",
@@ -274,7 +274,7 @@ CHECKPOINTS = [
         "and underscores, a letter or digit first\n"
         "c.safetensors: model: missing; expected a block with at least name\n"
         "c.safetensors: data: missing; expected a block with at least name, batch_size\n"
-        "c.safetensors: optim: missing; expected a block whose name is adamw or sgd\n"
+        "c.safetensors: optim: missing; expected a block whose name is adamw, lamb, lars or sgd\n"
         "c.safetensors: sparsity: missing; expected a block whose method is <methods>",
     ),
     Case(

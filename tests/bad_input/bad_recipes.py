@@ -77,6 +77,15 @@ FILES = [
         "size)",
     ),
     Case(
+        "unknown key of a ramp",
+        changed("path", "resolution: {start_size: 32, end_size: 64, ends: 1}, path"),
+        TRAIN,
+        "small.yaml:4: data.resolution.end: missing; expected a whole number of at least 0 or a share of the run such "
+        "as 10%\n"
+        "small.yaml:4: data.resolution.ends: unknown key; did you mean end? (allowed: start_size, end_size, begin, "
+        "end, step)",
+    ),
+    Case(
         "key of another method",
         changed("at: 1", "at: 1, sparse_epochs: 5"),
         TRAIN,
@@ -175,13 +184,13 @@ FILES = [
         changed("extends: demo\n", ""),
         TRAIN,
         "small.yaml: model: missing; expected a block with at least name\n"
-        "small.yaml:4: optim.name: missing; expected adamw or sgd",
+        "small.yaml:4: optim.name: missing; expected adamw, lamb, lars or sgd",
     ),
     Case(
         "empty block",
         changed("{lr: 0.05, schedule: {warmup_epochs: 0}}", ""),
         TRAIN,
-        "small.yaml:5: optim: expected a block whose name is adamw or sgd, found nothing; give a "
+        "small.yaml:5: optim: expected a block whose name is adamw, lamb, lars or sgd, found nothing; give a "
         "value or remove the line",
     ),
     Case(
@@ -194,7 +203,7 @@ FILES = [
         "unknown optimiser",
         changed("{lr", "{name: adam, lr"),
         TRAIN,
-        'small.yaml:5: optim.name: expected adamw or sgd, found "adam"; did you mean adamw?',
+        'small.yaml:5: optim.name: expected adamw, lamb, lars or sgd, found "adam"; did you mean adamw?',
     ),
     Case(
         "unknown schedule",

@@ -70,12 +70,30 @@ def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, recipe: Path) -> N
             assert found[key] == record[key]
         assert found["entropy"] == pytest.approx(record["entropy"], rel=1e-5)
         assert found["samples"] == 100
+    missing = acdc("eval", "--checkpoint", "runs/small-0", "--which", "sparse-ema")
+    assert missing.exit_code == 2
+    assert "has no sparse-ema model; it has --which sparse" in flat(missing.stderr)
     by_file = acdc("eval", "--checkpoint", "runs/small-0/sparse.safetensors", "--batch-size", "7", "--json")
     by_state = acdc("eval", "--checkpoint", "runs/small-0/checkpoints/last.pt", "--json")
     by_run = acdc("eval", "--checkpoint", "runs/small-0", "--json")
     numbers = [json.loads(result.stdout) for result in (by_run, by_state, by_file)]
     assert numbers[0] == numbers[1]
     assert numbers[2] == pytest.approx(numbers[0], rel=1e-5)
+
+
+def test_the_average_of_the_weights_is_trained_beside_them_and_judged_by_its_name(acdc: Acdc, recipe: Path) -> None:
+    trained = acdc("train", recipe, "--set", "ema.decay=0.5", "--set", "optim={name: lamb, lr: 0.01}")
+    assert trained.exit_code == 0, trained.output
+    records = untimed(Path("runs/small-0"))
+    for which, epoch in (("sparse-ema", 5), ("dense-ema", 4)):
+        found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
+        for key in ("top1", "top5", "sparsity", "sparsity_all"):
+            assert found[key] == records[epoch][f"ema_{key}"]
+        assert found["loss"] == pytest.approx(records[epoch]["ema_val_loss"], rel=1e-5)
+        assert f"{which}: top-1 {found['top1']:.2%} in runs/small-0/{which}.safetensors" in flat(trained.stderr)
+        by_file = acdc("eval", "--checkpoint", f"runs/small-0/{which}.safetensors", "--json")
+        assert json.loads(by_file.stdout)["top1"] == found["top1"]
+    assert records[5]["ema_sparsity"] == records[5]["sparsity"] > 0.89
 
 
 def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(acdc: Acdc, recipe: Path) -> None:

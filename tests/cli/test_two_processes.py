@@ -35,7 +35,13 @@ METHODS = {
     "woodfisher": "{method: woodfisher, target: 0.9, every_epochs: 1, begin: 0, end: 3, samples: 9, "
     "fisher_batch_size: 2, fisher_block: 64}",
 }
-SETS = (VIT, "epochs=4", "data.val_batch_size=40", "optim={name: adamw, lr: 0.002, schedule: {name: linear}}")
+SETS = (
+    VIT,
+    "epochs=4",
+    "data.val_batch_size=40",
+    "optim={name: adamw, lr: 0.002, schedule: {name: linear}}",
+    "ema.decay=0.75",
+)
 BATCH_NORM = ["epochs=2", "sparsity={method: dense}", "track.log_every=1000"]
 """Of the demo's ResNet-8, with seven batch norms, whose gradients fit into one message; 4 steps an epoch."""
 DROPOUT = "model.options.drop_rate=0.1"
@@ -209,7 +215,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Callab
 def weights(run: RunDir) -> dict[str, Tensor]:
     state = load_state(run.checkpoints)
     assert state is not None
-    return dict(state["model"])
+    averages = {f"ema of {name}": value for name, value in state["ema"]["average"].items()}
+    return state["model"] | averages
 
 
 def masks(run: RunDir) -> dict[str, dict[str, Tensor]]:
@@ -258,7 +265,8 @@ def test_what_is_recorded_is_of_all_images_each_once(
     for theirs, ours in zip(alone(method, 2).records(), RunDir(two.folder / method).records(), strict=True):
         assert ours["top1"] == theirs["top1"]
         assert ours["top5"] == theirs["top5"]
-        for key in ("train_loss", "val_loss", "entropy"):
+        assert ours["ema_top1"] == theirs["ema_top1"]
+        for key in ("train_loss", "val_loss", "entropy", "ema_val_loss"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-6)
         exact = ("step", "sparsity", "layers", "train_flops", "lr")
         assert [ours[key] for key in exact] == [theirs[key] for key in exact]

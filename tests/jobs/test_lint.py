@@ -159,3 +159,38 @@ def test_no_shipped_recipe_raises_a_doubt() -> None:
         patterns = setup.keep_dense(shipped_recipe)
         of = setup.sparsifier(shipped_recipe, layers(network, patterns))
         assert lint(shipped_recipe, of, steps_per_epoch=1000) == [], name
+
+
+def averaged(decay: float, begin: int | str = 0, **data: Any) -> Recipe:
+    """Of 20 epochs, the last two of which are the last sparse phase."""
+    changes = recipe(SOUND).as_dict()
+    changes["data"] |= data
+    return from_dict(changes | {"ema": {"decay": decay, "begin": begin}}, "test")
+
+
+def test_an_average_longer_than_a_third_of_the_last_phase_is_told_with_what_is_shorter() -> None:
+    # 2 epochs of 100 steps; 1 / (1 - decay) is 50, 66.7 and 100 steps
+    assert said(averaged(0.98), steps=100) == []
+    assert said(averaged(0.985), steps=100) == []
+    assert said(averaged(0.99), steps=100) == [
+        "ema.decay: 0.99 spans about 100 steps, more than a third of the 200 in the last phase; at most 0.985 is "
+        "shorter"
+    ]
+    assert said(averaged(0.985, begin=19), steps=100) == [
+        "ema.decay: 0.985 spans about 67 steps, more than a third of the 100 in the last phase; at most 0.97 is shorter"
+    ]
+    dense = from_dict(averaged(0.9).as_dict() | {"sparsity": {"method": "dense"}, "ema": {"decay": 0.99}}, "test")
+    assert said(dense, steps=15) == []
+    assert said(dense, steps=14) == [
+        "ema.decay: 0.99 spans about 100 steps, more than a third of the 280 of the run; at most 0.9893 is shorter"
+    ]
+
+
+def test_more_image_sizes_than_are_compiled_are_told() -> None:
+    ramp = {"start_size": 20, "end_size": 40, "end": "100%"}
+    found = said(averaged(0.5, resolution=ramp | {"step": 2}))
+    assert found == [
+        "data.resolution: 11 sizes and that of validation are more than the 8 that torch.compile takes, and the rest "
+        "runs uncompiled; take a larger step"
+    ]
+    assert said(averaged(0.5, resolution=ramp | {"step": 4})) == []

@@ -16,6 +16,7 @@ from acdc_cli.jobs import setup
 from acdc_cli.jobs.plan import Plan, plan
 from acdc_cli.jobs.plan_figure import draw
 from acdc_cli.jobs.plan_tables import _percent, epoch_rows, layer_rows
+from acdc_cli.jobs.train import settings
 from acdc_cli.models import catalog
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
@@ -99,6 +100,27 @@ def test_resolution_sets_the_price_of_its_epochs_and_validation_that_of_inferenc
     at_24 = 2 * (CONV1 * 576 + CLASSIFIER + 2 * 2304 * 576 + 48 * 288 * 144 + 96 * 576 * 36)
     assert found.totals.inference_flops == at_24
     assert (found.totals.train_ratio, found.totals.inference_ratio) == (1, 1)
+
+
+def test_a_ramps_sizes_are_those_that_training_will_ask_for(in_tmp: Path) -> None:
+    ramp = "data.resolution={start_size: 16, end_size: 28, end: 4, step: 4}"
+    found = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
+    # 16, 19, 22 and 25 at epochs 0 to 3: 4, 4.75, 5.5 and 6.25 times 4
+    assert [epoch.resolution for epoch in found.epochs] == [16, 20, 24, 24, 28, 28]
+    sizes = settings(load("demo", [*SHORT, ramp]), {}).resolution
+    assert [sizes(epoch) for epoch in range(6)] == [epoch.resolution for epoch in found.epochs]
+    costs = [epoch.train_flops for epoch in found.epochs]
+    assert costs[0] < costs[1] < costs[2] == costs[3] < costs[4] == costs[5]
+
+
+def test_an_average_takes_memory_and_room_in_the_checkpoint_but_no_training(in_tmp: Path) -> None:
+    plain, averaged = planned("demo", *SHORT), planned("demo", *SHORT, "ema={decay: 0.9}")
+    assert averaged.totals == plain.totals
+    assert averaged.epochs == plain.epochs
+    assert (plain.memory.ema, averaged.memory.ema) == (0, averaged.memory.weights)
+    model = catalog.build(load("demo").model, 10)
+    tensors = len(model.state_dict())
+    assert averaged.checkpoint - plain.checkpoint == averaged.memory.weights + 300 * tensors
 
 
 def test_gradients_that_a_method_asks_for_are_part_of_every_total(in_tmp: Path) -> None:

@@ -35,7 +35,7 @@ sparsity:
 OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
 TOP = (
     "extends, name, epochs, seed, device, threads, precision, compile, channels_last, sync_bn, model, data, task, "
-    "optim, sparsity, track, checkpoint"
+    "optim, sparsity, ema, track, checkpoint"
 )
 SGD = (
     "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, nan_patience, accumulate, momentum, "
@@ -43,6 +43,7 @@ SGD = (
 )
 ACDC = ", ".join(method_config("acdc").model_fields)
 METHOD_NAMES = f"{', '.join(methods()[:-1])} or {methods()[-1]}"
+OPTIMISERS = "adamw, lamb, lars or sgd"
 TARGET = "expected a number of at least 0 and below 1"
 LENGTH = "expected a whole number of at least 0 or a share of the run such as 10%"
 NAME = "expected a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -114,8 +115,8 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
         ("resnet20", "50", ['4: model.name: expected text, found 50; put it in quotes: "50"']),
         ("name: foo", "name: a b", [f'1: name: {NAME}, found "a b"']),
         # kinds
-        ("name: sgd", "name: sdg", ['9: optim.name: expected adamw or sgd, found "sdg"; did you mean sgd?']),
-        ("  name: sgd\n", "", ["8: optim.name: missing; expected adamw or sgd"]),
+        ("name: sgd", "name: sdg", [f'9: optim.name: expected {OPTIMISERS}, found "sdg"; did you mean sgd?']),
+        ("  name: sgd\n", "", [f"8: optim.name: missing; expected {OPTIMISERS}"]),
         ("name: linear", "name: 3", ["12: optim.schedule.name: expected cosine, linear or step, found 3"]),
         ("    name: linear", "    end: 0", ["11: optim.schedule.name: missing; expected cosine, linear or step"]),
         ("acdc", "acddc", [f'14: sparsity.method: expected {METHOD_NAMES}, found "acddc"; did you mean acdc?']),
@@ -143,7 +144,7 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
         # a missing block
         ("model:\n  name: resnet20\n", "", ["model: missing; expected a block with at least name"]),
         (SPARSITY, "", [f"sparsity: missing; expected a block whose method is {METHOD_NAMES}"]),
-        (OPTIM, "", ["optim: missing; expected a block whose name is adamw or sgd"]),
+        (OPTIM, "", [f"optim: missing; expected a block whose name is {OPTIMISERS}"]),
         ("model:\n  name: resnet20\n", "model:\n", ["3: model: expected a block with at least name, found nothing; "
          "give a value or remove the line"]),
         ("epochs: 100", "epochs: 100\nepochs: 200", ["3: epochs: given twice, first at foo.yaml:2"]),
@@ -170,14 +171,14 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("seed=1.0", "expected a whole number of at least 0 and below 9.22337e+18, found 1.0; write 1"),
         ("data.workers=many", 'expected a whole number of at least 0 or null, found "many"'),
         ("data.flip=50", "expected a number from 0 to 1, found 50; it is a share: 0.5, not 50"),
-        ("data.resolution=big", "expected a whole number above 0 or a list, each a block with at least since, size, "
-         'found "big"'),
+        ("data.resolution=big", "expected a whole number above 0, a list, each a block with at least since, size or a "
+         'block with at least start_size, end_size, end, found "big"'),
         ("data.resolution=[]", "the steps must begin with `since: 0` and rise"),
         ("data.crop_scale=[1]", "expected a list of 2, each a number above 0, found [1]"),
         ("data.crop_scale=[1, 2, 3]", "expected a list of 2, each a number above 0, found [1, 2, 3]"),
         ("data.crop_scale=0.1", "expected a list of 2, each a number above 0, found 0.1"),
         ("model.options.a=[1]", "expected true, false, a whole number, a number or text, found [1]"),
-        ("optim=sgd", 'expected a block whose name is adamw or sgd, found "sgd"'),
+        ("optim=sgd", f'expected a block whose name is {OPTIMISERS}, found "sgd"'),
         ("optim.lr=fast", 'expected a number above 0, found "fast"'),
         ("optim.lr=0", "expected a number above 0, found 0"),
         ("sparsity=acdc", f'expected a block whose method is {METHOD_NAMES}, found "acdc"'),
@@ -200,6 +201,38 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
     ],
 )  # fmt: skip
 def test_what_is_said_of_a_mistake_on_the_command_line(in_tmp: Path, override: str, said: str) -> None:
+    assert refusal(GOOD, (override,)) == [f"--set {override.partition('=')[0]}: {said}"]
+
+
+RAMP = "start_size: 160, end_size: 192"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "data.resolution={start_size: 160, end_size: 190, end: 3}",
+            "data.resolution.end_size: 190 is no multiple of step, 32; change one of them",
+        ),
+        (f"data.resolution={{{RAMP}, end: 30 %}}", f'data.resolution.end: {LENGTH}, found "30 %"'),
+        (
+            f"data.resolution={{{RAMP}, end: 3, ends: 4}}",
+            "data.resolution.ends: unknown key; did you mean end? (allowed: start_size, end_size, begin, end, step)",
+        ),
+        (
+            f"data.resolution={{{RAMP}, begin: 30, end: 20%}}",
+            "data.resolution.end: the ramp ends at epoch 20, and begins at epoch 30; it must end later",
+        ),
+        (
+            f"data.resolution={{{RAMP}, end: 101}}",
+            "data.resolution.end: the ramp ends at epoch 101 of 100, after the run",
+        ),
+        ("ema={decay: 1.0}", f"ema.decay: {TARGET}, found 1.0"),
+        ("ema={decay: 0.9, begin: 100%}", "ema.begin: the average would begin at epoch 100 of 100, at no epoch"),
+        ("ema={}", f"ema.decay: missing; {TARGET}"),
+    ],
+)
+def test_what_is_said_of_a_mistake_within_a_block_of_the_command_line(in_tmp: Path, override: str, said: str) -> None:
     assert refusal(GOOD, (override,)) == [f"--set {override.partition('=')[0]}: {said}"]
 
 
@@ -285,7 +318,12 @@ RECIPES = st.fixed_dictionaries(
             {"name": TEXT, "batch_size": st.integers(1, 4096)},
             optional={
                 "flip": SHARE,
-                "resolution": st.just([{"since": 0, "size": 160}, {"since": 0.8, "size": 192}]),
+                "resolution": st.sampled_from(
+                    [
+                        [{"since": 0, "size": 160}, {"since": 0.8, "size": 192}],
+                        {"start_size": 160, "end_size": 192, "end": "100%"},
+                    ]
+                ),
             },
         ),
         "optim": OPTIMS,

@@ -43,6 +43,8 @@ STR = ["str_resnet50"]
 """Whose sparsity follows from how it trains, so that it trains as in its own paper."""
 WOODFISHER = ["woodfisher_resnet50_95"]
 """Which starts from a trained model, and fine-tunes it as in its own paper."""
+LARGE_BATCH = ["resnet50_95_large_batch"]
+"""Whose optimiser is not that of the papers."""
 NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
 CORRUPT = [f"cifar/resnet20_{target}_corrupt_labels" for target in (90, 95)]
 CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")] + CORRUPT
@@ -79,7 +81,7 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
-    assert sorted(NAMES) == sorted(ACDC_PP + STR + WOODFISHER + NEURIPS21 + CIFAR + DEMO)
+    assert sorted(NAMES) == sorted(ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + CIFAR + DEMO)
 
 
 def test_the_top_level_is_listed_first() -> None:
@@ -234,3 +236,10 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(in_tmp: Path, name: str, 
     with pytest.raises(RecipeError) as error:
         shipped.find(name)
     assert str(error.value) == (f"no recipe {name}: neither a file nor a shipped recipe{hint} (see: acdc recipes list)")
+
+
+def test_the_large_batch_recipe_differs_from_its_base_in_how_it_trains_only() -> None:
+    ours, base = load(LARGE_BATCH[0]).as_dict(), load("resnet50_95").as_dict()
+    assert {key for key in ours if ours[key] != base[key]} == {"name", "data", "optim", "ema"}
+    assert {key for key in ours["data"] if ours["data"][key] != base["data"][key]} == {"batch_size", "resolution"}
+    assert (ours["optim"]["lr_batch"], ours["optim"]["decay_norm_and_bias"]) == (2048, False)

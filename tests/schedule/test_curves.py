@@ -1,8 +1,11 @@
 """Sparsity, learning rate and resolution over a run, against values worked by hand."""
 
+import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, ResolutionStep, StepSchedule
+from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, ResolutionRamp, ResolutionStep, StepSchedule
 from acdc_cli.schedule.curves import cubic, learning_rate, resolution
 
 P1 = CosineSchedule(name="cosine", warmup_epochs=5)
@@ -83,3 +86,51 @@ def test_half_an_epoch_is_rounded_up_in_decimals() -> None:
     # 0.35 · 90 is 31.5, though 31.499999999999996 in binary fractions
     steps = [ResolutionStep(since=0.0, size=1), ResolutionStep(since=0.35, size=2)]
     assert [resolution(steps, epoch, 90) for epoch in (31, 32)] == [1, 2]
+
+
+# ffcv-imagenet's rn50_88_epochs.yaml: start_ramp 65, end_ramp 76, min_res 160, max_res 192
+FFCV = ResolutionRamp(start_size=160, end_size=192, begin=65, end=76)
+
+
+def test_ffcvs_ramp_from_160_to_192_jumps_where_it_is_nearer_to_192() -> None:
+    # 176, which is half way, is passed between epochs 70 and 71: 160 + 32 · 5/11 = 174.5…, 160 + 32 · 6/11 = 177.5…
+    sizes = [resolution(FFCV, epoch, 88) for epoch in range(88)]
+    assert sizes == [160] * 71 + [192] * 17
+
+
+def test_a_ramp_passes_through_every_multiple_of_its_step_and_halves_go_to_the_even_one() -> None:
+    ramp = ResolutionRamp(start_size=128, end_size=224, begin=0, end=6)
+    # 128, 144, 160, 176, 192, 208, 224 are 4, 4.5, 5, 5.5, 6, 6.5 and 7 times 32
+    assert [resolution(ramp, epoch, 8) for epoch in range(8)] == [128, 128, 160, 192, 192, 192, 224, 224]
+
+
+def test_a_ramp_in_shares_of_the_run_follows_its_length() -> None:
+    ramp = ResolutionRamp(start_size=160, end_size=192, begin="35%", end="85%", step=16)
+    for epochs in (20, 100):
+        sizes = [resolution(ramp, epoch, epochs) for epoch in range(epochs)]
+        assert sizes[: 35 * epochs // 100 + 1] == [160] * (35 * epochs // 100 + 1)
+        assert sizes[85 * epochs // 100 :] == [192] * (epochs - 85 * epochs // 100)
+        assert set(sizes) == {160, 176, 192}
+        assert sizes == sorted(sizes)
+
+
+def ffcvs(epoch: int, begin: int, end: int, start_size: int, end_size: int, step: int) -> int:
+    """`get_resolution` of ffcv-imagenet's train_imagenet.py, with the step as an argument."""
+    if epoch <= begin:
+        return start_size
+    if epoch >= end:
+        return end_size
+    interp = np.interp([epoch], [begin, end], [start_size, end_size])
+    return int(np.round(interp[0] / step)) * step
+
+
+@settings(max_examples=500)
+@given(
+    st.integers(0, 60), st.integers(1, 100), st.integers(1, 20), st.integers(0, 20), st.sampled_from([1, 16, 32, 48])
+)
+def test_a_ramp_is_that_of_ffcvs_script(begin: int, length: int, smallest: int, more: int, step: int) -> None:
+    end, sizes = begin + length, (smallest * step, (smallest + more) * step)
+    assume(sizes[1] <= 10_000)
+    ramp = ResolutionRamp(start_size=sizes[0], end_size=sizes[1], begin=begin, end=end, step=step)
+    for epoch in range(end + 2):
+        assert resolution(ramp, epoch, end + 2) == ffcvs(epoch, begin, end, *sizes, step)

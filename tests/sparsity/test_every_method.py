@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.distributions import kept_per_layer
@@ -100,9 +100,11 @@ ANY_PATTERN = {"acdc", "dsd", "oneshot", "snip", "static", "woodfisher at once"}
 """They prune to one sparsity, so that any pattern makes sense."""
 
 SCHEDULE = LinearSchedule(name="linear")
-OPTIMIZERS: dict[str, SGDBlock | AdamWBlock] = {
+OPTIMIZERS: dict[str, SGDBlock | AdamWBlock | LARSBlock | LAMBBlock] = {
     "sgd": SGDBlock(name="sgd", lr=0.1, weight_decay=0.01, schedule=SCHEDULE),
     "adamw": AdamWBlock(name="adamw", lr=0.01, weight_decay=0.1, schedule=SCHEDULE),
+    "lars": LARSBlock(name="lars", lr=1.0, trust_coefficient=0.1, weight_decay=0.01, schedule=SCHEDULE),
+    "lamb": LAMBBlock(name="lamb", lr=0.01, weight_decay=0.1, schedule=SCHEDULE),
 }
 
 every_method = pytest.mark.parametrize("name", sorted(RUNS))
@@ -115,7 +117,17 @@ every_distribution = pytest.mark.parametrize(
         if name not in BY_LAYER or distribution != "global"
     ],
 )
-every_optimizer = pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+LARGE_BATCHES = {"acdc", "rigl", "snfs", "str", "topkast"}
+"""Methods that between them set masks, grow and move weights, and keep weights and gradients of their own."""
+every_method_and_optimizer = pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        (name, optimizer)
+        for name in sorted(RUNS)
+        for optimizer in sorted(OPTIMIZERS)
+        if optimizer in ("sgd", "adamw") or name in LARGE_BATCHES
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -338,8 +350,7 @@ def test_dense_training_leaves_every_weight_alive() -> None:
     assert all(run.method.nominal(epoch) == Density(1, 1) for epoch in range(EPOCHS))
 
 
-@every_method
-@every_optimizer
+@every_method_and_optimizer
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_masked_weights_gradients_and_state_are_zero_at_every_step(name: str, optimizer: str, bf16: bool) -> None:
     run = Run(name, optimizer, bf16)
@@ -361,8 +372,7 @@ def test_masked_weights_gradients_and_state_are_zero_at_every_step(name: str, op
         assert max(sparsities) == pytest.approx(TARGET, abs=1 / 408)
 
 
-@every_method
-@every_optimizer
+@every_method_and_optimizer
 def test_layers_kept_dense_are_never_masked(name: str, optimizer: str) -> None:
     run = Run(name, optimizer)
     assert "0.weight" not in run.masked.masks
@@ -482,8 +492,7 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
     run.train(on_epoch_end=check)
 
 
-@every_method
-@every_optimizer
+@every_method_and_optimizer
 def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str) -> None:
     whole = Run(name, optimizer)
     files: dict[int, io.BytesIO] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock, SparsityBlock
+from acdc_cli.recipe.schema import AdamWBlock, EMABlock, LinearSchedule, SGDBlock, SparsityBlock, epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule import curves
@@ -21,6 +21,7 @@ from acdc_cli.sparsity.masks import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.compiling import Compiled, Mode
+from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe, forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision
@@ -80,6 +81,7 @@ class Bench:
         probes: Sequence[Probe] = (),
         compiled: Mode | None = None,
         val: Tiny | None = None,
+        ema: EMABlock | None = None,
         **settings: Any,
     ) -> None:
         config, method = catalog.method(sparsity["method"])
@@ -101,6 +103,9 @@ class Bench:
         found = layers(self.model, [])
         self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
         self.optimizer = build_optimizer(self.model, optim, self.sparsifier.parameter_groups(optim.weight_decay))
+        self.average = None
+        if ema:
+            self.average = Average(self.model, self.sparsifier.masked, ema.decay, epochs_of(ema.begin, epochs))
         self.train, self.val = Tiny(), val or Tiny()
         self.forward = forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU)
         if compiled is not None:
@@ -119,6 +124,7 @@ class Bench:
             train=self.train,
             val=self.val,
             probes=probes,
+            average=self.average,
         )
         defaults: dict[str, Any] = {
             "epochs": epochs,

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
+from acdc_cli.recipe.schema import LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.training.optim import build_optimizer, clip_gradients, parameter_groups
+from acdc_cli.training.precision import Precision
 
 
 class Small(nn.Module):
@@ -77,3 +78,87 @@ def test_a_weight_that_two_modules_share_is_counted_once() -> None:
     decayed, rest = parameter_groups(model, 0.1, decay_norm_and_bias=False)
     assert len(decayed["params"]) == 1  # type: ignore[arg-type]
     assert rest["params"] == []
+
+
+SCHEDULE = LinearSchedule(name="linear")
+
+
+def stepped(block: LARSBlock | LAMBBlock, *gradients: list[float]) -> nn.Linear:
+    """Weights 3 and 4, whose norm is 5, and bias 1 after a step with each of these gradients; the bias's is 1."""
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 4.0]]))
+        model.bias.fill_(1.0)
+    optimizer = build_optimizer(model, block)
+    for gradient in gradients:
+        model.weight.grad, model.bias.grad = torch.tensor([gradient]), torch.ones(1)
+        optimizer.step()
+    return model
+
+
+def test_lars_takes_the_first_two_steps_as_worked_by_hand() -> None:
+    block = LARSBlock(name="lars", lr=2.0, momentum=0.5, trust_coefficient=0.5, weight_decay=0.1, schedule=SCHEDULE)
+    # ratio 0.5 · 5 / (2 + 0.1 · 5) = 1: momentum 2 + 0.1 · 3 and 0.1 · 4
+    model = stepped(block, [2.0, 0.0])
+    assert model.weight.tolist()[0] == pytest.approx([3 - 2 * 2.3, 4 - 2 * 0.4])
+    assert model.bias.item() == -1, "the bias does not decay: it takes the rate as it is"
+    # the weights are -1.6 and 3.2, of norm 1.6 √5
+    norm = 1.6 * 5**0.5
+    ratio = 0.5 * norm / (2 + 0.1 * norm)
+    momentum = [0.5 * 2.3 + ratio * (2 - 0.16), 0.5 * 0.4 + ratio * 0.32]
+    model = stepped(block, [2.0, 0.0], [2.0, 0.0])
+    assert model.weight.tolist()[0] == pytest.approx([-1.6 - 2 * momentum[0], 3.2 - 2 * momentum[1]])
+
+
+def test_lamb_moves_a_layer_by_its_norm_and_a_bias_by_adams_step() -> None:
+    block = LAMBBlock(name="lamb", lr=0.1, betas=(0.9, 0.99), eps=1e-12, weight_decay=0.0, schedule=SCHEDULE)
+    # m / √v is 0.1 g / (0.1 |g|), so 1 and -1, of norm √2; the step is 0.1 · 5 in their direction
+    model = stepped(block, [7.0, -0.001])
+    assert model.weight.tolist()[0] == pytest.approx([3 - 0.5 / 2**0.5, 4 + 0.5 / 2**0.5])
+    assert model.bias.item() == pytest.approx(0.9)
+
+
+def test_lamb_adds_weight_decay_before_it_measures_the_step() -> None:
+    block = LAMBBlock(name="lamb", lr=0.1, betas=(0.9, 0.99), eps=1e-12, weight_decay=1.0, schedule=SCHEDULE)
+    # 1 + 3 and -1 + 4, of norm 5
+    assert stepped(block, [7.0, -0.001]).weight.tolist()[0] == pytest.approx([3 - 0.1 * 4, 4 - 0.1 * 3])
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("taken", [False, True])
+def test_every_layer_has_its_ratio_whether_or_not_it_decays(name: str, weight_decay: float, taken: bool) -> None:
+    model = Small()
+    keys = {"name": name, "lr": 0.1, "weight_decay": weight_decay, "schedule": SCHEDULE}
+    block = (LARSBlock if name == "lars" else LAMBBlock).model_validate(keys)
+    first = [{"params": [model.conv.weight], "weight_decay": 0.0}] if taken else []
+    groups = build_optimizer(model, block, first).param_groups
+    assert [group["always_adapt"] for group in groups] == [True] * len(first) + [True, False]
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_infinite_gradients_leave_every_bit_of_weights_and_state_and_others_are_taken(name: str) -> None:
+    keys = {"name": name, "lr": 0.1, "weight_decay": 0.1, "schedule": SCHEDULE}
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(4, 2)).to(memory_format=torch.channels_last)
+    plain = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(4, 2)).to(memory_format=torch.channels_last)
+    plain.load_state_dict(model.state_dict())
+    block = (LARSBlock if name == "lars" else LAMBBlock).model_validate(keys)
+    scaled, unscaled = build_optimizer(model, block), build_optimizer(plain, block)
+    precision = Precision("fp32", torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for number in range(6):
+        bad = number in (0, 3)
+        for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+            gradient = torch.randn(one.shape, generator=generator)
+            one.grad, other.grad = gradient.clone(), gradient
+        if bad:
+            model[1].bias.grad.fill_(float("nan"))
+        else:
+            unscaled.step()
+        precision.backward(torch.zeros((), requires_grad=True))
+        precision.unscale(scaled)
+        precision.step(scaled)
+        for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(one, other)
+            for key, value in unscaled.state[other].items():
+                assert torch.equal(scaled.state[one][key], value), key

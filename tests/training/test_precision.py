@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName, choose_device
 
@@ -14,6 +14,8 @@ SCHEDULE = LinearSchedule(name="linear")
 OPTIMISERS = {
     "sgd": SGDBlock(name="sgd", lr=0.5, momentum=0.5, weight_decay=0.25, schedule=SCHEDULE),
     "adamw": AdamWBlock(name="adamw", lr=0.5, weight_decay=0.25, schedule=SCHEDULE),
+    "lars": LARSBlock(name="lars", lr=0.5, momentum=0.5, weight_decay=0.25, schedule=SCHEDULE),
+    "lamb": LAMBBlock(name="lamb", lr=0.5, weight_decay=0.25, schedule=SCHEDULE),
 }
 
 

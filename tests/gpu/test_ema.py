@@ -1,0 +1,176 @@
+"""The average of the weights, and LARS and LAMB, where they run without the host: run with `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acdc_cli.data.batches import Batch
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.train import assemble, settings
+from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import LAMBBlock, LARSBlock, LinearSchedule
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.training.ema import Average
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.precision import Precision, PrecisionName
+from acdc_cli.training.trainer import Trainer
+
+DEVICE = torch.device(os.environ.get("ACDC_GPU_TESTS_ON", "cuda"))
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+SCHEDULE = LinearSchedule(name="linear")
+BLOCKS: dict[str, LARSBlock | LAMBBlock] = {
+    "lars": LARSBlock(name="lars", lr=0.5, momentum=0.5, weight_decay=0.25, schedule=SCHEDULE),
+    "lamb": LAMBBlock(name="lamb", lr=0.5, weight_decay=0.25, schedule=SCHEDULE),
+}
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """An error where the host waits for the device."""
+    if DEVICE.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).to(
+        DEVICE, memory_format=torch.channels_last
+    )
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(
+        torch.equal(one[name].detach().view(torch.int32), other[name].detach().view(torch.int32)) for name in one
+    )
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_bad_step_of_a_large_batch_optimiser_changes_nothing(name: str, precision: PrecisionName, bad: float) -> None:
+    def run(gradients: list[list[float]]) -> list[Tensor]:
+        model = nn.Linear(2, 1, bias=False, device=DEVICE)
+        nn.init.ones_(model.weight)
+        optimizer, here = build_optimizer(model, BLOCKS[name]), Precision(precision, DEVICE)
+        for gradient in gradients:
+            optimizer.zero_grad(set_to_none=True)
+            here.backward((model.weight * torch.tensor([gradient], device=DEVICE)).sum())
+            here.unscale(optimizer)
+            here.step(optimizer)
+        return [model.weight.detach(), *optimizer.state[model.weight].values()]
+
+    found = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
+    expected = run([[1.0, 2.0], [3.0, 1.0]])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_neither_optimiser_nor_average_makes_the_host_wait(name: str) -> None:
+    model = network()
+    masked = MaskedParameters({"4.weight": model[4].weight})
+    optimizer, precision = build_optimizer(model, BLOCKS[name]), Precision("bf16", DEVICE)
+    average = Average(model, masked, decay=0.9)
+    masked.set({"4.weight": torch.rand(5, 288, device=DEVICE) < 0.5})
+    images = torch.randn(4, 3, 8, 8, device=DEVICE)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision.autocast():
+            loss = model(images).square().mean()
+        precision.backward(loss)
+        precision.unscale(optimizer)
+        masked.apply_to_gradients()
+        precision.step(optimizer)
+        average.update(0)
+
+    step()
+    with without_waiting():
+        for _ in range(3):
+            step()
+    mask = masked.masks["4.weight"]
+    assert not model[4].weight[~mask].any()
+    assert not average._pruned["4.weight"][~mask].any()
+    assert all(not value[~mask].any() for value in optimizer.state[model[4].weight].values())
+
+
+class Resident:
+    """Two batches of random digits' size, on the device."""
+
+    kind = "torch"
+    steps, samples = 2, 2 * 32
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (self.samples, 28, 28, 3), dtype=torch.uint8, generator=generator)
+        self.images = images.to(DEVICE).permute(0, 3, 1, 2)
+        self.labels = torch.randint(0, 10, (self.samples,), generator=generator).to(DEVICE)
+
+    @contextmanager
+    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+        parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
+        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
+
+    def warm_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_run_judges_its_average_without_compiling_anew(tmp_path: Path, compiled: bool) -> None:
+    keys = ["epochs=4", "ema.decay=0.5", f"compile={str(compiled).lower()}", f"device={DEVICE.type}"]
+    phases = ("warmup", "sparse", "dense", "last_dense", "last_sparse")
+    recipe = load("demo", [*keys, "optim.schedule.warmup_epochs=0", *(f"sparsity.{each}_epochs=1" for each in phases)])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    bench, loader = setup.build(recipe, 10), Resident()
+    parts = assemble(recipe, bench, loader, loader)
+    run = RunDir(tmp_path / "run")
+    run.start("", "", {})
+    trainer = Trainer(parts, settings(recipe, {}), run, [])
+    graphs: list[int] = []
+    judge = trainer._validate_average
+
+    def counted(began: float) -> dict[str, float | None]:
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        found = judge(began)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+        return found
+
+    trainer._validate_average = counted  # type: ignore[method-assign]
+    summary = trainer.fit()
+    assert graphs == [0] * 4
+    assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
+    assert summary["sparse"]["ema_sparsity"] == summary["sparse"]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_a_swap_gives_back_every_bit() -> None:
+    model = network()
+    average = Average(model, MaskedParameters({"4.weight": model[4].weight}), decay=0.5)
+    average.update(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with average.installed():
+        assert not same(before, dict(model.named_parameters()))
+    assert same(before, dict(model.named_parameters()))
