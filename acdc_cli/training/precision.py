@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -28,7 +29,15 @@ class Precision:
         self._device = device
         _round_float32(to_tf32=self.name == "tf32")
         self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16) if self.name == "fp16" else None
-        self._found_inf, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+
+    @cached_property
+    def _found_inf(self) -> Tensor:
+        """1 where a gradient of this step is not finite; made at the first step."""
+        return torch.zeros((), device=self._device)
+
+    @cached_property
+    def _one(self) -> Tensor:
+        return torch.ones((), device=self._device)
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, _AUTOCAST.get(self.name), enabled=self.name in _AUTOCAST)
