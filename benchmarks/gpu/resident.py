@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,10 +122,13 @@ class Contest:
         made = {
             name: loop for name, make in self._makers.items() if (loop := self._first_call(name, make, admit_until))
         }
+        # what stays alive is not looked through again at the collection before every turn
+        gc.freeze()
         for _ in self._trial.rounds(until):
             for name, loop in list(made.items()):
                 if not self._turn(name, loop):
                     del made[name]
+        gc.unfreeze()
 
     def _first_call(self, name: str, make: Callable[[], Loop], admit_until: float) -> Loop | None:
         """None if it fails, or comes too late."""
@@ -136,8 +140,10 @@ class Contest:
         before = torch.cuda.memory_allocated() if self._trial.cuda else 0
         try:
             loop = make()
-            facts["first_step_seconds"] = round(self._timed(loop, 1), 2)
-            self._timed(loop, self._steps)
+            began = time.perf_counter()
+            self._train(loop, 1)
+            facts["first_step_seconds"] = round(time.perf_counter() - began, 2)
+            self._train(loop, self._steps)
         except Exception as error:
             facts["error"] = _reason(error)
             return None
@@ -154,8 +160,8 @@ class Contest:
         try:
             # others' cached memory goes, and what it costs to get it back is not counted
             forget_memory()
-            self._timed(loop, 1)
-            seconds = self._timed(loop, self._steps)
+            self._train(loop, 1)
+            seconds = settled(partial(self._train, loop, self._steps)).wall
         except Exception as error:
             facts["error"] = told(error)
             self._trial.write()
@@ -167,10 +173,12 @@ class Contest:
         self._tell()
         return True
 
-    def _timed(self, loop: Loop, steps: int) -> float:
+    def _train(self, loop: Loop, steps: int) -> None:
+        """All of it is done when this returns."""
         self._resident.steps = steps
         with bar_drawn():
-            return settled(loop).wall
+            loop()
+        settle()
 
     def _tell(self) -> None:
         for over, under, what, target in _COMPARED:

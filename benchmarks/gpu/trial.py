@@ -99,9 +99,9 @@ class Trial:
 
 def forget() -> None:
     """Free what the last contestant held on the GPU, and what was compiled for it."""
-    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
+        torch.compiler.reset()
         torch.cuda.empty_cache()
 
 
