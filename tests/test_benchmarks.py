@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.measure import Target, Timing, alternate, compare

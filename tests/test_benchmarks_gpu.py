@@ -164,7 +164,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part
 def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_path: Path) -> None:
     written: list[str] = []
     runner = Runner(tmp_path / "out", ["1", "--smoke"], lambda results: written.append(json.dumps(results)))
-    hanging = Part("hanging", "stand_in_hanging", 0.001, 20)
+    hanging = Part("hanging", "stand_in_hanging", 0.001, 30)
     late = Part("late", "stand_in_late", 0.001, 100_000)
     parts = [stand_ins["raising"], stand_ins["crashing"], stand_ins["skipping"], hanging, stand_ins["good"], late]
     runner.run(parts, 700)
@@ -173,7 +173,7 @@ def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_p
         "raising": "failed: ValueError: no such kernel",
         "crashing": states["crashing"],
         "skipping": "skipped: no loader",
-        "hanging": "stopped at its limit of 20 s",
+        "hanging": "stopped at its limit of 30 s",
         "good": "done",
         "late": "not run: no time left",
     }
@@ -184,7 +184,7 @@ def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_p
     table = command.table(runner.results)
     assert table[-1].split() == ["speed", "2", "images/s"]
     # what it had found was on the disk while it hung
-    assert any(json.loads(text)["hanging"].get("number") == 3 for text in written[:-1])
+    assert any(json.loads(text).get("hanging", {}).get("number") == 3 for text in written[:-1])
 
 
 def test_a_signal_ends_the_part_and_keeps_what_was_found(stand_ins: dict[str, Part], tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_signal_ends_the_part_and_keeps_what_was_found(stand_ins: dict[str, Pa
 @pytest.mark.parametrize("blur", [loops.blur_at_stride_1, loops.blur_at_the_stride, loops.blur_by_shifts])
 def test_every_formulation_of_the_blur_is_the_recipe_s(blur: loops.Blur) -> None:
     torch.manual_seed(0)
-    ours, theirs = (MODELS["resnet50"](num_classes=3).double().eval() for _ in range(2))
+    ours, theirs = (MODELS["resnet18"](num_classes=3).double().eval() for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     apply_blurpool(ours)
     loops.blurred(theirs, blur).double()
@@ -305,7 +305,7 @@ def test_a_row_is_the_mean_and_sample_deviation_over_seeds() -> None:
     table = grid.markdown(rows)
     assert table[2] == "| resnet20       | acdc   |   90 % |    2 |    85.00 ± 7.07 |    50.00 ± 0.00 |"
     assert table[3] == "| resnet20       | dense  |        |    1 |                 |           95.00 |"
-    assert {len(line) for line in table} == {80}
+    assert {len(line) for line in table} == {79}
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,8 @@ class Study:
         self._began = time.monotonic()
         self.failed: dict[str, str] = {}
         self.stopped = False
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in (folder, stem.parent):
+            each.mkdir(parents=True, exist_ok=True)
         self._walls: dict[str, float] = json.loads(self._walls_file.read_text()) if self._walls_file.exists() else {}
         """Seconds of finished runs by name, their start included."""
 
