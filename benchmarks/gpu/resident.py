@@ -139,7 +139,9 @@ class Contest:
         forget_memory()
         before = torch.cuda.memory_allocated() if self._trial.cuda else 0
         try:
+            began = time.perf_counter()
             loop = make()
+            facts["made_seconds"] = round(time.perf_counter() - began, 2)
             began = time.perf_counter()
             self._train(loop, 1)
             facts["first_step_seconds"] = round(time.perf_counter() - began, 2)

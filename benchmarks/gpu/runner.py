@@ -19,7 +19,7 @@ from benchmarks.gpu.parts import Part, limit_of
 
 _ENDING = 5.0
 """Seconds between asking a part to end and killing it, and those kept back for the table."""
-_PERIOD = 0.2
+_PERIOD = 0.5
 
 
 @dataclass
