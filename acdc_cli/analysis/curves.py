@@ -53,8 +53,9 @@ def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings
 
 
 def _shown(record: Mapping[str, Any]) -> tuple[str, ...]:
-    loss = record["train_loss"]
-    return f"{record['sparsity']:.2%}", "?" if loss is None else f"{loss:.4f}", f"{record['top1']:.2%}"
+    loss, accuracy = record["train_loss"], record["top1"]
+    shown = "-" if accuracy is None else f"{accuracy:.2%}"
+    return f"{record['sparsity']:.2%}", "?" if loss is None else f"{loss:.4f}", shown
 
 
 def phases(records: Records) -> list[tuple[str, int, int]]:
@@ -90,9 +91,10 @@ def draw(runs: Mapping[str, Records]) -> Figure:
 
 
 def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:
-    epochs = [record["epoch"] + 1 for record in records]
-    values = [math.nan if record[key] is None else scale * record[key] for record in records]
-    panel.plot(epochs, values, markersize=3, **looks)
+    # an epoch without validation is left out; a value that was not finite breaks the line
+    shown = [record for record in records if key == "train_loss" or record["top1"] is not None]
+    values = [math.nan if record[key] is None else scale * record[key] for record in shown]
+    panel.plot([record["epoch"] + 1 for record in shown], values, markersize=3, **looks)
 
 
 def steps(panel: Axes, records: Records, key: str, scale: float = 100, **looks: Any) -> None:

@@ -39,4 +39,6 @@ def verify_resume(
         return
     rows = [(what, how, verdict.by_itself.get(what, "the same")) for what, how in verdict.differences.items()]
     console.table(("differs", "killed from undisturbed", "two undisturbed"), rows)
-    console.out("two undisturbed runs differ as well: on this device nothing can be shown to the bit")
+    console.out(
+        "two undisturbed runs differ as well, so nothing is shown to the bit; --set deterministic=true demands it"
+    )

@@ -25,9 +25,9 @@ from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks import catalog as tasks
 from acdc_cli.tasks.task import Task
+from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, own_device
 from acdc_cli.training.evaluate import Forward, forward_of
-from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.precision import Precision, choose_device
 
 
@@ -47,17 +47,14 @@ class Bench:
 def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     """ranks: the processes that train together, each of which makes the same."""
     device = own_device(ranks, choose_device(recipe.device))
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+    _choose_algorithms(recipe.deterministic)
     _share_cores(recipe.threads, ranks)
     _seed(recipe.seed)
     model = models.build(_started(recipe), classes)
     if recipe.sync_bn and ranks.store is not None:
         model = _synchronised(model, device)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    with out_of_memory(
-        f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"
-    ):
+    with mendable(f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"):
         model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
     compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
@@ -149,6 +146,16 @@ def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) ->
     if isinstance(recipe.sparsity, TargetBlock):
         Selector.of(recipe.sparsity).check(masked.shapes)
     return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+
+
+def _choose_algorithms(deterministic: bool) -> None:
+    """The fastest that cuDNN finds by trying, or those that give the same bits every time."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        # cuBLAS reads it when the process makes its first handle
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _share_cores(threads: int | None, ranks: Ranks) -> None:

@@ -154,6 +154,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
         nan_patience=optim.nan_patience,
+        eval_every=recipe.eval_every,
         checkpoint_every=recipe.checkpoint.every_epochs,
         checkpoint_minutes=recipe.checkpoint.every_minutes,
         keep_phases=recipe.checkpoint.keep_phases,

@@ -404,6 +404,14 @@ class Recipe(Block):
     """torch.compile; `auto`: on CUDA only."""
     channels_last: bool = True
     """Memory layout of images and weights; faster on GPUs and most CPUs."""
+    deterministic: bool = False
+    """The same run to the bit every time on the same GPU: cuDNN and torch take deterministic algorithms only, and
+    cuDNN does not choose by timing. Slower; an operation that has no such algorithm ends the run with its name. On the
+    CPU runs are the same to the bit in any case."""
+    eval_every: PositiveInt = 1
+    """Epochs between two validations. An epoch that ends a phase, ends the run or keeps its model is always validated;
+    the records of the others have null in place of validation metrics. `last_phase: dense_best` chooses among the
+    epochs that are validated."""
     sync_bn: bool = False
     """Batch norm takes its statistics over the batch of all GPUs together, not each over its own part. For parts of a
     few images; it costs time at every layer. On one GPU it makes no difference."""

@@ -118,7 +118,7 @@ class Sparsifier(Generic[ConfigT]):
         """After the optimiser's step."""
 
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
-        """After an epoch's validation, whose `metrics` these are; `moment` is the epoch's last step."""
+        """After an epoch's validation, whose `metrics` these are, none if it had none; `moment` is its last step."""
 
     def finish(self) -> None:
         """After the last epoch's last step, before the model is judged and written."""

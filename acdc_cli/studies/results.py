@@ -20,7 +20,18 @@ Value = str | int | float
 
 _ALIKE = 0.005
 """Shares of pruned weights that differ by less count as the same: learned ones move a little to the end."""
-_FREE = ("name", "epochs", "seed", "device", "threads", "compile", "channels_last", "track", "checkpoint")
+_FREE = (
+    "name",
+    "epochs",
+    "seed",
+    "device",
+    "threads",
+    "deterministic",
+    "compile",
+    "channels_last",
+    "track",
+    "checkpoint",
+)
 """Keys that make no other series of runs, beside those of where the data lie and how they are read."""
 _FREE_DATA = ("path", "loader", "workers", "val_batch_size")
 

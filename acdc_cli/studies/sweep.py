@@ -173,7 +173,8 @@ class Sweep:
 
 def _accuracy(run: RunDir) -> str:
     records = run.records()
-    return f", top-1 {records[-1]['top1']:.2%} after the last epoch" if records else ""
+    accuracy = records[-1]["top1"] if records else None
+    return "" if accuracy is None else f", top-1 {accuracy:.2%} after the last epoch"
 
 
 def _how(code: int) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 
 class Classification:
+    names = ("loss", "entropy", "top1", "top5")
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 

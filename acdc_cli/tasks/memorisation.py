@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class Memorisation:
+    names = ("corrupted_true", "corrupted_given")
+
     def __init__(self, true: Tensor, given: Tensor) -> None:
         """Of each sample the class it has and the one that the training is told; (count,) int64 on the device."""
-        self._classes = {"corrupted_true": true, "corrupted_given": given}
+        self._classes = dict(zip(self.names, (true, given), strict=True))
 
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """labels: (batch,), the samples' numbers."""

@@ -9,6 +9,10 @@ from torch import Tensor
 
 
 class Measure(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics."""
+
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What `metrics` needs of a batch, as sums on the device."""
 

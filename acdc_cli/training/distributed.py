@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import re
@@ -65,6 +66,23 @@ class Ranks:
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return float(found)
 
+    def most_later(self, value: float) -> Callable[[], float]:
+        """The largest of all ranks' values, for whoever calls the answer: only then does a rank wait for the others.
+
+        At most one answer may be outstanding.
+        """
+        found = torch.tensor(value, dtype=torch.float64)
+        if self.size == 1:
+            return lambda: float(found)
+        work = distributed.all_reduce(found, distributed.ReduceOp.MAX, async_op=True)
+        assert work is not None
+
+        def answer() -> float:
+            work.wait()
+            return float(found)
+
+        return answer
+
     def wait(self) -> None:
         """Until all ranks are here."""
         self.most(0)
@@ -126,16 +144,31 @@ ALONE = Ranks()
 class Replica:
     """This process's copy of the model, in training: backward passes leave gradients averaged over ranks.
 
-    Batch norm's running statistics are those of the first rank: all others take them at the start of each step.
+    Buffers are each rank's own while steps are taken, since a training forward pass reads none of batch norm's running
+    statistics. Where buffers count, in validation and in a method's gradients, all ranks take the first rank's.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[Tensor], Tensor], ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Callable[[Tensor], Tensor], ranks: Ranks = ALONE, accumulate: int = 1
+    ) -> None:
         """forward: compiled or not. Compiled within, because there torch.compile sees which gradients travel together
-        and cuts its graph so that they can while the backward pass still runs."""
+        and cuts its graph so that they can while the backward pass still runs.
+
+        accumulate: passes over a batch.
+        """
         self._parallel: DistributedDataParallel | None = None
         self.forward = forward
         if ranks.store is not None:
-            self._parallel = DistributedDataParallel(_Module(model, forward), gradient_as_bucket_view=True)
+            # torch renamed it after 2.11
+            known = inspect.signature(DistributedDataParallel).parameters
+            sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self._parallel = DistributedDataParallel(
+                _Module(model, forward),
+                gradient_as_bucket_view=True,
+                # a static graph whose first pass does not synchronise waits for ever
+                static_graph=accumulate == 1,
+                **{sync: False},
+            )
             self.forward = self._parallel
 
     def part(self, last: bool) -> AbstractContextManager[None]:

@@ -16,43 +16,55 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Precision:
-    """Autocast plus a gradient scaler.
+    """Autocast, fp16's gradient scaler, and a look at the gradients that costs the host no wait.
 
-    The scaler serves every precision, with its scale fixed at 1 but for fp16: it looks for infinities in one fused
-    operation and hands the answer to the fused optimiser on the device, so that a bad step is skipped without the
-    host ever waiting.
+    One fused operation looks for infinities and NaNs and leaves the answer on the device, where the fused optimiser
+    reads it and skips a bad step.
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self.name = _choose(name, device)
         self._device = device
-        self._scales = self.name == "fp16"
-        self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if self._scales else 1.0)
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16) if self.name == "fp16" else None
+        self._found_inf, self._one = torch.zeros((), device=device), torch.ones((), device=device)
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, _DTYPES[self.name], enabled=self.name != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(self._scaler.scale(loss))
+        torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Gradients become those of the unscaled loss, and are looked through for infinities."""
-        self._scaler.unscale_(optimizer)
+        """Gradients become those of the unscaled loss, and are searched for infinities and NaNs."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+            return
+        weights = (weight for group in optimizer.param_groups for weight in group["params"])
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self._found_inf.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, self._one)
 
     def step(self, optimizer: Optimizer) -> None:
         """The optimiser's step, unless a gradient is not finite: then nothing changes but fp16's scale."""
-        self._scaler.step(optimizer)
+        if self._scaler is not None:
+            self._scaler.step(optimizer)
+        else:
+            # what the scaler hands to a fused optimiser
+            optimizer.grad_scale, optimizer.found_inf = None, self._found_inf  # type: ignore[attr-defined]
+            optimizer.step()
         self.end_step()
 
     def end_step(self) -> None:
-        """Ready for the next backward pass; for itself, it ends an iteration that the optimiser skips."""
-        self._scaler.update(None if self._scales else 1.0)
+        """Ready for the next backward pass; also called where the optimiser takes no step."""
+        if self._scaler is not None:
+            self._scaler.update()
 
     def state_dict(self) -> dict[str, float]:
-        return self._scaler.state_dict()
+        return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._scaler.load_state_dict(state)
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(state)
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

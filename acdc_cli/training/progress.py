@@ -77,6 +77,15 @@ def print_phase_end(record: dict[str, Any]) -> None:
         console.say(f"     zeros by layer: from {pruned[few]:.1%} of {few} to {pruned[most]:.1%} of {most}")
 
 
+def _percent(share: float | None) -> str:
+    """A dash where the epoch had no validation."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _of_validation(record: dict[str, Any], key: str) -> str:
+    return "-" if record["top1"] is None else _loss(record[key])
+
+
 def _loss(value: float | None) -> str:
     """Five characters, whatever happens."""
     if value is None:
@@ -90,10 +99,10 @@ _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("lr", 8, lambda record: f"{record['lr']:.1e}"),
     ("px", 4, lambda record: str(record["resolution"])),
     ("train", 6, lambda record: _loss(record["train_loss"])),
-    ("val", 6, lambda record: _loss(record["val_loss"])),
-    ("top-1", 7, lambda record: f"{100 * record['top1']:.2f}"),
-    ("top-5", 7, lambda record: f"{100 * record['top5']:.2f}"),
-    ("entr.", 6, lambda record: _loss(record["entropy"])),
+    ("val", 6, lambda record: _of_validation(record, "val_loss")),
+    ("top-1", 7, lambda record: _percent(record["top1"])),
+    ("top-5", 7, lambda record: _percent(record["top5"])),
+    ("entr.", 6, lambda record: _of_validation(record, "entropy")),
     ("zeros", 6, lambda record: f"{100 * record['sparsity']:.2f}"),
     ("all", 6, lambda record: f"{100 * record['sparsity_all']:.2f}"),
     ("img/s", 6, lambda record: f"{record['images_per_second']:.0f}"),

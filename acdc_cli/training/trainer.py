@@ -22,17 +22,17 @@ from acdc_cli.sparsity.prunable import Layer, zero_counts
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks.task import Task
 from acdc_cli.training import checkpoint
+from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, Replica
 from acdc_cli.training.evaluate import Forward, Probe, evaluate
-from acdc_cli.training.memory import out_of_memory
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, print_phase_end
 from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.running import Losses, Running, over_ranks
 
-_GO_ON, _SAVE, _STOP = range(3)
-"""What a process wishes to do after a step; the largest of all processes' wishes is done."""
+_CONTINUE, _SAVE, _STOP = range(3)
+"""What a rank requests after a step; the strongest request of any rank wins."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Settings:
     clip_norm: float | None = None
     log_every: int = 50
     nan_patience: int = 10
+    eval_every: int = 1
     checkpoint_every: int = 1
     checkpoint_minutes: float | None = None
     keep_phases: bool = False
@@ -104,7 +105,7 @@ class Trainer:
         """stop_asked: shall the run be saved and end here? Asked after every step."""
         self._parts = parts
         self._ranks = parts.ranks
-        self._replica = Replica(parts.model, parts.forward, parts.ranks)
+        self._replica = Replica(parts.model, parts.forward, parts.ranks, settings.accumulate)
         self._settings = settings
         self._run = run
         self._trackers = trackers
@@ -114,11 +115,13 @@ class Trainer:
         """Steps of the epoch that are done."""
         self._finished = False
         """Has the method's `finish` been called?"""
-        self._running = Running(next(parts.model.parameters()).device)
+        self._running = Running()
         self._ends: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0
         self._saved_at = time.monotonic()
         self._progress = RunProgress(settings.epochs, parts.train.steps, 0)
+        self._requested: Callable[[], float] = lambda: _CONTINUE
+        """The strongest request of any rank, after the step before."""
         parts.sparsifier.attach(parts.optimizer, self)
 
     def fit(self) -> dict[str, Any]:
@@ -148,6 +151,7 @@ class Trainer:
             # as within an epoch: two that are saved while losses are no numbers would leave no good one
             if due and not self._look().bad:
                 self._save()
+        self._requested()
         return {"status": "finished", "epochs": settings.epochs, "seconds": round(self._seconds, 3), **self._ends}
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,7 +238,7 @@ class Trainer:
         if epoch + 1 == self._settings.epochs and not self._finished:
             parts.sparsifier.finish()
             self._finished = True
-        metrics = self._validate(began)
+        metrics = self._validate(began) if self._is_judged(epoch) else {}
         last_step = (epoch + 1) * parts.train.steps - 1
         parts.sparsifier.on_epoch_end(Moment(epoch, last_step, self._settings.epochs, parts.train.steps), metrics)
         zeros = zero_counts(parts.layers)
@@ -248,14 +252,26 @@ class Trainer:
             "lr": running.learning_rate,
             "resolution": self._settings.resolution(epoch),
             "train_loss": _number(self._losses().mean),
-            "val_loss": _number(metrics.pop("loss")),
-            **{name: _number(value) for name, value in metrics.items() if name != "samples"},
+            **self._judgement(metrics),
             **parts.sparsifier.metrics(),
             **_sparsities(parts.layers, zeros),
             **cost,
             "images_per_second": round(running.images / running.train_seconds, 1),
             "seconds": round(running.seconds, 3),
         }
+
+    def _is_judged(self, epoch: int) -> bool:
+        """Whether the epoch ends with a validation: every so many-th does, and each that ends a phase or is kept."""
+        settings = self._settings
+        if self._parts.sparsifier.phases.ends(epoch) or epoch + 1 == settings.epochs:
+            return True
+        return any(every and (epoch + 1) % every == 0 for every in (settings.eval_every, settings.keep_every))
+
+    def _judgement(self, metrics: Mapping[str, float]) -> dict[str, float | None]:
+        """Every measure's metrics by their names in the record; None for all of an epoch without validation."""
+        measures = (self._parts.task, *(probe.measure for probe in self._parts.probes))
+        names = [name for measure in measures for name in measure.names]
+        return {"val_loss" if name == "loss" else name: _number(metrics.get(name, math.nan)) for name in names}
 
     def _charge(self, epoch: int, zeros: Mapping[str, tuple[int, int]], images: int) -> dict[str, int]:
         """What the training has taken so far, this epoch included."""
@@ -286,7 +302,7 @@ class Trainer:
         if self._step == 0:
             self._charge_probes(epoch)
             tried = f"what {parts.sparsifier.config.method} does at the start of epoch {epoch}"
-            with out_of_memory(tried, "lower what the sparsity block asks for, or take a device with more memory"):
+            with mendable(tried, "lower what the sparsity block asks for, or take a device with more memory"):
                 parts.sparsifier.on_epoch_start(Moment(epoch, epoch * steps, settings.epochs, steps))
         parts.model.train()
         with (
@@ -296,7 +312,7 @@ class Trainer:
             for batch in self._watched(batches):
                 moment = Moment(epoch, epoch * steps + self._step, settings.epochs, steps)
                 learning_rate = settings.learning_rate(moment.progress)
-                with out_of_memory(self._tried(batch), "raise optim.accumulate, or lower data.batch_size"):
+                with mendable(self._tried(batch), "raise optim.accumulate, or lower data.batch_size"):
                     loss = self._take_step(batch, moment, learning_rate)
                 images = len(batch.labels) * self._ranks.size
                 running.add(loss, images, learning_rate)
@@ -305,7 +321,7 @@ class Trainer:
                 if self._step % settings.log_every == 0 or self._step == steps:
                     self._progress.show(self._look().mean, moment.step + 1)
                 running.seconds = running.train_seconds = time.perf_counter() - began
-                self._heed()
+                self._heed_requests()
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A signal that asks for the end and reaches the processes that draw images, too, ends them: no fault of the
@@ -314,22 +330,14 @@ class Trainer:
             yield from batches
         except DataError:
             if self._ranks.size == 1 and self._stop_asked():
-                self._heed()
+                self._heed_requests()
             raise
 
     def _take_step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
         """One optimiser step; returns the batch's mean loss, still on the device."""
         parts, settings = self._parts, self._settings
         set_learning_rate(parts.optimizer, learning_rate)
-        mean = torch.zeros((), device=batch.images.device)
-        all_images, all_labels = (tensor.chunk(settings.accumulate) for tensor in (batch.images, batch.labels))
-        for number, (images, labels) in enumerate(zip(all_images, all_labels, strict=True), 1):
-            with self._replica.part(last=number == len(all_images)):
-                with parts.precision.autocast():
-                    loss = parts.task.loss(self._replica.forward(images), labels)
-                loss = loss * (len(labels) / len(batch.labels))
-                parts.precision.backward(loss)
-            mean += loss.detach()
+        mean = self._backward(batch.images, batch.labels) if settings.accumulate == 1 else self._accumulated(batch)
         if (penalty := parts.sparsifier.penalty()) is not None:
             parts.precision.backward(penalty)
         parts.precision.unscale(parts.optimizer)
@@ -343,16 +351,35 @@ class Trainer:
         parts.optimizer.zero_grad(set_to_none=True)
         return mean
 
+    def _backward(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
+        """The gradients of `share` times the mean loss, added to those that are there; returns that loss, detached."""
+        parts = self._parts
+        with parts.precision.autocast():
+            loss = parts.task.loss(self._replica.forward(images), labels)
+        if share != 1:
+            loss = loss * share
+        parts.precision.backward(loss)
+        return loss.detach()
+
+    def _accumulated(self, batch: Batch) -> Tensor:
+        """The gradients of the batch's mean loss, part after part."""
+        all_images, all_labels = (tensor.chunk(self._settings.accumulate) for tensor in (batch.images, batch.labels))
+        mean = torch.zeros((), device=batch.images.device)
+        for number, (images, labels) in enumerate(zip(all_images, all_labels, strict=True), 1):
+            with self._replica.part(last=number == len(all_images)):
+                mean += self._backward(images, labels, len(labels) / len(batch.labels))
+        return mean
+
     def _validate(self, began: float) -> dict[str, float]:
         parts = self._parts
         self._ranks.broadcast_(parts.model.buffers())
 
         def between() -> None:
             self._running.seconds = time.perf_counter() - began
-            self._heed()
+            self._heed_requests()
 
         metrics: dict[str, float] = {}
-        with out_of_memory("a validation batch", "lower data.val_batch_size"):
+        with mendable("a validation batch", "lower data.val_batch_size"):
             for judged in (Probe("validation", parts.val, parts.task), *parts.probes):
                 how = (judged.measure, parts.precision, judged.name, between, parts.ranks)
                 # `samples` stays that of the validation
@@ -364,19 +391,31 @@ class Trainer:
         parts = f", {self._settings.accumulate} parts one after the other" if self._settings.accumulate > 1 else ""
         return f"a batch of {images} images of {side} pixels{parts}"
 
-    def _heed(self) -> None:
-        """Save if it is time to, and end if that was asked for: of one process, and all do so at the same step."""
+    def _heed_requests(self) -> None:
+        """Save if it is time to, and end if any rank was asked to: all ranks do so after the same step.
+
+        Of several ranks, one step after the request: none waits within a step for the others' answers.
+        """
+        if self._ranks.size == 1:
+            self._requested = self._request
+        self._carry_out(self._requested())
+        if self._ranks.size > 1:
+            self._requested = self._ranks.most_later(self._request())
+
+    def _request(self) -> int:
         minutes = self._settings.checkpoint_minutes
         due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        wish = self._ranks.most(_STOP if self._stop_asked() else _SAVE if due else _GO_ON)
-        if wish == _STOP:
+        return _STOP if self._stop_asked() else _SAVE if due else _CONTINUE
+
+    def _carry_out(self, request: float) -> None:
+        if request == _STOP:
             self._save()
             raise Stopped(
                 f"stopped and saved after step {self._step} of {self._parts.train.steps} of epoch {self._epoch}; "
                 f"go on with: acdc train {self._run.path} --resume"
             )
-        # while losses are no numbers the last checkpoint may be the last good one
-        if wish == _SAVE and not self._look().bad:
+        # while losses are not finite the last checkpoint may be the last good one
+        if request == _SAVE and not self._look().bad:
             self._save()
 
     def _save(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from processes import VIT, End, Work, together, untimed
+from processes import RANKS, VIT, End, Work, together, untimed
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from acdc_cli.errors import DataError
 from acdc_cli.jobs.train import train
@@ -33,6 +36,8 @@ METHODS = {
     "fisher_batch_size: 2, fisher_block: 64}",
 }
 SETS = (VIT, "epochs=4", "data.val_batch_size=40", "optim={name: adamw, lr: 0.002, schedule: {name: linear}}")
+BATCH_NORM = ["epochs=2", "sparsity={method: dense}", "track.log_every=1000"]
+"""Of the demo's ResNet-8, with seven batch norms, whose gradients fit into one message; 4 steps an epoch."""
 DROPOUT = "model.options.drop_rate=0.1"
 STOPPED_AT = 6
 """Steps that are done then: in the second epoch, which has four."""
@@ -53,6 +58,30 @@ class Run:
 
     def __call__(self, rank: int, folder: Path) -> None:
         train(str(self.recipe), self.sets, folder / self.out, self.resume)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A run that writes down which messages the ranks exchange in the steps of its second epoch."""
+
+    run: Run
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        train_steps = Trainer._train
+
+        def counted(trainer: Trainer, began: float) -> None:
+            if trainer._epoch != 1:
+                train_steps(trainer, began)
+                return
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                train_steps(trainer, began)
+            names = [str(event.name) for event in seen.events()]
+            messages = Counter(name for name in names if name.startswith("c10d::"))
+            (folder / f"{self.run.out}-{rank}.messages").write_text(json.dumps(messages))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_train", counted)
+            self.run(rank, folder)
 
 
 @dataclass(frozen=True)
@@ -152,6 +181,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Pat
         "uneven": run(sets("gmp", "data.batch_size=51"), "uneven"),
         "sync_bn": run(sets("gmp", "sync_bn=true"), "sync_bn"),
         "wrong images": partial(wrong_images, recipe_file, digits),
+        "messages": Counted(Run(recipe_file, BATCH_NORM, "messages")),
+        "messages of parts": Counted(Run(recipe_file, [*BATCH_NORM, "optim.accumulate=5"], "messages of parts")),
     }
     ends = dict(zip(works, together(list(works.values()), folder), strict=True))
     # these leave the pair apart, so that it cannot meet again
@@ -185,6 +216,16 @@ def masks(run: RunDir) -> dict[str, dict[str, Tensor]]:
     found = {path.name: load_masks(path) for path in run.masks.iterdir()}
     assert found
     return found
+
+
+@pytest.mark.parametrize("work", ["messages", "messages of parts"])
+def test_a_step_sends_its_gradients_and_one_request_and_no_buffers(two: Found, work: str) -> None:
+    assert two.raised[work] == ["", ""]
+    for rank in range(RANKS):
+        sent = json.loads((two.folder / f"{work}-{rank}.messages").read_text())
+        # of each of 4 steps: gradients, and the request to save or stop; at the end one look at the loss
+        assert sent["c10d::allreduce_"] == 4 * 2
+        assert "c10d::broadcast_" not in sent
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -226,7 +267,8 @@ def test_what_is_recorded_is_of_all_images_each_once(
 def test_a_signal_to_one_stops_both_at_the_same_step_and_they_go_on_to_the_same_bits(two: Found) -> None:
     assert two.raised["whole"] == ["", ""]
     for raised in two.raised["cut"]:
-        assert raised.startswith("Stopped: stopped and saved after step 2 of 4 of epoch 1;")
+        # the signal came within step 2; no rank waits for the other's answer before the next step
+        assert raised.startswith("Stopped: stopped and saved after step 3 of 4 of epoch 1;")
     assert two.raised["gone on"] == ["", ""]
     whole, cut = RunDir(two.folder / "whole"), RunDir(two.folder / "cut")
     expected, found = weights(whole), weights(cut)

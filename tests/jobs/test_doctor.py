@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from acdc_cli.errors import DataError
+from acdc_cli.errors import DataError, RunError
 from acdc_cli.jobs.doctor import cgroup, diagnose, gpu, machine, software
 from acdc_cli.jobs.doctor import training as self_test
 from acdc_cli.jobs.doctor.verdict import Verdict, ok
@@ -29,6 +30,18 @@ def test_the_range_of_every_package_is_the_one_that_acdc_was_installed_with() ->
     assert names >= {"torch", "torchvision", "timm", "wandb", "numpy"}
     assert "ffcv" not in names
     assert {each.name for each in software.required("ffcv")} >= {"ffcv", "numba"}
+
+
+def test_a_bare_checkout_declares_what_the_installed_package_does() -> None:
+    installed, checkout = software.declared(), software._of_checkout(Path(__file__).parents[2] / "pyproject.toml")
+    assert checkout.version == installed.version
+    assert SpecifierSet(checkout.python) == SpecifierSet(installed.python)
+    assert {str(each) for each in checkout.packages} == {str(each) for each in installed.packages}
+
+
+def test_a_package_without_metadata_and_without_a_checkout_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="acdc is not installed"):
+        software._of_checkout(tmp_path / "pyproject.toml")
 
 
 def test_packages_in_their_ranges_are_shown_builds_and_all() -> None:

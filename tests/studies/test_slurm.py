@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-import submitit
 from command import Acdc
 from fake_runs import cells
 
 from acdc_cli.errors import RunError
-from acdc_cli.studies import slurm
 from acdc_cli.studies import sweep as sweeps
 from acdc_cli.studies.ledger import Ledger, Row
 from acdc_cli.studies.owner import Owner
-from acdc_cli.studies.slurm import Slurm, SlurmJob, SlurmSilentError
 from acdc_cli.studies.sweep import Sweep
+
+submitit = pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
+from acdc_cli.studies import slurm  # noqa: E402
+from acdc_cli.studies.slurm import Slurm, SlurmJob, SlurmSilentError  # noqa: E402
 
 SAVES_ONCE = """
 import pathlib, signal, sys, time

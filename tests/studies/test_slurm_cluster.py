@@ -16,8 +16,10 @@ from fake_runs import cells
 from test_sweep_command import images
 
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies import slurm
 from acdc_cli.studies.ledger import Ledger, Row
+
+pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
+from acdc_cli.studies import slurm
 from acdc_cli.studies.slurm import Slurm, SlurmJob
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

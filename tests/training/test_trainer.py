@@ -273,13 +273,13 @@ def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path)
 
 
 def test_losses_are_summed_over_the_steps_that_have_one() -> None:
-    running = Running(torch.device("cpu"))
+    running = Running()
     for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
         running.add(torch.tensor(loss), 2, 0.1)
     found = running.look()
     assert (found.mean, found.bad, found.most_bad, found.last_finite) == (2.5, 1, 2, 4.0)
     assert running.images == 10
-    again = Running(torch.device("cpu"))
+    again = Running()
     again.load_state_dict(running.state_dict())
     assert again.look() == found
     again.begin()

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from acdc_cli.errors import RunError
 from acdc_cli.jobs.doctor.verdict import Verdict, error, ok, warning
 
 _SHOWN = ("torch", "torchvision", "timm", "wandb", "numpy")
 
 
+class Declared(NamedTuple):
+    """What acdc says of itself: installed, in its package metadata; in a bare checkout, in pyproject.toml."""
+
+    version: str
+    python: str
+    """The range of supported Pythons."""
+    packages: list[Requirement]
+    """Those of the extras have a marker that names the extra."""
+
+
+@functools.cache
+def declared() -> Declared:
+    """Raises RunError where acdc is neither installed nor a checkout."""
+    try:
+        found = metadata.metadata("acdc-cli")
+        packages = [Requirement(line) for line in metadata.requires("acdc-cli") or ()]
+        return Declared(found["Version"], found["Requires-Python"], packages)
+    except metadata.PackageNotFoundError:
+        return _of_checkout(Path(__file__).parents[3] / "pyproject.toml")
+
+
+def _of_checkout(file: Path) -> Declared:
+    try:
+        project = tomllib.loads(file.read_text())["project"]
+    except FileNotFoundError as e:
+        raise RunError(f"acdc is not installed, and {file} is missing; use a whole checkout or pip install it") from e
+    packages = [Requirement(line) for line in project["dependencies"]]
+    for extra, lines in project["optional-dependencies"].items():
+        packages += [Requirement(f'{line}; extra == "{extra}"') for line in lines]
+    return Declared(project["version"], project["requires-python"], packages)
+
+
 def python() -> Verdict:
-    return judge_python(platform.python_version(), metadata.metadata("acdc-cli")["Requires-Python"])
+    return judge_python(platform.python_version(), declared().python)
 
 
 def judge_python(version: str, supported: str) -> Verdict:
@@ -27,12 +63,12 @@ def judge_python(version: str, supported: str) -> Verdict:
 
 
 def packages() -> Verdict:
-    return judge_packages(metadata.version("acdc-cli"), _installed(needed := required()), needed)
+    return judge_packages(declared().version, _installed(needed := required()), needed)
 
 
 def required(extra: str = "") -> list[Requirement]:
-    """What acdc's own metadata ask for, in all or for one extra alone."""
-    wanted = [Requirement(line) for line in metadata.requires("acdc-cli") or ()]
+    """What acdc asks for: always, or for one extra alone."""
+    wanted = declared().packages
     if not extra:
         return [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
     return [each for each in wanted if each.marker is not None and each.marker.evaluate({"extra": extra})]

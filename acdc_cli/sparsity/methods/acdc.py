@@ -93,7 +93,7 @@ class Method(Targeted[Config]):
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
         phase = self.phases.at(moment.epoch)
         competes = phase.kind == "dense" and phase.start > 0 and phase.end < self.epochs
-        if self.config.last_phase == "dense_best" and competes and metrics["top1"] > self._best_top1:
+        if self.config.last_phase == "dense_best" and competes and metrics.get("top1", -1.0) > self._best_top1:
             self._best_top1, self._best = metrics["top1"], self.training.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
