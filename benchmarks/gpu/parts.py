@@ -18,7 +18,7 @@ class Part:
 
 
 PARTS = (
-    Part("facts", "benchmarks.gpu.facts", 2, 10),
+    Part("facts", "benchmarks.gpu.facts", 2, 20),
     Part("tests", "benchmarks.gpu.suite", 26, 20),
     Part("resident", "benchmarks.gpu.resident", 42, 60),
     Part("stalls", "benchmarks.gpu.stalls", 6, 20),
