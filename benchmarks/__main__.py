@@ -1,34 +1,40 @@
-"""`python -m benchmarks [NAME …] [--smoke] [--out FOLDER]`: run, tell, and write one JSON file a benchmark."""
+"""`python -m benchmarks [NAME …] [--smoke] [--out FOLDER]`: run, tell, and write one JSON file a benchmark.
+
+`gpu` and `gpu_cifar` are commands with options of their own: `python -m benchmarks gpu --help`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
-import os
-import platform
-import re
 import sys
 import time
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from acdc_cli import console
 from acdc_cli.errors import AcdcError
-from acdc_cli.runs.provenance import cpu_model, describe, versions
-from acdc_cli.training.precision import choose_device
+from benchmarks.report import VERDICTS, header
 from benchmarks.skipped import SkippedError
 
-NAMES = ("startup", "memory", "trainer", "sparse_step", "loader", "gpu")
-"""Each is a file of this folder with `run(smoke)`; only `gpu` uses one."""
+NAMES = ("startup", "memory", "trainer", "sparse_step", "loader")
+"""Each is a file of this folder with `run(smoke)`, and runs on the CPU."""
+COMMANDS = {"gpu": "benchmarks.gpu.command", "gpu_cifar": "benchmarks.gpu.cifar"}
+"""Each has a `main(arguments)`."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        try:
+            code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
+        except AcdcError as error:
+            console.error(f"{sys.argv[1]}: {error}")
+            return 2
+        return code
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
@@ -48,43 +54,22 @@ def main() -> int:
 
 
 def _run(name: str, smoke: bool, folder: Path) -> None:
-    device = choose_device("auto" if name == "gpu" else "cpu")
-    load = os.getloadavg()[0]
+    facts = header(name, smoke, gpu=None)
     began = time.perf_counter()
     console.say(f"{name} …")
     found: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").run(smoke)
-    result = {
-        "benchmark": name,
-        "smoke": smoke,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "seconds": round(time.perf_counter() - began, 1),
-        "machine": _machine(device) | {"load_before": round(load, 2)},
-        "versions": {"python": platform.python_version(), **versions(), "pillow": metadata.version("pillow")},
-        **found,
-    }
-    path = folder / f"{name}-{_slug(describe(device))}.json"
+    result = {**facts, "seconds": round(time.perf_counter() - began, 1), **found}
+    path = folder / f"{name}-cpu.json"
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     _tell(found, path)
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    gpu = describe(device) if device.type == "cuda" else None
-    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def _tell(found: dict[str, Any], path: Path) -> None:
     for line in found["comparisons"]:
-        verdict = {True: "met   ", False: "MISSED", None: "      "}[line["met"]]
         target = f" (target {line['target']})" if line["target"] else ""
         medians = ", ".join(f"{name} {value:g}" for name, value in line["medians"].items())
-        console.out(
-            f"{verdict}  {line['what']}: {line['ratio_of']} = {line['ratio']:.3f}{target}; {medians} {line['unit']}"
-        )
+        ratio = f"{line['ratio_of']} = {line['ratio']:.3f}{target}"
+        console.out(f"{VERDICTS[line['met']]}  {line['what']}: {ratio}; {medians} {line['unit']}")
     for note in found.get("notes", ()):
         console.say(f"        {note}")
     console.say(f"        {path}")

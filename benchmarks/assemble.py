@@ -32,7 +32,11 @@ class Resident:
         labels = torch.randint(0, classes, (batch_size,), generator=generator)
         self.batch = Batch(images.to(device).permute(0, 3, 1, 2), labels.to(device), torch.arange(batch_size))
         self.steps = steps
-        self.samples = batch_size * steps
+        """Of an epoch; may be changed between two."""
+
+    @property
+    def samples(self) -> int:
+        return self.steps * len(self.batch.labels)
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
@@ -71,11 +75,12 @@ class Assembly:
                 self.trainer._take_step(batch, moment(self, epoch, index), self.recipe.optim.lr)
 
 
-def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES) -> Assembly:
+def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES, folder: Path = Path("unused")) -> Assembly:
+    """folder: of the run, if files of it are to be written."""
     bench = setup.build(recipe, classes)
     parts = train.assemble(recipe, bench, loader, loader)
     bench.model.train()
-    return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(Path("unused")), []))
+    return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(folder), []))
 
 
 def moment(assembly: Assembly, epoch: int, index: int = 0) -> Moment:

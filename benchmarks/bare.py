@@ -13,10 +13,14 @@ from acdc_cli.recipe.schema import Recipe, SGDBlock
 class BareLoop:
     """The recipe's model, batch, precision and SGD, without a scheduler, masks, checks, or a progress bar."""
 
-    def __init__(self, recipe: Recipe, loader: Loader, device: torch.device, classes: int) -> None:
+    def __init__(
+        self, recipe: Recipe, loader: Loader, device: torch.device, classes: int, model: nn.Module | None = None
+    ) -> None:
+        """model: another one than the recipe's."""
         assert isinstance(recipe.optim, SGDBlock)
         torch.manual_seed(recipe.seed)
-        self._model = models.build(recipe.model, classes).to(device).to(memory_format=torch.channels_last)
+        model = models.build(recipe.model, classes) if model is None else model
+        self._model = model.to(device).to(memory_format=torch.channels_last)
         self._model.train()
         matrices = [weight for weight in self._model.parameters() if weight.ndim > 1]
         vectors = [weight for weight in self._model.parameters() if weight.ndim == 1]

@@ -92,7 +92,7 @@ def _run(smoke: bool) -> dict[str, Any]:
                 pair = (method, "dense")
                 comparisons.append(compare(f"{method}, {case}", "ms/step", walls(found, 1000), *pair, target))
                 comparisons.append(compare(f"{method}, {case}: CPU time", "ms/step", cpus(found, 1000), *pair))
-    updates = [round(1000 * timing.wall, 1) for timing in updates_of(cases[0], "cpu")]
+    updates = [round(1000 * timing.wall, 1) for timing in updates_of(_assembled(cases[0], "acdc", "cpu"))]
     return {
         "comparisons": comparisons,
         "threads": 1,
@@ -114,18 +114,17 @@ def measure(case: Case, methods: Sequence[str], device: str) -> Rounds:
 
 def _contestant(case: Case, method: str, device: str) -> Contestant:
     assembly = _assembled(case, method, device)
-    return partial(_steps, assembly, 1 if method == "dense" else _brought_to_its_sparse_phase(assembly), case.steps)
+    return partial(_steps, assembly, 1 if method == "dense" else brought_to_its_sparse_phase(assembly), case.steps)
 
 
-def updates_of(case: Case, device: str, count: int = 7) -> list[Timing]:
-    """Of AC/DC's masks: one global ranking of all weights, and zeroing what it drops."""
-    assembly = _assembled(case, "acdc", device)
+def updates_of(assembly: Assembly, count: int = 7) -> list[Timing]:
+    """Of AC/DC's masks: one global ranking of all weights, and zeroing what it drops. The first is not counted."""
     epoch = next(phase.start for phase in assembly.parts.sparsifier.phases.phases if phase.kind == "sparse")
     assembly.steps(0, 1)
     found = []
     for _ in range(count + 1):
         assembly.parts.sparsifier.masked.fill()
-        found.append(_timed(partial(assembly.parts.sparsifier.on_epoch_start, moment(assembly, epoch))))
+        found.append(settled(partial(assembly.parts.sparsifier.on_epoch_start, moment(assembly, epoch))))
     return found[1:]
 
 
@@ -143,7 +142,7 @@ def _epochs(method: str) -> int:
     return 100 if method == "dense" else load(_RECIPES.get(method, f"{method}_resnet50_95")).epochs
 
 
-def _brought_to_its_sparse_phase(assembly: Assembly) -> int:
+def brought_to_its_sparse_phase(assembly: Assembly) -> int:
     """Every update of the masks on the way happens, with one step at the start; returns the epoch that is reached."""
     sparsifier = assembly.parts.sparsifier
     sparse = max(phase.start for phase in sparsifier.phases.phases if phase.kind == "sparse")
@@ -155,18 +154,18 @@ def _brought_to_its_sparse_phase(assembly: Assembly) -> int:
 
 
 def _steps(assembly: Assembly, epoch: int, steps: int) -> Timing:
-    return _timed(lambda: assembly.steps(epoch, steps)).per(steps)
+    return settled(lambda: assembly.steps(epoch, steps)).per(steps)
 
 
-def _timed(action: Any) -> Timing:
+def settled(action: Any) -> Timing:
     """Begins and ends with an idle device."""
     settle()
 
-    def settled() -> None:
+    def whole() -> None:
         action()
         settle()
 
-    return timed(settled)
+    return timed(whole)
 
 
 def settle() -> None:

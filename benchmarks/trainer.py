@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -77,14 +79,20 @@ def measure(case: Case, device: str) -> Rounds:
     loader = Resident(case.batch_size, case.side, case.steps, here, case.classes)
     assembly = assemble(recipe, loader, case.classes)
     bare = BareLoop(recipe, loader, here, case.classes)
-    # the bar is drawn as for a person at a terminal, wherever this runs
-    with patch.object(console, "_err", Console(file=StringIO(), force_terminal=True, width=120)):
+    with bar_drawn():
         contestants = {
             "acdc train": partial(_timed_epoch, assembly.train_epoch),
             "bare loop": partial(_timed_epoch, bare.train_epoch),
         }
         alternate(contestants, 1)
         return alternate(contestants, case.rounds)
+
+
+@contextmanager
+def bar_drawn() -> Iterator[None]:
+    """As for a person at a terminal, wherever this runs."""
+    with patch.object(console, "_err", Console(file=StringIO(), force_terminal=True, width=120)):
+        yield
 
 
 def _timed_epoch(train_epoch: Any) -> Timing:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.measure import Target, Timing, alternate, compare
@@ -45,11 +44,6 @@ def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: py
     (path,) = run(name, in_tmp / "results", monkeypatch)
     assert path.name == f"{name}-cpu.json"
     check(json.loads(path.read_text()))
-
-
-def test_without_a_gpu_its_benchmark_is_skipped(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run("gpu", in_tmp / "results", monkeypatch) == []
 
 
 def test_an_unknown_benchmark_is_an_error_that_names_those_there_are(

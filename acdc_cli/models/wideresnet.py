@@ -55,6 +55,10 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, dropou
     return nn.Sequential(first, *(WideBlock(out_channels, out_channels, 1, dropout) for _ in range(blocks - 1)))
 
 
+def wideresnet16_4(num_classes: int, dropout: float = 0.0) -> WideResNet:
+    return WideResNet(16, 4, num_classes, dropout)
+
+
 def wideresnet16_8(num_classes: int, dropout: float = 0.0) -> WideResNet:
     return WideResNet(16, 8, num_classes, dropout)
 
@@ -68,6 +72,7 @@ def wideresnet28_10(num_classes: int, dropout: float = 0.0) -> WideResNet:
 
 
 MODELS = {
+    "wideresnet16_4": wideresnet16_4,
     "wideresnet16_8": wideresnet16_8,
     "wideresnet22_2": wideresnet22_2,
     "wideresnet28_10": wideresnet28_10,

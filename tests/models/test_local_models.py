@@ -64,6 +64,7 @@ RESNET_50_HALF = (
         ("resnet20", 10, 269_722),
         ("resnet32", 10, RESNET_32),
         ("wideresnet28_10", 10, 36_479_194),
+        ("wideresnet16_4", 10, 2_748_890),
         ("wideresnet16_8", 10, 10_961_370),
         ("mobilenet_v1", 1000, 4_231_976),
         ("resnet50_half", 1000, RESNET_50_HALF),

@@ -23,6 +23,7 @@ def test_the_local_models_are_listed() -> None:
         "resnet50",
         "resnet50_half",
         "resnet8",
+        "wideresnet16_4",
         "wideresnet16_8",
         "wideresnet22_2",
         "wideresnet28_10",
