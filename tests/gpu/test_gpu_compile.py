@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import gpu_device
 import pytest
 import torch
+from gpu_device import DEVICE, NAME
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -23,12 +24,10 @@ from acdc_cli.schedule.time import Moment
 from acdc_cli.training.compiling import LOG
 from acdc_cli.training.trainer import Trainer
 
-DEVICE = os.environ.get("ACDC_GPU_TESTS_ON", "cuda")
 CLASSES = 10
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"),
+    *gpu_device.marks,
     # what the compiler has to say about this device and this Python
     pytest.mark.filterwarnings("default"),
 ]
@@ -62,6 +61,9 @@ class Images:
         parts = [slice(16 * step, 16 * (step + 1)) for step in range(start_step, self.steps)]
         yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
 
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
+
     def warm_up(self) -> None:
         pass
 
@@ -71,7 +73,7 @@ class Images:
 
 def built(folder: Path, compile: str, **changes: Any) -> Trainer:
     values = {
-        "device": DEVICE,
+        "device": NAME,
         "precision": "fp32",
         "compile": compile,
         "epochs": 2,
@@ -142,7 +144,7 @@ def test_a_compiled_blur_is_the_eager_one(tmp_path: Path, blur: str) -> None:
         torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(DEVICE != "cuda", reason="TF32 is CUDA's")
+@pytest.mark.skipif(NAME != "cuda", reason="TF32 is CUDA's")
 def test_fp32_is_exact_where_tf32_rounds(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8, generator=generator)

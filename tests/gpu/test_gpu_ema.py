@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gpu_device
 import pytest
 import torch
+from gpu_device import DEVICE, host_never_waits
 from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
@@ -23,30 +24,13 @@ from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
 from acdc_cli.training.trainer import Trainer
 
-DEVICE = torch.device(os.environ.get("ACDC_GPU_TESTS_ON", "cuda"))
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = gpu_device.marks
 
 SCHEDULE = LinearSchedule(name="linear")
 BLOCKS: dict[str, LARSBlock | LAMBBlock] = {
     "lars": LARSBlock(name="lars", lr=0.5, momentum=0.5, weight_decay=0.25, schedule=SCHEDULE),
     "lamb": LAMBBlock(name="lamb", lr=0.5, weight_decay=0.25, schedule=SCHEDULE),
 }
-
-
-@contextmanager
-def without_waiting() -> Iterator[None]:
-    """An error where the host waits for the device."""
-    if DEVICE.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def network() -> nn.Sequential:
@@ -102,7 +86,7 @@ def test_neither_optimiser_nor_average_makes_the_host_wait(name: str) -> None:
         average.update(0)
 
     step()
-    with without_waiting():
+    with host_never_waits():
         for _ in range(3):
             step()
     mask = masked.masks["4.weight"]
@@ -127,6 +111,9 @@ class Resident:
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
         parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
         yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
+
+    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+        pass
 
     def warm_up(self) -> None:
         pass
