@@ -49,6 +49,11 @@ def run(trial: Trial) -> None:
     trial.record(counts=counts, failing=failing)
     for outcome, count in counts.items():
         trial.line(f"gpu tests {outcome}", count, "")
+    if code is None:
+        raise RuntimeError(f"interrupted after {sum(counts.values())} tests: no time left for the others")
+    # 1: tests failed, which is a result
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest ended with exit code {code}: {processes.last_line(log)}")
 
 
 def read(junit: str) -> tuple[dict[str, int], dict[str, str]]:
