@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as benchmarks
+from benchmarks.blur import blurred_bytes
 from benchmarks.measure import Target, Timing, alternate, compare
 from benchmarks.photos import Photos, prepare, repeated
 
@@ -36,7 +37,7 @@ def check(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["startup", "trainer", "sparse_step", "loader", pytest.param("memory", marks=pytest.mark.slow)]
+    "name", ["startup", "trainer", "sparse_step", "loader", "blur", pytest.param("memory", marks=pytest.mark.slow)]
 )
 def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "loader":
@@ -44,6 +45,16 @@ def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: py
     (path,) = run(name, in_tmp / "results", monkeypatch)
     assert path.name == f"{name}-cpu.json"
     check(json.loads(path.read_text()))
+
+
+def test_the_blurs_of_resnet50_move_what_their_shapes_say() -> None:
+    # numbers of one image at 160 px before the 3x3 convolutions and before the shortcuts: 128 and 256 channels of
+    # 40 x 40, twice as many of half the side after each stage
+    wide, short = (sum(channels * 2**stage * (40 // 2**stage) ** 2 for stage in range(3)) for channels in (128, 256))
+    assert (wide, short) == (358_400, 716_800)
+    assert blurred_bytes(1024, 160, "whole") == 1024 * 2 * 4 * (wide + short) == 8_808_038_400
+    assert blurred_bytes(1024, 160, "convolution") == 1024 * 2 * (4 * wide + 2.5 * short) == 6_606_028_800
+    assert blurred_bytes(1024, 160, "shifts") == 1024 * 2 * 2.5 * short == 3_670_016_000
 
 
 def test_an_unknown_benchmark_is_an_error_that_names_those_there_are(

@@ -88,23 +88,31 @@ def built(folder: Path, compile: str, **changes: Any) -> Trainer:
 
 
 def trained(trainer: Trainer) -> dict[str, Tensor]:
-    """The weights after ten steps on the same batch or two: enough for warm-up, recording and replays."""
+    """What ten steps change of the weights: enough steps for a CUDA graph's warm-up, recording and replays."""
     parts = trainer._parts
+    start = {name: weight.detach().clone() for name, weight in parts.model.named_parameters()}
     parts.model.train()
     with parts.train.epoch(0) as batches:
         drawn = list(batches)
     for index in range(10):
         trainer._take_step(drawn[index % len(drawn)], Moment(0, index, 2, 4), 0.01)
-    return {name: weight.detach().clone() for name, weight in parts.model.named_parameters()}
+    return {name: weight.detach() - start[name] for name, weight in parts.model.named_parameters()}
+
+
+def check_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Up to rounding, which ten steps amplify."""
+    for name, change in expected.items():
+        assert (found[name] - change).norm() < 0.05 * change.norm(), name
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_steps_end_where_eager_ones_do(tmp_path: Path, mode: str, accumulate: int) -> None:
     how = {"optim__accumulate": accumulate}
-    eager = trained(built(tmp_path / "eager", "off", **how))
-    for name, weight in trained(built(tmp_path / "compiled", mode, **how)).items():
-        torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-4)
+    check_same(
+        trained(built(tmp_path / "compiled", mode, **how)),
+        trained(built(tmp_path / "eager", "off", **how)),
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -139,9 +147,10 @@ def test_a_run_builds_one_graph_to_train_and_one_to_validate(
 @pytest.mark.parametrize("blur", ["convolution", "shifts"])
 def test_a_compiled_blur_is_the_eager_one(tmp_path: Path, blur: str) -> None:
     changes = {"model__blurpool": "true", "model__blur": blur}
-    eager = trained(built(tmp_path / "eager", "off", **changes))
-    for name, weight in trained(built(tmp_path / "compiled", "default", **changes)).items():
-        torch.testing.assert_close(weight, eager[name], rtol=1e-3, atol=1e-4)
+    check_same(
+        trained(built(tmp_path / "compiled", "default", **changes)),
+        trained(built(tmp_path / "eager", "off", **changes)),
+    )
 
 
 @pytest.mark.skipif(NAME != "cuda", reason="TF32 is CUDA's")

@@ -65,17 +65,14 @@ def test_bf16_computes_in_bfloat16() -> None:
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
-def test_only_tf32_lets_cuda_round_the_factors_of_float32_products() -> None:
-    def allowed() -> tuple[bool, bool]:
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-    # no CUDA device is needed to say what is allowed on one
-    for name in ("fp32", "bf16", "fp16"):
-        Precision("tf32", torch.device("cuda"))
-        assert allowed() == (True, True)
-        Precision(name, CPU)
-        assert allowed() == (False, False)
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_unless_it_is_asked_for_cuda_does_not_round_the_factors_of_float32_products(
+    name: PrecisionName,
+) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    Precision(name, CPU)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_tf32_is_refused_on_the_cpu() -> None:
