@@ -16,6 +16,7 @@ from acdc_cli.jobs import setup, train
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
+from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.trainer import Parts, Trainer
 
 CLASSES = 1000
@@ -75,9 +76,18 @@ class Assembly:
                 self.trainer._take_step(batch, moment(self, epoch, index), self.recipe.optim.lr)
 
 
-def assemble(recipe: Recipe, loader: Loader, classes: int = CLASSES, folder: Path = Path("unused")) -> Assembly:
-    """folder: of the run, if files of it are to be written."""
-    bench = setup.build(recipe, classes)
+def assemble(
+    recipe: Recipe,
+    loader: Loader,
+    classes: int = CLASSES,
+    ranks: Ranks = ALONE,
+    folder: Path = Path("unused"),
+) -> Assembly:
+    """ranks: the processes that train together; the loader gives this one's part of a batch.
+
+    folder: of the run, if files of it are to be written.
+    """
+    bench = setup.build(recipe, classes, ranks)
     parts = train.assemble(recipe, bench, loader, loader)
     bench.model.train()
     return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(folder), []))
