@@ -23,7 +23,7 @@ from acdc_cli.runs.provenance import cpu_model, describe, versions
 from acdc_cli.training.precision import choose_device
 from benchmarks.skipped import SkippedError
 
-NAMES = ("startup", "memory", "trainer", "sparse_step", "loader", "gpu")
+NAMES = ("startup", "memory", "trainer", "sparse_step", "loader", "resident", "gpu")
 """Each is a file of this folder with `run(smoke)`; only `gpu` uses one."""
 
 

@@ -37,7 +37,7 @@ def check(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["startup", "trainer", "sparse_step", "loader", pytest.param("memory", marks=pytest.mark.slow)]
+    "name", ["startup", "trainer", "sparse_step", "loader", "resident", pytest.param("memory", marks=pytest.mark.slow)]
 )
 def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "loader":
