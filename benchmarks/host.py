@@ -1,14 +1,14 @@
 """Host time of a training step outside the forward pass, the backward pass and the optimiser.
 
-The network has as many tensors as ResNet-50, with a few numbers in each, so that the CPU time measured is the host's work
-and not the device's.
+The network has as many tensors as ResNet-50, with a few numbers in each: the CPU time is that of the host's work, not
+of the device's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +17,9 @@ from torch import nn
 
 from acdc_cli.models import catalog as models
 from acdc_cli.recipe.load import load
-from benchmarks.assemble import Assembly, Resident, assemble, moment
+from benchmarks.assemble import Resident, assemble, moment
+from benchmarks.bare import BareLoop
+from benchmarks.measure import compare
 from benchmarks.trainer import bar_drawn
 
 _CLASSES, _LAYERS = 10, 53
@@ -25,45 +27,65 @@ _SPARSE_EPOCH = 11
 """Of P1's phases: masks are applied at every step."""
 
 
+PAIR = ("acdc train", "bare loop")
+
+
 def run(smoke: bool) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {name: measure(name, 2 if smoke else 200, 1 if smoke else 7) for name in ("fp32", "bf16")}
+        found = {
+            precision: measure(precision, 2 if smoke else 200, 1 if smoke else 7) for precision in ("fp32", "bf16")
+        }
     finally:
         torch.set_num_threads(threads)
-    notes = [f"{name}: {median(rounds):.0f} µs a step" for name, rounds in found.items()]
-    return {"comparisons": [], "threads": 1, "host_microseconds": found, "notes": notes}
+    comparisons = [compare(f"host time, {name}", "µs/step", rounds, *PAIR) for name, rounds in found.items()]
+    return {"comparisons": comparisons, "threads": 1}
 
 
-def measure(precision: str, steps: int, rounds: int) -> list[float]:
-    """Microseconds of a step in an epoch as `acdc train` runs it, progress bar included; one number a round."""
-    words = ["device=cpu", "data.batch_size=2", "optim.lr=0.001", f"precision={precision}", "epochs=100"]
+def measure(precision: str, steps: int, rounds: int) -> dict[str, list[float]]:
+    """Microseconds of a step in an epoch of a sparse phase as `acdc train` runs it, progress bar included, and of the
+    bare loop, in turn."""
+    device = torch.device("cpu")
+    words = ["device=cpu", "data.batch_size=2", "optim.lr=0.001", f"precision={precision}", "model.blurpool=false"]
+    recipe, loader = load("resnet50_95", words), Resident(2, 4, steps, device, _CLASSES)
     with patch.object(models, "_construct", lambda block, classes: _network(classes)):
-        recipe = load("resnet50_95", [*words, "model.blurpool=false"])
-        assembly = assemble(recipe, Resident(2, 4, steps, torch.device("cpu"), _CLASSES), _CLASSES)
-    inside = _Timed(assembly)
+        assembly = assemble(recipe, loader, _CLASSES)
+        bare = BareLoop(recipe, loader, device, _CLASSES)
     assembly.parts.sparsifier.on_epoch_start(moment(assembly, 10))
-    found = []
-    for _ in range(rounds + 1):
-        inside.seconds = 0.0
-        with bar_drawn():
-            began = time.thread_time()
-            assembly.train_epoch(_SPARSE_EPOCH)
-            whole = time.thread_time() - began
-        found.append(round(1e6 * (whole - inside.seconds) / steps, 1))
-    return found[1:]
+    inside = _Inside()
+    inside.wraps(assembly.trainer._replica, "forward")
+    inside.wraps(bare, "_forward")
+    for optimizer in (assembly.parts.optimizer, bare._optimizer):
+        inside.wraps(optimizer, "step")
+    found: dict[str, list[float]] = {name: [] for name in PAIR}
+    with inside.wrapped_backward():
+        for _ in range(rounds + 1):
+            for name, epoch in zip(PAIR, (assembly.train_epoch, bare.train_epoch), strict=True):
+                inside.seconds = 0.0
+                with bar_drawn():
+                    began = time.thread_time()
+                    epoch(_SPARSE_EPOCH)
+                    whole = time.thread_time() - began
+                found[name].append(1e6 * (whole - inside.seconds) / steps)
+    # the first epoch allocates
+    return {name: times[1:] for name, times in found.items()}
 
 
-class _Timed:
-    """Wraps the forward pass, the backward pass and the optimiser's step of an assembly, and adds up their time."""
+class _Inside:
+    """Adds up the CPU time of what it wraps: forward passes, backward passes and optimisers' steps."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self) -> None:
         self.seconds = 0.0
-        replica, optimizer = assembly.trainer._replica, assembly.parts.optimizer
-        replica.forward = self._timed(replica.forward)
-        optimizer.step = self._timed(optimizer.step)  # type: ignore[method-assign]
-        torch.autograd.backward = self._timed(_BACKWARD)
+
+    def wraps(self, owner: Any, name: str) -> None:
+        setattr(owner, name, self._timed(getattr(owner, name)))
+
+    @contextmanager
+    def wrapped_backward(self) -> Iterator[None]:
+        # where both loops end up
+        with patch.object(torch.autograd, "backward", self._timed(torch.autograd.backward)):
+            yield
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **keywords: Any) -> Any:
@@ -74,9 +96,6 @@ class _Timed:
                 self.seconds += time.thread_time() - began
 
         return timed
-
-
-_BACKWARD = torch.autograd.backward
 
 
 def _network(classes: int) -> nn.Module:

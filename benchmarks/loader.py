@@ -39,7 +39,7 @@ def run(smoke: bool) -> dict[str, Any]:
     batch_size, rounds = (20, 1) if smoke else (100, 5)
     comparisons = []
     for side in (160,) if smoke else (160, 224):
-        with _one_core(), _contestants(data, side, batch_size) as contestants:
+        with one_core(), _contestants(data, side, batch_size) as contestants:
             # without counting: compiles, starts, reads the files into the page cache
             alternate(contestants, 1)
             measured = alternate(contestants, rounds)
@@ -57,7 +57,7 @@ def run(smoke: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
+def one_core() -> Iterator[None]:
     """Everything that is started here shares one core, so that wall time is time per core too."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {max(cores)})
@@ -86,7 +86,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
                 }
             )
             loader = loaders.train_loader(block, seed=0, epochs=100, device=torch.device("cpu"))
-            return _epochs_of(stack.enter_context(closing(loader)))
+            return epochs_of(stack.enter_context(closing(loader)))
 
         found = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}
         if _DALI_PYTHON.exists():
@@ -94,7 +94,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
         yield found
 
 
-def _epochs_of(loader: Loader) -> Contestant:
+def epochs_of(loader: Loader) -> Contestant:
     epochs = count()
 
     def draw() -> None:

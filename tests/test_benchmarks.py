@@ -43,6 +43,8 @@ def check(result: dict[str, Any]) -> None:
         "trainer",
         "sparse_step",
         "loader",
+        "resident",
+        "host",
         "blur",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "processes")),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ class BetonFile:
                 if size < _METADATA_START:
                     self._refuse(f"it has {size} bytes, less than a header: it is empty or cut off")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
         except OSError as cause:
             raise DataError(f"{self.path}: cannot be read: {cause.strerror}") from cause
         self._read_header(size)
@@ -173,6 +176,22 @@ class BetonFile:
         """The stored bytes, not copied."""
         start = int(self.starts[index])
         return memoryview(self._map)[start : start + int(self.lengths[index])]
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """Has the system read these images from the disk, and does not wait for them.
+
+        Else each is read when its first byte is asked for, by a thread that meanwhile decodes nothing, and with it as
+        much of the file as the system reads ahead, which in a random order is seldom of use.
+        """
+        in_place = indices[np.argsort(self.starts[indices])]
+        first = self.starts[in_place] // mmap.PAGESIZE
+        behind = (self.starts[in_place] + self.lengths[in_place] - 1) // mmap.PAGESIZE + 1
+        # images that lie side by side are one range
+        begins = np.concatenate([[True], first[1:] > behind[:-1]])
+        ends = np.concatenate([begins[1:], [True]])
+        for start, end in (np.stack([first[begins], behind[ends]], 1) * mmap.PAGESIZE).tolist():
+            # not the map's own advice, for which Python would stop its other threads
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """(height, width, 3), RGB. Raises DataError when the image's bytes are damaged beyond decoding."""

@@ -276,7 +276,8 @@ class FFCVLoader:
     def _start(self, indices: NDArray[np.int64], buffer: Tensor, epoch: int) -> _Job:
         images = buffer[: len(indices)]
         pixels = images.numpy()
-        chunks = [
+        chunks = [self._drawing.submit(self._file.will_need, indices)]
+        chunks += [
             self._drawing.submit(self._draw_chunk, indices[at : at + self._chunk], pixels[at : at + self._chunk], epoch)
             for at in range(0, len(indices), self._chunk)
         ]

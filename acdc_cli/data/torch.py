@@ -39,6 +39,9 @@ class Images(Protocol):
     def pixels(self, index: int) -> Tensor:
         """(3, height, width), uint8, RGB. Raises DataError when the image cannot be decoded."""
 
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        """These are asked for next, wherever they are read from."""
+
 
 class BetonImages:
     """The images of a .beton file."""
@@ -46,6 +49,9 @@ class BetonImages:
     def __init__(self, file: BetonFile) -> None:
         self.file = file
         self.labels = file.labels
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        self.file.will_need(indices)
 
     def pixels(self, index: int) -> Tensor:
         return torch.from_numpy(self.file.decode(index)).permute(2, 0, 1)
@@ -59,6 +65,9 @@ class FolderImages:
         # one array, because a million strings are slow to send to a process and large in each
         self.paths = np.array([path.encode(errors="surrogateescape") for path in source.images])
         self.labels = source.labels
+
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        pass
 
     def pixels(self, index: int) -> Tensor:
         path = self.root / self.paths[index].decode(errors="surrogateescape")
@@ -83,6 +92,9 @@ class MemoryImages:
         self.labels = images.labels
         self._decoded = [images.pixels(index) for index in range(len(images.labels))]
 
+    def will_need(self, indices: NDArray[np.int64]) -> None:
+        pass
+
     def pixels(self, index: int) -> Tensor:
         return self._decoded[index]
 
@@ -105,6 +117,7 @@ class Drawer:
 
     def draw(self, request: Request) -> Tensor:
         """(batch, size, size, 3)"""
+        self.images.will_need(request.indices)
         batch = torch.empty(len(request.indices), request.size, request.size, 3, dtype=torch.uint8)
         for image, index in zip(batch, request.indices.tolist(), strict=True):
             image.copy_(self._show(index, request.epoch, request.size).permute(1, 2, 0))

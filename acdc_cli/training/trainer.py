@@ -123,6 +123,7 @@ class Trainer:
         self._ends: dict[str, dict[str, Any]] = {}
         self._seconds = 0.0
         self._saved_at = time.monotonic()
+        self._trained = [weight for group in parts.optimizer.param_groups for weight in group["params"]]
         self._progress = RunProgress(settings.epochs, parts.train.steps, 0)
         self._requested: Callable[[], float] = lambda: _CONTINUE
         """The strongest request of any rank, after the step before."""
@@ -366,7 +367,8 @@ class Trainer:
         parts.sparsifier.after_step(moment)
         if parts.average:
             parts.average.update(moment.epoch)
-        parts.optimizer.zero_grad(set_to_none=True)
+        for weight in self._trained:
+            weight.grad = None
         return mean
 
     def _backward(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:

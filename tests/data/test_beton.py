@@ -278,3 +278,18 @@ DatasetWriter(sys.argv[1], fields, num_workers=2).from_indexed_dataset(Set(), ch
     assert {file.mode(index) for index in range(40)} == {"jpg", "raw"}
     for index in range(40):
         assert np.abs(file.decode(index).astype(int) - index).max() <= 1
+
+
+def test_pages_of_images_that_are_needed_are_asked_for_and_neighbours_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of 3,072 bytes from the first page of 8 MiB on; the system's pages have 4,096 bytes."""
+    write_beton(tmp_path / "train.beton", (_raw(0, _pixels(seed, 32, 32)) for seed in range(50)), 50)
+    file, asked = BetonFile(tmp_path / "train.beton"), []
+    monkeypatch.setattr("mmap.PAGESIZE", 4096)
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda descriptor, start, length, advice: asked.append((start - beton.PAGE_SIZE, length))
+    )
+    # image 40 fills bytes 122,880 to 125,951, all of page 30; images 0 and 1 lie in pages 0 and 1, 8 and 9 in 6 and 7
+    file.will_need(np.array([40, 1, 9, 0, 8]))
+    assert asked == [(0, 2 * 4096), (6 * 4096, 2 * 4096), (30 * 4096, 4096)]

@@ -234,3 +234,20 @@ def test_padded_crops_larger_than_the_padded_image_are_an_error(load: Any, waves
     loader = load(waves, Plan(4, lambda epoch: 105, Crop(PADDED, padding=4), seed=0, shuffle=True))
     with pytest.raises(DataError, match=r"shorter side is 96 pixels.*no crop of 105 fits"):
         _drain(loader)
+
+
+def test_the_thread_that_copies_takes_its_loaders_device(
+    load: Any, waves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be the first device, whichever this process trains on."""
+    taken: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: taken.append((threading.current_thread().name, device))
+    )
+    loader = load(waves, SHUFFLED)
+    # page-locked memory needs a GPU; the rest is as on one, but for the copies
+    loader._buffers(64)
+    monkeypatch.setattr(loader._transfer, "pinned", True)
+    monkeypatch.setattr(loader._transfer, "device", torch.device("cuda", 3))
+    _drain(loader)
+    assert taken == [("send_0", torch.device("cuda", 3))]

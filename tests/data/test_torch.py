@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,21 @@ def test_padded_crops_larger_than_the_padded_image_are_an_error(load: Any, noise
     plan = Plan(4, lambda epoch: 41, Crop(PADDED, padding=4), seed=0, shuffle=True)
     with pytest.raises(DataError, match=r"shorter side is 32 pixels.*no crop of 41 fits"):
         _drain(load(BetonImages(BetonFile(noise)), plan))
+
+
+def test_the_thread_that_copies_takes_its_loaders_device(
+    load: Any, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be the first device, whichever this process trains on."""
+    taken: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: taken.append((threading.current_thread().name, device))
+    )
+    loader = load(BetonImages(BetonFile(noise)), SHUFFLED)
+    _drain(loader)
+    assert taken == []
+    # as on a GPU, but for the copies
+    monkeypatch.setattr(loader._transfer, "pinned", True)
+    monkeypatch.setattr(loader._transfer, "device", torch.device("cuda", 3))
+    _drain(loader)
+    assert taken == [("send_0", torch.device("cuda", 3))]
