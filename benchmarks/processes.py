@@ -41,7 +41,7 @@ _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 
 _CASES = (
     Case("cifar/resnet20_dense", batch_size=128, side=32, classes=10, steps=8, rounds=9),
-    Case("resnet50_dense", batch_size=16, side=64, classes=1000, steps=3, rounds=9),
+    Case("resnet50_dense", batch_size=16, side=64, classes=1000, steps=4, rounds=9),
 )
 _SMOKE = (Case("cifar/resnet20_dense", batch_size=4, side=32, classes=10, steps=2, rounds=2),)
 
@@ -160,7 +160,13 @@ def _steps(case: Case, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         what: [[round(1000 * second, 3) for second in each[what]] for each in found if each[what]]
         for what in ("one", "apart", "together", "exchange")
     }
-    return {"batch": case.batch_size, "bytes": found[0]["bytes"], "buckets": found[0]["buckets"], "ms": milliseconds}
+    return {
+        "batch": case.batch_size,
+        "steps_per_round": case.steps,
+        "bytes": found[0]["bytes"],
+        "buckets": found[0]["buckets"],
+        "ms": milliseconds,
+    }
 
 
 def _measure_agreement(ranks: Ranks, count: int) -> float:
@@ -258,7 +264,7 @@ def _measure_loss(data: Path, smoke: bool) -> dict[str, Any]:
     changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     with tempfile.TemporaryDirectory(dir=".") as folder:
         runs = []
-        for number in range(1 if smoke else 2):
+        for number in range(1 if smoke else 3):
             runs.append([_train(Path(folder, f"{number}-{kill}"), changes, kill) for kill in (None, 1)])
     return {
         "command": "acdc train cifar/resnet20_dense --gpus 2",
@@ -291,9 +297,12 @@ def _train(out: Path, changes: Sequence[str], kill_in_epoch: int | None) -> _Run
             process.terminate()
             raise
         seconds = time.perf_counter() - began
-        if code:
-            log.seek(0)
-            raise AcdcError(f"{' '.join(command)} ended with {code}: {log.read()[-2000:]}")
+        log.seek(0)
+        said = log.read()
+    if code or ("all start again" in said) != (killed is not None):
+        raise AcdcError(
+            f"{' '.join(command)} ended with {code}, or not as it should: {said[-2000:]}"
+        )
     epochs = [record["seconds"] for record in RunDir(out).records()]
     shutil.rmtree(out)
     return _Run(seconds, epochs, killed)

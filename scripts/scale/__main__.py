@@ -13,7 +13,7 @@ from scripts.scale.parts import Assumed
 from scripts.scale.tables import TABLES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scale.md"
-_TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def assume(changes: list[str]) -> Assumed:
 
 def renewed(text: str, assumed: Assumed) -> str:
     """The document with the content of every `<!-- table: NAME -->` printed anew."""
-    return _TABLE.sub(lambda match: match[1] + TABLES[match[2]](assumed) + match[3], text)
+    return _TABLE.sub(lambda match: f"{match[1]}{TABLES[match[2]](assumed)}\n{match[3]}", text)
 
 
 if __name__ == "__main__":

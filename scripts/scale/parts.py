@@ -40,6 +40,8 @@ class Assumed:
     hop_nvlink: float = 2e-6
     hop_network: float = 10e-6
     """Seconds that a message takes at least."""
+    hop_host: float = 50e-6
+    """The same between two hosts' processes, by gloo."""
     overlap: float = 0.8
     """Share of the backward pass that can hide the exchange."""
     cores: int = 14
@@ -69,7 +71,7 @@ class Measured:
     loader_large: float
     """The same for 224 pixels."""
     agreement_hop: float
-    """Seconds: gloo's all-reduce goes round a ring, in 2 (n - 1) hops."""
+    """Seconds of one of its 2 (n - 1) hops, where processes share busy cores: an upper bound for `hop_host`."""
     checkpoint_bytes: int
     checkpoint_state: float
     """Seconds until the state is collected."""
@@ -159,8 +161,8 @@ class Machine:
         return self.exchange() + self.model.buckets * (ring - tree)
 
     def agreement(self) -> float:
-        """Seconds a step."""
-        return 2 * (self.gpus - 1) * measured().agreement_hop / self.assumed.agree_every
+        """Seconds a step: gloo's all-reduce goes round a ring, in 2 (n - 1) hops."""
+        return 2 * (self.gpus - 1) * self.assumed.hop_host / self.assumed.agree_every
 
     def step(self, side: int) -> Step:
         assumed = self.assumed
