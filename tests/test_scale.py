@@ -125,9 +125,11 @@ def test_two_ranks_step_as_worked_out_by_hand() -> None:
     # a loader that is slower than the step sets the pace, whatever its queue holds
     slow = replace(step, batch=7.0, queue=4)
     assert step_ends(slow, 2, 2, 4).tolist() == [12.0, 19.0, 26.0, 33.0]
-    # a host that launches for longer than the device computes, and then agrees
+    # a host that launches for longer than the device computes, and agrees beside the next step
     launched = Step(device=1.0, exposed=1.0, host=3.0, agreement=2.0)
-    assert step_ends(launched, 2, 1, 2).tolist() == [5.0, 10.0]
+    assert step_ends(launched, 2, 1, 3).tolist() == [3.0, 6.0, 9.0]
+    # agreements that take longer than a step set the pace, from the second step on
+    assert step_ends(replace(launched, agreement=4.0), 2, 1, 3).tolist() == [3.0, 7.0, 11.0]
 
 
 def test_steps_are_those_of_an_event_queue() -> None:

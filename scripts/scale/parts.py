@@ -186,7 +186,7 @@ class Machine:
         rounds = math.ceil(math.ceil(VALIDATION_IMAGES / part) / self.gpus)
         device = part * measured().validation_ratio * self.model.flops[224] / self.assumed.flops
         loader = part * measured().loader_large / self.assumed.cores
-        return rounds * max(device, loader, self.assumed.launch / 3 + self.agreement())
+        return rounds * max(device, loader, self.assumed.launch / 3, self.agreement())
 
     def checkpoint(self, asynchronous: bool) -> Checkpoint:
         copy = measured().checkpoint_bytes / self.assumed.device_copy

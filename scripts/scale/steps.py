@@ -23,7 +23,7 @@ class Step:
     host: float = 0.0
     """Launching the kernels of a step, however few images it has."""
     agreement: float = 0.0
-    """What all hosts tell one another after a step."""
+    """What all hosts tell one another after a step, read after the next one."""
     batch: float = 0.0
     """A machine's loader, for the images that its ranks take in a step."""
     queue: int = 4
@@ -49,7 +49,7 @@ def step_ends(step: Step, ranks: int, machine: int, count: int, seed: int = 0) -
     A loader begins batch k when it has drawn batch k-1 and its queue has room, that is, when step k-queue has taken
     its batch. A step begins on a machine when the step before has ended everywhere and its batch is there; it ends
     everywhere when the slowest rank has computed and all have exchanged, and when the slowest host has launched and
-    all have agreed.
+    has the agreement of the step before. Agreements do not overlap.
     """
     generator = np.random.default_rng(seed)
     machines = -(-ranks // machine)
@@ -58,14 +58,15 @@ def step_ends(step: Step, ranks: int, machine: int, count: int, seed: int = 0) -
     ready = np.zeros(machines)
     begins: list[Times] = []
     ends = np.zeros(count)
-    now = 0.0
+    now, agreed = 0.0, 0.0
     for index in range(count):
         room = begins[index - step.queue] if index >= step.queue else 0.0
         ready = np.maximum(ready, room) + step.batch
         begin = np.maximum(ready, now)
         begins.append(begin)
         computed = (begin[owner] + device[index]).max() + step.exposed
-        launched = (begin[owner] + host[index]).max() + step.agreement
+        launched = max((begin[owner] + host[index]).max(), agreed)
+        agreed = launched + step.agreement
         now = ends[index] = max(computed, launched)
     return ends
 

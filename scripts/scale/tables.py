@@ -216,7 +216,8 @@ def _bound(machine: Machine) -> str:
     step = machine.step(160)
     lanes = {
         "images": step.device + step.exposed,
-        "agreement" if step.agreement > step.host else "launching": step.host + step.agreement,
+        "launching": step.host,
+        "agreement": step.agreement,
         "loader": step.batch,
     }
     return max(lanes, key=lambda name: lanes[name])
