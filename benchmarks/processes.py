@@ -300,9 +300,7 @@ def _train(out: Path, changes: Sequence[str], kill_in_epoch: int | None) -> _Run
         log.seek(0)
         said = log.read()
     if code or ("all start again" in said) != (killed is not None):
-        raise AcdcError(
-            f"{' '.join(command)} ended with {code}, or not as it should: {said[-2000:]}"
-        )
+        raise AcdcError(f"{' '.join(command)} ended with {code}, or not as it should: {said[-2000:]}")
     epochs = [record["seconds"] for record in RunDir(out).records()]
     shutil.rmtree(out)
     return _Run(seconds, epochs, killed)
