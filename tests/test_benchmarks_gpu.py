@@ -88,6 +88,12 @@ def test_every_contestant_has_its_speed(smoke: tuple[dict[str, Any], str]) -> No
         assert contestant["first_step_seconds"] > 0
 
 
+def test_the_gpu_tests_really_ran(smoke: tuple[dict[str, Any], str]) -> None:
+    found = smoke[0]["parts"]["tests"]
+    assert found["failing"] == {}
+    assert found["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
+
+
 def test_goals_stand_in_the_table_which_fits_a_terminal(smoke: tuple[dict[str, Any], str]) -> None:
     result, printed = smoke
     lines = {line["what"]: line for part in result["parts"].values() for line in part.get("lines", ())}

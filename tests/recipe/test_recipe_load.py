@@ -34,7 +34,8 @@ sparsity:
 """
 OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
 TOP = (
-    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, sync_bn, model, data, task, "
+    "extends, name, epochs, seed, device, threads, precision, compile, channels_last, deterministic, "
+    "eval_every, sync_bn, model, data, task, "
     "optim, sparsity, ema, track, checkpoint"
 )
 SGD = (

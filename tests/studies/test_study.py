@@ -94,8 +94,8 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
         (
             "axes: {epochs: {value: [1]}, seed: 3}",
             [
-                "3: axes.epochs: expected a list of values, or a block with the keys values, until_converged, found a "
-                "block with the keys value",
+                f"3: axes.epochs.values: missing; expected a list, each {VALUE}",
+                "3: axes.epochs.value: unknown key; did you mean values? (allowed: values, until_converged)",
                 "3: axes.seed: expected a list of values, or a block with the keys values, until_converged, found 3",
             ],
         ),
@@ -103,8 +103,9 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             "axes:\n  seed: [[1]]\n  foo:\n    - {lable: a, set: {}}\n    - {label: a}",
             [
                 f"4: axes.seed[0]: expected {VALUE}, found [1]",
-                f"6: axes.foo[0]: expected {VALUE}, found a block with the keys lable, set",
-                f"7: axes.foo[1]: expected {VALUE}, found a block with the keys label",
+                "6: axes.foo[0].label: missing; expected text, a whole number or a number",
+                "6: axes.foo[0].lable: unknown key; did you mean label? (allowed: label, set)",
+                "7: axes.foo[1].set: missing; expected a block of keys",
             ],
         ),
         ("axes: {seed: []}", ["3: axes.seed: expected at least one value, found none; remove the axis"]),
