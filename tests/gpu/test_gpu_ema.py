@@ -122,6 +122,8 @@ class Resident:
         pass
 
 
+# what the compiler has to say about this device and this Python
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_run_judges_its_average_without_compiling_anew(tmp_path: Path, compiled: bool) -> None:
     keys = ["epochs=4", "ema.decay=0.5", f"compile={str(compiled).lower()}", f"device={DEVICE.type}"]
