@@ -14,7 +14,7 @@ demo: $(ready) ## train a small ResNet to 90 % sparsity on MNIST digits, into ru
 compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into docs/results (15 minutes)
 	@$(bin)/python scripts/compare.py $(ARGS)
 
-test: $(ready) ## run the tests; ARGS='-k masks' picks some (15 minutes)
+test: $(ready) ## run the tests; ARGS='-k masks' picks some (20 minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
 check: $(ready) ## format, lint, types and the direction of imports
