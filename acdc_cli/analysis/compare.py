@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 TESTED = ("top1", "entropy", "val_loss")
 """Measures that groups are tested in."""
-_FREE = ("name", "seed", "device", "threads", "deterministic", "compile", "channels_last", "track.", "checkpoint.")
+_FREE = (
+    "name",
+    "seed",
+    "device",
+    "threads",
+    "deterministic",
+    "eval_every",
+    "compile",
+    "channels_last",
+    "model.blur",
+    "track.",
+    "checkpoint.",
+)
 _FREE_DATA = ("data.path", "data.loader", "data.workers", "data.val_batch_size")
 """Keys, or beginnings of keys, in which runs may differ that count as the same but for their seed."""
 _SIDE_BY_SIDE = 3

@@ -81,12 +81,16 @@ def _samples(subject: Subject) -> int | None:
 def shares(records: Records, name: str = "the run") -> list[Shares]:
     """Of each epoch, from a run's records. name: what an error calls the run.
 
-    Raises RunError where the run was trained without corrupted labels.
+    Epochs without a validation are left out. Raises RunError where none is left, or where the run was trained without
+    corrupted labels.
     """
     if any("corrupted_true" not in record for record in records):
         raise RunError(f"{name} has no corrupted labels; train with --set data.corrupt_labels.count=1000")
     keys = ("epoch", "phase", "sparsity", "corrupted_true", "corrupted_given")
-    return [Shares(*(record[key] for key in keys)) for record in records]
+    validated = [record for record in records if record["corrupted_true"] is not None]
+    if not validated:
+        raise RunError(f"{name} has no validated epoch yet; resume it, or train with a smaller eval_every")
+    return [Shares(*(record[key] for key in keys)) for record in validated]
 
 
 def phase_ends(epochs: Sequence[Shares]) -> list[Shares]:

@@ -25,6 +25,11 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
     block = recipe.sparsity
     if errors := block.step_problems(recipe.epochs, steps_per_epoch):
         raise RecipeError("\n".join(f"sparsity.{key}: {text}" for key, text in errors))
+    if recipe.ema and sparsifier.revives_values:
+        raise RecipeError(
+            f"ema: {block.method} frees weights at the values that it kept for them, where their average is zero; "
+            "leave ema out, or take another method"
+        )
     return [
         *_pattern(recipe, sparsifier),
         *_sparsity_reached(recipe, sparsifier),
@@ -96,7 +101,8 @@ def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) 
 
 def _sizes(recipe: Recipe) -> Iterator[str]:
     sizes = set(setup.resolutions(recipe))
-    if recipe.compile not in (False, "off") and len(sizes) > _MANY_SIZES:
+    is_off = recipe.compile in (False, "off") or (recipe.compile == "auto" and recipe.device == "cpu")
+    if not is_off and len(sizes) > _MANY_SIZES:
         yield (
             f"data.resolution: torch.compile compiles the model anew for each of {len(sizes)} sizes; take a larger step"
         )

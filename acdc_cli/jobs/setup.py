@@ -49,7 +49,8 @@ class Bench:
 def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     """ranks: the processes that train together, each of which makes the same."""
     device = own_device(ranks, choose_device(recipe.device))
-    _choose_algorithms(recipe.deterministic)
+    mode = _compile_mode(recipe, device)
+    _choose_algorithms(recipe.deterministic, compiled=mode is not None)
     _share_cores(recipe.threads, ranks)
     _seed(recipe.seed)
     model = models.build(_started(recipe), classes)
@@ -59,7 +60,6 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     with mendable(f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"):
         model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
-    mode = _compile_mode(recipe, device)
     if not ranks.first:
         # dropout in other places in each; the two are no sum, lest rank 1 of seed 0 be rank 0 of seed 1
         _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
@@ -169,14 +169,31 @@ def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) ->
     return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
 
 
-def _choose_algorithms(deterministic: bool) -> None:
-    """The fastest that cuDNN finds by trying, or those that give the same bits every time."""
+_WORKSPACES = (":4096:8", ":16:8")
+"""With which cuBLAS gives the same bits every time."""
+
+
+def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
+    """The fastest that cuDNN and torch's compiler find by trying, or those that give the same bits every time.
+
+    Raises RunError where the environment forbids the latter.
+    """
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         # cuBLAS reads it when the process makes its first handle
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACES[0])
+        if workspace not in _WORKSPACES:
+            raise RunError(
+                f"deterministic: CUBLAS_WORKSPACE_CONFIG is {workspace}, with which cuBLAS gives other bits each time; "
+                f"unset it, or set it to {' or '.join(_WORKSPACES)}"
+            )
+    if compiled:
+        # here, because it imports the compiler
+        from torch._inductor import config
+
+        config.deterministic = deterministic
 
 
 def _share_cores(threads: int | None, ranks: Ranks) -> None:

@@ -37,8 +37,9 @@ def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outc
     ends = {each: summary[each] for each in ("sparse", "dense") if each in summary} if summary else {}
     last = ends.get("sparse") or ends.get("dense") or {}
     if not summary:
-        ends = {record["phase"]: record for record in records}
-        last = records[-1] if records else {}
+        validated = [record for record in records if record["top1"] is not None] or records
+        ends = {record["phase"]: record for record in validated}
+        last = validated[-1] if validated else {}
     if kind:
         last = ends.get(kind, {})
     values = {key: last.get(key) for key in _OF_MODELS}

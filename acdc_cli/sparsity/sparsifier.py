@@ -46,6 +46,8 @@ class Sparsifier(Generic[ConfigT]):
 
     training: Training
     """Known from `attach` on."""
+    revives_values = False
+    """Whether a weight that is freed has a value other than zero: the method keeps the weights that it masks."""
 
     def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         """seed: of the run; what a method draws at random follows from it, never from torch's global generator."""

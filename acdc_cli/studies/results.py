@@ -27,6 +27,7 @@ _FREE = (
     "device",
     "threads",
     "deterministic",
+    "eval_every",
     "compile",
     "channels_last",
     "track",
@@ -93,7 +94,9 @@ class Run:
         """Only runs that agree in these have losses and entropies that can be compared."""
         assert self.recipe is not None
         data = {key: value for key, value in self.recipe["data"].items() if key not in (*_FREE_DATA, "batch_size")}
-        return flat({"model": self.recipe["model"], "data": data, "task": self.recipe["task"]})
+        # the forms of a blur are one function
+        model = {key: value for key, value in self.recipe["model"].items() if key != "blur"}
+        return flat({"model": model, "data": data, "task": self.recipe["task"]})
 
 
 def folder_of(study: str) -> Path:

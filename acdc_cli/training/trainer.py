@@ -490,7 +490,11 @@ class Trainer:
                 checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
                 if parts.average and parts.average.begun:
                     with parts.average.installed():
-                        checkpoint.save_model(self._run.model_file(f"{kind}-ema"), parts.model, metadata)
+                        metrics = record | {
+                            key.removeprefix("ema_"): value for key, value in record.items() if key.startswith("ema_")
+                        }
+                        header = metadata | {"metrics": metrics}
+                        checkpoint.save_model(self._run.model_file(f"{kind}-ema"), parts.model, header)
                 self._ends[kind] = record
             print_phase_end(record)
 

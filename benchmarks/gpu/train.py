@@ -25,7 +25,7 @@ def run(trial: Trial) -> None:
         "optim.schedule.warmup_epochs": 1,
         "sparsity": _PHASES,
         "track.wandb": "disabled",
-        **(_SMOKE if trial.smoke else {"data.loader": "ffcv"}),
+        **(_SMOKE if trial.smoke else {}),
     }
     run_dir = RunDir(trial.folder / "train-run")
     shutil.rmtree(run_dir.path, ignore_errors=True)

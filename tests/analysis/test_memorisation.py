@@ -41,6 +41,15 @@ def test_a_phase_is_judged_by_its_last_epoch() -> None:
     assert [(at.epoch, at.phase) for at in phase_ends(shares(RECORDS))] == [(1, "dense"), (3, "sparse"), (4, "dense")]
 
 
+def test_epochs_without_validation_are_left_out_and_phases_end_where_they_did() -> None:
+    unseen = {"corrupted_true": None, "corrupted_given": None, "top1": None}
+    sparing = [record | (unseen if record["epoch"] in (0, 2) else {}) for record in RECORDS]
+    assert [at.epoch for at in shares(sparing)] == [1, 3, 4]
+    assert phase_ends(shares(sparing)) == phase_ends(shares(RECORDS))
+    with pytest.raises(RunError, match="run-7 has no validated epoch yet"):
+        shares([record | unseen for record in RECORDS], "run-7")
+
+
 def test_the_figure_has_a_line_of_each_run_for_either_share() -> None:
     found = shares(RECORDS)
     figure = draw({"one": found, "two": found[:3]}, RECORDS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.load import load
 
@@ -33,6 +34,20 @@ def test_the_next_recipe_in_the_same_process_has_its_own_choice() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.benchmark
+
+
+def test_a_workspace_that_is_not_deterministic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(RunError, match="CUBLAS_WORKSPACE_CONFIG is :0:0"):
+        setup.build(load("demo", ["device=cpu", "deterministic=true"]), 10)
+
+
+def test_the_compiler_chooses_nothing_by_timing_either() -> None:
+    from torch._inductor import config
+
+    for deterministic in (True, False):
+        setup._choose_algorithms(deterministic, compiled=True)
+        assert config.deterministic is deterministic
 
 
 def test_a_workspace_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPatch) -> None:

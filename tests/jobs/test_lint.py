@@ -191,3 +191,12 @@ def test_more_image_sizes_than_are_compiled_are_told() -> None:
     found = said(averaged(0.5, resolution=ramp | {"step": 2}))
     assert found == ["data.resolution: torch.compile compiles the model anew for each of 11 sizes; take a larger step"]
     assert said(averaged(0.5, resolution=ramp | {"step": 4})) == []
+
+
+def test_an_average_is_refused_where_freed_weights_come_back_with_values() -> None:
+    for method in ("topkast", "dpf"):
+        changes = from_dict(load("demo").as_dict() | {"sparsity": load(f"demo_{method}").as_dict()["sparsity"]}, "test")
+        averaging = from_dict(changes.as_dict() | {"epochs": 20, "ema": {"decay": 0.5}}, "test")
+        with pytest.raises(RecipeError, match=f"ema: {method} frees weights at the values that it kept"):
+            said(averaging)
+        assert isinstance(said(changes), list)

@@ -38,6 +38,8 @@ class Method(Ramp[Config]):
     Momentum and weight decay are those of the dense weights w. The model holds m * w between two steps.
     """
 
+    revives_values = True
+
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)

@@ -58,6 +58,8 @@ class Method(Sparsifier[Config]):
     w <- w - lr d w in A, w <- w - lr d w / (1 - target) in B without A.
     """
 
+    revives_values = True
+
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.selector = Selector.of(config)

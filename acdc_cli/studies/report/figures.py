@@ -237,11 +237,13 @@ def _colour(box: Any) -> None:
 
 
 def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
-    if run.records:
+    # an epoch without validation is left out, so that the line goes on; a value that was not finite breaks it
+    shown = [record for record in run.records if key == "train_loss" or record["top1"] is not None]
+    if shown:
         scale = 100 if key == "top1" else 1
-        values = [math.nan if record[key] is None else scale * record[key] for record in run.records]
+        values = [math.nan if record[key] is None else scale * record[key] for record in shown]
         axes.plot(
-            [record["epoch"] + 1 for record in run.records],
+            [record["epoch"] + 1 for record in shown],
             values,
             label=f"seed {run.seed}",
             color=COLOURS[number % len(COLOURS)],
