@@ -1,4 +1,4 @@
-"""A forward pass by torch.compile: its calls keep to few graphs, and whoever waits is told what is compiled and why."""
+"""A forward pass by torch.compile: few graphs, and a line that says what is compiled and why."""
 
 from __future__ import annotations
 

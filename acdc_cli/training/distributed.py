@@ -67,7 +67,7 @@ class Ranks:
         return float(found)
 
     def most_later(self, value: float) -> Callable[[], float]:
-        """The largest of all ranks' values, for whoever calls the answer: only then does a rank wait for the others.
+        """The largest of all ranks' values, as a function: a rank waits for the others only when it calls it.
 
         At most one answer may be outstanding.
         """
