@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from acdc_cli.runs.run_dir import RunDir
 from benchmarks.gpu import grid
 from benchmarks.gpu.command import gpu_name
 from benchmarks.gpu.grid import Run
-from benchmarks.gpu.processes import last_line
+from benchmarks.gpu.processes import last_line, on_stop_signals
 from benchmarks.report import header, slug
 
 _ENDING = 15.0
@@ -99,7 +99,7 @@ class Study:
         """Until all are done, none fits any more, or a signal comes; runs that are still at it then save themselves."""
         waiting = [run for run in self._runs if not self.directory(run).finished]
         active: list[_Running] = []
-        with self._stoppable():
+        with on_stop_signals(self._stop):
             while (waiting or active) and not self.stopped and time.monotonic() < deadline:
                 for ended in [each for each in active if each.process.poll() is not None]:
                     active.remove(ended)
@@ -166,17 +166,8 @@ class Study:
             self._conclude(each, asked_to_end=True)
         self.write()
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        def stop(number: int, frame: Any) -> None:
-            self.stopped = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        self.stopped = True
 
     def _known(self) -> dict[str, list[float]]:
         """Seconds of finished runs by model."""

@@ -1,4 +1,4 @@
-"""The runs of `python -m benchmarks gpu_cifar`, what each is told, and the table of what they reached."""
+"""The runs of `python -m benchmarks gpu_cifar`, their recipe keys, and the table of their accuracies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
         return f"{self.model}-{self.method}{target}-{self.seed}"
 
     def words(self, more: Iterable[str] = ()) -> list[str]:
-        """What `acdc train` is told; more: further keys, which also come later and so count."""
+        """Arguments of `acdc train`. more: further keys, which override the run's own."""
         block = sparsity(self.method, self.target, self.epochs)
         keys = [f"name={self.name}", f"model.name={self.model}", f"epochs={self.epochs}", f"seed={self.seed}"]
         keys += [f"sparsity={json.dumps(block)}", "track.wandb=disabled", *more]

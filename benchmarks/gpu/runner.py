@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.parts import Part, limit_of
+from benchmarks.gpu.processes import on_stop_signals
 
 _ENDING = 5.0
 """Seconds between asking a part to end and killing it, and those kept back for the table."""
@@ -39,7 +40,7 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in parts:
             self._tell(part, {"state": "waiting"})
-        with self._stoppable():
+        with on_stop_signals(self._stop):
             for position, part in enumerate(parts):
                 limit = limit_of(part, parts[position + 1 :], end - time.monotonic())
                 if self.stopped:
@@ -49,17 +50,8 @@ class Runner:
                 else:
                     self._measure(part, limit)
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        def stop(number: int, frame: Any) -> None:
-            self.stopped = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        self.stopped = True
 
     def _measure(self, part: Part, limit: float) -> None:
         self._file(part).unlink(missing_ok=True)

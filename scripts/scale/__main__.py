@@ -38,7 +38,10 @@ def main() -> int:
 
 
 def assume(changes: list[str]) -> Assumed:
-    """The assumed parts with `key=value` in place of some. Raises ValueError where one is unknown or no number."""
+    """The assumed parts with `key=value` in place of some.
+
+    Raises ValueError for an unknown key or a value that is not a number.
+    """
     known = {field.name: type(field.default) for field in fields(Assumed)}
     found = {}
     for change in changes:
