@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from acdc_cli.data.batches import Batch, Loader
-from acdc_cli.jobs import setup, train
+from acdc_cli.jobs import setup, training_run
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
@@ -88,9 +88,9 @@ def assemble(
     folder: of the run, if files of it are to be written.
     """
     bench = setup.build(recipe, classes, ranks)
-    parts = train.assemble(recipe, bench, loader, loader)
+    parts = training_run.assemble(recipe, bench, loader, loader)
     bench.model.train()
-    return Assembly(recipe, parts, Trainer(parts, train.settings(recipe, {}), RunDir(folder), []))
+    return Assembly(recipe, parts, Trainer(parts, training_run.settings(recipe, {}), RunDir(folder), []))
 
 
 def moment(assembly: Assembly, epoch: int, index: int = 0) -> Moment:

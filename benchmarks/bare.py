@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.data.batches import Loader
-from acdc_cli.models import catalog as models
+from acdc_cli.models import build as models
 from acdc_cli.recipe.schema import Recipe, SGDBlock
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.models.blurpool import apply_blurpool
 from benchmarks.measure import alternate, compare, cpus, timed
 
@@ -45,7 +45,7 @@ def blurred_bytes(batch: int, side: int, form: str, element: int = 2) -> int:
     backward they cost nothing beside the batch norm and ReLU that they are fused with; those of the shortcuts do not.
     """
     with torch.device("meta"):
-        model = catalog.find("resnet50")(num_classes=1000).eval()
+        model = build.find("resnet50")(num_classes=1000).eval()
         names = apply_blurpool(model)
         moved: list[int] = []
         for name in names:
@@ -74,7 +74,7 @@ def _bottleneck(form: str, batch: int, side: int, compiled: bool) -> tuple[Calla
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    block = catalog.find("resnet50")(num_classes=10).get_submodule("layer2.0")
+    block = build.find("resnet50")(num_classes=10).get_submodule("layer2.0")
     apply_blurpool(block, "shifts" if form == "shifts" else "convolution")
     if form == "whole":
         shortcut = block.get_submodule("downsample.0")

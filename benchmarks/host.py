@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from acdc_cli.models import catalog as models
+from acdc_cli.models import build as models
 from acdc_cli.recipe.load import load
 from benchmarks.assemble import Resident, assemble, moment
 from benchmarks.bare import BareLoop

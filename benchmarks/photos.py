@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from acdc_cli.data import catalog
+from acdc_cli.data import datasets
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.write import Source, write
+from acdc_cli.data.write_beton import Source, write
 from benchmarks.skipped import SkippedError
 
 HOME = Path("data/benchmarks")
@@ -61,7 +61,11 @@ def prepare(count: int) -> Photos:
             drawn = _draw_all(count, list(sources.values()), Path(scratch))
             source = Source("photos", "train", drawn, _labels(count), CLASSES, fingerprint, Path(scratch))
             write(
-                source, folder / "train.beton", catalog.known_set("imagenet").train, workers=_workers(count), force=True
+                source,
+                folder / "train.beton",
+                datasets.known_set("imagenet").train,
+                workers=_workers(count),
+                force=True,
             )
         _unpack(BetonFile(folder / "train.beton"), folder / "jpegs")
         _write_copies(folder, "val", folder / "jpegs", _VALIDATION, min(_VALIDATION, count))
@@ -147,7 +151,7 @@ def _write_copies(folder: Path, split: str, jpegs: Path, count: int, distinct: i
     names = [_name(index % distinct) for index in range(count)]
     labels = _labels(distinct)[np.arange(count) % distinct]
     source = Source("photos", split, names, labels, CLASSES, fingerprint, jpegs)
-    write(source, destination, catalog.ORIGINAL, workers=_workers(count), force=True)
+    write(source, destination, datasets.ORIGINAL, workers=_workers(count), force=True)
 
 
 def _name(index: int) -> str:

@@ -148,7 +148,7 @@ def main() -> int:
 
 def _train_all(runs: Sequence[Run], workers: int) -> None:
     """Those that are not finished, `workers` at a time."""
-    from acdc_cli.jobs.data import write_demo
+    from acdc_cli.data.inventory import write_demo
 
     write_demo()
     missing = [run for run in runs if not RunDir(run.folder).finished]
@@ -172,7 +172,7 @@ def _quiet() -> None:
 
 
 def _train(run: Run) -> None:
-    from acdc_cli.jobs.train import train
+    from acdc_cli.jobs.training_run import train
 
     train(run.recipe, run.overrides, run.folder, resume=RunDir(run.folder).resolved.exists())
 

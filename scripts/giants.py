@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acdc_cli.jobs.train import train
+from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
 from scripts.compare import EPOCHS, SEEDS, Run
 

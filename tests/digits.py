@@ -10,7 +10,7 @@ def image_folders(home: Path) -> Path:
     from PIL import Image
 
     from acdc_cli.data.beton import BetonFile
-    from acdc_cli.jobs.data import WriteOptions, write_set
+    from acdc_cli.data.inventory import WriteOptions, write_set
 
     write_set("demo", WriteOptions(out=home / "demo", workers=1))
     for split, count in (("train", 200), ("val", 100)):

@@ -17,8 +17,7 @@ import numpy as np
 
 from acdc_cli import console
 from acdc_cli.analysis import curves
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.outputs import (
     Agreement,
@@ -30,6 +29,7 @@ from acdc_cli.analysis.base.outputs import (
     same_images,
 )
 from acdc_cli.analysis.base.subject import Loaded, Subject, records_of, run_of
+from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
@@ -176,7 +176,7 @@ def draw_differences(first: str, found: Mapping[str, Sequence[Difference]], name
     """A map for each B, by its name; names: of the classes."""
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure = figures.new(0.5 + 4.7 * columns, 4 * rows)
+    figure = plotting.new(0.5 + 4.7 * columns, 4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     most = max((count for differences in found.values() for _, _, count in differences), default=1)
     for panel, (name, differences) in zip(panels, found.items(), strict=False):
@@ -211,12 +211,12 @@ def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], m
 
 def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) -> Figure:
     """epochs: of `along`."""
-    figure = figures.new(7, 5)
+    figure = plotting.new(7, 5)
     agreement, entropy = panels = figure.subplots(2, sharex=True)
     for panel in panels:
         curves.shade(panel, records, named=panel is agreement)
         panel.grid(axis="y", alpha=0.3)
-    looks = figures.looks()
+    looks = plotting.looks()
     trained = [row["epoch"] + 1 for row in epochs]
     agreement.plot(trained, [100 * row["agreement"] for row in epochs], **next(looks))
     for key, label in (("cross_entropy_ab", "H(sparse, dense)"), ("cross_entropy_ba", "H(dense, sparse)")):

@@ -13,11 +13,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.outputs import Split, top_class
 from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
+from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -197,10 +197,10 @@ def difference(sparse: Calibration, dense: Calibration) -> dict[str, float]:
 
 def draw(models: Mapping[str, Calibration]) -> Figure:
     """The reliability diagram, over the number of images in each bin."""
-    figure = figures.new(5.5, 6)
+    figure = plotting.new(5.5, 6)
     reliability, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     reliability.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="perfectly calibrated")
-    for (name, model), look in zip(models.items(), figures.looks(), strict=False):
+    for (name, model), look in zip(models.items(), plotting.looks(), strict=False):
         filled = [each for each in model.bins if each.count]
         points = [[100 * each.confidence for each in filled], [100 * each.accuracy for each in filled]]
         reliability.plot(*points, label=f"{name}: ECE {model.ece:.2%}", **look)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from acdc_cli import console
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.base.subject import Subject
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import Layer, layer_name
@@ -146,9 +146,9 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
     names = list(dict.fromkeys(name for layers in models.values() for name in layers))
     places = {name: number for number, name in enumerate(names)}
     has_inputs = any(each.inputs is not None for layers in models.values() for each in layers.values())
-    figure = figures.new(min(max(7, 0.16 * len(names)), 20), 6 if has_inputs else 4)
+    figure = plotting.new(min(max(7, 0.16 * len(names)), 20), 6 if has_inputs else 4)
     panels = figure.subplots(1 + has_inputs, sharex=True, squeeze=False)[:, 0]
-    for (name, layers), looks in zip(models.items(), figures.looks(), strict=False):
+    for (name, layers), looks in zip(models.items(), plotting.looks(), strict=False):
         at = [places[layer] for layer in layers]
         panels[0].plot(at, [_percent(each.zero_outputs, each.outputs) for each in layers.values()], label=name, **looks)
         if has_inputs:
@@ -163,9 +163,9 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
 
 def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
     """Zero output channels of all pruned layers, at each mask that was kept."""
-    figure = figures.new(7, 4.5)
+    figure = plotting.new(7, 4.5)
     panel = figure.subplots()
-    for (name, each), looks in zip(runs.items(), figures.looks(), strict=False):
+    for (name, each), looks in zip(runs.items(), plotting.looks(), strict=False):
         sums = [together(then.layers.values()) for then in each]
         shares = [_percent(one.zero_outputs, one.outputs) for one in sums]
         panel.plot([then.epoch + 1 for then in each], shares, label=name, **looks)

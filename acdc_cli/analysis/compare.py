@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.paired import Paired, paired
 from acdc_cli.analysis.base.subject import Subject, run_of
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load
@@ -318,7 +318,7 @@ def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
 
 def draw(groups: Sequence[Group]) -> Figure:
     """Each run's top-1 and entropy, hollow while it goes on; over seeds their mean and standard deviation."""
-    figure = figures.new(8, 1.4 + 0.32 * len(groups))
+    figure = plotting.new(8, 1.4 + 0.32 * len(groups))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, scale, label in zip(
         panels, ("top1", "entropy"), (100, 1), ("top-1 (%)", "validation entropy (nats)"), strict=True
@@ -330,7 +330,7 @@ def draw(groups: Sequence[Group]) -> Figure:
                     panel.plot([scale * value], [row + 0.18], "o", color="0.35", markersize=4, fillstyle=fill)
             mean, std = group.spread(key)
             if mean is not None and std is not None:
-                look = {"color": figures.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
+                look = {"color": plotting.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
                 panel.errorbar([scale * mean], [row - 0.12], xerr=[scale * std], **look)
         panel.set(xlabel=label)
         panel.grid(axis="x", alpha=0.3)

@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from acdc_cli import console
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.outputs import top_class
 from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
 from acdc_cli.data.imagenet_c import Folders, MadeAnew
@@ -274,9 +274,9 @@ def draw(scores: Mapping[str, Scores]) -> Figure:
     """Top-1 by corruption, of models by their names; the mean over severities, where there are several."""
     corruptions = list(next(iter(scores.values())).under)
     row_height = max(0.22, 0.07 * len(scores))
-    figure = figures.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
+    figure = plotting.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
     panel = figure.subplots()
-    for number, ((name, score), look) in enumerate(zip(scores.items(), figures.looks(), strict=False)):
+    for number, ((name, score), look) in enumerate(zip(scores.items(), plotting.looks(), strict=False)):
         top1 = [100 * share for share in (score.clean, *(score.top1(each) for each in corruptions))]
         # below one another, so that equal ones are all seen
         rows = [row + 0.6 * ((number + 0.5) / len(scores) - 0.5) for row in range(len(top1))]

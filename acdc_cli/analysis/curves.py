@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, groupby
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def phases(records: Records) -> list[tuple[str, int, int]]:
 
 def draw(runs: Mapping[str, Records]) -> Figure:
     """What was measured at the end of each epoch, of runs by their names."""
-    figure = figures.new(7, 6.5)
+    figure = plotting.new(7, 6.5)
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     for panel in panels:
         shade(panel, next(iter(runs.values())), named=panel is sparsity)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.analysis.curves import phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -88,12 +88,12 @@ def draw(runs: Mapping[str, Records]) -> Figure:
 
     Faint lines join the dense phases of a run.
     """
-    figure = figures.new(7, 4.5)
+    figure = plotting.new(7, 4.5)
     panel = figure.subplots()
     if len({tuple(phases(records)) for records in runs.values()}) == 1:
         shade(panel, next(iter(runs.values())), named=True)
     highest = 0.0
-    for (label, records), looks in zip(runs.items(), figures.looks(), strict=False):
+    for (label, records), looks in zip(runs.items(), plotting.looks(), strict=False):
         epochs = [record["epoch"] + 1 for record in records]
         shares = [100 * record["sparsity"] if record["phase"] == "dense" else math.nan for record in records]
         dense = [(epoch, share) for epoch, share in zip(epochs, shares, strict=True) if not math.isnan(share)]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from acdc_cli import console
-from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.batch_norm import tracking
-from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.path import State, barrier, estimate, walk
 from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -38,8 +38,8 @@ _SHOWN = ("val_crop", "val_resize", "mean", "std")
 _MODEL = ("name", "blurpool", "options")
 _IMAGES = {"train": "training images", "val": "validation images"}
 _LOOKS: dict[str, dict[str, Any]] = {
-    "interpolated": {"color": figures.COLOURS[1], "linestyle": "--", "marker": "s", "markersize": 4},
-    "re-estimated": {"color": figures.COLOURS[0], "linestyle": "-", "marker": "*", "markersize": 9},
+    "interpolated": {"color": plotting.COLOURS[1], "linestyle": "--", "marker": "s", "markersize": 4},
+    "re-estimated": {"color": plotting.COLOURS[0], "linestyle": "-", "marker": "*", "markersize": 9},
 }
 _SHORT = 18
 """Characters of a name that can be written at a slant."""
@@ -204,7 +204,7 @@ def _summary(barriers: Rows) -> Table:
 def draw(names: Sequence[str], rows: Rows) -> Figure:
     """Loss and top-1 along the path; vertical lines and markers where its models lie, one column for each split."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
-    figure = figures.new(1 + 3.6 * len(splits), 6)
+    figure = plotting.new(1 + 3.6 * len(splits), 6)
     panels = figure.subplots(2, len(splits), sharex=True, sharey="row", squeeze=False)
     for split, (loss, accuracy) in zip(splits, panels.T, strict=True):
         _draw(loss, rows, split, "loss")

@@ -22,8 +22,7 @@ import torch
 from pydantic import PositiveInt
 
 from acdc_cli import console
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.mask_history import (
     History,
@@ -38,6 +37,7 @@ from acdc_cli.analysis.base.mask_history import (
 )
 from acdc_cli.analysis.base.mask_history import overlap as overlap
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.analysis.curves import phases
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block, Recipe
@@ -104,9 +104,9 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
 
 def draw_overlaps(series: Sequence[_Series]) -> Figure:
     """IoU over epochs, or over files; the rules' curves are those of the first run."""
-    figure = figures.new(7, 5)
+    figure = plotting.new(7, 5)
     panel = figure.subplots()
-    for each, looks in zip(series, figures.looks(), strict=False):
+    for each, looks in zip(series, plotting.looks(), strict=False):
         panel.plot(_places(each)[1:], each.history.ious, label=each.name, **looks)
     first = series[0]
     for rule, values in first.rules.items():
@@ -125,7 +125,7 @@ def draw_overlaps(series: Sequence[_Series]) -> Figure:
 def draw_densities(series: Sequence[_Series]) -> Figure:
     """A heat map of each: layers downwards, masks to the right."""
     most = max(len(each.history.layers) for each in series)
-    figure = figures.new(7, len(series) * (1.8 + 0.15 * most))
+    figure = plotting.new(7, len(series) * (1.8 + 0.15 * most))
     for panel, each in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
         found, masks = each.history, len(each.labels)
         shares = [[100 * count / found.layers[name].weights for count in row] for name, row in found.living.items()]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli.analysis.base import figures
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.analysis.curves import Records, phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -101,11 +101,11 @@ def phase_ends(epochs: Sequence[Shares]) -> list[Shares]:
 
 def draw(runs: Mapping[str, Sequence[Shares]], shaded: Records) -> Figure:
     """Both shares over epochs, of runs by their names. shaded: the records whose sparse phases are greyed."""
-    figure = figures.new(7, 6)
+    figure = plotting.new(7, 6)
     true, given = panels = figure.subplots(2, sharex=True)
     for panel in panels:
         shade(panel, shaded, named=panel is true)
-    for (name, epochs), look in zip(runs.items(), figures.looks(), strict=False):
+    for (name, epochs), look in zip(runs.items(), plotting.looks(), strict=False):
         trained = [at.epoch + 1 for at in epochs]
         look["markevery"] = -(-len(epochs) // _MARKERS)
         true.plot(trained, [100 * at.corrupted_true for at in epochs], label=name, **look)

@@ -14,14 +14,14 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from acdc_cli import console
 from acdc_cli.analysis import curves
-from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.batch_norm import batch_statistics
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.hessian import hessian_times, measured_entries
 from acdc_cli.analysis.base.spectrum import Eigenvalue, generator, hutchinson, largest_eigenvalue
 from acdc_cli.analysis.base.subject import Loaded, Subject, run_of
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
@@ -218,9 +218,9 @@ def _iterations(found: Mapping[str, Sharpness]) -> Table:
 
 def draw(found: Mapping[str, Sharpness]) -> Figure:
     """Left the eigenvalue of each model, right how the iteration came to it, in the same colour and marker."""
-    figure = figures.new(8.5, 3 + 0.25 * len(found))
+    figure = plotting.new(8.5, 3 + 0.25 * len(found))
     values, iterations = figure.subplots(1, 2)
-    for row, (each, look) in enumerate(zip(found.values(), figures.looks(), strict=False)):
+    for row, (each, look) in enumerate(zip(found.values(), plotting.looks(), strict=False)):
         values.plot(each.largest.value, row, **(look | {"linestyle": "", "markersize": 7}))
         iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, **look)
     values.set(xlabel=_UNIT, xlim=(min(0, *values.get_xlim()), None), ylim=(len(found) - 0.5, -0.5))
@@ -234,11 +234,11 @@ def draw(found: Mapping[str, Sharpness]) -> Figure:
 
 def _along(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Over the epochs of each run."""
-    figure = figures.new(7, 4)
+    figure = plotting.new(7, 4)
     panel = figure.subplots()
     if len(subjects) == 1:
         curves.shade(panel, run_of(subjects[0]).records(), named=True)
-    for subject, look in zip(subjects, figures.looks(), strict=False):
+    for subject, look in zip(subjects, plotting.looks(), strict=False):
         own = [row for row in rows if row["subject"] == subject.name]
         epochs = [row["epoch"] + 1 for row in own]
         values = [row["largest"]["value"] for row in own]

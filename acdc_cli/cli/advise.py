@@ -17,9 +17,9 @@ def advise(
 ) -> None:
     """Is a sparse model under-trained? Its training loss and entropy beside those of the best dense model."""
     from acdc_cli import console
-    from acdc_cli.jobs.advise import advise as job
-    from acdc_cli.jobs.advise import distance_rows, group_rows
-    from acdc_cli.studies.advise import RULE, named
+    from acdc_cli.studies.advice import RULE, named
+    from acdc_cli.studies.advise_study import advise as job
+    from acdc_cli.studies.advise_study import distance_rows, group_rows
 
     found = job(runs)
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.analysis.base import catalog
+from acdc_cli.analysis.base import analyses
 
 
 class Which(StrEnum):
@@ -17,7 +17,7 @@ class Which(StrEnum):
 
 
 Name = Annotated[
-    str | None, typer.Argument(help=f"{', '.join(catalog.names())}. None lists what they are.", show_default=False)
+    str | None, typer.Argument(help=f"{', '.join(analyses.names())}. None lists what they are.", show_default=False)
 ]
 Runs = Annotated[
     list[Path] | None,
@@ -60,14 +60,14 @@ def analyze(
     from acdc_cli import console
 
     if name is None:
-        console.table(("analysis", "what it is"), catalog.described().items())
+        console.table(("analysis", "what it is"), analyses.described().items())
         console.say("P1 is AC/DC, arXiv 2106.12379; P2 is AC/DC++, arXiv 2308.02060")
         console.say("next: acdc analyze NAME for its options, acdc analyze NAME RUN for its results")
         return
     if not runs:
         _options(name)
         return
-    from acdc_cli.jobs.analyze import analyze as job
+    from acdc_cli.jobs.analysis_run import analyze as job
     from acdc_cli.jobs.subjects import Asked
 
     found = job(name, runs, Asked(which.value if which else None, model, data), out, set_ or ())
@@ -82,7 +82,7 @@ def analyze(
 
 def _options(name: str) -> None:
     from acdc_cli import console
-    from acdc_cli.jobs.analyze import options_of
+    from acdc_cli.jobs.analysis_run import options_of
 
     options = options_of(name)
     console.say(f"acdc analyze {name} RUN… [--set KEY=VALUE]…")

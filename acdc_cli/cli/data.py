@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_(json: Json = False) -> None:
     """The data sets known by name, and which of them are written."""
     from acdc_cli import console
-    from acdc_cli.jobs.data import list_sets
+    from acdc_cli.data.inventory import list_sets
 
     sets = list_sets()
     if json:
@@ -64,7 +64,7 @@ def write(
     force: Annotated[bool, typer.Option("--force", help="Replace what is written already.")] = False,
 ) -> None:
     """Write a data set as .beton files, with manifests."""
-    from acdc_cli.jobs.data import WriteOptions, write_set
+    from acdc_cli.data.inventory import WriteOptions, write_set
 
     options = WriteOptions(source, out, quality, max_side, raw_share, original, skip_bad, workers, download, force)
     write_set(name, options)
@@ -73,6 +73,6 @@ def write(
 @app.command()
 def check(target: Annotated[str, typer.Argument(metavar="PATH|NAME", show_default=False)]) -> None:
     """Compare every byte of a written set with its manifest; exit code 2 when it is damaged."""
-    from acdc_cli.jobs.data import check as check_data
+    from acdc_cli.data.inventory import check as check_data
 
     check_data(target)

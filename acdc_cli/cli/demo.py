@@ -10,6 +10,6 @@ import typer
 
 def demo(out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo")) -> None:
     """Two minutes on two cores: train a small ResNet on real digits to 90 % sparsity, and look at it."""
-    from acdc_cli.jobs.demo import demo as job
+    from acdc_cli.jobs.demo_run import demo as job
 
     job(out)

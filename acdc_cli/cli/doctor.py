@@ -17,8 +17,8 @@ def doctor(
     from dataclasses import asdict
 
     from acdc_cli import console
+    from acdc_cli.doctor.diagnose import diagnose
     from acdc_cli.errors import RunError
-    from acdc_cli.jobs.doctor.diagnose import diagnose
 
     findings = diagnose(data, out)
     if json:

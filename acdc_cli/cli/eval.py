@@ -52,7 +52,7 @@ def evaluate(
 ) -> None:
     """Exact accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint."""
     from acdc_cli import console
-    from acdc_cli.jobs.evaluate import KEYS, LAYERS, Options, evaluate_checkpoint, layer_rows, rows
+    from acdc_cli.jobs.evaluation import KEYS, LAYERS, Options, evaluate_checkpoint, layer_rows, rows
 
     options = Options(
         which=which.value if which else None,

@@ -81,8 +81,8 @@ def plan(
         _print_tables(json)
         return
     from acdc_cli import console
-    from acdc_cli.jobs.plan import plan as job
     from acdc_cli.jobs.plan_tables import EPOCHS, LAYERS, TOTALS, epoch_rows, explained, layer_rows, total_rows
+    from acdc_cli.jobs.run_plan import plan as job
     from acdc_cli.recipe.load import load
 
     found = job(load(recipe, set_ or []), convention.value)

@@ -19,7 +19,7 @@ Override = Annotated[
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """The recipes and studies that come with acdc."""
     from acdc_cli import console
-    from acdc_cli.jobs.recipes import list_recipes
+    from acdc_cli.recipe.listing import list_recipes
 
     recipes = list_recipes()
     if json:
@@ -38,7 +38,7 @@ def show(
 ) -> None:
     """Print a recipe or a study as its file stands, or a recipe with every key resolved."""
     from acdc_cli import console
-    from acdc_cli.jobs.recipes import show as job
+    from acdc_cli.recipe.listing import show as job
 
     console.out(job(name, overrides or [], resolved).rstrip("\n"))
 
@@ -52,8 +52,8 @@ def copy(
 ) -> None:
     """Copy a recipe or a study to edit it; what it builds on stays with acdc."""
     from acdc_cli import console
-    from acdc_cli.jobs.recipes import copy as job
-    from acdc_cli.jobs.recipes import is_study
+    from acdc_cli.recipe.listing import copy as job
+    from acdc_cli.recipe.listing import is_study
 
     path = job(name, destination)
     console.say(f"copied to {path}; use it with: acdc {'sweep' if is_study(name) else 'train'} {path}")

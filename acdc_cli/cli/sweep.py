@@ -19,7 +19,8 @@ class Launcher(StrEnum):
 
 Study = Annotated[str, typer.Argument(help="A study file, or the name of one that comes with acdc.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Folder of the ledger and of the runs. Default: studies/<name>.", show_default=False)
+    Path | None,
+    typer.Option(help="Folder of the queue and of the runs. Default: studies/<name>.", show_default=False),
 ]
 Workers = Annotated[
     int | None,
@@ -83,14 +84,14 @@ def sweep(
     if dry_run:
         _plan(study, out, json)
         return
-    from acdc_cli.jobs import sweep as job
+    from acdc_cli.studies import run_study as job
 
     job.sweep(study, out, launcher.value, workers, slurm or (), retry_failed)
 
 
 def _plan(study: str, out: Path | None, as_json: bool) -> None:
     from acdc_cli import console
-    from acdc_cli.jobs.sweep_plan import run_columns, run_rows, sweep_plan, total_columns, total_rows
+    from acdc_cli.studies.study_plan import run_columns, run_rows, sweep_plan, total_columns, total_rows
 
     found = sweep_plan(study, out)
     if as_json:

@@ -53,10 +53,10 @@ def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = No
         raise typer.BadParameter(f"'{resume}': it stands alone, or before auto", param_hint="--resume")
     how: bool | Literal["auto"] = "auto" if resume == "auto" else resume == "yes"
     if gpus is None:
-        from acdc_cli.jobs.train import train as job
+        from acdc_cli.jobs.training_run import train as job
 
         job(recipe, set_ or [], out, how)
     else:
-        from acdc_cli.jobs.launch import launch
+        from acdc_cli.jobs.spawn_ranks import launch
 
         raise typer.Exit(launch(gpus, recipe, set_ or [], out, how))

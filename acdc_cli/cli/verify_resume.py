@@ -26,7 +26,7 @@ def verify_resume(
 ) -> None:
     """Prove that a recipe's run survives: kill it at random, go on, compare it with one that was left alone."""
     from acdc_cli import console
-    from acdc_cli.jobs.verify_resume import verify_resume as job
+    from acdc_cli.jobs.resume_check import verify_resume as job
 
     verdict = job(recipe, set_ or [], kills, seed, keep, gpus)
     if json:

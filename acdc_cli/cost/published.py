@@ -15,10 +15,10 @@ import torch
 
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.ledger import Flops, Kept, nominal, training_flops
-from acdc_cli.models import catalog as models
+from acdc_cli.cost.training_cost import Flops, Kept, nominal, training_flops
+from acdc_cli.models import build as models
 from acdc_cli.recipe.schema import Distribution
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods import acdc
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.selection import Selector

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc_cli.data import catalog, loaders
+from acdc_cli.data import datasets, loaders
 from acdc_cli.data.augment import CENTRED, Crop
 from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.image_corruption import Corrupter, Corruption, Make
 from acdc_cli.data.torch import FolderImages, TorchLoader
-from acdc_cli.data.write import Source
+from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
 
@@ -113,7 +113,7 @@ def pictures(root: Path, corruption: Corruption, severity: int, class_names: Seq
 
     Raises DataError where a class's folder is missing or empty.
     """
-    found = catalog.folder_source("imagenet-c", str(severity), root / corruption)
+    found = datasets.folder_source("imagenet-c", str(severity), root / corruption)
     if missing := [name for name in class_names if name not in found.class_names]:
         raise DataError(
             f"{root / corruption / str(severity)} has no folder for {len(missing)} of the {len(class_names)} classes: "

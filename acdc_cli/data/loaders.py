@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from acdc_cli import console
-from acdc_cli.data import augment, catalog, corruption, resident
+from acdc_cli.data import augment, corrupted_labels, datasets, resident
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.corruption import Corruption
+from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.recipe.suggest import did_you_mean
-from acdc_cli.schedule import curves
+from acdc_cli.schedule import courses
 
 if TYPE_CHECKING:
     from acdc_cli.data.ffcv import FFCVLoader
@@ -65,9 +65,9 @@ class _Split:
 def open_set(block: DataBlock) -> DataSet:
     """Raises DataError when neither split is there, or one is damaged."""
     root = _root(block)
-    splits = {split: _describe(root, split) for split in catalog.SPLITS if _lies_at(root, split) is not None}
+    splits = {split: _describe(root, split) for split in datasets.SPLITS if _lies_at(root, split) is not None}
     if not splits:
-        raise DataError(_missing(block, " and ".join(catalog.SPLITS)))
+        raise DataError(_missing(block, " and ".join(datasets.SPLITS)))
     class_names = next(iter(splits.values())).class_names
     for found in splits.values():
         if found.class_names != class_names:
@@ -92,7 +92,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a set that is not there and whose size its name does not tell, and for labels that cannot be
     corrupted.
     """
-    known = catalog.SETS.get(block.name)
+    known = datasets.SETS.get(block.name)
     if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
         classes, images, found = known.classes, known.train_images, False
     else:
@@ -100,7 +100,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
         classes, images, found = data.classes, data.train, True
     used = min(images, block.images or images)
     if block.corrupt_labels:
-        corruption.check(block.corrupt_labels.count, used, classes)
+        corrupted_labels.check(block.corrupt_labels.count, used, classes)
     return classes, used, found
 
 
@@ -110,7 +110,7 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device,
     wrong = corrupted(block)
     plan = Plan(
         batch_size=block.batch_size,
-        size=partial(curves.resolution, block.resolution, epochs=epochs),
+        size=partial(courses.resolution, block.resolution, epochs=epochs),
         crop=Crop(_CROPS[block.augment], *block.crop_scale, *block.crop_ratio, padding=block.padding),
         flip=block.flip,
         seed=seed,
@@ -156,7 +156,7 @@ def val_loader(
     return _loader(block, split, plan, device)
 
 
-def corrupted(block: DataBlock) -> Corruption | None:
+def corrupted(block: DataBlock) -> CorruptedLabels | None:
     """The training samples whose labels the recipe makes wrong; None where it leaves them alone.
 
     Raises DataError where it cannot be done.
@@ -166,15 +166,17 @@ def corrupted(block: DataBlock) -> Corruption | None:
     place = _place(block, "train")
     labels: NDArray[np.int64]
     if place.is_dir():
-        source = catalog.folder_source(block.name, "train", place.parent)
+        source = datasets.folder_source(block.name, "train", place.parent)
         labels, classes = source.labels, len(source.class_names)
     else:
         labels, classes = BetonFile(place).labels, len(manifests.read(place).class_names)
     used = spread(min(len(labels), block.images or len(labels)), len(labels))
-    return corruption.corrupt(labels, used, classes, asked.count, asked.seed)
+    return corrupted_labels.corrupt(labels, used, classes, asked.count, asked.seed)
 
 
-def corrupted_loader(block: DataBlock, wrong: Corruption, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+def corrupted_loader(
+    block: DataBlock, wrong: CorruptedLabels, device: torch.device, shard: Shard = UNDIVIDED
+) -> Loader:
     """The corrupted training samples as validation would show them, each once; labels are their numbers in `wrong`."""
     numbers = np.arange(len(wrong.indices))
     plan = replace(_val_plan(block, shard), only=wrong.indices, relabelled=(wrong.indices, numbers))
@@ -208,7 +210,7 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device, epoc
 
     images: Images
     if file is None:
-        images = FolderImages(catalog.folder_source(block.name, split, place.parent))
+        images = FolderImages(datasets.folder_source(block.name, split, place.parent))
     else:
         images = BetonImages(file)
         if is_small(file):
@@ -269,7 +271,7 @@ def _describe(root: Path, split: str) -> _Split:
     place = _lies_at(root, split)
     assert place is not None
     if place.is_dir():
-        source = catalog.folder_source(root.name, split, root)
+        source = datasets.folder_source(root.name, split, root)
         return _Split(len(source.images), source.class_names, source.fingerprint)
     manifest = manifests.check_quick(place)
     return _Split(manifest.samples, manifest.class_names, manifest.content_hash)
@@ -281,7 +283,7 @@ def _missing(block: DataBlock, what: str) -> str:
         return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
     if os.path.isdir(root) and not _may_read(root):
         return f"the data set {block.name}: you may not read {root}; ask its owner for it, or --set data.path=FOLDER"
-    near = "" if block.path or block.name in catalog.SETS else did_you_mean(block.name, catalog.SETS)
+    near = "" if block.path or block.name in datasets.SETS else did_you_mean(block.name, datasets.SETS)
     return (
         f"the data set {block.name} has no {what}: in {root} lies neither a .beton file of that name nor a folder of "
         f"images{near or '.'} Write it: {_write_command(block)}. Or say where it lies: --set data.path=FOLDER"
@@ -299,6 +301,6 @@ def _may_read(folder: Path) -> bool:
 def _write_command(block: DataBlock) -> str:
     if block.name == "demo" and block.path is None:
         return "`acdc data write demo`"
-    name = block.name if block.name in catalog.SETS else "folder"
+    name = block.name if block.name in datasets.SETS else "folder"
     source = "" if name == "demo" else f" --source /path/to/{block.name}"
     return f"`acdc data write {name}{source} --out {_root(block)}`"

@@ -46,7 +46,7 @@ class Manifest:
     classes: PositiveInt
     class_names: tuple[str, ...]
     settings: dict[str, Any]
-    """How images were stored: `acdc_cli.data.write.Settings`."""
+    """How images were stored: `acdc_cli.data.write_beton.Settings`."""
     source: str
     """Fingerprint of what the images were read from."""
     bytes: int

@@ -23,7 +23,7 @@ from acdc_cli.data.augment import CENTRED, Augmentation, crop_box, is_flipped, n
 from acdc_cli.data.batches import Batch, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.resident import SMALL
-from acdc_cli.data.write import Source
+from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
 _LOST = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)

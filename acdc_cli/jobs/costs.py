@@ -8,7 +8,7 @@ from typing import Any
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.ledger import Flops, Kept, Measured, forward_kept, nominal
+from acdc_cli.cost.training_cost import Flops, Kept, Measured, forward_kept, nominal
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.schema import Recipe

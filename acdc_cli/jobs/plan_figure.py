@@ -6,7 +6,7 @@ from pathlib import Path
 
 from acdc_cli.analysis.curves import shade, steps
 from acdc_cli.errors import RunError
-from acdc_cli.jobs.plan import Plan
+from acdc_cli.jobs.run_plan import Plan
 
 
 def draw(plan: Plan, file: Path) -> None:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from acdc_cli.cost.conventions import NAMES
-from acdc_cli.jobs.plan import Plan, PlannedEpoch
+from acdc_cli.jobs.run_plan import Plan, PlannedEpoch
 
 EPOCHS = ("epochs", "phase", "zeros", "all", "lr", "to", "px", "fwd", "train", "cost")
 LAYERS = ("layer", "shape", "weights", "density", "kept dense by")

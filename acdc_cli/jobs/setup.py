@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import ModelError, RecipeError, RunError
-from acdc_cli.models import catalog as models
+from acdc_cli.models import build as models
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
-from acdc_cli.schedule import curves
+from acdc_cli.schedule import courses
 from acdc_cli.sparsity import catalog as methods
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
-from acdc_cli.tasks import catalog as tasks
+from acdc_cli.tasks import registry as tasks
 from acdc_cli.tasks.task import Task
 from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.device_errors import mendable
@@ -148,7 +148,7 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
 def resolutions(recipe: Recipe) -> list[int]:
     """Side of the training crops in each epoch, in pixels."""
     clocks = (recipe.sparsity.clock(epoch, recipe.epochs) for epoch in range(recipe.epochs))
-    return [curves.resolution(recipe.data.resolution, int(elapsed), epochs) for elapsed, epochs in clocks]
+    return [courses.resolution(recipe.data.resolution, int(elapsed), epochs) for elapsed, epochs in clocks]
 
 
 def without_start(recipe: Recipe) -> Recipe:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 
 
 class LatentWeights:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.sparsity.masks import count_zeros
+from acdc_cli.sparsity.masked import count_zeros
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

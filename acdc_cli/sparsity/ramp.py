@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import PositiveInt
 
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
-from acdc_cli.schedule.curves import cubic
+from acdc_cli.schedule.courses import cubic
 from acdc_cli.schedule.time import Phase, PhasePlan
 from acdc_cli.sparsity.targeted import Targeted
 

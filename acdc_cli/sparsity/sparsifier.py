@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from acdc_cli.recipe.schema import SparsityBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 
 ConfigT = TypeVar("ConfigT", bound=SparsityBlock)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from acdc_cli.recipe.schema import TargetBlock
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 

@@ -12,7 +12,7 @@ from pydantic import PositiveInt, model_validator
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import Epochs, epochs_of
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.random_start import RandomStart, RandomStartBlock
 
 

@@ -8,7 +8,7 @@ from math import sqrt
 from statistics import fmean, variance
 
 from acdc_cli.studies.grid import Cell, key_of, override
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies.run_queue import Row, RunQueue
 
 Series = tuple[tuple[str, object], ...]
 """What cells have in common that differ in their length and their seed only."""
@@ -99,27 +99,27 @@ def _order(found: Series) -> list[str]:
 
 
 class Lengthening:
-    """Adds to a ledger the runs that follow from those that are done, as long as they fit the budget."""
+    """Adds to a queue the runs that follow from those that are done, as long as they fit the budget."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        queue: RunQueue,
         limits: Mapping[str, float],
         accuracy: Callable[[Row], float | None],
         cost: Callable[[Cell], Mapping[str, float]],
         misfit: Callable[[Cell], str | None],
     ) -> None:
         """accuracy: of a run that is done. cost: with a value for each of the limits. misfit: why it cannot be run."""
-        self._ledger, self._limits = ledger, limits
+        self._queue, self._limits = queue, limits
         self._accuracy, self._cost, self._misfit = accuracy, cost, misfit
         self._told: set[str] = set()
 
     def __call__(self) -> list[str]:
         """Says what it has added, and, once, what it has not."""
         said: list[str] = []
-        # once for nothing, so that what takes long is known before the ledger is held
-        self._wanted(self._ledger.rows(), [])
-        added = self._ledger.grow(lambda rows: self._wanted(rows, said))
+        # once for nothing, so that what takes long is known before the queue is held
+        self._wanted(self._queue.rows(), [])
+        added = self._queue.grow(lambda rows: self._wanted(rows, said))
         new = [f"{key} is added: accuracy still rises with the length" for key in added]
         unsaid = [text for text in said if text not in self._told]
         self._told |= set(unsaid)

@@ -13,7 +13,7 @@ from acdc_cli.errors import RunError
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.ledger import Ledger
+from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import load_study
 
 Value = str | int | float
@@ -111,10 +111,10 @@ def is_study(folder: Path) -> bool:
 
 
 def of_study(folder: Path) -> list[Run]:
-    """Every run that the study's ledger knows, in its order. Raises RunError where there is no ledger."""
+    """Every run that the study's queue knows, in its order. Raises RunError where there is no queue."""
     if not is_study(folder):
         raise RunError(f"{folder} is no study directory: it has no ledger.sqlite; give one that `acdc sweep` made")
-    rows = Ledger(folder / "ledger.sqlite").rows()
+    rows = RunQueue(folder / "ledger.sqlite").rows()
     runs = [_read(row.key, row.cell.axes, row.directory, row.state, row.error) for row in rows]
     begun = next((run.recipe for run in runs if run.recipe), None)
     if begun is None:
@@ -145,7 +145,7 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
     records = directory.records()
     summary = _summary(directory) if directory.finished else None
     if summary is not None:
-        # the ledger hears of it a moment later
+        # the queue hears of it a moment later
         state, error = "done", None
         if not records:
             raise RunError(f"{path} has ended, and its {directory.metrics.name} is empty or gone; put a copy there")

@@ -21,7 +21,7 @@ from rich.text import Text
 from acdc_cli import console
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.ledger import Row
+from acdc_cli.studies.run_queue import Row
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Settings:
 
 
 class Ledger(Protocol):
-    """Counts what the training takes: `cost.ledger.Measured`."""
+    """Counts what the training takes: `cost.training_cost.Measured`."""
 
     total: int
     """FLOPs so far."""

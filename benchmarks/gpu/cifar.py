@@ -21,8 +21,8 @@ from typing import Any
 
 from acdc_cli import console, files
 from acdc_cli.data import manifest as manifests
+from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.errors import DataError
-from acdc_cli.jobs.data import WriteOptions, write_set
 from acdc_cli.runs.run_dir import RunDir
 from benchmarks.gpu import grid
 from benchmarks.gpu.command import gpu_name

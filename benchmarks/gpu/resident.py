@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import AcdcError
-from acdc_cli.models import catalog as models
+from acdc_cli.models import build as models
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from benchmarks.assemble import CLASSES, Resident, assemble

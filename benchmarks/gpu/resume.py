@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.errors import AcdcError
-from acdc_cli.jobs.data import WriteOptions, write_set
 from acdc_cli.recipe.load import load
 from benchmarks.gpu import processes
 from benchmarks.gpu.trial import Trial

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.plan import plan
+from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule.curves import resolution
+from acdc_cli.schedule.courses import resolution
 from acdc_cli.studies.study import load_study
 from scripts.scale.parts import Machine, Model
 from scripts.scale.run import Failures, Outcome, Work, simulate

@@ -36,7 +36,7 @@ def other(few_digits: Path) -> Path:
 
 
 def _train(data: Path, seed: int) -> Path:
-    from acdc_cli.jobs.train import train
+    from acdc_cli.jobs.training_run import train
 
     home = data.parent
     recipe = home / "small.yaml"

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from acdc_cli.analysis import agreement
 from acdc_cli.analysis.agreement import draw_differences, partners
-from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.outputs import Pairs, class_names, compare, mcnemar, of_sums, same_images, sums, top_class
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects

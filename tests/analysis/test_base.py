@@ -14,10 +14,10 @@ import torch
 from command import Acdc
 from torch import Tensor
 
-from acdc_cli.analysis.base import catalog, figures
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
+from acdc_cli.analysis.base import analyses, plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.jobs.analyze import _rests_on
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.recipe.schema import Block, Recipe
 
@@ -93,8 +93,8 @@ def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
 
 def test_findings_become_files_without_nan(tmp_path: Path) -> None:
     table = Table(("name", "share"), [("a, b", 0.1), ("c", float("nan"))])
-    figure = figures.new(2, 2)
-    figure.subplots().plot([0, 1], **next(figures.looks()))
+    figure = plotting.new(2, 2)
+    figure.subplots().plot([0, 1], **next(plotting.looks()))
     findings = Findings({"share": [float("inf"), 0.5]}, table, {"": table, "more": table}, {"": figure})
     names = [path.name for path in findings.write(tmp_path / "new", "found", {"analysis": "x"})]
     assert names == ["found.json", "found.csv", "found-more.csv", "found.png", "found.svg"]
@@ -106,22 +106,22 @@ def test_findings_become_files_without_nan(tmp_path: Path) -> None:
 
 def test_the_same_figure_is_the_same_bytes() -> None:
     def drawn() -> tuple[bytes, str]:
-        figure = figures.new(2, 2)
-        figure.subplots().plot([0, 1 / 3], label="a", **next(figures.looks()))
-        return figures.png(figure), figures.svg(figure)
+        figure = plotting.new(2, 2)
+        figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.looks()))
+        return plotting.png(figure), plotting.svg(figure)
 
     assert drawn() == drawn()
 
 
 def test_looks_differ_without_colours() -> None:
-    drawn = [next(looks) for looks in [figures.looks()] for _ in range(6)]
+    drawn = [next(looks) for looks in [plotting.looks()] for _ in range(6)]
     assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", analyses.names())
 def test_every_analysis_keeps_its_contract(name: str) -> None:
-    _, options = catalog.find(name)
-    assert len(catalog.described()[name]) > 20
+    _, options = analyses.find(name)
+    assert len(analyses.described()[name]) > 20
     assert options() == options.model_validate({})
     assert not set(options.model_fields) & set(Recipe.model_fields), "`--set` could not tell them apart"
     for key, field in options.model_fields.items():
@@ -130,7 +130,7 @@ def test_every_analysis_keeps_its_contract(name: str) -> None:
 
 def test_analyses_are_listed_with_what_they_are(acdc: Acdc) -> None:
     listed = acdc("analyze").stdout
-    assert all(name in listed for name in catalog.names())
+    assert all(name in listed for name in analyses.names())
     assert "shaded" in listed
 
 

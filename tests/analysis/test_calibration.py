@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.analysis.calibration import Calibration, calibrate, difference, draw, measured, of_sums, sums
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError

@@ -17,8 +17,8 @@ from command import Acdc
 from numpy.typing import NDArray
 from PIL import Image
 
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.subject import Loaded
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
 from acdc_cli.analysis.corruptions import (
     Scores,
     correct,

@@ -11,7 +11,7 @@ import pytest
 from command import Acdc
 
 from acdc_cli.analysis import decompression
-from acdc_cli.analysis.base.desk import FORGETFUL
+from acdc_cli.analysis.base.workspace import FORGETFUL
 from acdc_cli.analysis.decompression import DensePhase, dense_phases, draw
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.load import load

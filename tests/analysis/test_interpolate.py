@@ -17,9 +17,9 @@ from hypothesis import given
 from torch import nn
 
 from acdc_cli.analysis.base.batch_norm import re_estimate
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.path import State, between
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
 from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
 from acdc_cli.jobs.setup import Bench
 from acdc_cli.training.evaluate import evaluate

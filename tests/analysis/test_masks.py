@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acdc_cli.analysis import masks as analysis
-from acdc_cli.analysis.base.desk import FORGETFUL
+from acdc_cli.analysis.base.workspace import FORGETFUL
 from acdc_cli.analysis.masks import Options, Weights, exchanged, history, iou, nested, nonzero, overlap, updates
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import Kept, RunDir

@@ -71,7 +71,7 @@ def test_the_figure_has_a_line_of_each_run_for_either_share() -> None:
 @pytest.fixture(scope="module")
 def memorising(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two little runs with 20 and 40 wrong labels: dense in epoch 0, sparse in 1, dense in 2, sparse in 3."""
-    from acdc_cli.jobs.train import train
+    from acdc_cli.jobs.training_run import train
 
     home = tmp_path_factory.mktemp("memorising")
     recipe = home / "small.yaml"

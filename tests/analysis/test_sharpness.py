@@ -19,8 +19,8 @@ from hypothesis import given
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from acdc_cli.analysis.base.desk import Desk
 from acdc_cli.analysis.base.evenly import Evenly
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.analysis.sharpness import (
     Options,
     Sharpness,

@@ -21,8 +21,8 @@ sparsity: {method: oneshot, target: 0.5, at: 1}
 
 @pytest.fixture(scope="session")
 def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from acdc_cli.jobs.data import WriteOptions, write_set
-    from acdc_cli.jobs.train import train
+    from acdc_cli.data.inventory import WriteOptions, write_set
+    from acdc_cli.jobs.training_run import train
 
     home = tmp_path_factory.mktemp("template")
     noise = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 3), np.uint8)

@@ -15,7 +15,7 @@ from bad_recipes import FILES, OVERRIDES
 from command import Acdc
 from corpus import Case
 
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.schema import DataBlock, Recipe, SGDBlock
 from acdc_cli.recipe.shape import either
@@ -27,7 +27,7 @@ PLACEHOLDERS = {
     "<keys of sgd>": ", ".join(SGDBlock.model_fields),
     "<keys of oneshot>": ", ".join(method_config("oneshot").model_fields),
     "<methods>": either(methods()),
-    "<our models>": ", ".join(catalog.names()),
+    "<our models>": ", ".join(build.names()),
 }
 """Lists that grow: each case says which it names, not what stands in it."""
 BOX = str.maketrans("╭╮╰╯─│", "      ")

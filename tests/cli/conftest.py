@@ -11,7 +11,7 @@ from digits import image_folders
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 training and 100 validation digits as .beton files, in `data/digits` of a folder."""
-    from acdc_cli.jobs.data import WriteOptions, write_set
+    from acdc_cli.data.inventory import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
     write_set("folder", WriteOptions(source=image_folders(home), out=home / "digits", workers=1))

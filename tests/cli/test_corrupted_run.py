@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from acdc_cli.data import loaders
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.jobs.train import train
-from acdc_cli.models import catalog as models
+from acdc_cli.jobs.training_run import train
+from acdc_cli.models import build as models
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint

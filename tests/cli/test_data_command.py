@@ -156,7 +156,7 @@ def test_check_of_nothing_exits_with_2_and_says_what_makes_it(in_tmp: Path, targ
 
 def test_listing_loads_neither_torch_nor_ffcv(in_tmp: Path) -> None:
     program = (
-        "import sys; from acdc_cli.jobs.data import list_sets; list_sets(); "
+        "import sys; from acdc_cli.data.inventory import list_sets; list_sets(); "
         "print({'torch', 'torchvision', 'ffcv'} & set(sys.modules))"
     )
     root = str(Path(__file__).parents[2])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import Acdc
 
-from acdc_cli.jobs import demo as job
+from acdc_cli.jobs import demo_run as job
 
 SHORT = (
     "epochs=4",

@@ -16,7 +16,7 @@ import torch
 from command import Acdc
 from processes import VIT
 
-from acdc_cli.jobs.train import train
+from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training.checkpoint import load_state
 

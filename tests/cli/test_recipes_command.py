@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from acdc_cli.cli.recipes import app
 from acdc_cli.errors import RecipeError
-from acdc_cli.jobs import recipes as jobs
+from acdc_cli.recipe import listing as jobs
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
 from acdc_cli.studies.study import load_study

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from acdc_cli.errors import DataError
-from acdc_cli.jobs.train import train
+from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training.checkpoint import load_masks, load_state
 from acdc_cli.training.trainer import Trainer

@@ -13,8 +13,8 @@ from command import Acdc
 from safetensors.torch import load_file, save_file
 
 from acdc_cli.errors import RunError
-from acdc_cli.jobs import verify_resume as job
-from acdc_cli.jobs.verify_resume import _of_values, differences
+from acdc_cli.jobs import resume_check as job
+from acdc_cli.jobs.resume_check import _of_values, differences
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 

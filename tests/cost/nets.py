@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from acdc_cli.cost.count import Operation
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.models.blurpool import apply_blurpool
 
 
 def on_meta(name: str, classes: int = 1000, blurpool: bool = False) -> nn.Module:
     with torch.device("meta"):
-        model = catalog.find(name)(num_classes=classes)
+        model = build.find(name)(num_classes=classes)
         if blurpool:
             apply_blurpool(model)
         return model

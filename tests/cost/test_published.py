@@ -7,8 +7,8 @@ from nets import on_meta
 
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.ledger import training_flops
 from acdc_cli.cost.published import Comparison, compare
+from acdc_cli.cost.training_cost import training_flops
 from acdc_cli.sparsity.distributions import kept_erk
 from acdc_cli.sparsity.prunable import layers, pruned
 

@@ -14,9 +14,9 @@ from PIL import Image
 from acdc_cli.data import loaders
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
-from acdc_cli.data.corruption import Corruption, corrupt
+from acdc_cli.data.corrupted_labels import CorruptedLabels, corrupt
 from acdc_cli.data.order import spread
-from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import CorruptLabelsBlock, DataBlock
 
@@ -126,7 +126,7 @@ def block(path: Path, count: int | None = 10, **values: Any) -> DataBlock:
     return DataBlock(**{"name": "tiny", "path": str(path), "corrupt_labels": wrong} | sizes | values)
 
 
-def wrong_labels(asked: DataBlock) -> Corruption:
+def wrong_labels(asked: DataBlock) -> CorruptedLabels:
     found = loaders.corrupted(asked)
     assert found is not None
     return found
@@ -247,7 +247,7 @@ def test_folders_and_worker_processes_give_the_same_wrong_labels(
     assert shown.tolist() == reds
 
 
-def _paths(root: Path, wrong: Corruption) -> list[Path]:
+def _paths(root: Path, wrong: CorruptedLabels) -> list[Path]:
     """Of the corrupted samples, in torchvision's order of the folder."""
     found = sorted(root.rglob("*.png"))
     return [found[index] for index in wrong.indices]

@@ -17,7 +17,7 @@ from acdc_cli.data import manifest
 from acdc_cli.data.augment import PADDED, RANDOM_RESIZED, WHOLE, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 
 CPU = torch.device("cpu")

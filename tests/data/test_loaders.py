@@ -14,7 +14,7 @@ from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader, Shard
 from acdc_cli.data.loaders import open_set
 from acdc_cli.data.resident import ResidentLoader
-from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock, ResolutionStep
 

@@ -10,7 +10,7 @@ import pytest
 from acdc_cli.data import beton, manifest
 from acdc_cli.data.beton import HEADER, METADATA, BetonFile, Sample, write_beton
 from acdc_cli.data.manifest import PAGE, BadImage, ContentHash, check_full, check_quick
-from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 
 SIDE = 600

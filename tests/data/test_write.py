@@ -16,10 +16,10 @@ from PIL import Image
 
 from acdc_cli import files
 from acdc_cli.data import manifest
-from acdc_cli.data import write as writing
+from acdc_cli.data import write_beton as writing
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.manifest import BadImage, check_full
-from acdc_cli.data.write import Encoded, Settings, Source, encode, encode_all, write
+from acdc_cli.data.write_beton import Encoded, Settings, Source, encode, encode_all, write
 from acdc_cli.errors import DataError
 
 RAW = Settings(raw_share=1.0)
@@ -400,7 +400,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 import numpy as np
-from acdc_cli.data.write import Settings, Source, write
+from acdc_cli.data.write_beton import Settings, Source, write
 
 if __name__ == "__main__":
     root, count = Path(sys.argv[1]), int(sys.argv[2])

@@ -22,7 +22,7 @@ from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import BetonImages, TorchLoader
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.train import assemble, settings
+from acdc_cli.jobs.training_run import assemble, settings
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.train import assemble, settings
+from acdc_cli.jobs.training_run import assemble, settings
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines

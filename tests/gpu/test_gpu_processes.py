@@ -12,8 +12,8 @@ import torch
 from gpu_device import DEVICE, NAME
 from torch import nn
 
+from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.data import WriteOptions, write_set
 from acdc_cli.runs.run_dir import RunDir
 
 pytestmark = gpu_device.marks

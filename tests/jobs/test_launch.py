@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acdc_cli.jobs import launch
+from acdc_cli.jobs import spawn_ranks
 
 LOST = {-9, 1}
 
@@ -46,8 +46,8 @@ Launched = Callable[..., tuple[int, Agents]]
 def launched(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     def run(*ends: set[int], saves: Sequence[bool] = (), asked: bool = False) -> tuple[int, Agents]:
         agents = Agents(in_tmp / "run" / "checkpoints" / "last.pt", ends, saves, asked)
-        monkeypatch.setattr(launch, "_Agent", agents)
-        code = launch.launch(2, "demo", ["device=cpu", "epochs=12"], in_tmp / "run", False)
+        monkeypatch.setattr(spawn_ranks, "_Agent", agents)
+        code = spawn_ranks.launch(2, "demo", ["device=cpu", "epochs=12"], in_tmp / "run", False)
         return code, agents
 
     return run

@@ -13,11 +13,11 @@ from torch import nn
 
 from acdc_cli.errors import DataError, ModelError, RecipeError, RunError
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.plan import Plan, plan
 from acdc_cli.jobs.plan_figure import draw
 from acdc_cli.jobs.plan_tables import _percent, epoch_rows, layer_rows
-from acdc_cli.jobs.train import settings
-from acdc_cli.models import catalog
+from acdc_cli.jobs.run_plan import Plan, plan
+from acdc_cli.jobs.training_run import settings
+from acdc_cli.models import build
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import ModelBlock
@@ -83,7 +83,7 @@ def test_dense_epochs_cost_three_forward_passes_and_sparse_ones_what_is_left_of_
 
 def test_the_totals_count_parameters_images_and_steps(in_tmp: Path) -> None:
     totals = planned("demo", *SHORT).totals
-    model = catalog.build(load("demo").model, 10)
+    model = build.build(load("demo").model, 10)
     params = sum(weight.numel() for weight in model.parameters())
     assert (totals.params, totals.nonzero) == (params, params - PRUNABLE + KEPT)
     assert (totals.steps, totals.images) == (6 * 62, 6 * 62 * 64)
@@ -118,7 +118,7 @@ def test_an_average_takes_memory_and_room_in_the_checkpoint_but_no_training(in_t
     assert averaged.totals == plain.totals
     assert averaged.epochs == plain.epochs
     assert (plain.memory.ema, averaged.memory.ema) == (0, averaged.memory.weights)
-    model = catalog.build(load("demo").model, 10)
+    model = build.build(load("demo").model, 10)
     tensors = len(model.state_dict())
     assert averaged.checkpoint - plain.checkpoint == averaged.memory.weights + 300 * tensors
 
@@ -243,13 +243,13 @@ def test_every_shipped_recipe_is_planned_without_doubt(in_tmp: Path, name: str) 
 
 def test_no_weight_is_ever_made_and_none_is_loaded(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[nn.Module] = []
-    build = catalog.build
+    construct = build.build
 
     def watched(block: ModelBlock, classes: int) -> nn.Module:
-        made.append(build(block, classes))
+        made.append(construct(block, classes))
         return made[-1]
 
-    monkeypatch.setattr(catalog, "build", watched)
+    monkeypatch.setattr(build, "build", watched)
     planned("resnet50_95", "sparsity.from_checkpoint=nowhere.pt")
     planned("resnet50_95", "model.weights=nowhere.pt")
     assert len(made) == 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.models.blurpool import apply_blurpool
 
 Blur = Literal["convolution", "shifts"]
@@ -63,18 +63,18 @@ SIZES = [(9, 8), (8, 8), (7, 1), (1, 1)]
 @pytest.mark.parametrize("name", ["torchvision:resnet50", "timm:resnet50"])
 def test_in_resnet50_exactly_the_six_strided_convolutions_after_the_stem_are_blurred(name: str) -> None:
     with torch.device("meta"):
-        model = catalog.find(name)(num_classes=10)
+        model = build.find(name)(num_classes=10)
     assert sorted(apply_blurpool(model)) == RESNET50_BLURRED
 
 
 def test_in_mobilenet_the_four_strided_depthwise_convolutions_are_blurred() -> None:
     with torch.device("meta"):
-        model = catalog.find("mobilenet_v1")(num_classes=10)
+        model = build.find("mobilenet_v1")(num_classes=10)
     assert apply_blurpool(model) == [f"blocks.{index}.depthwise" for index in (1, 3, 5, 11)]
 
 
 def test_names_and_parameters_stay_those_of_the_plain_model(blur: Blur) -> None:
-    model = catalog.find("resnet8")(num_classes=10)
+    model = build.find("resnet8")(num_classes=10)
     state, parameters, convs = list(model.state_dict()), dict(model.named_parameters()), dict(model.named_modules())
     changed = apply_blurpool(model, blur)
     assert changed == ["layer2.0.conv1", "layer3.0.conv1"]
@@ -143,7 +143,7 @@ def test_the_shifts_can_be_differentiated_twice() -> None:
 
 def test_only_unpadded_1x1_convolutions_give_their_stride_to_the_blur() -> None:
     with torch.device("meta"):
-        model = catalog.find("resnet50")(num_classes=10)
+        model = build.find("resnet50")(num_classes=10)
     apply_blurpool(model)
     strides = {name: model.get_submodule(name).stride for name in RESNET50_BLURRED}
     assert strides == {name: (1, 1) if "downsample" in name else (2, 2) for name in RESNET50_BLURRED}
@@ -160,7 +160,7 @@ def test_a_model_without_such_a_convolution_is_refused(conv: nn.Module) -> None:
 
 def test_a_copy_and_a_compiled_model_blur_too(blur: Blur) -> None:
     torch.manual_seed(0)
-    model = catalog.find("resnet8")(num_classes=10).eval()
+    model = build.find("resnet8")(num_classes=10).eval()
     x = torch.randn(2, 3, 16, 16)
     plain = model(x)
     apply_blurpool(model, blur)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 
 
 def build_without_storage(name: str, classes: int) -> nn.Module:
     with torch.device("meta"):
-        return catalog.find(name)(num_classes=classes)
+        return build.find(name)(num_classes=classes)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -97,7 +97,7 @@ def test_multiply_accumulates(name: str, side: int, expected: int) -> None:
     assert multiply_accumulates(build_without_storage(name, classes), side) == expected
 
 
-@pytest.mark.parametrize("name", catalog.names())
+@pytest.mark.parametrize("name", build.names())
 @pytest.mark.parametrize("side", [28, 33])
 def test_every_local_model_gives_one_logit_a_class_at_any_size(name: str, side: int) -> None:
     model = build_without_storage(name, 7)
@@ -107,7 +107,7 @@ def test_every_local_model_gives_one_logit_a_class_at_any_size(name: str, side: 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet_v1", "wideresnet22_2"])
 def test_activations_of_a_fresh_model_keep_their_scale(name: str) -> None:
     torch.manual_seed(0)
-    model = catalog.find(name)(num_classes=10)
+    model = build.find(name)(num_classes=10)
     logits = model(torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last))
     assert torch.isfinite(logits).all()
     assert 0.05 < logits.std().item() < 5
@@ -119,9 +119,7 @@ def test_imagenets_resnets_begin_as_torchvisions(name: str, zero_init_residual: 
     states = []
     for source in ("local", "torchvision"):
         torch.manual_seed(3)
-        states.append(
-            catalog.find(f"{source}:{name}")(num_classes=5, zero_init_residual=zero_init_residual).state_dict()
-        )
+        states.append(build.find(f"{source}:{name}")(num_classes=5, zero_init_residual=zero_init_residual).state_dict())
     ours, theirs = states
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -133,7 +131,7 @@ def test_imagenets_resnets_compute_what_torchvisions_do(name: str) -> None:
     found = []
     for source in ("local", "torchvision"):
         torch.manual_seed(3)
-        model = catalog.find(f"{source}:{name}")(num_classes=5)
+        model = build.find(f"{source}:{name}")(num_classes=5)
         logits = model(images)
         logits.square().sum().backward()
         gradients = [parameter.grad for parameter in model.parameters()]
@@ -143,12 +141,12 @@ def test_imagenets_resnets_compute_what_torchvisions_do(name: str) -> None:
 
 def test_convolutions_start_with_variance_two_over_fan_out() -> None:
     torch.manual_seed(0)
-    weight = catalog.find("resnet20")(num_classes=10).get_submodule("layer3.2.conv2").weight
+    weight = build.find("resnet20")(num_classes=10).get_submodule("layer3.2.conv2").weight
     assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
 
 
 def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None:
-    block = catalog.find("resnet8")(num_classes=10).get_submodule("layer2.0")
+    block = build.find("resnet8")(num_classes=10).get_submodule("layer2.0")
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
     images = torch.rand(1, 16, 5, 5)

@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.models.weights import load_weights, plain_state_dict
 
 
 def small(classes: int = 10, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return catalog.find("resnet8")(num_classes=classes)
+    return build.find("resnet8")(num_classes=classes)
 
 
 def save_torch(content: object, path: Path) -> Path:

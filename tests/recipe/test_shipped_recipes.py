@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from acdc_cli.data import catalog as data
+from acdc_cli.data import datasets as data
 from acdc_cli.errors import RecipeError
-from acdc_cli.models import catalog as models
+from acdc_cli.models import build as models
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import Recipe

@@ -25,13 +25,13 @@ from killing import NEVER, Moment, Process, Watch, after, while_saving
 from PIL import Image
 
 from acdc_cli import console, files
-from acdc_cli.data import demo, manifest, write
+from acdc_cli.data import demo_digits, inventory, manifest, write_beton
 from acdc_cli.data.augment import PADDED, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.errors import DataError
-from acdc_cli.jobs import data, train
-from acdc_cli.jobs.verify_resume import differences
+from acdc_cli.jobs import training_run
+from acdc_cli.jobs.resume_check import differences
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
@@ -101,7 +101,7 @@ def watch_training(watch: Watch) -> None:
     watch.mark(RunDir, "record_provenance", "provenance")
     watch.mark(RunDir, "rewind_metrics", "rewinding the records")
     watch.mark(RunDir, "finish", "summary", then="end")
-    assemble, save = train.assemble, checkpoint.save_state
+    assemble, save = training_run.assemble, checkpoint.save_state
 
     def watched(*arguments: Any) -> Any:
         parts = assemble(*arguments)
@@ -126,7 +126,7 @@ def watch_training(watch: Watch) -> None:
         watch.saving += time.perf_counter() - began
         watch.place = b"between epochs" if before.startswith(b"between") else before
 
-    train.assemble, checkpoint.save_state = watched, saved
+    training_run.assemble, checkpoint.save_state = watched, saved
 
 
 def position(state: Mapping[str, Any] | None) -> int:
@@ -167,10 +167,10 @@ def _untimed(value: Any) -> Any:
 
 def watch_writing(watch: Watch) -> None:
     """As `watch_training`."""
-    watch.mark(write, "write_beton", "images")
+    watch.mark(write_beton, "write_beton", "images")
     watch.mark(manifest, "checksums", "reading back")
     watch.mark(manifest, "write", "manifest", then="between manifest and images")
-    watch.mark(data, "write", "start", then="between the splits")
+    watch.mark(inventory, "write", "start", then="between the splits")
 
 
 def version(beton: Path, known: Mapping[str, str]) -> str:
@@ -204,7 +204,7 @@ class Campaign:
         self._images = folder / "images"
         self.digits = folder / "digits"
         save_images(self._images, {"train": BATCH * STEPS, "val": VAL})
-        data.write_set("folder", data.WriteOptions(source=self._images, out=self.digits, workers=0))
+        inventory.write_set("folder", inventory.WriteOptions(source=self._images, out=self.digits, workers=0))
 
     def train(self, case: Case, moments: Sequence[str], kills: int) -> None:
         """For each of the moments a run that dies about so many times, beside one that is left alone."""
@@ -259,9 +259,9 @@ class Campaign:
         source, out = folder / "images", folder / "out"
         save_images(source, images)
         beginning = folder / "beginning"
-        old = data.WriteOptions(source=source, out=beginning, workers=0, original=False, quality=50)
+        old = inventory.WriteOptions(source=source, out=beginning, workers=0, original=False, quality=50)
         if replacing:
-            data.write_set("folder", old)
+            inventory.write_set("folder", old)
         draw = random.Random(f"{self._seed} {work}")
         # its workers are killed with nobody to tell them, unless it writes alone: then it can tell each call
         writing = _writing(source, out, 2 if moment == ANY else 0, force=replacing)
@@ -324,7 +324,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def save_images(folder: Path, counts: Mapping[str, int]) -> None:
     """Real digits, as a folder for each class."""
     for split, count in counts.items():
-        pixels, labels = demo.digits(split)
+        pixels, labels = demo_digits.digits(split)
         for index in range(0, len(labels), len(labels) // count):
             path = folder / split / str(labels[index]) / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

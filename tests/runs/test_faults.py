@@ -21,8 +21,8 @@ from torch import nn
 
 from acdc_cli import files
 from acdc_cli.data import beton, manifest
-from acdc_cli.data import write as writing
-from acdc_cli.data.write import Settings, Source
+from acdc_cli.data import write_beton as writing
+from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import AcdcError, DataError
 from acdc_cli.models.weights import load_weights
 from acdc_cli.recipe.schema import TrackBlock

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.dsd import Config, Method
 
 

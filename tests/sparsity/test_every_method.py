@@ -17,7 +17,7 @@ from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSched
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.distributions import kept_per_layer
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.random_start import RandomStartBlock
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 
 
 def make(*values: float) -> tuple[nn.Parameter, LatentWeights]:

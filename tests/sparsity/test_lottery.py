@@ -18,7 +18,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import epochs_of
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.lottery import Config, Method
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.set import Config, Method
 
 EPOCHS, STEPS = 4, 5

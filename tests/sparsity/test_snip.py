@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.snip import Config, Method
 
 NAN, INF = float("nan"), float("inf")

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.str import Config, Method
 from acdc_cli.training.optim import build_optimizer
 

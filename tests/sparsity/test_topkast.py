@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.topkast import Config, Method
 from acdc_cli.sparsity.sparsifier import Density
 from acdc_cli.training.precision import Precision

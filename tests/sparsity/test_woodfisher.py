@@ -18,7 +18,7 @@ from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.woodfisher import Config, Method
 
 ONCE = {"begin": 0, "end": 0, "damping": 1e-4}

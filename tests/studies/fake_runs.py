@@ -1,4 +1,4 @@
-"""Processes that work off a ledger with runs that take milliseconds, are killed at random, and note what must not be.
+"""Processes that work off a queue with runs that take milliseconds, are killed at random, and note what must not be.
 
     python fake_runs.py FOLDER ROUNDS
 
@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.ledger import Ledger, Row
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.run_queue import Row, RunQueue
 
 PROCESSES = 8
 RUNS = 24
@@ -29,9 +29,9 @@ def cells(count: int) -> list[Cell]:
 
 
 def one_round(folder: Path, draw: random.Random) -> None:
-    """A ledger of its own. A process that is killed is replaced."""
+    """A queue of its own. A process that is killed is replaced."""
     folder.mkdir()
-    Ledger(folder / "ledger.sqlite").add(cells(RUNS))
+    RunQueue(folder / "ledger.sqlite").add(cells(RUNS))
     alive = [_start(folder) for _ in range(PROCESSES)]
     for _ in range(KILLS):
         time.sleep(draw.uniform(0, 0.02))
@@ -59,14 +59,14 @@ def _start(folder: Path) -> int:
 
 def _work_off(folder: Path) -> None:
     """Claim runs and finish them until none waits or runs."""
-    ledger, owner = Ledger(folder / "ledger.sqlite"), Owner.this_process()
-    while any(row.state in ("waiting", "running") for row in ledger.rows()):
-        row = ledger.claim(owner)
+    queue, owner = RunQueue(folder / "ledger.sqlite"), Owner.this_process()
+    while any(row.state in ("waiting", "running") for row in queue.rows()):
+        row = queue.claim(owner)
         if row is None:
             time.sleep(0.01)
         else:
             _run(row, folder)
-            ledger.finish(row.key, owner)
+            queue.finish(row.key, owner)
 
 
 def _run(row: Row, folder: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.ledger import Ledger
 from acdc_cli.studies.results import Run, Value
+from acdc_cli.studies.run_queue import RunQueue
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def study(folder: Path, runs: Sequence[Made]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         run.write(folder / "runs" / run.key)
-    Ledger(folder / "ledger.sqlite").add(run.cell for run in runs)
+    RunQueue(folder / "ledger.sqlite").add(run.cell for run in runs)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 from command import Acdc
 from made import Made, in_memory, study
 
-from acdc_cli.studies.advise import Advice, Lengths, Verdict, advise, lengths
+from acdc_cli.studies.advice import Advice, Lengths, Verdict, advise, lengths
 from acdc_cli.studies.summary import Summary, summarise
 
 

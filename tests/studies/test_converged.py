@@ -10,7 +10,7 @@ import pytest
 
 from acdc_cli.studies.converged import Lengthening, as_asked, longer, next_length, overstepped, rises
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.ledger import Ledger
+from acdc_cli.studies.run_queue import RunQueue
 
 
 def cell(sparsity: str, epochs: int, seed: int) -> Cell:
@@ -102,24 +102,24 @@ def test_a_budget_is_spent_to_the_last_and_not_beyond() -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def queue(tmp_path: Path) -> RunQueue:
     """Of two series of four runs each."""
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.add([cell(sparsity, epochs, seed) for sparsity in ("0.8", "0.9") for epochs in (4, 8) for seed in range(2)])
-    return ledger
+    queue = RunQueue(tmp_path / "ledger.sqlite")
+    queue.add([cell(sparsity, epochs, seed) for sparsity in ("0.8", "0.9") for epochs in (4, 8) for seed in range(2)])
+    return queue
 
 
-def finish_all(ledger: Ledger) -> None:
-    for row in ledger.rows():
+def finish_all(queue: RunQueue) -> None:
+    for row in queue.rows():
         row.directory.mkdir(parents=True, exist_ok=True)
         (row.directory / "summary.json").write_text("{}")
-    ledger.add([])
+    queue.add([])
 
 
-def lengthening(ledger: Ledger, misfit: str | None = None, **limits: float) -> Lengthening:
+def lengthening(queue: RunQueue, misfit: str | None = None, **limits: float) -> Lengthening:
     """Of a study whose accuracy rises with the length for ever, and a little with the seed."""
     return Lengthening(
-        ledger,
+        queue,
         limits,
         accuracy=lambda row: float(row.cell.axes["epochs"]) + float(row.cell.axes["seed"]) / 10,
         cost=lambda cell: {"runs": 1, "epochs": float(cell.axes["epochs"])},
@@ -127,34 +127,34 @@ def lengthening(ledger: Ledger, misfit: str | None = None, **limits: float) -> L
     )
 
 
-def test_lengths_are_doubled_round_by_round_until_the_budget_is_spent(ledger: Ledger) -> None:
+def test_lengths_are_doubled_round_by_round_until_the_budget_is_spent(queue: RunQueue) -> None:
     # 48 epochs in the grid; 64 more for both series at 16 epochs; 64 more for one of them at 32
-    lengthen = lengthening(ledger, epochs=48 + 64 + 64)
+    lengthen = lengthening(queue, epochs=48 + 64 + 64)
     assert lengthen() == []
-    finish_all(ledger)
+    finish_all(queue)
     assert [said.split(" ")[0] for said in lengthen()] == [cell(s, 16, n).key for s in ("0.8", "0.9") for n in range(2)]
     assert lengthen() == []
-    finish_all(ledger)
+    finish_all(queue)
     *added, refused = lengthen()
     assert [said.split(" ")[0] for said in added] == [cell("0.8", 32, seed).key for seed in range(2)]
     assert refused.startswith(cell("0.9", 32, 0).key)
     assert refused.endswith("that would overstep the budget of epochs")
     assert lengthen() == []
-    finish_all(ledger)
+    finish_all(queue)
     assert len(lengthen()) == 1
-    assert sum(row.cell.axes["epochs"] for row in ledger.rows()) == 48 + 64 + 64  # type: ignore[misc]
+    assert sum(row.cell.axes["epochs"] for row in queue.rows()) == 48 + 64 + 64  # type: ignore[misc]
 
 
-def test_a_length_that_the_recipe_does_not_allow_is_not_added(ledger: Ledger) -> None:
-    finish_all(ledger)
-    said = lengthening(ledger, misfit="the phases do not fit")()
+def test_a_length_that_the_recipe_does_not_allow_is_not_added(queue: RunQueue) -> None:
+    finish_all(queue)
+    said = lengthening(queue, misfit="the phases do not fit")()
     assert len(said) == 2
     assert all(text.endswith(": the phases do not fit") for text in said)
-    assert len(ledger.rows()) == 8
+    assert len(queue.rows()) == 8
 
 
-def test_who_lengthens_at_the_same_time_adds_nothing_twice(ledger: Ledger) -> None:
-    finish_all(ledger)
-    assert len(lengthening(ledger, runs=12)()) == 4
-    assert lengthening(ledger, runs=12)() == []
-    assert len(ledger.rows()) == 12
+def test_who_lengthens_at_the_same_time_adds_nothing_twice(queue: RunQueue) -> None:
+    finish_all(queue)
+    assert len(lengthening(queue, runs=12)()) == 4
+    assert lengthening(queue, runs=12)() == []
+    assert len(queue.rows()) == 12

@@ -15,8 +15,8 @@ from command import Acdc
 from made import Made, study
 from PIL import Image
 
-from acdc_cli.jobs.report import report
-from acdc_cli.studies.report import figures
+from acdc_cli.studies.report import charts
+from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import of_study
 from acdc_cli.studies.summary import Summary, summarise
 
@@ -71,7 +71,7 @@ def test_the_pareto_front_is_marked(folder: Path) -> None:
 def test_the_lengths_beside_points_of_the_front_and_below_it_can_be_told_apart(tmp_path: Path) -> None:
     close = [Made("dense", 16, 0, top1=0.90, flops=1000), Made(0.9, 16, 0, top1=0.895, flops=1040)]
     far = [Made("dense", 8, 0, top1=0.5, flops=400), Made(0.9, 32, 0, top1=0.6, flops=4000)]
-    drawn = figures.pareto(summarise("s", of_study(study(tmp_path / "s", [*close, *far]))))
+    drawn = charts.pareto(summarise("s", of_study(study(tmp_path / "s", [*close, *far]))))
     assert drawn is not None
     drawn.draw_without_rendering()
     texts = [text for text in drawn.axes[0].texts if text.get_text() == "16"]
@@ -126,14 +126,14 @@ def test_once_all_is_done_nothing_is_said_to_be_missing_any_more(tmp_path: Path)
 
 
 def test_the_error_of_a_run_that_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from acdc_cli.studies.ledger import Ledger
     from acdc_cli.studies.owner import Owner
+    from acdc_cli.studies.run_queue import RunQueue
 
     made = study(tmp_path / "s", [DONE[0], WAITING])
-    ledger, owner = Ledger(made / "ledger.sqlite"), Owner.this_process()
+    queue, owner = RunQueue(made / "ledger.sqlite"), Owner.this_process()
     for _ in range(2):
-        assert ledger.claim(owner) is not None
-        ledger.fail(WAITING.key, owner, "exit code 2: error:\n  <no> memory")
+        assert queue.claim(owner) is not None
+        queue.fail(WAITING.key, owner, "exit code 2: error:\n  <no> memory")
     report(str(made))
     assert [(row["state"], row["error"]) for row in table(made, "missing")] == [
         ("failed", "exit code 2: error: <no> memory")
@@ -188,7 +188,7 @@ def summary(folder: Path) -> Summary:
 
 
 def test_the_figure_has_one_line_a_sparsity_dashed_for_dense_and_its_best_marked_larger(folder: Path) -> None:
-    for axes, key in zip(figures.panels(summary(folder)).axes, figures.PANELS, strict=True):
+    for axes, key in zip(charts.panels(summary(folder)).axes, charts.PANELS, strict=True):
         bars = {bar.lines[0].get_color(): bar.lines[0] for bar in axes.containers}
         dense, sparse = bars["#1a1a1b"], bars["#0072b2"]
         assert (dense.get_linestyle(), sparse.get_linestyle()) == ("--", "-")
@@ -202,20 +202,20 @@ def test_the_figure_has_one_line_a_sparsity_dashed_for_dense_and_its_best_marked
 
 
 def test_error_bars_are_the_sample_deviation(folder: Path) -> None:
-    panel = figures.panel(summary(folder), "top1").axes[0]
+    panel = charts.panel(summary(folder), "top1").axes[0]
     (bars,) = [bar for bar in panel.containers if bar.lines[0].get_color() == "#0072b2"]
     _, eight = bars.lines[2][0].get_segments()
     assert eight[:, 1] == pytest.approx([86 - 8**0.5, 86 + 8**0.5])
 
 
 def test_markers_and_lines_differ_without_colours() -> None:
-    assert len(set(map(str, figures.LINES))) == len(figures.LINES)
-    assert len(set(figures.MARKERS)) == len(figures.MARKERS)
+    assert len(set(map(str, charts.LINES))) == len(charts.LINES)
+    assert len(set(charts.MARKERS)) == len(charts.MARKERS)
 
 
 def test_curves_hold_every_run_that_has_ended_an_epoch(folder: Path) -> None:
     (_, sparse) = summary(folder).series
-    figure = figures.curves(sparse, "epochs")
+    figure = charts.curves(sparse, "epochs")
     assert figure is not None
     assert [len(axes.get_lines()) for axes in figure.axes[:3]] == [2, 2, 1]
     assert list(figure.axes[2].get_lines()[0].get_xdata()) == [1, 2, 3]

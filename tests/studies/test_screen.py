@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.ledger import Row, State
+from acdc_cli.studies.run_queue import Row, State
 from acdc_cli.studies.screen import Screen
 
 

@@ -14,10 +14,10 @@ from command import Acdc
 from fake_runs import cells
 
 from acdc_cli.errors import RunError
-from acdc_cli.studies import sweep as sweeps
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies import scheduler as sweeps
 from acdc_cli.studies.owner import Owner
-from acdc_cli.studies.sweep import Sweep
+from acdc_cli.studies.run_queue import Row, RunQueue
+from acdc_cli.studies.scheduler import Sweep
 
 submitit = pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
 from acdc_cli.studies import slurm  # noqa: E402
@@ -272,8 +272,8 @@ class Silence:
 
 def test_a_sweep_that_ends_leaves_its_jobs_to_the_next(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "_PAUSE", 0.02)
-    ledger = Ledger(Path("ledger.sqlite"))
-    ledger.add(cells(2))
+    queue = RunQueue(Path("ledger.sqlite"))
+    queue.add(cells(2))
     Path("logs").mkdir()
     done = "\nimport sys; r = pathlib.Path(sys.argv[1]); r.mkdir(parents=True); (r / 'summary.json').write_text('{}')"
 
@@ -281,17 +281,17 @@ def test_a_sweep_that_ends_leaves_its_jobs_to_the_next(cluster: Cluster, monkeyp
         return [sys.executable, "-c", UNTIL_TOLD + done, str(row.directory)]
 
     def work(stop: Callable[[], bool]) -> None:
-        launcher = Slurm(cluster.executor, cluster.states, ledger.record_jobs, look_every=0.02)
-        Sweep(ledger, Owner.this_process(), launcher, command, Path("logs"), tuple, Silence()).work(stop)
+        launcher = Slurm(cluster.executor, cluster.states, queue.record_jobs, look_every=0.02)
+        Sweep(queue, Owner.this_process(), launcher, command, Path("logs"), tuple, Silence()).work(stop)
 
     def both_run() -> bool:
-        return is_there("begun", "xx")() is not None and all(str(row.job).endswith(" RUNNING") for row in ledger.rows())
+        return is_there("begun", "xx")() is not None and all(str(row.job).endswith(" RUNNING") for row in queue.rows())
 
     work(both_run)
-    assert [row.state for row in ledger.rows()] == ["waiting", "waiting"]
+    assert [row.state for row in queue.rows()] == ["waiting", "waiting"]
     Path("end").touch()
     work(lambda: False)
-    assert [row.state for row in ledger.rows()] == ["done", "done"]
+    assert [row.state for row in queue.rows()] == ["done", "done"]
     assert Path("begun").read_text() == "xx"
     assert len(cluster.jobs) == 2
 
@@ -380,7 +380,7 @@ def test_without_slurm_its_launcher_says_so(in_tmp: Path, monkeypatch: pytest.Mo
 
 def test_the_command_line_passes_options_on(acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
-    monkeypatch.setattr("acdc_cli.jobs.sweep.sweep", lambda *arguments: given.extend(arguments))
+    monkeypatch.setattr("acdc_cli.studies.run_study.sweep", lambda *arguments: given.extend(arguments))
     options = ("--slurm-partition", "gpu", "--slurm-exclusive", "--slurm-time=60", "--slurm-comment=a=b")
     result = acdc("sweep", "--launcher", "slurm", *options, "--workers", "3", "study.yaml")
     assert result.exit_code == 0, result.output

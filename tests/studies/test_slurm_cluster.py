@@ -16,7 +16,7 @@ from fake_runs import cells
 from test_sweep_command import images
 
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies.run_queue import Row, RunQueue
 
 pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
 from acdc_cli.studies import slurm
@@ -191,7 +191,7 @@ def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeping]:
 
 def rows() -> list[Row]:
     path = Path("studies/tiny/ledger.sqlite")
-    return Ledger(path).rows() if path.exists() else []
+    return RunQueue(path).rows() if path.exists() else []
 
 
 def starts(row: Row) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from command import Acdc
 
-from acdc_cli.jobs import sweep
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies import run_study
+from acdc_cli.studies.run_queue import Row, RunQueue
 
 STUDY = """name: tiny
 base: {base}
@@ -46,7 +46,7 @@ def images(folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from acdc_cli.jobs.data import WriteOptions, write_set
+    from acdc_cli.data.inventory import WriteOptions, write_set
 
     draw = np.random.default_rng(0)
     for split, count in (("train", 200), ("val", 40)):
@@ -80,7 +80,7 @@ def sweeping() -> Iterator[Sweeping]:
 def rows() -> dict[str, Row]:
     if not Path("studies/tiny/ledger.sqlite").exists():
         return {}
-    return {row.key: row for row in Ledger(Path("studies/tiny/ledger.sqlite")).rows()}
+    return {row.key: row for row in RunQueue(Path("studies/tiny/ledger.sqlite")).rows()}
 
 
 def until_half_done(key: str, process: subprocess.Popen[str], records: int) -> None:
@@ -159,8 +159,10 @@ def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, mo
     text = study.read_text().replace("[1, 40]", "{values: [1, 2], until_converged: true}")
     study.write_text(text + "budget: {epochs: 14, train_flops: 1.0e+18}\n")
     made = "import pathlib, sys; (p := pathlib.Path(sys.argv[1])).mkdir(parents=True); (p / 'summary.json').touch()"
-    monkeypatch.setattr(sweep, "_command", lambda study: lambda row: [sys.executable, "-c", made, str(row.directory)])
-    monkeypatch.setattr(sweep, "_accuracy", lambda row: row.cell.axes["epochs"] + row.cell.axes["seed"] / 10)
+    monkeypatch.setattr(
+        run_study, "_command", lambda study: lambda row: [sys.executable, "-c", made, str(row.directory)]
+    )
+    monkeypatch.setattr(run_study, "_accuracy", lambda row: row.cell.axes["epochs"] + row.cell.axes["seed"] / 10)
     result = acdc("sweep", study)
     assert result.exit_code == 0, result.output
     assert [(row.cell.axes["epochs"], row.state) for row in rows().values()] == [

@@ -15,13 +15,13 @@ import pytest
 from fake_runs import cells
 
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies import sweep as sweeps
+from acdc_cli.studies import scheduler as sweeps
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.launch import Launcher
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies.launcher import Launcher
 from acdc_cli.studies.local import Local, LocalJob, workers
 from acdc_cli.studies.owner import Owner
-from acdc_cli.studies.sweep import Sweep
+from acdc_cli.studies.run_queue import Row, RunQueue
+from acdc_cli.studies.scheduler import Sweep
 
 CORES = sorted(os.sched_getaffinity(0))
 ELSEWHERE = Owner("elsewhere", 1, "another-boot", 1)
@@ -71,15 +71,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def ledger(in_tmp: Path) -> Ledger:
+def queue(in_tmp: Path) -> RunQueue:
     """Of three runs."""
-    ledger = Ledger(in_tmp / "ledger.sqlite")
-    ledger.add(cells(3))
-    return ledger
+    queue = RunQueue(in_tmp / "ledger.sqlite")
+    queue.add(cells(3))
+    return queue
 
 
 def swept(
-    ledger: Ledger,
+    queue: RunQueue,
     programs: dict[str, str],
     stop: Callable[[], bool] = lambda: False,
     lengthen: Callable[[], Sequence[str]] = tuple,
@@ -93,24 +93,24 @@ def swept(
         return [sys.executable, "-c", programs.get(row.key, DONE), str(row.directory)]
 
     launcher = launcher or Local(workers(2, CORES, []))
-    Sweep(ledger, Owner.this_process(), launcher, command, logs, lengthen, said).work(stop)
+    Sweep(queue, Owner.this_process(), launcher, command, logs, lengthen, said).work(stop)
     return said.lines
 
 
-def by_key(ledger: Ledger) -> dict[str, Row]:
-    return {row.key: row for row in ledger.rows()}
+def by_key(queue: RunQueue) -> dict[str, Row]:
+    return {row.key: row for row in queue.rows()}
 
 
-def test_all_runs_come_to_their_end(ledger: Ledger) -> None:
-    said = swept(ledger, {})
-    assert [(row.state, row.attempts) for row in ledger.rows()] == 3 * [("done", 1)]
+def test_all_runs_come_to_their_end(queue: RunQueue) -> None:
+    said = swept(queue, {})
+    assert [(row.state, row.attempts) for row in queue.rows()] == 3 * [("done", 1)]
     assert sorted(said) == sorted(f"seed={seed}: {what}" for seed in range(3) for what in ("starts", "done"))
 
 
-def test_a_run_that_fails_is_tried_twice_and_told_with_its_error_and_the_others_go_on(ledger: Ledger) -> None:
+def test_a_run_that_fails_is_tried_twice_and_told_with_its_error_and_the_others_go_on(queue: RunQueue) -> None:
     program = "print('epoch 1'); print('error: no data set there\\nput it there'); raise SystemExit(2)"
-    said = swept(ledger, {"seed=0": program})
-    rows = by_key(ledger)
+    said = swept(queue, {"seed=0": program})
+    rows = by_key(queue)
     assert [row.state for row in rows.values()] == ["failed", "done", "done"]
     assert rows["seed=0"].attempts == 2
     assert rows["seed=0"].error == "exit code 2: error: no data set there\nput it there"
@@ -120,46 +120,46 @@ def test_a_run_that_fails_is_tried_twice_and_told_with_its_error_and_the_others_
     ]
 
 
-def test_the_error_is_that_of_the_last_try(ledger: Ledger) -> None:
+def test_the_error_is_that_of_the_last_try(queue: RunQueue) -> None:
     program = (
         WELL + "again = run / 'again'; print('second' if again.exists() else 'error: first'); again.touch(); 1 / 0"
     )
-    swept(ledger, {"seed=1": program})
-    error = by_key(ledger)["seed=1"].error
+    swept(queue, {"seed=1": program})
+    error = by_key(queue)["seed=1"].error
     assert error is not None
     assert error.startswith("exit code 1: second\n")
     assert error.endswith("ZeroDivisionError: division by zero")
 
 
-def test_a_run_that_is_killed_has_failed(ledger: Ledger) -> None:
-    swept(ledger, {"seed=2": "import os; os.kill(os.getpid(), 9)"})
-    assert by_key(ledger)["seed=2"].error == "ended by SIGKILL (is there enough memory?): it said nothing"
+def test_a_run_that_is_killed_has_failed(queue: RunQueue) -> None:
+    swept(queue, {"seed=2": "import os; os.kill(os.getpid(), 9)"})
+    assert by_key(queue)["seed=2"].error == "ended by SIGKILL (is there enough memory?): it said nothing"
 
 
-def test_a_run_that_ends_well_without_a_summary_has_failed(ledger: Ledger) -> None:
-    swept(ledger, {"seed=2": "print('bye')"})
-    assert by_key(ledger)["seed=2"].error == "exit code 0: bye"
+def test_a_run_that_ends_well_without_a_summary_has_failed(queue: RunQueue) -> None:
+    swept(queue, {"seed=2": "print('bye')"})
+    assert by_key(queue)["seed=2"].error == "exit code 0: bye"
 
 
-def test_a_run_that_saved_itself_goes_on_and_has_not_failed(ledger: Ledger) -> None:
-    swept(ledger, {"seed=1": ONCE_75})
-    row = by_key(ledger)["seed=1"]
+def test_a_run_that_saved_itself_goes_on_and_has_not_failed(queue: RunQueue) -> None:
+    swept(queue, {"seed=1": ONCE_75})
+    row = by_key(queue)["seed=1"]
     assert (row.state, row.attempts, row.failures) == ("done", 2, 0)
 
 
-def test_a_run_that_another_process_trains_is_waited_for(ledger: Ledger) -> None:
-    other = RunDir(by_key(ledger)["seed=0"].directory)
+def test_a_run_that_another_process_trains_is_waited_for(queue: RunQueue) -> None:
+    other = RunDir(by_key(queue)["seed=0"].directory)
     with other.locked():
         timer = threading.Timer(0.5, lambda: (other.path / "summary.json").write_text("{}"))
         timer.start()
-        said = swept(ledger, {})
+        said = swept(queue, {})
         timer.join()
-    assert [(row.state, row.attempts) for row in ledger.rows()] == [("done", 0), ("done", 1), ("done", 1)]
+    assert [(row.state, row.attempts) for row in queue.rows()] == [("done", 0), ("done", 1), ("done", 1)]
     assert not any(line.startswith("seed=0") for line in said)
 
 
-def test_a_run_that_finds_another_process_training_there_has_not_failed(ledger: Ledger) -> None:
-    run = RunDir(by_key(ledger)["seed=0"].directory)
+def test_a_run_that_finds_another_process_training_there_has_not_failed(queue: RunQueue) -> None:
+    run = RunDir(by_key(queue)["seed=0"].directory)
     finds_it = WELL + "(run / 'found').touch(); sys.exit(2)"
 
     def other() -> None:
@@ -172,18 +172,18 @@ def test_a_run_that_finds_another_process_training_there_has_not_failed(ledger: 
 
     thread = threading.Thread(target=other)
     thread.start()
-    said = swept(ledger, {"seed=0": finds_it.replace("(run", "import time; time.sleep(0.2); (run")})
+    said = swept(queue, {"seed=0": finds_it.replace("(run", "import time; time.sleep(0.2); (run")})
     thread.join()
-    row = by_key(ledger)["seed=0"]
+    row = by_key(queue)["seed=0"]
     assert (row.state, row.attempts, row.failures) == ("done", 1, 0)
     assert "seed=0: another process still trains it" in said
 
 
-def test_runs_that_are_stopped_save_and_wait(ledger: Ledger) -> None:
+def test_runs_that_are_stopped_save_and_wait(queue: RunQueue) -> None:
     logs = [Path("logs") / f"seed={seed}.log" for seed in range(2)]
     ready = lambda: all(log.exists() and "ready" in log.read_text() for log in logs)  # noqa: E731
-    said = swept(ledger, {f"seed={seed}": SAVES for seed in range(3)}, stop=ready)
-    assert [(row.state, row.attempts) for row in ledger.rows()] == [("waiting", 1), ("waiting", 1), ("waiting", 0)]
+    said = swept(queue, {f"seed={seed}": SAVES for seed in range(3)}, stop=ready)
+    assert [(row.state, row.attempts) for row in queue.rows()] == [("waiting", 1), ("waiting", 1), ("waiting", 0)]
     assert said[-3:] == [
         "stopping: 2 runs save and end",
         "seed=0: saved, to go on later",
@@ -191,7 +191,7 @@ def test_runs_that_are_stopped_save_and_wait(ledger: Ledger) -> None:
     ]
 
 
-def test_runs_do_not_stay_behind_when_the_sweep_breaks_off(ledger: Ledger) -> None:
+def test_runs_do_not_stay_behind_when_the_sweep_breaks_off(queue: RunQueue) -> None:
     def breaks() -> bool:
         if Path("logs/seed=1.log").exists() and "ready" in Path("logs/seed=1.log").read_text():
             raise KeyboardInterrupt
@@ -199,7 +199,7 @@ def test_runs_do_not_stay_behind_when_the_sweep_breaks_off(ledger: Ledger) -> No
 
     local = Local(workers(2, CORES, []))
     with pytest.raises(KeyboardInterrupt):
-        swept(ledger, {f"seed={seed}": SAVES for seed in range(3)}, breaks, launcher=local)
+        swept(queue, {f"seed={seed}": SAVES for seed in range(3)}, breaks, launcher=local)
     end = time.monotonic() + 30
     while None in (codes := [job.poll() for job in local._jobs]):
         assert time.monotonic() < end, "a run goes on"
@@ -207,27 +207,27 @@ def test_runs_do_not_stay_behind_when_the_sweep_breaks_off(ledger: Ledger) -> No
     assert set(codes) <= {75, -15}
 
 
-def test_runs_that_outlive_the_sweep_are_left_to_go_on_and_looked_after_by_the_next(ledger: Ledger) -> None:
+def test_runs_that_outlive_the_sweep_are_left_to_go_on_and_looked_after_by_the_next(queue: RunQueue) -> None:
     cluster = Outliving()
-    swept(ledger, {"seed=0": SAVES}, stop=lambda: bool(cluster.jobs), launcher=cluster)
+    swept(queue, {"seed=0": SAVES}, stop=lambda: bool(cluster.jobs), launcher=cluster)
     job = cluster.jobs["seed=0"]
-    assert [row.state for row in ledger.rows()] == ["waiting", "waiting", "waiting"]
+    assert [row.state for row in queue.rows()] == ["waiting", "waiting", "waiting"]
     assert job.poll() is None
     with ExitStack() as training:
-        training.enter_context(RunDir(by_key(ledger)["seed=0"].directory).locked())
+        training.enter_context(RunDir(by_key(queue)["seed=0"].directory).locked())
 
         def end_it() -> bool:
-            if by_key(ledger)["seed=0"].attempts == 2 and job.poll() is None:
+            if by_key(queue)["seed=0"].attempts == 2 and job.poll() is None:
                 job._process.terminate()
                 training.close()
             return False
 
-        swept(ledger, {}, end_it, launcher=cluster)
-    assert [(row.state, row.attempts) for row in ledger.rows()] == [("done", 3), ("done", 1), ("done", 1)]
+        swept(queue, {}, end_it, launcher=cluster)
+    assert [(row.state, row.attempts) for row in queue.rows()] == [("done", 3), ("done", 1), ("done", 1)]
 
 
 def test_who_was_silent_for_so_long_that_the_run_is_anothers_kills_its_own(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "BEAT_EVERY", 0.0)
     log, looks = Path("logs/seed=0.log"), count()
@@ -236,34 +236,34 @@ def test_who_was_silent_for_so_long_that_the_run_is_anothers_kills_its_own(
         ready = log.exists() and "ready" in log.read_text()
         look = next(looks) if ready else -1
         if look == 0:
-            ledger.release("seed=0", Owner.this_process())
-            row = ledger.claim(ELSEWHERE)
+            queue.release("seed=0", Owner.this_process())
+            row = queue.claim(ELSEWHERE)
             assert row is not None
             assert row.key == "seed=0"
         elif look == 5:
-            row = by_key(ledger)["seed=0"]
+            row = by_key(queue)["seed=0"]
             row.directory.mkdir(parents=True)
             (row.directory / "summary.json").write_text("{}")
-            ledger.finish("seed=0", ELSEWHERE)
+            queue.finish("seed=0", ELSEWHERE)
         return False
 
     began = time.monotonic()
-    said = swept(ledger, {"seed=0": SAVES}, taken_over)
+    said = swept(queue, {"seed=0": SAVES}, taken_over)
     assert time.monotonic() - began < 30, "the run was not killed"
     assert [line for line in said if line.startswith("seed=0")] == [
         "seed=0: starts",
         "seed=0: this sweep was silent for so long that another has taken it over",
     ]
-    row = by_key(ledger)["seed=0"]
+    row = by_key(queue)["seed=0"]
     assert (row.state, row.failures, row.host) == ("done", 0, "elsewhere")
 
 
-def test_what_follows_from_the_runs_that_are_done_is_run_too(ledger: Ledger) -> None:
+def test_what_follows_from_the_runs_that_are_done_is_run_too(queue: RunQueue) -> None:
     def lengthen() -> list[str]:
-        if all(row.state == "done" for row in ledger.rows()):
-            return [f"{key} is added" for key in ledger.grow(lambda rows: cells(4))]
+        if all(row.state == "done" for row in queue.rows()):
+            return [f"{key} is added" for key in queue.grow(lambda rows: cells(4))]
         return []
 
-    said = swept(ledger, {}, lengthen=lengthen)
+    said = swept(queue, {}, lengthen=lengthen)
     assert "seed=3 is added" in said
-    assert [row.state for row in ledger.rows()] == 4 * ["done"]
+    assert [row.state for row in queue.rows()] == 4 * ["done"]

@@ -15,9 +15,9 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.recipe.schema import AdamWBlock, EMABlock, LinearSchedule, SGDBlock, SparsityBlock, epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
-from acdc_cli.schedule import curves
+from acdc_cli.schedule import courses
 from acdc_cli.sparsity import catalog
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.compiling import Compiled, Mode
@@ -128,7 +128,7 @@ class Bench:
         )
         defaults: dict[str, Any] = {
             "epochs": epochs,
-            "learning_rate": lambda progress: optim.lr * curves.learning_rate(optim.schedule, progress, epochs),
+            "learning_rate": lambda progress: optim.lr * courses.learning_rate(optim.schedule, progress, epochs),
             "resolution": lambda epoch: 8,
         }
         self._tracker = JsonLines(self.run.metrics)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bench import Bench
 
-from acdc_cli.jobs.train import settings
+from acdc_cli.jobs.training_run import settings
 from acdc_cli.recipe.load import load
 
 RATES = ["optim.lr=0.09", "optim.schedule={name: linear, warmup_epochs: 1}", "data.val_crop=8", "data.val_resize=8"]

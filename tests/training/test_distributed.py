@@ -14,7 +14,7 @@ from torch import nn
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import Plan, Shard
 from acdc_cli.errors import RunError
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training.distributed import ALONE, Ranks, Replica, first_host, is_joining, joined, own_device
 from acdc_cli.training.running import Losses, over_ranks
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from acdc_cli.errors import Stopped
 from acdc_cli.recipe.schema import EMABlock
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training import checkpoint
 from acdc_cli.training.ema import Average
 

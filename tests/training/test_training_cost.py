@@ -11,7 +11,7 @@ from bench import Bench
 from torch import Tensor
 
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.ledger import Measured, nominal
+from acdc_cli.cost.training_cost import Measured, nominal
 from acdc_cli.errors import Stopped
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training import checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acdc_cli import files
-from acdc_cli.analysis.base import figures
+from acdc_cli.analysis.base import plotting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +55,8 @@ class Findings:
         contents = {_named(folder, stem, "", "json"): f"{document}\n".encode()}
         contents |= {_named(folder, stem, name, "csv"): table.csv().encode() for name, table in self.tables.items()}
         for name, figure in self.figures.items():
-            contents[_named(folder, stem, name, "png")] = figures.png(figure)
-            contents[_named(folder, stem, name, "svg")] = figures.svg(figure).encode()
+            contents[_named(folder, stem, name, "png")] = plotting.png(figure)
+            contents[_named(folder, stem, name, "svg")] = plotting.svg(figure).encode()
         for path, content in contents.items():
             files.write_bytes(path, content)
         return list(contents)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc_cli.analysis.base.desk import FORGETFUL, Batches, Desk
 from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from acdc_cli.analysis.base.batch_norm import re_estimate
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.subject import Loaded
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
 from acdc_cli.data.batches import Batch, Loader
 
 State = Mapping[str, Tensor]

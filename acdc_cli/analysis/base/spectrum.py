@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc_cli.analysis.base.desk import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
 from acdc_cli.errors import RunError
 
 Product = Callable[[Tensor], Tensor]

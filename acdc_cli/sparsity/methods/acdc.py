@@ -12,7 +12,7 @@ from torch import Tensor
 from acdc_cli.recipe.schema import Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.targeted import Targeted
 
 

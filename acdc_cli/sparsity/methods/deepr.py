@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.schema import Epochs
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters, count_zeros
+from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
 from acdc_cli.sparsity.random_start import generator, random_scores
 from acdc_cli.sparsity.selection import largest
 from acdc_cli.sparsity.updates import UpdatedBetweenSteps, UpdatedBlock

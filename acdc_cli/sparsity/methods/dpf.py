@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.ramp import Ramp, RampBlock
 from acdc_cli.sparsity.sparsifier import Density
 

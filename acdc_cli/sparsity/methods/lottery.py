@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.targeted import Targeted
 
 _SEARCHED_EPOCHS = 1000

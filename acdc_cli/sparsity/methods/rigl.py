@@ -10,7 +10,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.rewiring import RewiredBlock, Rewiring
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from acdc_cli.recipe.schema import Decay, Epochs, Share
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.distributions import proportional
-from acdc_cli.sparsity.masks import MaskedParameters, count_zeros
+from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
 from acdc_cli.sparsity.rewiring import RewiredBlock, exchange
 from acdc_cli.sparsity.updates import UpdatedBetweenSteps
 

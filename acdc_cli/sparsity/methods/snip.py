@@ -13,7 +13,7 @@ from acdc_cli import console
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.targeted import Targeted
 

@@ -13,7 +13,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import PrunedBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 

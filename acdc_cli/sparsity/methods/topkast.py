@@ -12,7 +12,7 @@ from torch import Tensor
 from acdc_cli.recipe.schema import Distribution, Sparsity, TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
 

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.report import figures
+from acdc_cli.studies.report import charts
 from acdc_cli.studies.report.tables import Table
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Summary
@@ -29,7 +29,7 @@ class Picture:
     @property
     def inline(self) -> Markup:
         # drawn by matplotlib, which escapes the text in it
-        return Markup(figures.inline(self.svg, self.name, str(escape(self.title))))
+        return Markup(charts.inline(self.svg, self.name, str(escape(self.title))))
 
 
 def page(

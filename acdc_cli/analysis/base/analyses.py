@@ -18,13 +18,13 @@ from acdc_cli.errors import RunError
 from acdc_cli.recipe.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from acdc_cli.analysis.base.desk import Desk
     from acdc_cli.analysis.base.findings import Findings
     from acdc_cli.analysis.base.subject import Subject
+    from acdc_cli.analysis.base.workspace import Desk
     from acdc_cli.recipe.schema import Block
 
 _FOLDER = Path(__file__).resolve().parent.parent
-_PACKAGE = __name__.removesuffix(".base.catalog")
+_PACKAGE = __name__.removesuffix(".base.analyses")
 
 
 class Analysis(Protocol):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc_cli import console
-from acdc_cli.jobs.analyze import analyze
+from acdc_cli.data.inventory import write_demo
+from acdc_cli.jobs.analysis_run import analyze
 from acdc_cli.jobs.checkpoints import Which
-from acdc_cli.jobs.data import write_demo
-from acdc_cli.jobs.evaluate import Options, evaluate_checkpoint
-from acdc_cli.jobs.train import train
+from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
+from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
 
 _MODELS: tuple[Which, ...] = ("sparse", "dense")

@@ -11,21 +11,21 @@ from typing import Literal
 
 from acdc_cli import console, files
 from acdc_cli.errors import AcdcError, RunError, Stopped
-from acdc_cli.jobs.plan import plan
-from acdc_cli.jobs.sweep_plan import require_budget
-from acdc_cli.jobs.train import changes
+from acdc_cli.jobs.run_plan import plan
+from acdc_cli.jobs.training_run import changes
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.converged import Lengthening, as_asked
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.launch import Launcher
-from acdc_cli.studies.ledger import Ledger, Row
+from acdc_cli.studies.launcher import Launcher
 from acdc_cli.studies.local import Local, workers
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.run_queue import Row, RunQueue
+from acdc_cli.studies.scheduler import Sweep
 from acdc_cli.studies.screen import Screen
 from acdc_cli.studies.study import Study, load_study
-from acdc_cli.studies.sweep import Sweep
+from acdc_cli.studies.study_plan import require_budget
 from acdc_cli.training.stopping import StopSignals
 
 Kind = Literal["local", "slurm"]
@@ -48,23 +48,23 @@ def sweep(
     recipes, cells = _Recipes(study), study.cells()
     require_budget(study, map(recipes, cells))
     folder = out or Path("studies") / study.name
-    ledger = _opened(study, folder, cells, recipes)
+    queue = _opened(study, folder, cells, recipes)
     if retry_failed:
-        ledger.retry_failed()
+        queue.retry_failed()
     screen = Screen(study.name, lambda row: recipes(row.cell).epochs)
     work = Sweep(
-        ledger=ledger,
+        queue=queue,
         owner=Owner.this_process(),
-        launcher=_launcher(launcher, study, recipes(cells[0]), folder, ledger, at_once, options),
+        launcher=_launcher(launcher, study, recipes(cells[0]), folder, queue, at_once, options),
         command=_command(study),
         logs=folder / "logs",
-        lengthen=_lengthen(study, ledger, recipes),
+        lengthen=_lengthen(study, queue, recipes),
         show=screen,
     )
     with StopSignals() as stop:
         with screen.shown():
             work.work(lambda: bool(stop))
-        _conclude(ledger.rows(), source, folder, bool(stop))
+        _conclude(queue.rows(), source, folder, bool(stop))
 
 
 class _Recipes:
@@ -85,24 +85,24 @@ class _Recipes:
         return self._read[key]
 
 
-def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes) -> Ledger:
-    """The ledger, with the study's runs as they are asked for now."""
+def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes) -> RunQueue:
+    """The queue, with the study's runs as they are asked for now."""
     with files.explained(folder):
         for part in ("runs", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder / "ledger.sqlite")
-    rows = ledger.rows()
+    queue = RunQueue(folder / "ledger.sqlite")
+    rows = queue.rows()
     followed = [as_asked(row.cell, cells) for row in rows] if study.until_converged else []
     asked = {cell.key: cell for cell in [*cells, *filter(None, followed)]}
     # of one that runs its own process sees to that
     running = {row.key for row in rows if row.state == "running"}
     _require_same([cell for key, cell in asked.items() if key not in running], folder, recipes)
-    with ledger.alone():
+    with queue.alone():
         files.write_text(folder / "study.yaml", study.text)
-    if gone := ledger.forget(lambda cell: cell.key in asked):
+    if gone := queue.forget(lambda cell: cell.key in asked):
         console.say(f"{len(gone)} runs that the study no longer asks for are left as they are: {', '.join(gone)}")
-    ledger.add(asked.values())
-    return ledger
+    queue.add(asked.values())
+    return queue
 
 
 def _require_same(cells: Iterable[Cell], folder: Path, recipes: _Recipes) -> None:
@@ -127,12 +127,12 @@ def _command(study: Study) -> Callable[[Row], list[str]]:
 
 
 def _launcher(
-    kind: Kind, study: Study, recipe: Recipe, folder: Path, ledger: Ledger, at_once: int | None, options: Sequence[str]
+    kind: Kind, study: Study, recipe: Recipe, folder: Path, queue: RunQueue, at_once: int | None, options: Sequence[str]
 ) -> Launcher:
     if kind == "slurm":
         from acdc_cli.studies.slurm import slurm
 
-        return slurm(folder / "slurm", study.name, options, ledger.record_jobs, at_once)
+        return slurm(folder / "slurm", study.name, options, queue.record_jobs, at_once)
     cores, gpus = sorted(os.sched_getaffinity(0)), _gpus(recipe)
     # where there is no GPU, as many as can have the threads that the recipe asks for
     fitting = len(gpus) or max(1, len(cores) // (recipe.threads or len(cores)))
@@ -150,7 +150,7 @@ def _gpus(recipe: Recipe) -> list[str]:
     return given.split(",")[:there] if given else [str(number) for number in range(there)]
 
 
-def _lengthen(study: Study, ledger: Ledger, recipes: _Recipes) -> Callable[[], Sequence[str]]:
+def _lengthen(study: Study, queue: RunQueue, recipes: _Recipes) -> Callable[[], Sequence[str]]:
     if not study.until_converged:
         return tuple
     limits = study.budget.limits()
@@ -171,7 +171,7 @@ def _lengthen(study: Study, ledger: Ledger, recipes: _Recipes) -> Callable[[], S
             return str(error)
         return None
 
-    return Lengthening(ledger, limits, _accuracy, cost, misfit)
+    return Lengthening(queue, limits, _accuracy, cost, misfit)
 
 
 def _accuracy(row: Row) -> float:

@@ -10,15 +10,15 @@ from command import Acdc
 from rich.cells import cell_len
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.jobs import sweep_plan as job
-from acdc_cli.jobs.plan import plan
-from acdc_cli.jobs.sweep_plan import SweepPlan, require_budget, run_columns, sweep_plan
+from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
+from acdc_cli.studies import study_plan as job
 from acdc_cli.studies.grid import Cell
-from acdc_cli.studies.ledger import Ledger
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import load_study
+from acdc_cli.studies.study_plan import SweepPlan, require_budget, run_columns, sweep_plan
 
 SHORT = (
     "set: {sparsity.warmup_epochs: 1, sparsity.sparse_epochs: 1, sparsity.dense_epochs: 1, "
@@ -80,16 +80,16 @@ def test_without_a_ledger_the_run_directories_tell_what_is_done(study: Path) -> 
 def test_a_ledger_tells_what_runs_what_has_failed_and_what_was_added(study: Path) -> None:
     folder = study.parent / "studies/foo"
     folder.mkdir(parents=True)
-    ledger, owner = Ledger(folder / "ledger.sqlite"), Owner.this_process()
+    queue, owner = RunQueue(folder / "ledger.sqlite"), Owner.this_process()
     longer = Cell("sparsity=0.9,epochs=16,seed=0", {"sparsity": 0.9, "epochs": 16, "seed": 0}, ())
     dropped = Cell("sparsity=0.8,epochs=4,seed=0", {"sparsity": 0.8, "epochs": 4, "seed": 0}, ())
     cells = load_study("foo.yaml").cells()
-    ledger.add([*cells, longer, dropped])
-    while ledger.rows()[0].state != "failed":
-        claimed = ledger.claim(owner)
+    queue.add([*cells, longer, dropped])
+    while queue.rows()[0].state != "failed":
+        claimed = queue.claim(owner)
         assert claimed is not None
         if claimed.key == cells[0].key:
-            ledger.fail(claimed.key, owner, "boom")
+            queue.fail(claimed.key, owner, "boom")
     found = sweep_plan("foo.yaml")
     told = states(found)
     assert list(told) == [*(cell.key for cell in cells), longer.key]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch
+from acdc_cli.doctor.verdict import Verdict, error, ok
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.doctor.verdict import Verdict, error, ok
-from acdc_cli.jobs.train import assemble, settings
+from acdc_cli.jobs.training_run import assemble, settings
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir

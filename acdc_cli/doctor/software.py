@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from acdc_cli.doctor.verdict import Verdict, error, ok, warning
 from acdc_cli.errors import RunError
-from acdc_cli.jobs.doctor.verdict import Verdict, error, ok, warning
 
 _SHOWN = ("torch", "torchvision", "timm", "wandb", "numpy")
 

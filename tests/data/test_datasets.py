@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acdc_cli.data.catalog import SETS, array_source, folder_source, known_set
-from acdc_cli.data.write import Settings
+from acdc_cli.data.datasets import SETS, array_source, folder_source, known_set
+from acdc_cli.data.write_beton import Settings
 from acdc_cli.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""A study's ledger: which of its runs wait, run, are done or have failed. Several processes write it at once."""
+"""A study's queue: which of its runs wait, run, are done or have failed. Several processes write it at once."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Row:
         return self.state == "running" and (self.job or "").endswith(" PENDING")
 
 
-class Ledger:
+class RunQueue:
     """One SQLite file. Every change is one transaction, so that a process may be killed at any moment.
 
     It is the claims that keep a run from being started twice. Should two processes be of different minds about who is
@@ -189,7 +189,7 @@ class Ledger:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process changes the ledger meanwhile, or is in such a block."""
+        """No other process changes the queue meanwhile, or is in such a block."""
         with self._writing():
             yield
 

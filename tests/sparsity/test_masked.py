@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from acdc_cli.errors import CheckpointError
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 
 MASKS = {
     "a": torch.tensor([[True, False, True], [False, True, True]]),

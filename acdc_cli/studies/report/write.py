@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acdc_cli import files
-from acdc_cli.analysis.base.figures import png, svg
+from acdc_cli.analysis.base.plotting import png, svg
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results
-from acdc_cli.studies.report import figures, tables
+from acdc_cli.studies.report import charts, tables
 from acdc_cli.studies.report.page import Picture, facts, page
 from acdc_cli.studies.report.tables import Table
 from acdc_cli.studies.summary import Summary, summarise
@@ -39,9 +39,9 @@ def report(source: str, out: Path | None = None) -> Report:
     runs, together = results.of_study(study), results.advancing_together(study)
     summary = summarise(study.resolve().name, runs, together=together)
     found = _tables(summary)
-    drawn = {"panels": figures.panels(summary), "pareto": figures.pareto(summary)}
+    drawn = {"panels": charts.panels(summary), "pareto": charts.pareto(summary)}
     names = _curves(summary)
-    drawn |= {names[series.name]: figures.curves(series, summary.along.axis) for series in summary.series}
+    drawn |= {names[series.name]: charts.curves(series, summary.along.axis) for series in summary.series}
     svgs: dict[str, str] = {}
     with files.explained(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -88,9 +88,9 @@ def _alternative(summary: Summary) -> str:
 
 def _page(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
     panels = [
-        Picture(svg(figures.panel(summary, key)), key.replace("_", "-"), title) for key, title in _PANEL_TITLES.items()
+        Picture(svg(charts.panel(summary, key)), key.replace("_", "-"), title) for key, title in _PANEL_TITLES.items()
     ]
-    panels.append(Picture(svg(figures.legend(summary)), "legend", "What the lines are"))
+    panels.append(Picture(svg(charts.legend(summary)), "legend", "What the lines are"))
     names = _curves(summary)
     curves = [
         Picture(svgs[name], f"curves-{number}", series.name)

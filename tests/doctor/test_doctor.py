@@ -10,10 +10,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from acdc_cli.doctor import cgroup, diagnose, gpu, machine, software
+from acdc_cli.doctor import training as self_test
+from acdc_cli.doctor.verdict import Verdict, ok
 from acdc_cli.errors import DataError, RunError
-from acdc_cli.jobs.doctor import cgroup, diagnose, gpu, machine, software
-from acdc_cli.jobs.doctor import training as self_test
-from acdc_cli.jobs.doctor.verdict import Verdict, ok
 
 GIB = 2**30
 PACKAGES = [Requirement("torch>=2.11"), Requirement("timm>=1.0.20")]

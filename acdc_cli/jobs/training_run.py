@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from acdc_cli import console, files
-from acdc_cli.cost.ledger import Measured
+from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
-from acdc_cli.data.corruption import Corruption
+from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
@@ -27,9 +27,9 @@ from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
-from acdc_cli.schedule import curves
+from acdc_cli.schedule import courses
 from acdc_cli.sparsity.prunable import pruned
-from acdc_cli.tasks.memorisation import Memorisation
+from acdc_cli.tasks.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
@@ -138,7 +138,7 @@ def assemble(
     )
 
 
-def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: Corruption, stack: ExitStack) -> Probe:
+def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
     """Of the samples with wrong labels."""
     loader = loaders.corrupted_loader(recipe.data, wrong, bench.device, bench.ranks.shard)
     stack.callback(loader.close)
@@ -150,7 +150,7 @@ def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
     optim, clock = recipe.optim, recipe.sparsity.clock
 
     def learning_rate(progress: float) -> float:
-        return optim.lr * curves.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
+        return optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
 
     return Settings(
         epochs=recipe.epochs,

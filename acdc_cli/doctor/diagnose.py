@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from acdc_cli import console
-from acdc_cli.data.catalog import SETS
+from acdc_cli.data.datasets import SETS
+from acdc_cli.data.inventory import HOME
+from acdc_cli.doctor import gpu, machine, software
+from acdc_cli.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.errors import AcdcError
-from acdc_cli.jobs.data import HOME
-from acdc_cli.jobs.doctor import gpu, machine, software
-from acdc_cli.jobs.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.recipe.schema import DataBlock
 
 Check = Callable[[], Verdict]
@@ -83,7 +83,7 @@ def _folder(data: str) -> Path:
 
 def _training() -> Verdict:
     # here, because it imports torch: where torch is broken, that is this check's finding
-    from acdc_cli.jobs.doctor.training import training
+    from acdc_cli.doctor.training import training
 
     return training()
 

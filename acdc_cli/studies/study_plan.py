@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.jobs.plan import plan
+from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.converged import as_asked
 from acdc_cli.studies.grid import Cell, Name
-from acdc_cli.studies.ledger import Ledger
+from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import Study, load_study
 
 State = Literal["waiting", "begun", "running", "done", "failed"]
@@ -40,7 +40,7 @@ class PlannedRun:
 class SweepPlan:
     study: str
     folder: str
-    """Of its ledger and its runs."""
+    """Of its queue and its runs."""
     runs: list[PlannedRun]
     budget: Mapping[str, float]
     until_converged: bool
@@ -91,7 +91,7 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
     study = load_study(source)
     recipes = study.recipes()
     folder = out or Path("studies") / study.name
-    added, states = _ledger(study, folder)
+    added, states = _queue(study, folder)
     recipes |= {cell.key: load(study.base_recipe, cell.overrides) for cell in added}
     costs, runs, doubts = Costs(), [], dict[str, list[str]]()
     for cell in [*study.cells(), *added]:
@@ -123,12 +123,12 @@ def over_budget(total: Mapping[str, float], limits: Mapping[str, float]) -> list
     ]
 
 
-def _ledger(study: Study, folder: Path) -> tuple[list[Cell], dict[str, State]]:
-    """Runs that the ledger has added to the study's own, and those states that only it knows."""
+def _queue(study: Study, folder: Path) -> tuple[list[Cell], dict[str, State]]:
+    """Runs that the queue has added to the study's own, and those states that only it knows."""
     file = folder / "ledger.sqlite"
     if not file.exists():
         return [], {}
-    rows, cells = Ledger(file).rows(), study.cells()
+    rows, cells = RunQueue(file).rows(), study.cells()
     known = {cell.key for cell in cells}
     new = [row.cell for row in rows if row.key not in known and study.until_converged]
     added = [asked for cell in new if (asked := as_asked(cell, cells))]

@@ -9,9 +9,9 @@ from typing import Any
 
 from acdc_cli.errors import RunError
 from acdc_cli.recipe import shipped
-from acdc_cli.studies import advise as studies
+from acdc_cli.studies import advice as studies
 from acdc_cli.studies import results
-from acdc_cli.studies.advise import Advice, Lengths
+from acdc_cli.studies.advice import Advice, Lengths
 from acdc_cli.studies.summary import Group, Spread, Summary, summarise
 
 _KEYS = ("top1", "train_loss", "entropy")

@@ -16,7 +16,7 @@ _NO_EPOCH = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Corruption:
+class CorruptedLabels:
     """The samples with a wrong label, in the set's order; arrays of (count,)."""
 
     indices: NDArray[np.int64]
@@ -44,7 +44,7 @@ def check(count: int, samples: int, classes: int) -> None:
         raise DataError("data.corrupt_labels: the set has one class only, so that no label can be wrong; leave it out")
 
 
-def corrupt(labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, count: int, seed: int) -> Corruption:
+def corrupt(labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, count: int, seed: int) -> CorruptedLabels:
     """`count` of the samples at the positions `used`, each with a class drawn from all but its own, all equally likely.
 
     labels: of the whole set, each below `classes`. Raises DataError as `check` does.
@@ -55,4 +55,4 @@ def corrupt(labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, co
     ranks = stream.random_raw(len(used))
     indices = np.sort(used[np.argsort(ranks, kind="stable")[:count]])
     shifts = 1 + (stream.random_raw(count) % np.uint64(classes - 1)).astype(np.int64)
-    return Corruption(indices, labels[indices], (labels[indices] + shifts) % classes)
+    return CorruptedLabels(indices, labels[indices], (labels[indices] + shifts) % classes)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acdc_cli.jobs.doctor.verdict import Verdict, error, ok, warning
+from acdc_cli.doctor.verdict import Verdict, error, ok, warning
 
 _CPU = "training will be on the CPU"
 

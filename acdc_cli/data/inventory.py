@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli import console
-from acdc_cli.data import catalog, manifest
-from acdc_cli.data.catalog import SETS, SPLITS, KnownSet
+from acdc_cli.data import datasets, manifest
+from acdc_cli.data.datasets import SETS, SPLITS, KnownSet
 from acdc_cli.data.manifest import Manifest
-from acdc_cli.data.write import Settings, write
+from acdc_cli.data.write_beton import Settings, write
 from acdc_cli.errors import DataError
 
 HOME = Path("data")
@@ -54,7 +54,7 @@ def _written(folder: Path) -> dict[str, int]:
 
 
 def write_set(name: str, options: WriteOptions) -> list[Manifest]:
-    known = catalog.known_set(name)
+    known = datasets.known_set(name)
     settings = {split: _settings(known, split, options) for split in SPLITS}
     train, val = known.read(known, options.source, options.download)
     folder = options.out or HOME / name
@@ -94,7 +94,7 @@ def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
         if encoding:
             asked = ", ".join("--" + key.replace("_", "-") for key in encoding)
             raise DataError(f"--original stores the source's own bytes, so {asked} cannot hold; leave one of them out")
-        return catalog.ORIGINAL
+        return datasets.ORIGINAL
     default = known.train if split == "train" or options.original is False else known.val
     return default if default.original else replace(default, **encoding)
 

@@ -16,7 +16,7 @@ from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
 from acdc_cli.recipe.schema import Recipe
-from acdc_cli.sparsity.masks import count_zeros
+from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.trainer import sparsities

@@ -1,4 +1,4 @@
-"""Works off a study's ledger: claims runs, has them started, hears how they end."""
+"""Works off a study's queue: claims runs, has them started, hears how they end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Protocol
 from acdc_cli import files
 from acdc_cli.errors import RESUME_ME
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.launch import Job, Launcher
-from acdc_cli.studies.ledger import TRIES, Ledger, Row
+from acdc_cli.studies.launcher import Job, Launcher
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.run_queue import TRIES, Row, RunQueue
 
 BEAT_EVERY = 15.0
 """Seconds between two heartbeats."""
@@ -52,7 +52,7 @@ class _Started:
 class Sweep:
     def __init__(
         self,
-        ledger: Ledger,
+        queue: RunQueue,
         owner: Owner,
         launcher: Launcher,
         command: Callable[[Row], Sequence[str]],
@@ -61,7 +61,7 @@ class Sweep:
         show: Show,
     ) -> None:
         """command: what runs a row's cell. lengthen: adds the runs that follow from those done, says what it did."""
-        self._ledger, self._launcher, self._command = ledger, launcher, command
+        self._queue, self._launcher, self._command = queue, launcher, command
         self._logs, self._lengthen, self._show = logs, lengthen, show
         self._owner = owner
         self._started: list[_Started] = []
@@ -83,7 +83,7 @@ class Sweep:
                     self._grow()
                     self._fill()
                 self._beat()
-                rows = self._ledger.rows()
+                rows = self._queue.rows()
                 self._show.draw(rows, {each.row.key for each in self._started})
                 left = any(row.state in ("waiting", "running") for row in rows)
                 if not self._started and (self._stopping or not left):
@@ -96,7 +96,7 @@ class Sweep:
     def _fill(self) -> None:
         under_way = self._launcher.under_way()
         while len(self._started) < self._launcher.slots:
-            row = self._ledger.claim(self._owner, under_way)
+            row = self._queue.claim(self._owner, under_way)
             if row is None:
                 return
             log = self._logs / f"{row.key}.log"
@@ -105,7 +105,7 @@ class Sweep:
                     logged = log.stat().st_size if log.exists() else 0
                     job = self._launcher.start(row.cell, self._command(row), _ENVIRONMENT, log)
             except BaseException:
-                self._ledger.release(row.key, self._owner)
+                self._queue.release(row.key, self._owner)
                 raise
             self._started.append(_Started(row, job, log, logged))
             begun = RunDir(row.directory).resolved.exists()
@@ -121,17 +121,17 @@ class Sweep:
     def _settle(self, ended: _Started, code: int) -> None:
         row, run = ended.row, RunDir(ended.row.directory)
         if code == 0 and run.finished:
-            self._ledger.finish(row.key, self._owner)
+            self._queue.finish(row.key, self._owner)
             self._show.say(f"{row.key}: done{_accuracy(run)}")
         elif code == RESUME_ME or (self._stopping and code in _ENDED_EARLY):
-            self._ledger.release(row.key, self._owner)
+            self._queue.release(row.key, self._owner)
             self._show.say(f"{row.key}: saved, to go on later")
         elif run.in_use:
-            self._ledger.release(row.key, self._owner)
+            self._queue.release(row.key, self._owner)
             self._show.say(f"{row.key}: another process still trains it")
         else:
             error = f"{_how(code)}: {_last_words(ended.log, ended.logged)}"
-            self._ledger.fail(row.key, self._owner, error)
+            self._queue.fail(row.key, self._owner, error)
             again = "tried again later" if row.failures + 1 < TRIES else "given up"
             self._show.say(f"{row.key}: failed, {again}: {error.splitlines()[-1]}")
 
@@ -139,7 +139,7 @@ class Sweep:
         if time.monotonic() - self._beaten < BEAT_EVERY:
             return
         self._beaten = time.monotonic()
-        own = self._ledger.beat(self._owner)
+        own = self._queue.beat(self._owner)
         for each in self._started:
             if not each.lost and each.row.key not in own:
                 each.lost = True
@@ -159,12 +159,12 @@ class Sweep:
 
     def _let_go(self) -> None:
         for each in self._started:
-            self._ledger.release(each.row.key, self._owner)
+            self._queue.release(each.row.key, self._owner)
         self._show.say(f"{len(self._started)} runs go on without this sweep; the next one watches them again")
         self._started.clear()
 
     def _grow(self) -> None:
-        done = sum(row.state == "done" for row in self._ledger.rows())
+        done = sum(row.state == "done" for row in self._queue.rows())
         if done != self._done:
             self._done = done
             for said in self._lengthen():

@@ -14,10 +14,10 @@ from torch.optim import SGD
 
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.cost.ledger import EpochCost, Measured, backward_kept, forward_kept, nominal, training_flops
+from acdc_cli.cost.training_cost import EpochCost, Measured, backward_kept, forward_kept, nominal, training_flops
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import catalog
-from acdc_cli.sparsity.masks import MaskedParameters
+from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.selection import largest
 from acdc_cli.sparsity.sparsifier import Sparsifier

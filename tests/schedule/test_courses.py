@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, ResolutionRamp, ResolutionStep, StepSchedule
-from acdc_cli.schedule.curves import cubic, learning_rate, resolution
+from acdc_cli.schedule.courses import cubic, learning_rate, resolution
 
 P1 = CosineSchedule(name="cosine", warmup_epochs=5)
 P2 = LinearSchedule(name="linear", warmup_epochs=2, warmup_start=1e-4)

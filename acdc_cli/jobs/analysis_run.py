@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli import __version__, console
-from acdc_cli.analysis.base import catalog
-from acdc_cli.analysis.base.desk import Desk
+from acdc_cli.analysis.base import analyses
 from acdc_cli.analysis.base.findings import Findings, plain
+from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.recipe.load import block_of
@@ -49,7 +49,7 @@ def analyze(
     Raises RunError where there is no such analysis, or `out` holds that of other models, and what the analysis itself
     raises.
     """
-    analysis, schema = catalog.find(name)
+    analysis, schema = analyses.find(name)
     own, others = _sorted(schema, overrides)
     options = block_of(schema, own, f"analyze {name}")
     asked = asked or Asked()
@@ -78,7 +78,7 @@ def analyze(
 
 def options_of(name: str) -> list[tuple[str, str, str]]:
     """Key, default and meaning of each option of an analysis."""
-    _, schema = catalog.find(name)
+    _, schema = analyses.find(name)
     return [
         (key, json.dumps(field.get_default()), " ".join((field.description or "").split()))
         for key, field in schema.model_fields.items()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from acdc_cli.analysis.base.figures import COLOURS, LINES, MARKERS
+from acdc_cli.analysis.base.plotting import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Group, Series, Spread, Summary, accuracy_and_cost, pareto_front

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import catalog
+from acdc_cli.models import build
 from acdc_cli.recipe.schema import ModelBlock
 
 
 def test_the_local_models_are_listed() -> None:
-    assert catalog.names() == [
+    assert build.names() == [
         "mobilenet_v1",
         "resnet101",
         "resnet152",
@@ -32,7 +32,7 @@ def test_the_local_models_are_listed() -> None:
 
 def test_a_local_model_imports_neither_torchvision_nor_timm() -> None:
     code = (
-        "import sys; from acdc_cli.models import catalog; catalog.find('resnet18')(num_classes=2);"
+        "import sys; from acdc_cli.models import build; build.find('resnet18')(num_classes=2);"
         "assert not {'torchvision', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -47,8 +47,8 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from acdc_cli import models
 
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
-    assert "tiny" in catalog.names()
-    assert catalog.build(ModelBlock(name="tiny"), 3)(torch.zeros(1, 3, 2, 2)).shape == (1, 3)
+    assert "tiny" in build.names()
+    assert build.build(ModelBlock(name="tiny"), 3)(torch.zeros(1, 3, 2, 2)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,14 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 )
 def test_a_name_is_looked_up_here_then_in_torchvision_then_in_timm(name: str, library: str) -> None:
     with torch.device("meta"):
-        model = catalog.build(ModelBlock(name=name), 5)
+        model = build.build(ModelBlock(name=name), 5)
     assert type(model).__module__.split(".")[0] == library
     assert [module for module in model.modules() if isinstance(module, nn.Linear)][-1].out_features == 5
 
 
 def test_all_resnet50_have_the_same_parameters() -> None:
     with torch.device("meta"):
-        models = [
-            catalog.build(ModelBlock(name=f"{source}:resnet50"), 5) for source in ("local", "timm", "torchvision")
-        ]
+        models = [build.build(ModelBlock(name=f"{source}:resnet50"), 5) for source in ("local", "timm", "torchvision")]
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
     assert shapes[0] == shapes[1] == shapes[2]
 
@@ -92,7 +90,7 @@ def test_all_resnet50_have_the_same_parameters() -> None:
 )
 def test_an_unknown_name_suggests_the_nearest_of_all_sources(name: str, suggestion: str) -> None:
     with pytest.raises(ModelError) as caught:
-        catalog.find(name)
+        build.find(name)
     message = str(caught.value)
     assert suggestion in message
     assert "resnet8" in message
@@ -101,20 +99,20 @@ def test_an_unknown_name_suggests_the_nearest_of_all_sources(name: str, suggesti
 
 def test_detection_models_are_no_classifiers() -> None:
     with pytest.raises(ModelError, match="there is no model"):
-        catalog.find("torchvision:fasterrcnn_resnet50_fpn")
+        build.find("torchvision:fasterrcnn_resnet50_fpn")
 
 
 def test_options_reach_the_constructor() -> None:
-    model = catalog.build(ModelBlock(name="wideresnet22_2", options={"dropout": 0.3}), 10)
+    model = build.build(ModelBlock(name="wideresnet22_2", options={"dropout": 0.3}), 10)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.3}
-    model = catalog.build(ModelBlock(name="torchvision:resnet18", options={"zero_init_residual": True}), 10)
+    model = build.build(ModelBlock(name="torchvision:resnet18", options={"zero_init_residual": True}), 10)
     assert model.get_submodule("layer1.0.bn2").weight.count_nonzero() == 0
 
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:resnet18", "timm:resnet18"])
 def test_a_wrong_option_is_named(name: str) -> None:
     with pytest.raises(ModelError, match=r"refuses model.options \{drop_pat: 0.1\}: .*'drop_pat'"):
-        catalog.build(ModelBlock(name=name, options={"drop_pat": 0.1}), 10)
+        build.build(ModelBlock(name=name, options={"drop_pat": 0.1}), 10)
 
 
 @pytest.mark.parametrize(
@@ -122,22 +120,20 @@ def test_a_wrong_option_is_named(name: str) -> None:
 )
 def test_the_class_count_and_the_weights_are_no_options(option: dict[str, bool | int | str]) -> None:
     with pytest.raises(ModelError, match=rf"model.options.{next(iter(option))} cannot be set"):
-        catalog.build(ModelBlock(name="torchvision:resnet18", options=option), 10)
+        build.build(ModelBlock(name="torchvision:resnet18", options=option), 10)
 
 
 def test_auxiliary_classifiers_are_refused_with_the_way_out() -> None:
     with torch.device("meta"):
         with pytest.raises(ModelError, match="aux_logits: false"):
-            catalog.build(ModelBlock(name="torchvision:googlenet", options={"init_weights": False}), 10)
-        catalog.build(
-            ModelBlock(name="torchvision:googlenet", options={"init_weights": False, "aux_logits": False}), 10
-        )
+            build.build(ModelBlock(name="torchvision:googlenet", options={"init_weights": False}), 10)
+        build.build(ModelBlock(name="torchvision:googlenet", options={"init_weights": False, "aux_logits": False}), 10)
 
 
 def test_weights_of_a_plain_model_start_a_blurred_one(tmp_path: Path) -> None:
-    source = catalog.build(ModelBlock(name="resnet8"), 10)
+    source = build.build(ModelBlock(name="resnet8"), 10)
     torch.save(source.state_dict(), tmp_path / "weights.pt")
-    model = catalog.build(ModelBlock(name="resnet8", blurpool=True, weights=str(tmp_path / "weights.pt")), 10)
+    model = build.build(ModelBlock(name="resnet8", blurpool=True, weights=str(tmp_path / "weights.pt")), 10)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
     images = torch.rand(1, 3, 16, 16)
     assert not torch.allclose(model.eval()(images), source.eval()(images))

