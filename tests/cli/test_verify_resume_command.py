@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from command import Acdc
+from command import Acdc, Finished
 from safetensors.torch import load_file, save_file
 
 from acdc_cli.errors import RunError
@@ -20,10 +19,10 @@ from acdc_cli.training import checkpoint
 
 
 @pytest.fixture
-def twins(acdc: Acdc, recipe: Path) -> tuple[RunDir, RunDir]:
+def twins(finished: Finished) -> tuple[RunDir, RunDir]:
     """A finished run and its copy."""
-    assert acdc("train", recipe, "--out", "one").exit_code == 0
-    shutil.copytree("one", "other")
+    finished("one")
+    finished("other")
     return RunDir(Path("one")), RunDir(Path("other"))
 
 

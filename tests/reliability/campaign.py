@@ -409,7 +409,8 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.monotonic()
     campaign = Campaign(asked.folder, asked.seed)
-    _compile_ffcv(campaign.digits)
+    if asked.extent == "runs":
+        _compile_ffcv(campaign.digits)
     # or a fork could inherit a lock that nobody will give back
     assert threading.active_count() == 1
     {"short": short, "runs": runs, "sets": sets}[asked.extent](campaign)

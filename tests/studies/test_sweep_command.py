@@ -93,6 +93,7 @@ def until_half_done(key: str, process: subprocess.Popen[str], records: int) -> N
     pytest.fail(f"it has ended: {Path('said').read_text()}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by_two_at_once(
     study: Path, sweeping: Sweeping
