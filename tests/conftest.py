@@ -6,11 +6,17 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from command import Acdc, run_acdc
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_SILENT"] = "true"
+# a busy machine is no mistake; `make test-all` draws at length
+_unhurried = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("long", _unhurried)
+hypothesis.settings.register_profile("short", _unhurried, max_examples=25)
+hypothesis.settings.load_profile("short")
 # what a shell starts in the background, and whatever that starts, is deaf to Ctrl-C otherwise
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -96,6 +96,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part
     return {name: Part(name, f"stand_in_{name}", 1, 60) for name in STAND_INS}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_path: Path) -> None:
     written: list[str] = []
     runner = Runner(tmp_path / "out", ["1", "--smoke"], lambda results: written.append(json.dumps(results)))

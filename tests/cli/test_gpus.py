@@ -84,6 +84,7 @@ def worker(agent: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:

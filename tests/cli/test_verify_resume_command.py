@@ -26,8 +26,9 @@ def twins(finished: Finished) -> tuple[RunDir, RunDir]:
     return RunDir(Path("one")), RunDir(Path("other"))
 
 
-def test_a_run_that_is_killed_ends_like_one_that_is_not(acdc: Acdc, recipe: Path) -> None:
-    result = acdc("verify-resume", recipe, "--kills", "2", "--keep", "runs", "--json", "--set", "epochs=6")
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_ends_like_one_that_is_not(acdc: Acdc, recipe: Path, kills: int) -> None:
+    result = acdc("verify-resume", recipe, "--kills", str(kills), "--keep", "runs", "--json", "--set", "epochs=6")
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["exact"] is True
