@@ -4,6 +4,9 @@
 
 bin := .venv/bin
 ready := .venv/.ready
+# units, which start no process and train nothing but a few layers
+quick := $(addprefix tests/,schedule recipe sparsity cost tasks models jobs/test_lint.py) \
+	$(addprefix --ignore=tests/,sparsity/test_every_method.py sparsity/test_two_ranks.py recipe/test_recipe_fuzz.py)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
