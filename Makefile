@@ -4,7 +4,7 @@
 
 bin := .venv/bin
 ready := .venv/.ready
-# units, which start no process and train nothing but a few layers
+# units, which train nothing but a few layers; two of them start a process
 quick := $(addprefix tests/,schedule recipe sparsity cost tasks models jobs/test_lint.py) \
 	$(addprefix --ignore=tests/,sparsity/test_every_method.py sparsity/test_two_ranks.py recipe/test_recipe_fuzz.py)
 
