@@ -148,7 +148,8 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
         (
             "axes: {seed: [0, 1]}\nadjust: [{where: {seed: 2, sead: 0}, set: {epochs: 8}}, {where: {}, set: {}}]",
             [
-                "4: adjust[1].where: expected at least one axis and a value of it, such as `sparsity: 0.98`, found an empty block"
+                "4: adjust[1].where: expected at least one axis and a value of it, such as `sparsity: 0.98`, "
+                "found an empty block"
             ],
         ),
         (
