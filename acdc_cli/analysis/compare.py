@@ -15,7 +15,7 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.paired import Paired, paired
 from acdc_cli.analysis.base.subject import Subject, run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load
@@ -102,7 +102,7 @@ class Tested:
     result: Paired
 
 
-def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
     """Differences are to the first run, tests against its group. Raises RunError for what is no run, and for
     recipes that are not as the runs had them."""
     if len(subjects) < 2:
