@@ -20,8 +20,8 @@ from typing import Any
 
 from acdc_cli import console
 from acdc_cli.errors import AcdcError
+from acdc_cli.recipe import kinds
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.sparsity import catalog
 
 TARGETS = (0.9, 0.95, 0.98)
 SEEDS = (0, 1, 2)
@@ -68,7 +68,7 @@ OF_TARGET: dict[str, dict[float, str]] = {
     "oneshot early": {0.98: "sparsity.at=1"},
 }
 """Further keys by target, beside the target itself, which STR does not know; no runs where a variant has none."""
-NAMES = sorted([*catalog.names(), *(name for name in OF_TARGET if " " in name)])
+NAMES = sorted([*kinds.methods(), *(name for name in OF_TARGET if " " in name)])
 
 
 @dataclass(frozen=True)

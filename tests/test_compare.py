@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from acdc_cli.recipe import kinds
 from acdc_cli.recipe.load import load
-from acdc_cli.sparsity import catalog
 from scripts import compare
 
 
@@ -15,7 +15,7 @@ from scripts import compare
 def test_every_method_is_trained_at_every_target_for_the_same_epochs(epochs: int) -> None:
     runs = compare.all_runs(compare.NAMES, compare.TARGETS, epochs)
     assert len({run.folder for run in runs}) == len(runs)
-    for name in catalog.names():
+    for name in kinds.methods():
         wanted = {None} if name == "dense" else {0.9, 0.95, 0.98}
         assert {(run.target, run.seed) for run in runs if run.name == name} == {
             (t, s) for t in wanted for s in (0, 1, 2)

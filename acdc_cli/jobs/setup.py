@@ -16,10 +16,10 @@ from torch import nn
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
 from acdc_cli.models.initialisation import Undrawn
+from acdc_cli.recipe.kinds import method_class
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.schedule import courses
-from acdc_cli.sparsity import catalog as methods
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.selection import Selector
@@ -162,11 +162,11 @@ def without_start(recipe: Recipe) -> Recipe:
 
 def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
-    _, method = methods.method(recipe.sparsity.method)
     masked = MaskedParameters(pruned(layers), ranks)
     if isinstance(recipe.sparsity, TargetBlock):
         Selector.of(recipe.sparsity).check(masked.shapes)
-    return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+    built: Sparsifier[Any] = method_class(recipe.sparsity.method)(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+    return built
 
 
 _WORKSPACES = (":4096:8", ":16:8")
