@@ -20,6 +20,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
@@ -233,10 +234,6 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     return state
 
 
-_FREE = ("track.", "checkpoint.", "optim.nan_patience", "data.workers", "data.path")
-"""Keys that a run may go on with another value of: its numbers do not depend on them."""
-
-
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
     """A resumed run must be the same run: every key that bears on the numbers is as it was."""
     if run.finished:
@@ -278,8 +275,8 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
 
 
 def _bearing(recipe: Recipe) -> dict[str, Any]:
-    """The keys that the run's numbers depend on."""
-    return {key: value for key, value in flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
+    """The keys that a resumed run may not change."""
+    return bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group() -> None:
     runs = [
         run("a-0", 0, 0.9),
         run("b-0", 0, 0.8, **{"optim.lr": 0.2}),
-        run("a-1", 1, 0.7, device="cpu", **{"track.wandb": "online", "data.path": "elsewhere"}),
+        run("a-1", 1, 0.7, device="cpu", **{"data.path": "elsewhere", "optim.nan_patience": 3, "track.wandb": "online"}),
         run("c-0", 0, 0.8, **{"data.val_images": 10}),
     ]
     groups = grouped(runs)
