@@ -8,12 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.paired import Paired, paired
 from acdc_cli.analysis.base.subject import Subject, run_of
 from acdc_cli.analysis.base.workspace import Desk
 from acdc_cli.errors import RunError
@@ -22,6 +20,7 @@ from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.outcome import Outcome, outcome
+from acdc_cli.statistics import Paired, Spread, paired
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,10 +66,10 @@ class Group:
         """Mean and sample standard deviation (n - 1) over the finished runs; None where one of them has no number, and
         for fewer than one or two."""
         values = [run.outcome.values[key] for run in self.finished]
-        known = [value for value in values if value is not None]
+        known = tuple(value for value in values if value is not None)
         if not known or len(known) < len(values):
             return None, None
-        return fmean(known), stdev(known) if len(known) > 1 else None
+        return Spread(known).mean, Spread(known).std
 
     def by_seed(self, key: str) -> dict[int, float]:
         """Of the finished runs that have a number; a seed that is there twice could not be paired, and is left out."""
