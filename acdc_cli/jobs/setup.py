@@ -19,7 +19,6 @@ from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe.kinds import method_class
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
-from acdc_cli.schedule import courses
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.selection import Selector
@@ -143,12 +142,6 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
                 f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "
                 "crops data.val_crop"
             ) from e
-
-
-def resolutions(recipe: Recipe) -> list[int]:
-    """Side of the training crops in each epoch, in pixels."""
-    clocks = (recipe.sparsity.clock(epoch, recipe.epochs) for epoch in range(recipe.epochs))
-    return [courses.resolution(recipe.data.resolution, int(elapsed), epochs) for elapsed, epochs in clocks]
 
 
 def without_start(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.learning_rate import learning_rate
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed
@@ -72,7 +74,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
-    sides = {*setup.resolutions(recipe), recipe.data.val_crop}
+    sides = {*resolutions(recipe), recipe.data.val_crop}
     setup.require_sizes(bench, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
@@ -148,15 +150,11 @@ def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, st
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
-    optim, clock = recipe.optim, recipe.sparsity.clock
-
-    def learning_rate(progress: float) -> float:
-        return optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
-
+    optim = recipe.optim
     return Settings(
         epochs=recipe.epochs,
-        learning_rate=learning_rate,
-        resolution=setup.resolutions(recipe).__getitem__,
+        learning_rate=partial(learning_rate, recipe),
+        resolution=resolutions(recipe).__getitem__,
         accumulate=optim.accumulate,
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
@@ -194,7 +192,7 @@ def _fit(
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if ledger is not None:
             summary["cost"] = costs.both(
-                ledger, parts, setup.resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
+                ledger, parts, resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
             )
         for tracker in tracking:
             tracker.finish(summary)

@@ -16,7 +16,7 @@ from acdc_cli.recipe import kinds
 from acdc_cli.recipe.schema import AdamWBlock, EMABlock, LinearSchedule, SGDBlock, epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
@@ -127,7 +127,7 @@ class Bench:
         )
         defaults: dict[str, Any] = {
             "epochs": epochs,
-            "learning_rate": lambda progress: optim.lr * courses.learning_rate(optim.schedule, progress, epochs),
+            "learning_rate": lambda progress: optim.lr * share_of_peak(optim.schedule, progress, epochs),
             "resolution": lambda epoch: 8,
         }
         self._tracker = JsonLines(self.run.metrics)
