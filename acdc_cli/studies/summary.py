@@ -99,6 +99,11 @@ class Along:
         return all(isinstance(value, int | float) for value in self.values)
 
     @property
+    def sparsities(self) -> bool:
+        """Whether these are sparsities, of which a dense model has none."""
+        return self.axis in ("sparsity", "sparsity.target")
+
+    @property
     def log(self) -> bool:
         """Lengths are doubled; other values may be equal steps, or zero."""
         numbers = [value for value in self.values if isinstance(value, int | float)]
