@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.errors import RunError
+from acdc_cli.statistics import Spread
 
 Product = Callable[[Tensor], Tensor]
 """What the matrix makes of a vector: (entries,) to (entries,), float64."""
@@ -121,8 +122,10 @@ def hutchinson(
         signs = signs.to(mask.device) * mask
         found.append(float(signs @ product(signs)))
         workspace.keep(key, {"found": _double(found)})
-    mean = float(np.mean(found)) if found else math.nan
-    return mean, float(np.std(found, ddof=1)) / math.sqrt(samples) if samples > 1 else math.nan
+    if not found:
+        return math.nan, math.nan
+    products = Spread(tuple(found))
+    return products.mean, math.nan if products.standard_error is None else products.standard_error
 
 
 def generator(*seed: int) -> torch.Generator:

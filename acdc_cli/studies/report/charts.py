@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base.plotting import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
+from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Series, Spread, Summary, accuracy_and_cost, pareto_front
+from acdc_cli.studies.summary import Group, Series, Summary, accuracy_and_cost, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

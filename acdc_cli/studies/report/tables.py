@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
+from acdc_cli.statistics import Spread
 from acdc_cli.studies.advice import RULE, advise, lengths, named
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Spread, Summary, accuracy_and_cost, pareto_front, summarise
+from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, pareto_front, summarise
 
 
 @dataclass(frozen=True)
