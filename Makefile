@@ -14,8 +14,10 @@ help: ## show this list
 demo: $(ready) ## train a small ResNet to 90 % sparsity on MNIST digits, into runs/demo (2 minutes)
 	@$(bin)/acdc demo $(ARGS)
 
-compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into docs/results (15 minutes)
-	@$(bin)/python scripts/compare.py $(ARGS)
+compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into studies/methods_demo (30 minutes)
+	@$(bin)/acdc data write demo
+	@$(bin)/acdc sweep methods_demo $(ARGS)
+	@$(bin)/acdc report methods_demo
 
 quick: $(ready) ## run the tests of parts that start no process, after each edit; ARGS='-k masks' picks some (1 minute)
 	@$(bin)/python -m pytest $(quick) $(ARGS)

@@ -6,17 +6,18 @@ import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from command import Acdc
-from made import Made, study
+from made import Made, in_memory, study
 from matplotlib.figure import Figure
 from PIL import Image
 
-from acdc_cli.studies.report import charts, write
+from acdc_cli.studies.report import charts, tables, write
 from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import of_study
 from acdc_cli.studies.summary import Summary, summarise
@@ -367,3 +368,19 @@ def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> 
         # neither blank nor of one colour: the lines of the figure are in it
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     assert (0x00, 0x72, 0xB2) in colours
+
+
+def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path) -> None:
+    dense = replace(in_memory(Made("dense", 4, 0, top1=0.95)), axes={"method": "dense", "sparsity": 0.9, "seed": 0})
+    sparse = [
+        replace(in_memory(Made(share, 4, 0, top1=1 - share / 10)), axes={"method": "gmp", "sparsity": share, "seed": 0})
+        for share in (0.9, 0.95)
+    ]
+    found = summarise("s", [*sparse, dense])
+    rows = {row[0].text: row[1].text for row in tables.last_epoch(found).rows}
+    assert rows["dense"] == "–"
+    axes = charts.panel(found, "top1").axes[0]
+    level = [line.get_ydata() for line in axes.get_lines() if list(line.get_xdata()) == [0, 1]]
+    assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
+    places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}
+    assert places == {0.9, 0.95}
