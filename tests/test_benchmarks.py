@@ -36,11 +36,14 @@ def check(result: dict[str, Any]) -> None:
         assert len({len(values) for values in line["rounds"].values()}) == 1
 
 
+SLOW = ("sparse_step", "loader", "resident", "blur", "memory", "processes")
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *("startup", "trainer", "resident", "host", "blur"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sparse_step", "loader", "memory", "processes")),
+        *("startup", "trainer", "host"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
 def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,12 @@ def explicit_hessian(bench: Bench, loader: FixedImages, sizes: list[int], batch_
 
 @pytest.mark.parametrize(
     ("parameters", "batch_norm", "smoothing"),
-    [("all", "eval", 0.0), ("all", "train", 0.1), ("weights", "eval", 0.1), ("weights", "train", 0.0)],
+    [
+        ("all", "train", 0.1),
+        pytest.param("all", "eval", 0.0, marks=pytest.mark.slow),
+        ("weights", "eval", 0.1),
+        pytest.param("weights", "train", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_s_sharpness_and_trace_are_those_of_its_explicit_hessian(
     parameters: Literal["all", "weights"], batch_norm: Literal["eval", "train"], smoothing: float

@@ -40,17 +40,23 @@ def test_the_plan_foretells_the_run(acdc: Acdc, recipe: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        (),
-        (ADAMW, "sparsity={method: dense}"),
-        ("sparsity={method: topkast, target: 0.9, backward_sparsity: 0.5, every: 2}", "epochs=1"),
-        ("sparsity={method: dpf, target: 0.9, end: 1}", "epochs=2"),
-        ("sparsity={method: lottery, target: 0.9, prune: 0.9}", "epochs=2"),
-        ("sparsity={method: snfs, target: 0.9, distribution: erk, every: 3}", "epochs=2"),
-        ("sparsity={method: deepr, target: 0.9, distribution: erk, every: 1}", "epochs=1"),
-        ("sparsity={method: str, s_init: -5}", "epochs=1"),
-        ("sparsity.dense_sparsity=0.5", "sparsity.last_phase=dense_last"),
+        pytest.param((), id="acdc"),
+        pytest.param((ADAMW, "sparsity={method: dense}"), id="adamw"),
+        pytest.param(("sparsity.dense_sparsity=0.5", "sparsity.last_phase=dense_last"), id="sparse-decompression"),
+        *(
+            pytest.param(
+                (f"sparsity={{method: {keys}}}", f"epochs={epochs}"), id=keys.split(",")[0], marks=pytest.mark.slow
+            )
+            for keys, epochs in (
+                ("topkast, target: 0.9, backward_sparsity: 0.5, every: 2", 1),
+                ("dpf, target: 0.9, end: 1", 2),
+                ("lottery, target: 0.9, prune: 0.9", 2),
+                ("snfs, target: 0.9, distribution: erk, every: 3", 2),
+                ("deepr, target: 0.9, distribution: erk, every: 1", 1),
+                ("str, s_init: -5", 1),
+            )
+        ),
     ],
-    ids=["acdc", "adamw", "topkast", "dpf", "lottery", "snfs", "deepr", "str", "sparse-decompression"],
 )
 def test_a_checkpoint_is_as_large_as_foretold(acdc: Acdc, recipe: Path, overrides: tuple[str, ...]) -> None:
     foretold = json.loads(acdc("plan", recipe, *sets(*overrides), "--json").stdout)["checkpoint"]

@@ -288,7 +288,9 @@ def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--out", "run", "--set", "checkpoint.every_epochs=6").exit_code == 0
+    dense = ("epochs=3", "sparsity={method: dense}", "checkpoint.every_epochs=3")
+    sets = [word for each in dense for word in ("--set", each)]
+    assert acdc("train", recipe, "--out", "run", *sets).exit_code == 0
     records = untimed(Path("run"))
     for path in (Path("run/summary.json"), *Path("run/checkpoints").glob("*.pt")):
         path.unlink()

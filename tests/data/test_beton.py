@@ -220,6 +220,7 @@ def test_the_layout_is_ffcvs() -> None:
     assert beton.VERSION == types.CURRENT_VERSION
 
 
+@pytest.mark.slow
 def test_ffcv_reads_the_same_pixels_and_labels_from_our_file(tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
     from ffcv.fields.basics import IntDecoder

@@ -231,7 +231,14 @@ def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
     assert [epoch.phase for epoch in found.epochs] == ["dense"] * 4 + ["ramp"] * 3 + ["sparse"] * 3
 
 
-@pytest.mark.parametrize("name", shipped.names())
+# a few of them by default; `test_lint.py` has all of them judged
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 5 == 0 else pytest.mark.slow)
+        for number, name in enumerate(shipped.names())
+    ],
+)
 def test_every_shipped_recipe_is_planned_without_doubt(in_tmp: Path, name: str) -> None:
     found = planned(name)
     assert found.warnings == []

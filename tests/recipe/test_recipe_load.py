@@ -334,7 +334,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(RECIPES)
 def test_a_resolved_recipe_loads_as_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]

@@ -203,7 +203,7 @@ def test_wrong_labels_are_all_that_sets_p1s_memorisation_runs_apart(name: str) -
     assert ours == plain | {"name": f"{plain['name']}_corrupt_labels"}
 
 
-@pytest.mark.parametrize("epochs", range(100, 1001, 100))
+@pytest.mark.parametrize("epochs", [200, 1000])
 def test_longer_training_is_one_override(epochs: int) -> None:
     assert load("resnet50_95", [f"epochs={epochs}"]).epochs == epochs
     assert all(load(name, [f"epochs={epochs}"]).epochs == epochs for name in VARIANTS + OTHER_METHODS)

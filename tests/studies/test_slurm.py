@@ -130,7 +130,13 @@ def test_a_run_that_has_saved_itself_goes_back_into_the_queue_and_on(cluster: Cl
     assert len(cluster.jobs) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR2,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGUSR1, signal.SIGTERM)),
+    ],
+)
 def test_a_job_that_is_told_to_end_has_its_run_save_and_goes_on_later(cluster: Cluster, number: int) -> None:
     program = "import os, pathlib; pathlib.Path('job').write_text(f'{os.getppid()} ')\n" + SAVES_ONCE
     started = cluster.start(cluster.launcher(), program)

@@ -147,7 +147,16 @@ def test_the_table_has_a_line_a_run_and_what_they_take_together(study: Path, acd
     assert "longer runs follow" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["epoch_length_demo", "decompression_sparsity", "weight_decay", "patterns"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "epoch_length_demo",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("decompression_sparsity", "weight_decay", "patterns")
+        ),
+    ],
+)
 def test_a_shipped_study_is_planned_without_doubt_in_80_columns(in_tmp: Path, acdc: Acdc, name: str) -> None:
     result = acdc("sweep", name, "--dry-run")
     assert result.exit_code == 0, result.output
