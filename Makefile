@@ -25,7 +25,7 @@ quick: $(ready) ## run the tests of parts that start no process, after each edit
 test: $(ready) ## run all tests but the slow ones (7 minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
-test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (… minutes)
+test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (an hour)
 	@$(bin)/python -m pytest -m 'not gpu and not slurm' --hypothesis-profile=long $(ARGS)
 
 coverage: $(ready) ## run `make test` and say which lines and branches of acdc_cli it reached

@@ -255,6 +255,7 @@ def test_every_assumed_part_has_a_source_and_can_be_set() -> None:
         assume(["flop=1"])
 
 
+@pytest.mark.slow
 def test_the_document_holds_every_table_as_the_script_prints_it() -> None:
     text = DOCUMENT.read_text()
     assert [name for name in tables.TABLES if f"<!-- table: {name} -->" not in text] == []

@@ -334,11 +334,6 @@ def save_images(folder: Path, counts: Mapping[str, int]) -> None:
 # All of it
 
 
-def short(campaign: Campaign) -> None:
-    campaign.train(CASES[0], [SAVING], kills=2)
-    campaign.write(CALL, replacing=True, kills=2, images={"train": 100, "val": 50})
-
-
 def runs(campaign: Campaign) -> None:
     campaign.train(WORKERS, [ANY], kills=6)
     for case in CASES:
@@ -399,7 +394,7 @@ def _compile_ffcv(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("extent", choices=("short", "runs", "sets"))
+    parser.add_argument("extent", choices=("runs", "sets"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("folder", type=Path, help="a new one, for the runs; those of a failure stay there")
     asked = parser.parse_args()
@@ -410,7 +405,7 @@ def main() -> None:
         _compile_ffcv(campaign.digits)
     # or a fork could inherit a lock that nobody will give back
     assert threading.active_count() == 1
-    {"short": short, "runs": runs, "sets": sets}[asked.extent](campaign)
+    {"runs": runs, "sets": sets}[asked.extent](campaign)
     sys.stdout.write(report(campaign, time.monotonic() - began) + "\n")
 
 
