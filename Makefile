@@ -19,7 +19,7 @@ compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, i
 	@$(bin)/acdc sweep methods_demo $(ARGS)
 	@$(bin)/acdc report methods_demo
 
-quick: $(ready) ## run the tests of parts that start no process, after each edit; ARGS='-k masks' picks some (1 minute)
+quick: $(ready) ## run the tests of single parts, after each edit; ARGS='-k masks' picks some (1 minute)
 	@$(bin)/python -m pytest $(quick) $(ARGS)
 
 test: $(ready) ## run all tests but the slow ones (7 minutes)

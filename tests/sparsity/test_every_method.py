@@ -119,15 +119,13 @@ every_distribution = pytest.mark.parametrize(
 )
 LARGE_BATCHES = {"acdc", "rigl", "snfs", "str", "topkast"}
 """Methods that between them set masks, grow and move weights, and keep weights and gradients of their own."""
-every_method_and_optimizer = pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [
-        (name, optimizer)
-        for name in sorted(RUNS)
-        for optimizer in sorted(OPTIMIZERS)
-        if optimizer in ("sgd", "adamw") or name in LARGE_BATCHES
-    ],
-)
+METHODS_AND_OPTIMIZERS = [
+    (name, optimizer)
+    for name in sorted(RUNS)
+    for optimizer in sorted(OPTIMIZERS)
+    if optimizer in ("sgd", "adamw") or name in LARGE_BATCHES
+]
+every_method_and_optimizer = pytest.mark.parametrize(("name", "optimizer"), METHODS_AND_OPTIMIZERS)
 
 
 @pytest.fixture(autouse=True)
@@ -280,7 +278,7 @@ def test_the_phases_cover_the_run(name: str) -> None:
 
 
 @every_distribution
-@pytest.mark.parametrize("target", [0.0, TARGET, 0.999])
+@pytest.mark.parametrize("target", [pytest.param(0.0, marks=pytest.mark.slow), TARGET, 0.999])
 def test_the_final_sparsity_is_exact_to_the_weight(name: str, distribution: str, target: float) -> None:
     run = Run(name, distribution=distribution, **retargeted(name, target))
     run.train(last=run.end_of_the_last_sparse_phase)
@@ -359,7 +357,9 @@ def test_dense_training_leaves_every_weight_alive() -> None:
 
 
 @every_method_and_optimizer
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "bf16", [pytest.param(False, id="fp32"), pytest.param(True, id="bf16", marks=pytest.mark.slow)]
+)
 def test_masked_weights_gradients_and_state_are_zero_at_every_step(name: str, optimizer: str, bf16: bool) -> None:
     run = Run(name, optimizer, bf16)
     sparsities = set()
@@ -503,7 +503,14 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
 # a resumed epoch that ends as it did hands the same state to the next, and so on to the end of the run
 
 
-@every_method_and_optimizer
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        # within an epoch, every method is resumed with SGD below
+        pytest.param(name, optimizer, marks=pytest.mark.slow if optimizer == "sgd" else ())
+        for name, optimizer in METHODS_AND_OPTIMIZERS
+    ],
+)
 def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str) -> None:
     whole = Run(name, optimizer)
     files, ends = list[io.BytesIO](), list[Any]()

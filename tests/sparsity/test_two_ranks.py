@@ -89,7 +89,8 @@ def work(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each of the two ranks found, by method."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (folder,), nprocs=RANKS)
+    multiprocessing.set_forkserver_preload(["torch"])
+    multiprocessing.start_processes(work, (folder,), nprocs=RANKS, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
 
 
