@@ -25,8 +25,9 @@ from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe, forward_of
 from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.parts import Parts
 from acdc_cli.training.precision import Precision
-from acdc_cli.training.trainer import Parts, Settings, Trainer
+from acdc_cli.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 SGD = {"name": "sgd", "lr": 0.05, "weight_decay": 1e-3, "schedule": {"name": "linear"}}
@@ -128,22 +129,10 @@ class MiniRun:
         self.directory = RunDir(folder)
         if not self.directory.resolved.exists():
             self.directory.start("", "", {})
-        kept = CheckpointBlock(**({"every_minutes": None} | dict(checkpoint or {})))
         defaults: dict[str, Any] = {
             "learning_rate": lambda at: optim_block.lr * courses.learning_rate(optim_block.schedule, at, epochs),
             "resolution": lambda epoch: 8,
         }
-        told = Settings(
-            epochs=epochs,
-            accumulate=optim_block.accumulate,
-            clip_norm=optim_block.clip_norm,
-            nan_patience=optim_block.nan_patience,
-            checkpoint_every=kept.every_epochs,
-            checkpoint_minutes=kept.every_minutes,
-            keep_phases=kept.keep_phases,
-            keep_every=kept.keep_every,
-            **defaults | parts,
-        )
         self.parts = Parts(
             model=self.model,
             forward=self.forward,
@@ -154,11 +143,15 @@ class MiniRun:
             precision=Precision("fp32", CPU),
             train=self.train,
             val=self.val,
+            epochs=epochs,
+            optim=optim_block,
+            checkpoint=CheckpointBlock(**({"every_minutes": None} | dict(checkpoint or {}))),
             probes=probes,
             average=self.average,
+            **defaults | parts,
         )
         self._tracker = JsonLines(self.directory.metrics)
-        self.trainer = Trainer(self.parts, told, self.directory, [self._tracker], stop_asked)
+        self.trainer = Trainer(self.parts, self.directory, [self._tracker], stop_asked)
 
     def fit(self) -> dict[str, Any]:
         try:

@@ -18,12 +18,13 @@ from torch import Tensor
 from acdc_cli.data.batches import Batch
 from acdc_cli.doctor.verdict import Verdict, error, ok
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
-from acdc_cli.training.trainer import Parts, Trainer
+from acdc_cli.training.parts import Parts
+from acdc_cli.training.trainer import Trainer
 
 _CLASSES, _SIDE, _BATCH, _STEPS = 10, 14, 64, 4
 _RECIPE = (
@@ -86,7 +87,7 @@ def _train(run: RunDir) -> Facts:
     bench = setup.build(recipe, _CLASSES)
     images, records = _Patterns(bench.device), _Records()
     parts = assemble(recipe, bench, images, images)
-    Trainer(parts, settings(recipe, {}), run, [records]).fit()
+    Trainer(parts, run, [records]).fit()
     masked = parts.sparsifier.masked
     return Facts(
         device=bench.device.type,
@@ -108,7 +109,7 @@ def _reads_back(recipe: Recipe, run: RunDir, parts: Parts) -> bool:
     again = assemble(recipe, bench, parts.train, parts.val)
     state = checkpoint.load_state(run.checkpoints)
     assert state is not None
-    Trainer(again, settings(recipe, {}), run, []).load_state_dict(state)
+    Trainer(again, run).load_state_dict(state)
     pairs = ((parts.model.state_dict(), again.model.state_dict()), (_masks(parts), _masks(again)))
     return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
 

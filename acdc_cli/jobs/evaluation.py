@@ -18,8 +18,8 @@ from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
+from acdc_cli.training.epoch_record import sparsities
 from acdc_cli.training.evaluate import evaluate
-from acdc_cli.training.trainer import sparsities
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
 KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")

@@ -35,18 +35,19 @@ from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.parts import Parts
 from acdc_cli.training.stopping import StopSignals
-from acdc_cli.training.trainer import Parts, Settings, Trainer
+from acdc_cli.training.trainer import Trainer
 
 
 def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: Resume = False) -> RunDir:
-    """Train the recipe `source` into `out`, or go on with the run that lies there.
+    """Train the recipe `source` into `out`, or resume the run that is there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
-    Where a launcher has started several processes, they do it together.
-    Raises an AcdcError for whatever the user can mend, and Stopped when a signal asked for the end.
+    Several processes that a launcher started train it together.
+    Raises an AcdcError for whatever the user can mend, and Stopped after a signal that stops the run.
     """
-    with distributed.joined() as ranks:
+    with distributed.process_group() as ranks:
         source, recipe, run = opened(source, overrides, out)
         if resume == "auto":
             if ranks.from_first(run.finished):
@@ -68,7 +69,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         setup.split(recipe, ranks)
     data = loaders.open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
-    # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
+    # a resumed run has its weights in its checkpoint: the file it started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     sides = {*setup.resolutions(recipe), recipe.data.val_crop}
@@ -81,8 +82,8 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         stack.callback(val_loader.close)
         wrong = loaders.corrupted(recipe.data)
         probes = [_memorisation(recipe, bench, wrong, stack)] if wrong else []
-        ledger = costs.ledger(recipe, data.classes, sides)
-        parts = assemble(recipe, bench, train_loader, val_loader, ledger, probes)
+        cost = costs.measured_cost(recipe, data.classes, sides)
+        parts = assemble(recipe, bench, train_loader, val_loader, cost, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
         entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
@@ -100,11 +101,11 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         _describe(recipe, run, bench, data, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
-            # whoever has lost its launcher has nobody left who would end it
+            # a process whose launcher died would never be ended
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
-        # read by one: another might fall back to the one before, or see no files of this machine
-        _fit(recipe, run, parts, ledger, resume, ranks.from_first(state), stop_asked)
+        # one process reads the state: others might fall back to the previous file, or not see this machine's files
+        _fit(recipe, run, parts, resume, ranks.from_first(state), stop_asked)
 
 
 def assemble(
@@ -112,7 +113,7 @@ def assemble(
     bench: setup.Bench,
     train_loader: Loader,
     val_loader: Loader,
-    ledger: Measured | None = None,
+    cost: Measured | None = None,
     probes: Sequence[Probe] = (),
 ) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
@@ -131,49 +132,39 @@ def assemble(
         precision=bench.precision,
         train=train_loader,
         val=val_loader,
+        epochs=recipe.epochs,
+        learning_rate=learning_rate_of(recipe),
+        resolution=setup.resolutions(recipe).__getitem__,
+        optim=recipe.optim,
+        checkpoint=recipe.checkpoint,
+        log_every=recipe.track.log_every,
+        eval_every=recipe.eval_every,
+        metadata={"recipe": recipe.as_dict()},
         probes=probes,
         average=average,
-        ledger=ledger,
+        cost=cost,
         ranks=bench.ranks,
     )
 
 
 def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
-    """Of the samples with wrong labels."""
+    """Measures memorisation of the samples with wrong labels."""
     loader = loaders.corrupted_loader(recipe.data, wrong, bench.device, bench.ranks.shard)
     stack.callback(loader.close)
     true, given = (torch.from_numpy(classes).to(bench.device) for classes in (wrong.true, wrong.given))
     return Probe("corrupted samples", loader, Memorisation(true, given))
 
 
-def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
+def learning_rate_of(recipe: Recipe) -> Callable[[float], float]:
+    """From epochs elapsed, fractions included, to the learning rate."""
     optim, clock = recipe.optim, recipe.sparsity.clock
-
-    def learning_rate(progress: float) -> float:
-        return optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
-
-    return Settings(
-        epochs=recipe.epochs,
-        learning_rate=learning_rate,
-        resolution=setup.resolutions(recipe).__getitem__,
-        accumulate=optim.accumulate,
-        clip_norm=optim.clip_norm,
-        log_every=recipe.track.log_every,
-        nan_patience=optim.nan_patience,
-        eval_every=recipe.eval_every,
-        checkpoint_every=recipe.checkpoint.every_epochs,
-        checkpoint_minutes=recipe.checkpoint.every_minutes,
-        keep_phases=recipe.checkpoint.keep_phases,
-        keep_every=recipe.checkpoint.keep_every,
-        metadata=metadata,
-    )
+    return lambda progress: optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
 
 
 def _fit(
     recipe: Recipe,
     run: RunDir,
     parts: Parts,
-    ledger: Measured | None,
     resume: bool,
     state: dict[str, Any] | None,
     stop_asked: Callable[[], bool],
@@ -184,24 +175,22 @@ def _fit(
         if first:
             run.rewind_metrics(epoch)
         within = f" and {step} of {parts.train.steps} steps" if step else ""
-        console.say(f"going on after {epoch} of {recipe.epochs} epochs{within}")
+        console.say(f"resuming after {epoch} of {recipe.epochs} epochs{within}")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict()) if first else []
     try:
-        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking, stop_asked)
+        trainer = Trainer(parts, run, tracking, stop_asked)
         if state:
             trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
-        if ledger is not None:
-            summary["cost"] = costs.both(
-                ledger, parts, setup.resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
-            )
+        if parts.cost is not None:
+            summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
         for tracker in tracking:
             tracker.finish(summary)
         if first:
             run.finish(summary)
             _conclude(run, summary)
     except KeyboardInterrupt:
-        console.say(f"interrupted; go on from the last checkpoint with: acdc train {run.path} --resume")
+        console.say(f"interrupted; resume from the last checkpoint with: acdc train {run.path} --resume")
         raise
     finally:
         for tracker in tracking:
@@ -209,26 +198,26 @@ def _fit(
 
 
 def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
-    """None for a run that ended before its first checkpoint.
+    """The newest checkpoint; None for a run that ended before its first one.
 
-    Raises RunError where one must have been, and CheckpointError where none can be read, or one is another run's.
+    Raises RunError if checkpoints are missing, and CheckpointError if none is readable or it belongs to another run.
     """
     state = checkpoint.load_state(run.checkpoints)
     if state is None:
         # an epoch's record is there before its checkpoint
         if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
             raise RunError(
-                f"{run.path} has trained {trained} epochs, and its checkpoints are gone; bring {run.checkpoints} "
-                "back, or train anew with --out"
+                f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
+                "or start a new run with --out"
             )
         return None
     theirs, ours = flat(state["metadata"]["recipe"]), _bearing(recipe)
-    # of those that both have: the versions of acdc may differ
+    # only keys that both have: the versions of acdc may differ
     if differing := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
         key = min(differing)
         raise CheckpointError(
-            f"the checkpoint in {run.checkpoints} is another run's ({key}: {theirs[key]} there, {ours[key]} here); "
-            "bring this run's own back, or train anew with --out"
+            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {theirs[key]} there, {ours[key]} "
+            "here); restore this run's own, or start a new run with --out"
         )
     return state
 

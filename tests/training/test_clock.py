@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mini_trainer import MiniRun
 
-from acdc_cli.jobs.training_run import settings
+from acdc_cli.jobs import setup
+from acdc_cli.jobs.training_run import learning_rate_of
 from acdc_cli.recipe.load import load
 
 RATES = ["optim.lr=0.09", "optim.schedule={name: linear, warmup_epochs: 1}", "data.val_crop=8", "data.val_resize=8"]
@@ -18,9 +19,14 @@ LOTTERY = "sparsity={method: lottery, target: 0.75, prune: 0.5, rewind_to: 1, ke
 def trained(folder: Path, *overrides: str) -> tuple[MiniRun, list[float]]:
     """A run under the recipe's clock, and the learning rate of each of its steps; an epoch has 3."""
     recipe = load("demo", [*RATES, SIZES, *overrides])
-    told = settings(recipe, {})
     block = recipe.as_dict()["sparsity"]
-    run = MiniRun(folder, recipe.epochs, block, learning_rate=told.learning_rate, resolution=told.resolution)
+    run = MiniRun(
+        folder,
+        recipe.epochs,
+        block,
+        learning_rate=learning_rate_of(recipe),
+        resolution=setup.resolutions(recipe).__getitem__,
+    )
     rates: list[float] = []
     run.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     run.fit()
@@ -52,12 +58,12 @@ def test_the_trainer_restores_the_whole_model_in_place_and_forgets_the_optimiser
     run = MiniRun(tmp_path / "run", 1, {"method": "dense"})
     model, optimizer = run.model, run.optimizer
     places = [value.data_ptr() for value in model.state_dict().values()]
-    before = run.trainer.snapshot()
+    before = run.sparsifier.training.snapshot()
     assert before.keys() == model.state_dict().keys()
     run.fit()
     assert not any(value.equal(before[name]) for name, value in model.state_dict().items())
     assert all(state["momentum_buffer"].any() for state in optimizer.state.values())
-    run.trainer.restore(before)
+    run.sparsifier.training.restore(before)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert [value.data_ptr() for value in model.state_dict().values()] == places
     assert len(optimizer.state) == len(list(model.parameters()))

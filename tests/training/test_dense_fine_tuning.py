@@ -11,7 +11,7 @@ from mini_trainer import ADAMW, SGD, MiniRun
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acdc_cli.training import checkpoint, trainer
+from acdc_cli.training import checkpoint, validation
 
 # dense 0, sparse 1-2, dense 3, sparse 4-5, dense 6-7, fine-tuned 8-9
 EPOCHS = 10
@@ -34,7 +34,7 @@ class KilledError(Exception):
 @pytest.fixture(params=["dense_best", "dense_last"])
 def sparsity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The block, and a validation by which epoch 6 is the best of the alternation."""
-    evaluate = trainer.evaluate
+    evaluate = validation.evaluate
 
     def scored(model: Any, *arguments: Any, **more: Any) -> dict[str, float]:
         metrics = evaluate(model, *arguments, **more)
@@ -42,7 +42,7 @@ def sparsity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         epoch = int(model[1].num_batches_tracked) // 3 - 1
         return metrics | {"top1": 0.5 if epoch == BEST else 0.25}
 
-    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(validation, "evaluate", scored)
     return BLOCK | {"last_phase": request.param}
 
 

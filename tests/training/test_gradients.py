@@ -59,7 +59,7 @@ def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Cal
     assert run.sparsifier.masked.sparsity() == 0.5
     with run.train.epoch(2) as batches:
         first = next(batches)
-    found = list(run.trainer.gradients(moment(2), 4 // size, size))
+    found = list(run.sparsifier.training.gradients(moment(2), 4 // size, size))
     assert len(found) == 4 // size
     for number, gradient in enumerate(found):
         part = slice(number * size, (number + 1) * size)
@@ -75,7 +75,7 @@ def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Cal
 def test_there_are_no_more_than_the_epoch_has(made: Callable[..., MiniRun], asked: int, size: int, found: int) -> None:
     # 12 images in batches of 4, each of which gives whole pieces only
     run = made()
-    assert len(list(run.trainer.gradients(moment(0), asked, size))) == found
+    assert len(list(run.sparsifier.training.gradients(moment(0), asked, size))) == found
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -88,7 +88,7 @@ def test_asking_leaves_no_trace(made: Callable[..., MiniRun], training: bool, ta
         parameter.grad = torch.full_like(parameter, 3)
     model = {name: value.clone() for name, value in run.model.state_dict().items()}
     generator = torch.get_rng_state()
-    stream = run.trainer.gradients(moment(2), 6, 2)
+    stream = run.sparsifier.training.gradients(moment(2), 6, 2)
     for gradient in islice(stream, taken):
         assert not run.model.training
         assert not any(part.requires_grad for part in gradient.values())
@@ -102,7 +102,7 @@ def test_asking_leaves_no_trace(made: Callable[..., MiniRun], training: bool, ta
 
 def test_the_images_are_those_that_the_epoch_begins_with_at_its_resolution(made: Callable[..., MiniRun]) -> None:
     run = made(resolution=lambda epoch: (8, 6, 4)[epoch])
-    [found] = run.trainer.gradients(moment(1), 1, 4)
+    [found] = run.sparsifier.training.gradients(moment(1), 1, 4)
     assert run.train.resolutions == [6]
     with run.train.epoch(1) as batches:
         first = next(batches)
@@ -121,7 +121,7 @@ def test_the_training_afterwards_is_as_if_nobody_had_asked(
             monkeypatch.setattr(
                 run.sparsifier,
                 "on_epoch_start",
-                lambda at: asked.append(len(list(run.trainer.gradients(at, 2, 4)))),
+                lambda at: asked.append(len(list(run.sparsifier.training.gradients(at, 2, 4)))),
             )
         torch.manual_seed(1)
         run.fit()

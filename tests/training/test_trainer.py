@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
         except Stopped as stopped:
             stops.append(str(stopped))
         resumed = gone_on(tmp_path / "cut", sparsity, optim, stop_asked=StopAtCall(5))
-    assert "stopped and saved after step 2 of 3 of epoch 1; go on with: acdc train" in stops[1]
+    assert "stopped and saved after step 2 of 3 of epoch 1; resume with: acdc train" in stops[1]
     # one that was stopped in its validation validates again: 36 askings are not 7 stops of 5
     assert len(stops) >= 7
     ends_like(whole, resumed)
@@ -228,7 +228,7 @@ def test_the_gradient_is_clipped_to_its_norm(folder: Path) -> None:
 
 
 def poisoned(run: MiniRun, since: float, until: float = math.inf) -> None:
-    """Between these times, in epochs, the loss is no number."""
+    """Between these times, in epochs, the loss is NaN."""
     healthy = run.model[6].bias.detach().clone()
 
     def rate(progress: float) -> float:
@@ -239,13 +239,15 @@ def poisoned(run: MiniRun, since: float, until: float = math.inf) -> None:
                 run.model[6].bias.copy_(healthy)
         return 0.01
 
-    object.__setattr__(run.trainer._settings, "learning_rate", rate)
+    object.__setattr__(run.trainer._parts, "learning_rate", rate)
 
 
-def test_a_loss_that_stays_no_number_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
+def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
     run = MiniRun(folder, 3, DENSE, optim={"nan_patience": 2}, checkpoint={"every_minutes": 1e-9})
     poisoned(run, since=1)
-    said = r"no number for 2 steps in a row: epoch 1, step 2 of 3, learning rate 0.01, last finite loss \d.*is kept"
+    said = (
+        r"NaN or infinite for 2 steps in a row: epoch 1, step 2 of 3, learning rate 0.01, last finite loss \d.*is kept"
+    )
     with pytest.raises(RunError, match=said):
         run.fit()
     state = checkpoint.load_state(run.directory.checkpoints)
@@ -257,7 +259,7 @@ def test_a_loss_that_stays_no_number_stops_the_run_and_keeps_the_checkpoint(fold
 def test_epochs_shorter_than_the_patience_leave_the_good_checkpoint_too(folder: Path) -> None:
     run = MiniRun(folder, 4, DENSE, optim={"nan_patience": 8})
     poisoned(run, since=1)
-    with pytest.raises(RunError, match="no number for 9 steps in a row"):
+    with pytest.raises(RunError, match="NaN or infinite for 9 steps in a row"):
         run.fit()
     state = checkpoint.load_state(run.directory.checkpoints)
     assert state is not None
@@ -278,17 +280,17 @@ def test_losses_are_summed_over_the_steps_that_have_one() -> None:
     running = Running()
     for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
         running.add(torch.tensor(loss), 2, 0.1)
-    found = running.look()
-    assert (found.mean, found.bad, found.most_bad, found.last_finite) == (2.5, 1, 2, 4.0)
+    found = running.fetch()
+    assert (found.mean, found.bad, found.longest_bad, found.last_finite) == (2.5, 1, 2, 4.0)
     assert running.images == 10
     again = Running()
     again.load_state_dict(running.state_dict())
-    assert again.look() == found
+    assert again.fetch() == found
     again.begin()
     again.add(torch.tensor(float("nan")), 2, 0.1)
     # the row of bad ones crossed the epochs
-    assert again.look().most_bad == again.look().bad == 2
-    assert math.isnan(again.look().mean)
+    assert again.fetch().longest_bad == again.fetch().bad == 2
+    assert math.isnan(again.fetch().mean)
 
 
 def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +301,7 @@ def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch:
         return torch.empty(2**55, dtype=torch.float32)
 
     run.trainer._replica.forward = full
-    said = "out of memory with a batch of 4 images of 8 pixels, 2 parts one after the other: raise optim.accumulate"
+    said = "out of memory with a batch of 4 images of 8 pixels, in 2 parts one after the other: raise optim.accumulate"
     with pytest.raises(RunError, match=said):
         run.fit()
 
@@ -342,11 +344,11 @@ def test_a_snapshot_brings_the_whole_model_back_and_forgets_the_optimisers_state
     folder: Path, optim: dict[str, Any]
 ) -> None:
     run = MiniRun(folder, 2, DENSE, optim=optim)
-    before = run.trainer.snapshot()
+    before = run.sparsifier.training.snapshot()
     run.fit()
     assert not any(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     places = [parameter.data_ptr() for parameter in run.model.parameters()]
-    run.trainer.restore(before)
+    run.sparsifier.training.restore(before)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert [parameter.data_ptr() for parameter in run.model.parameters()] == places
     states = [value for state in run.optimizer.state.values() for value in state.values()]
@@ -394,7 +396,7 @@ def test_the_host_fetches_the_losses_of_all_steps_at_once(folder: Path, monkeypa
     run, fetched = MiniRun(folder, 2, DENSE, log_every=2), []
     stack = torch.stack
     monkeypatch.setattr(torch, "stack", lambda tensors, *rest: fetched.append(len(tensors)) or stack(tensors, *rest))
-    run.trainer._train(0.0)
+    run.trainer._train()
     # of three steps: the look after two, and the one at the end
     assert fetched == [2, 1]
 
