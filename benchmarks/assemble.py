@@ -87,9 +87,9 @@ def assemble(
 
     folder: of the run, if files of it are to be written.
     """
-    bench = setup.build(recipe, classes, ranks)
-    parts = training_run.assemble(recipe, bench, loader, loader)
-    bench.model.train()
+    ready = setup.build(recipe, classes, ranks)
+    parts = training_run.assemble(recipe, ready, loader, loader)
+    ready.model.train()
     return Assembly(recipe, parts, Trainer(parts, RunDir(folder)))
 
 

@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.recipe.schema import CheckpointBlock, EMABlock, Optim, SparsityBlock, epochs_of
+from acdc_cli.recipe import kinds
+from acdc_cli.recipe.schema import CheckpointBlock, EMABlock, Optim, epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
-from acdc_cli.schedule import courses
-from acdc_cli.sparsity import catalog
+from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
@@ -111,12 +111,11 @@ class MiniRun:
 
         parts: further fields of `Parts`.
         """
-        config, method = catalog.method(sparsity["method"])
-        block: SparsityBlock = config.model_validate(sparsity)
+        block = kinds.method_config(sparsity["method"]).model_validate(sparsity)
         optim_block: Any = TypeAdapter(Optim).validate_python(optim if "name" in optim else SGD | dict(optim))
         self.model = model or small_network()
         self.layers = layers(self.model, keep_dense)
-        self.sparsifier = method(block, MaskedParameters(pruned(self.layers)), epochs)
+        self.sparsifier = kinds.method_class(block.method)(block, MaskedParameters(pruned(self.layers)), epochs)
         groups = self.sparsifier.parameter_groups(optim_block.weight_decay)
         self.optimizer = build_optimizer(self.model, optim_block, groups)
         self.average = None
@@ -130,7 +129,7 @@ class MiniRun:
         if not self.directory.resolved.exists():
             self.directory.start("", "", {})
         defaults: dict[str, Any] = {
-            "learning_rate": lambda at: optim_block.lr * courses.learning_rate(optim_block.schedule, at, epochs),
+            "learning_rate": lambda at: optim_block.lr * share_of_peak(optim_block.schedule, at, epochs),
             "resolution": lambda epoch: 8,
         }
         self.parts = Parts(

@@ -84,14 +84,14 @@ def _train(run: RunDir) -> Facts:
     recipe = load("demo", _RECIPE)
     for folder in (run.checkpoints, run.masks):
         folder.mkdir()
-    bench = setup.build(recipe, _CLASSES)
-    images, records = _Patterns(bench.device), _Records()
-    parts = assemble(recipe, bench, images, images)
+    ready = setup.build(recipe, _CLASSES)
+    images, records = _Patterns(ready.device), _Records()
+    parts = assemble(recipe, ready, images, images)
     Trainer(parts, run, [records]).fit()
     masked = parts.sparsifier.masked
     return Facts(
-        device=bench.device.type,
-        precision=bench.precision.name,
+        device=ready.device.type,
+        precision=ready.precision.name,
         losses=tuple(records.losses),
         sparsity=masked.sparsity(),
         target=recipe.as_dict()["sparsity"]["target"],
@@ -105,8 +105,8 @@ def _train(run: RunDir) -> Facts:
 
 def _reads_back(recipe: Recipe, run: RunDir, parts: Parts) -> bool:
     """Whether a trainer of other weights becomes this one by the checkpoint."""
-    bench = setup.build(recipe.model_copy(update={"seed": recipe.seed + 1}), _CLASSES)
-    again = assemble(recipe, bench, parts.train, parts.val)
+    ready = setup.build(recipe.model_copy(update={"seed": recipe.seed + 1}), _CLASSES)
+    again = assemble(recipe, ready, parts.train, parts.val)
     state = checkpoint.load_state(run.checkpoints)
     assert state is not None
     Trainer(again, run).load_state_dict(state)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
@@ -27,7 +29,8 @@ from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.learning_rate import learning_rate
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed
@@ -71,22 +74,22 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run has its weights in its checkpoint: the file it started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
-    bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
-    sides = {*setup.resolutions(recipe), recipe.data.val_crop}
-    setup.require_sizes(bench, sides)
+    ready = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
+    sides = {*resolutions(recipe), recipe.data.val_crop}
+    setup.require_sizes(ready, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device, ranks.shard)
+        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, ready.device, ranks.shard)
         stack.callback(train_loader.close)
-        val_loader = loaders.val_loader(recipe.data, bench.device, shard=ranks.shard)
+        val_loader = loaders.val_loader(recipe.data, ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)
         wrong = loaders.corrupted(recipe.data)
-        probes = [_memorisation(recipe, bench, wrong, stack)] if wrong else []
+        probes = [_memorisation(recipe, ready, wrong, stack)] if wrong else []
         cost = costs.measured_cost(recipe, data.classes, sides)
-        parts = assemble(recipe, bench, train_loader, val_loader, cost, probes)
+        parts = assemble(recipe, ready, train_loader, val_loader, cost, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
-        entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
+        entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         state: dict[str, Any] | None = None
         if ranks.first:
             stack.enter_context(run.locked())
@@ -98,7 +101,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
             if wrong:
                 files.write_text(run.corrupted_labels, wrong.csv())
-        _describe(recipe, run, bench, data, train_loader.kind, warnings)
+        _describe(recipe, run, ready, data, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
             # a process whose launcher died would never be ended
@@ -110,31 +113,31 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
 
 def assemble(
     recipe: Recipe,
-    bench: setup.Bench,
+    ready: setup.ReadyModel,
     train_loader: Loader,
     val_loader: Loader,
     cost: Measured | None = None,
     probes: Sequence[Probe] = (),
 ) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
-    sparsifier = setup.sparsifier(recipe, bench.layers, bench.ranks)
+    sparsifier = setup.sparsifier(recipe, ready.layers, ready.ranks)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     average = None
     if ema := recipe.ema:
-        average = Average(bench.model, sparsifier.masked, ema.decay, epochs_of(ema.begin, recipe.epochs))
+        average = Average(ready.model, sparsifier.masked, ema.decay, epochs_of(ema.begin, recipe.epochs))
     return Parts(
-        model=bench.model,
-        forward=bench.forward,
-        optimizer=build_optimizer(bench.model, recipe.optim, groups),
+        model=ready.model,
+        forward=ready.forward,
+        optimizer=build_optimizer(ready.model, recipe.optim, groups),
         sparsifier=sparsifier,
-        layers=bench.layers,
-        task=bench.task,
-        precision=bench.precision,
+        layers=ready.layers,
+        task=ready.task,
+        precision=ready.precision,
         train=train_loader,
         val=val_loader,
         epochs=recipe.epochs,
-        learning_rate=learning_rate_of(recipe),
-        resolution=setup.resolutions(recipe).__getitem__,
+        learning_rate=partial(learning_rate, recipe),
+        resolution=resolutions(recipe).__getitem__,
         optim=recipe.optim,
         checkpoint=recipe.checkpoint,
         log_every=recipe.track.log_every,
@@ -143,22 +146,16 @@ def assemble(
         probes=probes,
         average=average,
         cost=cost,
-        ranks=bench.ranks,
+        ranks=ready.ranks,
     )
 
 
-def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
+def _memorisation(recipe: Recipe, ready: setup.ReadyModel, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
     """Measures memorisation of the samples with wrong labels."""
-    loader = loaders.corrupted_loader(recipe.data, wrong, bench.device, bench.ranks.shard)
+    loader = loaders.corrupted_loader(recipe.data, wrong, ready.device, ready.ranks.shard)
     stack.callback(loader.close)
-    true, given = (torch.from_numpy(classes).to(bench.device) for classes in (wrong.true, wrong.given))
+    true, given = (torch.from_numpy(classes).to(ready.device) for classes in (wrong.true, wrong.given))
     return Probe("corrupted samples", loader, Memorisation(true, given))
-
-
-def learning_rate_of(recipe: Recipe) -> Callable[[float], float]:
-    """From epochs elapsed, fractions included, to the learning rate."""
-    optim, clock = recipe.optim, recipe.sparsity.clock
-    return lambda progress: optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
 
 
 def _fit(
@@ -222,10 +219,6 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     return state
 
 
-_FREE = ("track.", "checkpoint.", "optim.nan_patience", "data.workers", "data.path")
-"""Keys that a run may go on with another value of: its numbers do not depend on them."""
-
-
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
     """A resumed run must be the same run: every key that bears on the numbers is as it was."""
     if run.finished:
@@ -267,8 +260,8 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
 
 
 def _bearing(recipe: Recipe) -> dict[str, Any]:
-    """The keys that the run's numbers depend on."""
-    return {key: value for key, value in flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
+    """The keys that a resumed run may not change."""
+    return bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
@@ -284,18 +277,18 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
 
 
 def _describe(
-    recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str, warnings: Sequence[str]
+    recipe: Recipe, run: RunDir, ready: setup.ReadyModel, data: loaders.DataSet, loader: str, warnings: Sequence[str]
 ) -> None:
     """The run's first lines."""
-    weights = sum(layer.parameter.numel() for layer in bench.layers)
-    prunable = sum(parameter.numel() for parameter in pruned(bench.layers).values())
+    weights = sum(layer.parameter.numel() for layer in ready.layers)
+    prunable = sum(parameter.numel() for parameter in pruned(ready.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
     console.say(
         f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
-        f"{bench.device.type} {bench.precision.name}, loader {loader}"
+        f"{ready.device.type} {ready.precision.name}, loader {loader}"
     )
-    if bench.ranks.size > 1:
-        console.say(setup.split(recipe, bench.ranks))
+    if ready.ranks.size > 1:
+        console.say(setup.split(recipe, ready.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     if wrong := recipe.data.corrupt_labels:
         console.say(f"{wrong.count:,} training labels are made wrong on purpose: {run.corrupted_labels} lists them")

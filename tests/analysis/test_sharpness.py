@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acdc_cli.analysis.base.evenly import Evenly
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.sharpness import (
     Options,
     Sharpness,
@@ -31,7 +31,7 @@ from acdc_cli.analysis.sharpness import (
     sharpness_of,
 )
 from acdc_cli.errors import RunError
-from acdc_cli.jobs.setup import Bench
+from acdc_cli.jobs.setup import ReadyModel
 
 
 def diagonal(*values: float) -> Callable[[Tensor], Tensor]:
@@ -140,7 +140,7 @@ def small_layers(model: nn.Module) -> list:  # type: ignore[type-arg]
     return layers(model, ())
 
 
-def explicit_hessian(bench: Bench, loader: FixedImages, sizes: list[int], batch_norm: str) -> Tensor:
+def explicit_hessian(bench: ReadyModel, loader: FixedImages, sizes: list[int], batch_norm: str) -> Tensor:
     """By torch, of the mean loss over all images as one function of all parameters in a row."""
     shapes = {name: each.shape for name, each in bench.model.named_parameters()}
     normalised = loader.images.double() / 128 - 1
@@ -259,7 +259,7 @@ class Killed(Exception):  # noqa: N818
     """As by Ctrl-C, which would end the tests themselves."""
 
 
-def dying_at(call: int, bench: Bench) -> Bench:
+def dying_at(call: int, bench: ReadyModel) -> ReadyModel:
     calls = iter(range(call))
 
     def forward(images: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def dying_at(call: int, bench: Bench) -> Bench:
             raise Killed
         return bench.forward(images)
 
-    return Bench(bench.model, forward, bench.layers, bench.task, bench.precision, bench.device)
+    return ReadyModel(bench.model, forward, bench.layers, bench.task, bench.precision, bench.device)
 
 
 def numbers(found: Sharpness) -> str:
@@ -280,11 +280,11 @@ def test_what_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = sharpness_of(bench, data, options)
     calls = 2 * (6 + 4)
     for call in range(1, calls, 3):
-        desk = Desk(tmp_path / str(call), "the same")
+        workspace = Workspace(tmp_path / str(call), "the same")
         with pytest.raises(Killed):
-            sharpness_of(dying_at(call, bench), data, options, desk)
+            sharpness_of(dying_at(call, bench), data, options, workspace)
         left = calls - call + call % 2
-        assert numbers(sharpness_of(dying_at(left, bench), data, options, desk)) == numbers(whole)
+        assert numbers(sharpness_of(dying_at(left, bench), data, options, workspace)) == numbers(whole)
 
 
 def settings(*more: str) -> list[str]:

@@ -23,11 +23,11 @@ from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import BetonImages, TorchLoader
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
+from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity import catalog as methods
 from acdc_cli.training import checkpoint
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.evaluate import forward_of
@@ -87,10 +87,10 @@ class Run:
             demo = {key: value for key, value in demo.items() if not key.startswith("sparsity.")}
         values = demo | {name.replace("__", "."): value for name, value in changes.items()}
         recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
-        bench = setup.build(recipe, CLASSES)
-        self.model, self.forward, self.loader = bench.model, bench.forward, Resident(bench.device)
-        self.eager = forward_of(bench.model, recipe.data.mean, recipe.data.std, bench.device)
-        parts = assemble(recipe, bench, self.loader, self.loader)
+        ready = setup.build(recipe, CLASSES)
+        self.model, self.forward, self.loader = ready.model, ready.forward, Resident(ready.device)
+        self.eager = forward_of(ready.model, recipe.data.mean, recipe.data.std, ready.device)
+        parts = assemble(recipe, ready, self.loader, self.loader)
         self.optimizer, self.sparsifier = parts.optimizer, parts.sparsifier
         self.run = RunDir(folder)
         if not self.run.resolved.exists():
@@ -291,7 +291,7 @@ def block_of(method: str) -> str:
 
 
 def test_every_method_but_acdc_is_here() -> None:
-    assert sorted({*METHODS, "acdc", "dense"}) == methods.names()
+    assert sorted({*METHODS, "acdc", "dense"}) == methods()
 
 
 @every_method

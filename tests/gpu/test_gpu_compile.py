@@ -80,8 +80,8 @@ def built(folder: Path, compile: str, **changes: Any) -> Trainer:
         "optim.schedule.warmup_epochs": 0,
     } | {name.replace("__", "."): value for name, value in changes.items()}
     recipe = load("demo_dense", [f"{key}={value}" for key, value in values.items()])
-    bench = setup.build(recipe, CLASSES)
-    parts = assemble(recipe, bench, Images(64, training=True), Images(39, training=False))
+    ready = setup.build(recipe, CLASSES)
+    parts = assemble(recipe, ready, Images(64, training=True), Images(39, training=False))
     run = RunDir(folder)
     run.start("", "", {})
     return Trainer(parts, run, [JsonLines(run.metrics)])

@@ -20,6 +20,7 @@ from acdc_cli.models import build
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.schedule.resolution import resolutions
 
 SHORT = (
     "epochs=6",
@@ -106,7 +107,7 @@ def test_a_ramps_sizes_are_those_that_training_will_ask_for(in_tmp: Path) -> Non
     found = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
     # 16, 19, 22 and 25 at epochs 0 to 3: 4, 4.75, 5.5 and 6.25 times 4
     assert [epoch.resolution for epoch in found.epochs] == [16, 20, 24, 24, 28, 28]
-    assert setup.resolutions(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
+    assert resolutions(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
     costs = [epoch.train_flops for epoch in found.epochs]
     assert costs[0] < costs[1] < costs[2] == costs[3] < costs[4] == costs[5]
 
@@ -307,7 +308,7 @@ def test_the_figure_is_drawn_in_the_format_of_its_name(in_tmp: Path) -> None:
         assert drawn.startswith("<?xml")
     with pytest.raises(RunError, match=r"--plot: plan.mp3 must end in one of .*png"):
         draw(planned("demo"), Path("plan.mp3"))
-    with pytest.raises(RunError, match=r"--plot: nowhere/plan.png cannot be written: No such file or directory"):
+    with pytest.raises(RunError, match=r"--plot: nowhere/plan.png cannot be written"):
         draw(planned("demo"), Path("nowhere/plan.png"))
 
 

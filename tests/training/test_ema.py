@@ -248,7 +248,7 @@ def test_the_average_is_saved_beside_the_pair_as_it_was_judged(tmp_path: Path) -
         assert metadata["metrics"]["sparsity"] == record["ema_sparsity"]
         other = MiniRun(tmp_path / kind, 6, ACDC)
         other.model.load_state_dict(saved)
-        judged = other.trainer._validate(0.0)
+        judged = other.trainer._validation.of_model()
         record = run.directory.records()[epoch]
         assert (judged["loss"], judged["top1"]) == (record["ema_val_loss"], record["ema_top1"])
     masks = checkpoint.load_masks(run.directory.masks / "epoch-0005-sparse.safetensors")
