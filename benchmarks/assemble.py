@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.distributed import ALONE, Ranks
-from acdc_cli.training.trainer import Parts, Trainer
+from acdc_cli.training.parts import Parts
+from acdc_cli.training.trainer import Trainer
 
 CLASSES = 1000
 
@@ -63,7 +63,7 @@ class Assembly:
         """All that `acdc train` does in an epoch but evaluating and writing files."""
         self.trainer._epoch, self.trainer._step = epoch, 0
         self.trainer._running.begin()
-        self.trainer._train(time.perf_counter())
+        self.trainer._train()
 
     def steps(self, epoch: int, count: int, first: int = 1) -> None:
         """`count` steps of an epoch on the loader's first batch, as the trainer takes them.
@@ -87,10 +87,10 @@ def assemble(
 
     folder: of the run, if files of it are to be written.
     """
-    bench = setup.build(recipe, classes, ranks)
-    parts = training_run.assemble(recipe, bench, loader, loader)
-    bench.model.train()
-    return Assembly(recipe, parts, Trainer(parts, training_run.settings(recipe, {}), RunDir(folder), []))
+    ready = setup.build(recipe, classes, ranks)
+    parts = training_run.assemble(recipe, ready, loader, loader)
+    ready.model.train()
+    return Assembly(recipe, parts, Trainer(parts, RunDir(folder)))
 
 
 def moment(assembly: Assembly, epoch: int, index: int = 0) -> Moment:

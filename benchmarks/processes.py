@@ -27,7 +27,7 @@ from acdc_cli.errors import AcdcError
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
-from acdc_cli.training.distributed import Ranks, joined
+from acdc_cli.training.distributed import Ranks, process_group
 from acdc_cli.training.evaluate import evaluate
 from benchmarks import photos
 from benchmarks.assemble import Assembly, Resident, assemble, moment
@@ -78,7 +78,7 @@ def _join(rank: int, size: int, port: int, work: Work, argument: Any, folder: st
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
-    with joined() as ranks:
+    with process_group() as ranks:
         Path(folder, str(rank)).write_text(json.dumps(work(ranks, argument)))
 
 
@@ -121,7 +121,7 @@ def _step_times(assembly: Assembly, count: int) -> list[float]:
         for index in range(1, count + 1):
             began = time.perf_counter()
             trainer._take_step(batch, moment(assembly, 0, index), assembly.recipe.optim.lr)
-            trainer._heed()
+            trainer._carry_out_requests()
             times.append(time.perf_counter() - began)
     return times
 
@@ -142,7 +142,7 @@ def _exchange(ranks: Ranks, assembly: Assembly, gradients: Sequence[Tensor]) -> 
     ranks.broadcast_(assembly.parts.model.buffers())
     for bucket in gradients:
         distributed.all_reduce(bucket)
-    assembly.trainer._heed()
+    assembly.trainer._carry_out_requests()
     return time.perf_counter() - began
 
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from acdc_cli.data.batches import Batch
 from acdc_cli.doctor.verdict import Verdict, error, ok
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
-from acdc_cli.training.trainer import Parts, Trainer
+from acdc_cli.training.parts import Parts
+from acdc_cli.training.trainer import Trainer
 
 _CLASSES, _SIDE, _BATCH, _STEPS = 10, 14, 64, 4
 _RECIPE = (
@@ -83,14 +84,14 @@ def _train(run: RunDir) -> Facts:
     recipe = load("demo", _RECIPE)
     for folder in (run.checkpoints, run.masks):
         folder.mkdir()
-    bench = setup.build(recipe, _CLASSES)
-    images, records = _Patterns(bench.device), _Records()
-    parts = assemble(recipe, bench, images, images)
-    Trainer(parts, settings(recipe, {}), run, [records]).fit()
+    ready = setup.build(recipe, _CLASSES)
+    images, records = _Patterns(ready.device), _Records()
+    parts = assemble(recipe, ready, images, images)
+    Trainer(parts, run, [records]).fit()
     masked = parts.sparsifier.masked
     return Facts(
-        device=bench.device.type,
-        precision=bench.precision.name,
+        device=ready.device.type,
+        precision=ready.precision.name,
         losses=tuple(records.losses),
         sparsity=masked.sparsity(),
         target=recipe.as_dict()["sparsity"]["target"],
@@ -104,11 +105,11 @@ def _train(run: RunDir) -> Facts:
 
 def _reads_back(recipe: Recipe, run: RunDir, parts: Parts) -> bool:
     """Whether a trainer of other weights becomes this one by the checkpoint."""
-    bench = setup.build(recipe.model_copy(update={"seed": recipe.seed + 1}), _CLASSES)
-    again = assemble(recipe, bench, parts.train, parts.val)
+    ready = setup.build(recipe.model_copy(update={"seed": recipe.seed + 1}), _CLASSES)
+    again = assemble(recipe, ready, parts.train, parts.val)
     state = checkpoint.load_state(run.checkpoints)
     assert state is not None
-    Trainer(again, settings(recipe, {}), run, []).load_state_dict(state)
+    Trainer(again, run).load_state_dict(state)
     pairs = ((parts.model.state_dict(), again.model.state_dict()), (_masks(parts), _masks(again)))
     return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
 

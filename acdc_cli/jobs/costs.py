@@ -1,8 +1,8 @@
-"""What a run costs, as its schedule has it and as its weights really were: the two ledgers of `summary.json`."""
+"""The cost of a run, by its schedule and as measured: the two accounts of `summary.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from acdc_cli import console
@@ -13,11 +13,15 @@ from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.prunable import zero_counts
-from acdc_cli.training.trainer import Parts
+from acdc_cli.training.epoch_record import nonzero_weights
+from acdc_cli.training.parts import Parts
 
 
-def ledger(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measured | None:
-    """Of the recipe's model for images of these sides; None, and said, where it cannot run without its weights."""
+def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measured | None:
+    """Counts the FLOPs of the recipe's model on images of these sides.
+
+    None, with a warning, for a model that cannot run without its weights.
+    """
     try:
         # a second model, because some keep what they build at their first call, which would lie on the meta device
         model = setup.without_weights(recipe, classes)
@@ -27,35 +31,33 @@ def ledger(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measured | Non
         return None
 
 
-def both(
-    ledger: Measured, parts: Parts, resolutions: Sequence[int], batch_size: int, inference_side: int
-) -> dict[str, Any]:
+def run_cost(parts: Parts, measured: Measured, batch_size: int, inference_side: int) -> dict[str, Any]:
     """FLOPs of the whole training and of one validation image: dense, by the method's schedule, and as measured.
 
     The nominal training is the total of `acdc plan`, the measured one the last record's `train_flops`: both with what
     the method asked for besides its steps.
 
-    resolutions: of the epochs' images.  Both sides in pixels.
+    inference_side: of the validation crop, in pixels.
     """
     sparsifier, steps = parts.sparsifier, parts.train.steps
     images = steps * batch_size
+    resolutions = [parts.resolution(epoch) for epoch in range(parts.epochs)]
 
     def forward(side: int, kept: Kept | None) -> Flops:
-        return forward_flops(ledger.operations[side], kept, ledger.convention)
+        return forward_flops(measured.operations[side], kept, measured.convention)
 
-    planned = nominal(sparsifier, ledger.operations, resolutions, steps, batch_size, ledger.convention)
-    zeros = zero_counts(parts.layers)
-    nonzero = {layer.parameter_name: zeros[layer.name][1] - zeros[layer.name][0] for layer in parts.layers}
+    planned = nominal(sparsifier, measured.operations, resolutions, steps, batch_size, measured.convention)
+    nonzero = nonzero_weights(parts.layers, zero_counts(parts.layers))
     dense_images = sum(3 * forward(side, None) for side in resolutions)
     return {
-        "convention": ledger.convention,
+        "convention": measured.convention,
         "inference_resolution": inference_side,
         "dense": _entry(forward(inference_side, None), images * dense_images),
         "nominal": _entry(
             forward(inference_side, forward_kept(sparsifier, len(resolutions) - 1)),
             images * sum(epoch.train for epoch in planned),
         ),
-        "measured": _entry(forward(inference_side, nonzero), ledger.total),
+        "measured": _entry(forward(inference_side, nonzero), measured.total),
     }
 
 

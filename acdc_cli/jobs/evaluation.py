@@ -18,8 +18,8 @@ from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
+from acdc_cli.training.epoch_record import sparsities
 from acdc_cli.training.evaluate import evaluate
-from acdc_cli.training.trainer import sparsities
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
 KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
@@ -51,24 +51,24 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = loaders.open_set(recipe.data)
-    bench = setup.build(recipe, data.classes)
-    setup.require_sizes(bench, [recipe.data.val_crop])
-    loader = loaders.val_loader(recipe.data, bench.device, options.split)
+    ready = setup.build(recipe, data.classes)
+    setup.require_sizes(ready, [recipe.data.val_crop])
+    loader = loaders.val_loader(recipe.data, ready.device, options.split)
     try:
         loader.warm_up()
-        metrics = evaluate(bench.model, bench.forward, loader, bench.task, bench.precision, options.split)
+        metrics = evaluate(ready.model, ready.forward, loader, ready.task, ready.precision, options.split)
     finally:
         loader.close()
-    found = metrics | sparsities(bench.layers) | _cost(recipe, bench, data.classes)
+    found = metrics | sparsities(ready.layers) | _cost(recipe, ready, data.classes)
     return {key: found[key] for key in (*KEYS, "layers")}
 
 
-def _cost(recipe: Recipe, bench: setup.Bench, classes: int) -> dict[str, Any]:
+def _cost(recipe: Recipe, ready: setup.ReadyModel, classes: int) -> dict[str, Any]:
     """What the model has, and what a validation image takes: None, and said, where the model cannot be counted."""
-    parameters = list(bench.model.parameters())
+    parameters = list(ready.model.parameters())
     params = sum(weight.numel() for weight in parameters)
-    zeros = zero_counts(bench.layers)
-    nonzero = {layer.parameter_name: layer.shape.numel() - zeros[layer.name][0] for layer in bench.layers}
+    zeros = zero_counts(ready.layers)
+    nonzero = {layer.parameter_name: layer.shape.numel() - zeros[layer.name][0] for layer in ready.layers}
     work = _operations(recipe, classes)
 
     def flops(layer: str | None = None) -> int | Fraction | None:
@@ -89,7 +89,7 @@ def _cost(recipe: Recipe, bench: setup.Bench, classes: int) -> dict[str, Any]:
                 "nonzero": nonzero[layer.parameter_name],
                 "flops": flops(layer.parameter_name),
             }
-            for layer in bench.layers
+            for layer in ready.layers
         ],
     }
 

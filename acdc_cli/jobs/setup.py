@@ -33,7 +33,7 @@ from acdc_cli.training.precision import Precision, choose_device
 
 
 @dataclass(frozen=True)
-class Bench:
+class ReadyModel:
     """A model on its device, ready to be trained or judged."""
 
     model: nn.Module
@@ -45,7 +45,7 @@ class Bench:
     ranks: Ranks = ALONE
 
 
-def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
+def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> ReadyModel:
     """ranks: the processes that train together, each of which makes the same."""
     device = own_device(ranks, choose_device(recipe.device))
     mode = _compile_mode(recipe, device)
@@ -62,7 +62,7 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> Bench:
     if not ranks.first:
         # dropout in other places in each; the two are no sum, lest rank 1 of seed 0 be rank 0 of seed 1
         _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
-    return Bench(
+    return ReadyModel(
         model=model,
         forward=Compiled(forward, model, mode) if mode else forward,
         layers=layers(model, keep_dense(recipe)),
@@ -125,18 +125,18 @@ def without_weights(recipe: Recipe, classes: int) -> nn.Module:
             return models.build(block, classes).to("meta")
 
 
-def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
+def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
     """Shows the model a black image of each size, so that what does not fit is said before a run starts.
 
     Raises ModelError.
     """
-    bench.model.eval()
+    ready.model.eval()
     for side in sorted(set(sides)):
-        image = torch.zeros(1, 3, side, side, device=bench.device)
+        image = torch.zeros(1, 3, side, side, device=ready.device)
         try:
             # not inference_mode: what a model builds at its first call and keeps, training must be able to use
-            with torch.no_grad(), bench.precision.autocast():
-                bench.model(image)
+            with torch.no_grad(), ready.precision.autocast():
+                ready.model(image)
         except (AssertionError, RuntimeError, ValueError) as e:
             raise ModelError(
                 f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "

@@ -69,9 +69,9 @@ class Checkpoint:
 
     def load(self, weights: Path | None = None) -> Loaded:
         recipe = judged(self.recipe, weights or self.weights, self.asked.data)
-        bench = setup.build(recipe, loaders.open_set(recipe.data).classes)
-        setup.require_sizes(bench, [recipe.data.val_crop])
-        return bench
+        ready = setup.build(recipe, loaders.open_set(recipe.data).classes)
+        setup.require_sizes(ready, [recipe.data.val_crop])
+        return ready
 
     @contextmanager
     def images(self, split: Literal["train", "val"] = "val", count: int | None = None) -> Iterator[Loader]:

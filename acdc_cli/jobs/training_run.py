@@ -38,18 +38,19 @@ from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.parts import Parts
 from acdc_cli.training.stopping import StopSignals
-from acdc_cli.training.trainer import Parts, Settings, Trainer
+from acdc_cli.training.trainer import Trainer
 
 
 def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, resume: Resume = False) -> RunDir:
-    """Train the recipe `source` into `out`, or go on with the run that lies there.
+    """Train the recipe `source` into `out`, or resume the run that is there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
-    Where a launcher has started several processes, they do it together.
-    Raises an AcdcError for whatever the user can mend, and Stopped when a signal asked for the end.
+    Several processes that a launcher started train it together.
+    Raises an AcdcError for whatever the user can mend, and Stopped after a signal that stops the run.
     """
-    with distributed.joined() as ranks:
+    with distributed.process_group() as ranks:
         source, recipe, run = opened(source, overrides, out)
         if resume == "auto":
             if ranks.from_first(run.finished):
@@ -71,24 +72,24 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         setup.split(recipe, ranks)
     data = loaders.open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
-    # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
+    # a resumed run has its weights in its checkpoint: the file it started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
-    bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
+    ready = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     sides = {*resolutions(recipe), recipe.data.val_crop}
-    setup.require_sizes(bench, sides)
+    setup.require_sizes(ready, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, bench.device, ranks.shard)
+        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, ready.device, ranks.shard)
         stack.callback(train_loader.close)
-        val_loader = loaders.val_loader(recipe.data, bench.device, shard=ranks.shard)
+        val_loader = loaders.val_loader(recipe.data, ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)
         wrong = loaders.corrupted(recipe.data)
-        probes = [_memorisation(recipe, bench, wrong, stack)] if wrong else []
-        ledger = costs.ledger(recipe, data.classes, sides)
-        parts = assemble(recipe, bench, train_loader, val_loader, ledger, probes)
+        probes = [_memorisation(recipe, ready, wrong, stack)] if wrong else []
+        cost = costs.measured_cost(recipe, data.classes, sides)
+        parts = assemble(recipe, ready, train_loader, val_loader, cost, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
-        entry = provenance(bench.device, bench.precision.name, facts, command_line()) | {"processes": ranks.size}
+        entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         state: dict[str, Any] | None = None
         if ranks.first:
             stack.enter_context(run.locked())
@@ -100,79 +101,67 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
             if wrong:
                 files.write_text(run.corrupted_labels, wrong.csv())
-        _describe(recipe, run, bench, data, train_loader.kind, warnings)
+        _describe(recipe, run, ready, data, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
-            # whoever has lost its launcher has nobody left who would end it
+            # a process whose launcher died would never be ended
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
-        # read by one: another might fall back to the one before, or see no files of this machine
-        _fit(recipe, run, parts, ledger, resume, ranks.from_first(state), stop_asked)
+        # one process reads the state: others might fall back to the previous file, or not see this machine's files
+        _fit(recipe, run, parts, resume, ranks.from_first(state), stop_asked)
 
 
 def assemble(
     recipe: Recipe,
-    bench: setup.Bench,
+    ready: setup.ReadyModel,
     train_loader: Loader,
     val_loader: Loader,
-    ledger: Measured | None = None,
+    cost: Measured | None = None,
     probes: Sequence[Probe] = (),
 ) -> Parts:
     """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
-    sparsifier = setup.sparsifier(recipe, bench.layers, bench.ranks)
+    sparsifier = setup.sparsifier(recipe, ready.layers, ready.ranks)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     average = None
     if ema := recipe.ema:
-        average = Average(bench.model, sparsifier.masked, ema.decay, epochs_of(ema.begin, recipe.epochs))
+        average = Average(ready.model, sparsifier.masked, ema.decay, epochs_of(ema.begin, recipe.epochs))
     return Parts(
-        model=bench.model,
-        forward=bench.forward,
-        optimizer=build_optimizer(bench.model, recipe.optim, groups),
+        model=ready.model,
+        forward=ready.forward,
+        optimizer=build_optimizer(ready.model, recipe.optim, groups),
         sparsifier=sparsifier,
-        layers=bench.layers,
-        task=bench.task,
-        precision=bench.precision,
+        layers=ready.layers,
+        task=ready.task,
+        precision=ready.precision,
         train=train_loader,
         val=val_loader,
-        probes=probes,
-        average=average,
-        ledger=ledger,
-        ranks=bench.ranks,
-    )
-
-
-def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
-    """Of the samples with wrong labels."""
-    loader = loaders.corrupted_loader(recipe.data, wrong, bench.device, bench.ranks.shard)
-    stack.callback(loader.close)
-    true, given = (torch.from_numpy(classes).to(bench.device) for classes in (wrong.true, wrong.given))
-    return Probe("corrupted samples", loader, Memorisation(true, given))
-
-
-def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
-    optim = recipe.optim
-    return Settings(
         epochs=recipe.epochs,
         learning_rate=partial(learning_rate, recipe),
         resolution=resolutions(recipe).__getitem__,
-        accumulate=optim.accumulate,
-        clip_norm=optim.clip_norm,
+        optim=recipe.optim,
+        checkpoint=recipe.checkpoint,
         log_every=recipe.track.log_every,
-        nan_patience=optim.nan_patience,
         eval_every=recipe.eval_every,
-        checkpoint_every=recipe.checkpoint.every_epochs,
-        checkpoint_minutes=recipe.checkpoint.every_minutes,
-        keep_phases=recipe.checkpoint.keep_phases,
-        keep_every=recipe.checkpoint.keep_every,
-        metadata=metadata,
+        metadata={"recipe": recipe.as_dict()},
+        probes=probes,
+        average=average,
+        cost=cost,
+        ranks=ready.ranks,
     )
+
+
+def _memorisation(recipe: Recipe, ready: setup.ReadyModel, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
+    """Measures memorisation of the samples with wrong labels."""
+    loader = loaders.corrupted_loader(recipe.data, wrong, ready.device, ready.ranks.shard)
+    stack.callback(loader.close)
+    true, given = (torch.from_numpy(classes).to(ready.device) for classes in (wrong.true, wrong.given))
+    return Probe("corrupted samples", loader, Memorisation(true, given))
 
 
 def _fit(
     recipe: Recipe,
     run: RunDir,
     parts: Parts,
-    ledger: Measured | None,
     resume: bool,
     state: dict[str, Any] | None,
     stop_asked: Callable[[], bool],
@@ -183,24 +172,22 @@ def _fit(
         if first:
             run.rewind_metrics(epoch)
         within = f" and {step} of {parts.train.steps} steps" if step else ""
-        console.say(f"going on after {epoch} of {recipe.epochs} epochs{within}")
+        console.say(f"resuming after {epoch} of {recipe.epochs} epochs{within}")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict()) if first else []
     try:
-        trainer = Trainer(parts, settings(recipe, {"recipe": recipe.as_dict()}), run, tracking, stop_asked)
+        trainer = Trainer(parts, run, tracking, stop_asked)
         if state:
             trainer.load_state_dict(state)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
-        if ledger is not None:
-            summary["cost"] = costs.both(
-                ledger, parts, resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
-            )
+        if parts.cost is not None:
+            summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
         for tracker in tracking:
             tracker.finish(summary)
         if first:
             run.finish(summary)
             _conclude(run, summary)
     except KeyboardInterrupt:
-        console.say(f"interrupted; go on from the last checkpoint with: acdc train {run.path} --resume")
+        console.say(f"interrupted; resume from the last checkpoint with: acdc train {run.path} --resume")
         raise
     finally:
         for tracker in tracking:
@@ -208,26 +195,26 @@ def _fit(
 
 
 def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
-    """None for a run that ended before its first checkpoint.
+    """The newest checkpoint; None for a run that ended before its first one.
 
-    Raises RunError where one must have been, and CheckpointError where none can be read, or one is another run's.
+    Raises RunError if checkpoints are missing, and CheckpointError if none is readable or it belongs to another run.
     """
     state = checkpoint.load_state(run.checkpoints)
     if state is None:
         # an epoch's record is there before its checkpoint
         if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
             raise RunError(
-                f"{run.path} has trained {trained} epochs, and its checkpoints are gone; bring {run.checkpoints} "
-                "back, or train anew with --out"
+                f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
+                "or start a new run with --out"
             )
         return None
     theirs, ours = flat(state["metadata"]["recipe"]), _bearing(recipe)
-    # of those that both have: the versions of acdc may differ
+    # only keys that both have: the versions of acdc may differ
     if differing := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
         key = min(differing)
         raise CheckpointError(
-            f"the checkpoint in {run.checkpoints} is another run's ({key}: {theirs[key]} there, {ours[key]} here); "
-            "bring this run's own back, or train anew with --out"
+            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {theirs[key]} there, {ours[key]} "
+            "here); restore this run's own, or start a new run with --out"
         )
     return state
 
@@ -290,18 +277,18 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
 
 
 def _describe(
-    recipe: Recipe, run: RunDir, bench: setup.Bench, data: loaders.DataSet, loader: str, warnings: Sequence[str]
+    recipe: Recipe, run: RunDir, ready: setup.ReadyModel, data: loaders.DataSet, loader: str, warnings: Sequence[str]
 ) -> None:
     """The run's first lines."""
-    weights = sum(layer.parameter.numel() for layer in bench.layers)
-    prunable = sum(parameter.numel() for parameter in pruned(bench.layers).values())
+    weights = sum(layer.parameter.numel() for layer in ready.layers)
+    prunable = sum(parameter.numel() for parameter in pruned(ready.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
     console.say(
         f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
-        f"{bench.device.type} {bench.precision.name}, loader {loader}"
+        f"{ready.device.type} {ready.precision.name}, loader {loader}"
     )
-    if bench.ranks.size > 1:
-        console.say(setup.split(recipe, bench.ranks))
+    if ready.ranks.size > 1:
+        console.say(setup.split(recipe, ready.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     if wrong := recipe.data.corrupt_labels:
         console.say(f"{wrong.count:,} training labels are made wrong on purpose: {run.corrupted_labels} lists them")

@@ -1,33 +1,41 @@
-"""What a device cannot do, said in the recipe's words."""
+"""Errors of a device, with the recipe key that mends them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
+
 from acdc_cli.errors import RunError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""As CUDA's allocator and CUDA itself say it, the CPU's allocator, cuDNN and cuBLAS."""
+"""Messages of CUDA's allocator, of CUDA itself, of the CPU's allocator, of cuDNN and cuBLAS."""
 _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 
 
 @contextmanager
-def mendable(tried: str, way_out: str) -> Iterator[None]:
+def mendable(attempt: str, way_out: str) -> Iterator[None]:
     """Raises RunError in place of torch's error where another recipe would help.
 
-    tried: what takes the memory, such as "a batch of 256 images"; way_out: how to take less.
+    attempt: what takes the memory, such as "a batch of 256 images"; way_out: how to take less.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         said = str(error)
         if isinstance(error, MemoryError) or any(text in said for text in _OUT_OF_MEMORY):
-            raise RunError(f"out of memory with {tried}: {way_out}") from error
+            raise RunError(f"out of memory with {attempt}: {way_out}") from error
         if _NOT_DETERMINISTIC in said:
             operation = said.partition(_NOT_DETERMINISTIC)[0].split()[-1]
             raise RunError(
                 f"deterministic: {operation} has no deterministic algorithm on this device; use "
-                "--set deterministic=false, or a model without it"
+                "--set deterministic=false, or a model without this operation"
             ) from error
         raise
+
+
+def in_words(images: Tensor, parts: int) -> str:
+    """images: of a batch, (batch, channels, height, width), passed through the model in so many parts."""
+    in_parts = f", in {parts} parts one after the other" if parts > 1 else ""
+    return f"a batch of {images.shape[0]} images of {images.shape[-1]} pixels{in_parts}"

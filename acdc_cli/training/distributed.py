@@ -1,4 +1,4 @@
-"""The processes that train one run together: each takes its part of every batch, and the first writes and speaks."""
+"""The processes that train one run together: each takes its part of every batch; the first writes files and output."""
 
 from __future__ import annotations
 
@@ -27,94 +27,94 @@ from acdc_cli.errors import AcdcError, RunError, Stopped
 T = TypeVar("T")
 
 _MEETING = timedelta(minutes=10)
-"""How long the processes wait for one another to start."""
+"""How long processes wait for each other at the start."""
 _WAITING = timedelta(minutes=60)
-"""How long they wait within the run: while the first saves to a slow disk, or one compiles."""
+"""How long they wait during the run: while the first saves to a slow disk, or one compiles."""
 _LOST = 1
-"""Exit code of a process that ends because another did."""
+"""Exit code of a process that ends because another died."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """All processes of the run, as one of them sees them. What they do together is done by all of them, or they wait.
+    """All processes of the run, as one of them sees them. A collective call must be made by all, or they wait.
 
-    Agreements are made between the hosts (gloo): no process waits for its GPU, nor a GPU for another.
+    Values are exchanged between the hosts (gloo): no process waits for its GPU, nor a GPU for another.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     local_size: int = 1
     store: Store | None = None
-    """None where there is no group: one process that was started alone."""
+    """None for a process that was started alone, without a group."""
 
     @property
     def first(self) -> bool:
-        """Is this the process that writes and speaks?"""
+        """Whether this process writes files and output."""
         return self.rank == 0
 
     @property
     def shard(self) -> Shard:
         return Shard(self.rank, self.size, self.local_size)
 
-    def most(self, value: float) -> float:
+    def largest(self, value: float) -> float:
         """The largest of all ranks' values."""
         if self.size == 1:
             return value
-        found = torch.tensor(value, dtype=torch.float64)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return float(found)
+        largest = torch.tensor(value, dtype=torch.float64)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return float(largest)
 
-    def most_later(self, value: float) -> Callable[[], float]:
+    def largest_later(self, value: float) -> Callable[[], float]:
         """The largest of all ranks' values, as a function: a rank waits for the others only when it calls it.
 
-        At most one answer may be outstanding.
+        Call it before the next exchange begins.
         """
-        found = torch.tensor(value, dtype=torch.float64)
+        largest = torch.tensor(value, dtype=torch.float64)
         if self.size == 1:
-            return lambda: float(found)
-        work = distributed.all_reduce(found, distributed.ReduceOp.MAX, async_op=True)
+            return lambda: float(largest)
+        work = distributed.all_reduce(largest, distributed.ReduceOp.MAX, async_op=True)
         assert work is not None
 
         def answer() -> float:
             work.wait()
-            return float(found)
+            return float(largest)
 
         return answer
 
     def wait(self) -> None:
         """Until all ranks are here."""
-        self.most(0)
+        self.largest(0)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value: a small one, of tensors, numbers, strings and containers of them."""
         if self.size == 1:
             return [value]
-        found = [b""] * self.size
-        distributed.all_gather_object(found, _packed(value))
-        return [_unpacked(each) for each in found]
+        packed = [b""] * self.size
+        distributed.all_gather_object(packed, _packed(value))
+        return [_unpacked(each) for each in packed]
 
     def from_first(self, value: T) -> T:
-        """The first rank's value, of the same kinds; that of the others is not looked at."""
+        """The first rank's value, of the same kinds; the other ranks' values are ignored."""
         if self.size == 1:
             return value
-        found = [_packed(value) if self.first else b""]
-        distributed.broadcast_object_list(found)
-        return value if self.first else _unpacked(found[0])
+        packed = [_packed(value) if self.first else b""]
+        distributed.broadcast_object_list(packed)
+        return value if self.first else _unpacked(packed[0])
 
     def require_same(self, facts: Mapping[str, object]) -> None:
-        """Raises RunError, on all ranks, where one knows something else than the first."""
+        """Raises RunError, on all ranks, if the facts of any rank differ from those of the first."""
         everyone = self.gather(dict(facts))
-        for rank, theirs in enumerate(everyone):
-            if differing := [what for what in facts if theirs[what] != everyone[0][what]]:
+        for rank, others in enumerate(everyone):
+            if differing := [what for what in facts if others[what] != everyone[0][what]]:
                 raise RunError(
-                    f"process {rank} of {self.size} has another {differing[0]} than process 0: give all of them the "
-                    "same command, recipe and data"
+                    f"the {differing[0]} of process {rank} of {self.size} differs from that of process 0: give all "
+                    "processes the same command, recipe and data"
                 )
 
     def broadcast_(self, tensors: Iterable[Tensor], source: int = 0) -> None:
-        """They become those of the rank `source`, in place and in one message for each dtype."""
+        """Overwrite the tensors, in place, with those of the rank `source`; one message per dtype."""
         if self.size == 1:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -128,14 +128,17 @@ class Ranks:
                 tensor.copy_(part.view(tensor.shape))
 
     def whole(self, images: Tensor) -> Tensor:
-        """All ranks' parts of a batch, in order. images: (part, channels, height, width), channels_last; or labels."""
+        """The whole batch, from all ranks' parts in order.
+
+        images: (part, channels, height, width), channels_last; or labels: (part,).
+        """
         if self.size == 1:
             return images
         own = images.movedim(1, -1).contiguous() if images.ndim == 4 else images
         parts = [torch.empty_like(own) for _ in range(self.size)]
         distributed.all_gather(parts, own)
-        joined = torch.cat(parts)
-        return joined.movedim(-1, 1) if images.ndim == 4 else joined
+        batch = torch.cat(parts)
+        return batch.movedim(-1, 1) if images.ndim == 4 else batch
 
 
 ALONE = Ranks()
@@ -144,8 +147,8 @@ ALONE = Ranks()
 class Replica:
     """This process's copy of the model, in training: backward passes leave gradients averaged over ranks.
 
-    Buffers are each rank's own while steps are taken, since a training forward pass reads none of batch norm's running
-    statistics. Where buffers count, in validation and in a method's gradients, all ranks take the first rank's.
+    Each rank keeps its own buffers while it trains, since a training forward pass does not read the running statistics
+    of batch norm. For validation and for a method's gradients, which do, all ranks take the first rank's buffers.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class Replica:
         """forward: compiled or not. Compiled within, because there torch.compile sees which gradients travel together
         and cuts its graph so that they can while the backward pass still runs.
 
-        accumulate: passes over a batch.
+        accumulate: passes per step, each over a part of the batch.
         """
         self._parallel: DistributedDataParallel | None = None
         self.forward = forward
@@ -174,7 +177,7 @@ class Replica:
             self.forward = self._parallel
 
     def part(self, last: bool) -> AbstractContextManager[None]:
-        """Of a batch that takes several passes: only the last one's backward waits for the other ranks."""
+        """Around one of the passes of a step: only the last one's backward exchanges gradients with the other ranks."""
         if last or self._parallel is None:
             return nullcontext()
         return self._parallel.no_sync()
@@ -193,12 +196,11 @@ class _Module(nn.Module):
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that torchrun, srun or `acdc train --gpus` has started beside this one; ALONE if it is one by
-    itself.
+def process_group() -> Iterator[Ranks]:
+    """All processes that torchrun, srun or `acdc train --gpus` started for this run; ALONE if there is only this one.
 
-    Within, only the first writes to the terminal; of an error, the process where it came first.
-    Where another process is lost, this one ends with exit code 1.
+    Within, only the first process writes to the terminal; an error is reported by the process where it occurred first.
+    If another process dies, this one ends with exit code 1.
     """
     meeting = _meeting(os.environ)
     if meeting is None:
@@ -214,18 +216,18 @@ def joined() -> Iterator[Ranks]:
             raise
         _leave_together(ranks)
     except AcdcError:
-        _speak_if_first(ranks)
+        _report_if_first(ranks)
         raise
     except RuntimeError as error:
-        if not _is_loss(error):
+        if not _is_lost_process(error):
             raise
-        _speak_if_first(ranks)
-        console.error(f"another of the {ranks.size} processes of this run has ended; go on with --resume")
+        _report_if_first(ranks)
+        console.error(f"another of the {ranks.size} processes of this run has died; resume with --resume")
         raise SystemExit(_LOST) from error
 
 
 def own_device(ranks: Ranks, device: torch.device) -> torch.device:
-    """This process's GPU, which from now on is torch's current one; the CPU is everybody's.
+    """This process's GPU, which becomes torch's current one; CPUs are shared.
 
     Raises RunError if two processes of a machine would have to share a GPU.
     """
@@ -241,12 +243,12 @@ def own_device(ranks: Ranks, device: torch.device) -> torch.device:
 
 
 def too_few_gpus(asked: int, there: int) -> str:
-    way_out = f"ask for {there} at most, or train" if there else "train"
-    return f"{asked} GPUs asked for, {there} there; {way_out} on CPUs by --set device=cpu"
+    way_out = f"ask for at most {there}, or train" if there else "train"
+    return f"{asked} GPUs asked for, {there} available; {way_out} on CPUs with --set device=cpu"
 
 
 def is_joining() -> bool:
-    """Has a launcher started this process as one of several?"""
+    """Whether a launcher started this process as one of several."""
     return _meeting(os.environ) is not None
 
 
@@ -260,7 +262,7 @@ def _meeting(environment: Mapping[str, str]) -> tuple[str, int, int, int] | None
     if size == 1 or "SLURM_PROCID" not in environment:
         return None
     host = first_host(environment["SLURM_STEP_NODELIST"])
-    # a port of its own for each step of each job, below those that systems give away by themselves
+    # each step of each job has its own port, below the range that systems assign from
     port = 10_000 + (100 * int(environment["SLURM_JOB_ID"]) + int(environment.get("SLURM_STEP_ID", 0))) % 20_000
     return f"tcp://{host}:{port}", int(environment["SLURM_PROCID"]), size, int(environment["SLURM_LOCALID"])
 
@@ -284,38 +286,38 @@ def _join(url: str, rank: int, size: int, local_rank: int) -> Ranks:
 
 
 def _packed(value: object) -> bytes:
-    # torch's own format, which holds tensors of any kind, and whose reading runs no code
+    # torch's own format holds tensors of any kind, and reading it runs no code
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
 
 
-def _unpacked(found: bytes) -> Any:
-    return torch.load(io.BytesIO(found), map_location="cpu", weights_only=True)
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
 
 
-def _speak_if_first(ranks: Ranks) -> None:
-    """Only the first process that fails says why; the others' errors follow from it, or are the same."""
+def _report_if_first(ranks: Ranks) -> None:
+    """Only the first process to fail reports its error; the others' errors follow from it, or are the same."""
     assert ranks.store is not None
     _ignore_launcher()
     try:
         console.mute(ranks.store.add("failed", 1) > 1)
     except RuntimeError:
-        # the store has ended with the process that keeps it
+        # the store ended with the process that served it
         console.mute(not ranks.first)
 
 
-def _is_loss(error: RuntimeError) -> bool:
+def _is_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _leave_together(ranks: Ranks) -> None:
-    """Once the first has written all it has to: a launcher that sees one process gone ends the others."""
+    """End once the first process has written everything: a launcher that sees one process end kills the others."""
     ranks.wait()
     _ignore_launcher()
     distributed.destroy_process_group()
 
 
 def _ignore_launcher() -> None:
-    """This process is about to end by itself, with an exit code of its own."""
+    """This process is about to end by itself, with its own exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -68,7 +68,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
-    samples, rounds = 0, int(ranks.most(loader.steps))
+    samples, rounds = 0, int(ranks.largest(loader.steps))
     with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description, COMPILING) as bar:
         shown = bar.add_task(description, total=loader.steps, compiling=LOG)
         for batch in batches:

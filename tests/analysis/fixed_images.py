@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.jobs.setup import Bench
+from acdc_cli.jobs.setup import ReadyModel
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.precision import Precision
@@ -54,7 +54,7 @@ class FixedImages:
         pass
 
 
-def small_bench(seed: int = 0, smoothing: float = 0.0, norm: bool = True) -> Bench:
+def small_bench(seed: int = 0, smoothing: float = 0.0, norm: bool = True) -> ReadyModel:
     """A convolution, batch norm whose statistics are not the images', and a classifier of three; half of the weights of
     the convolution are zero."""
     torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def small_bench(seed: int = 0, smoothing: float = 0.0, norm: bool = True) -> Ben
             model[1].running_mean.uniform_(-0.2, 0.2)
             model[1].running_var.uniform_(0.1, 0.5)
             model[1].weight.uniform_(0.5, 1.5)
-    return Bench(
+    return ReadyModel(
         model=model,
         forward=lambda images: model(images.double() / 128 - 1),
         layers=layers(model, ()),

@@ -21,7 +21,7 @@ from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.path import State, between
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
-from acdc_cli.jobs.setup import Bench
+from acdc_cli.jobs.setup import ReadyModel
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.precision import Precision
 
@@ -70,19 +70,19 @@ def test_re_estimated_statistics_are_the_mean_over_images_of_the_batches_own() -
     assert not any(module.training for module in model.modules())
 
 
-def float_bench(seed: int) -> Bench:
+def float_bench(seed: int) -> ReadyModel:
     """In float32, as models are."""
     bench = small_bench(seed)
     bench.model.float()
     forward = lambda images: bench.model(images.float() / 128 - 1)  # noqa: E731
-    return Bench(bench.model, forward, bench.layers, bench.task, Precision("fp32", CPU), CPU)
+    return ReadyModel(bench.model, forward, bench.layers, bench.task, Precision("fp32", CPU), CPU)
 
 
-def state_of(bench: Bench) -> State:
+def state_of(bench: ReadyModel) -> State:
     return {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
 
 
-def settle(bench: Bench, images: FixedImages) -> dict[str, Any]:
+def settle(bench: ReadyModel, images: FixedImages) -> dict[str, Any]:
     return {"interpolated": lambda: None, "re-estimated": lambda: estimate(bench, Evenly(images, 4))}
 
 

@@ -31,7 +31,7 @@ from acdc_cli.analysis.sharpness import (
     sharpness_of,
 )
 from acdc_cli.errors import RunError
-from acdc_cli.jobs.setup import Bench
+from acdc_cli.jobs.setup import ReadyModel
 
 
 def diagonal(*values: float) -> Callable[[Tensor], Tensor]:
@@ -140,7 +140,7 @@ def small_layers(model: nn.Module) -> list:  # type: ignore[type-arg]
     return layers(model, ())
 
 
-def explicit_hessian(bench: Bench, loader: FixedImages, sizes: list[int], batch_norm: str) -> Tensor:
+def explicit_hessian(bench: ReadyModel, loader: FixedImages, sizes: list[int], batch_norm: str) -> Tensor:
     """By torch, of the mean loss over all images as one function of all parameters in a row."""
     shapes = {name: each.shape for name, each in bench.model.named_parameters()}
     normalised = loader.images.double() / 128 - 1
@@ -264,7 +264,7 @@ class Killed(Exception):  # noqa: N818
     """As by Ctrl-C, which would end the tests themselves."""
 
 
-def dying_at(call: int, bench: Bench) -> Bench:
+def dying_at(call: int, bench: ReadyModel) -> ReadyModel:
     calls = iter(range(call))
 
     def forward(images: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def dying_at(call: int, bench: Bench) -> Bench:
             raise Killed
         return bench.forward(images)
 
-    return Bench(bench.model, forward, bench.layers, bench.task, bench.precision, bench.device)
+    return ReadyModel(bench.model, forward, bench.layers, bench.task, bench.precision, bench.device)
 
 
 def numbers(found: Sharpness) -> str:

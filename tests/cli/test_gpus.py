@@ -95,7 +95,7 @@ def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been
     said = said_by(process)
     assert process.returncode == 0, said
     assert "all start again from the last checkpoint, try 1 of 3" in said
-    assert "going on after" in said
+    assert "resuming after" in said
     assert "Traceback" not in said
     assert_finished_as(undisturbed, run)
 
@@ -117,7 +117,7 @@ def test_a_signal_to_the_launcher_saves_the_run_with_which_torchruns_processes_g
     process = start(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
     said = said_by(process)
     assert process.returncode == 0, said
-    assert said.count("batch 50 = 2 processes × 25 images") == said.count("going on after") == 1
+    assert said.count("batch 50 = 2 processes × 25 images") == said.count("resuming after") == 1
     assert_finished_as(undisturbed, run)
 
 
@@ -176,7 +176,7 @@ def test_more_gpus_than_there_are(acdc: Acdc, small: Path, monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     result = acdc("train", small, "--gpus", "2")
     assert result.exit_code == 2
-    expected = "error: 2 GPUs asked for, 1 there; ask for 1 at most, or train on CPUs by --set device=cpu"
+    expected = "error: 2 GPUs asked for, 1 available; ask for at most 1, or train on CPUs with --set device=cpu"
     assert " ".join(result.stderr.split()) == expected
 
 
@@ -184,7 +184,7 @@ def test_no_gpu_at_all(acdc: Acdc, small: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     result = acdc("train", small, "--gpus", "1")
     assert result.exit_code == 2
-    assert "1 GPUs asked for, 0 there; train on CPUs by --set device=cpu" in " ".join(result.stderr.split())
+    assert "1 GPUs asked for, 0 available; train on CPUs with --set device=cpu" in " ".join(result.stderr.split())
 
 
 def test_a_process_of_torchrun_launches_no_others(acdc: Acdc, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
     if sign != signal.SIGKILL:
         assert process.returncode == 75
         assert "stopped and saved after step" in flat(said)
-        assert "go on with: acdc train cut --resume" in flat(said)
+        assert "resume with: acdc train cut --resume" in flat(said)
 
     refused = acdc("train", recipe, "--out", "cut")
     assert refused.exit_code == 2
@@ -260,7 +260,7 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_is_left_as_it_is(acdc: Acdc
         checkpoint_file.unlink()
     gone = acdc("train", "run", "--resume")
     assert gone.exit_code == 2
-    assert "run has trained 6 epochs, and its checkpoints are gone; bring run/checkpoints back" in flat(gone.stderr)
+    assert "run has trained 6 epochs, but its checkpoints are gone; restore run/checkpoints" in flat(gone.stderr)
     assert {path: path.read_bytes() for path in Path("run").rglob("*.*") if path.is_file()} == before
 
 
@@ -306,7 +306,7 @@ def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: P
     before = {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
     refused = acdc("train", "run-0", "--resume")
     assert refused.exit_code == 2
-    assert "the checkpoint in run-0/checkpoints is another run's (seed: 1 there, 0 here)" in flat(refused.stderr)
+    assert "the checkpoint in run-0/checkpoints belongs to another run (seed: 1 there, 0 here)" in flat(refused.stderr)
     assert before == {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
 
 

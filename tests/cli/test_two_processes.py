@@ -77,12 +77,12 @@ class Counted:
     def __call__(self, rank: int, folder: Path) -> None:
         train_steps = Trainer._train
 
-        def counted(trainer: Trainer, began: float) -> None:
+        def counted(trainer: Trainer) -> None:
             if trainer._epoch != 1:
-                train_steps(trainer, began)
+                train_steps(trainer)
                 return
             with profile(activities=[ProfilerActivity.CPU]) as seen:
-                train_steps(trainer, began)
+                train_steps(trainer)
             names = [str(event.name) for event in seen.events()]
             messages = Counter(name for name in names if name.startswith("c10d::"))
             (folder / f"{self.run.out}-{rank}.messages").write_text(json.dumps(messages))
@@ -320,7 +320,7 @@ def test_batch_norm_is_not_synchronised_over_cpus(two: Found) -> None:
 
 def test_processes_with_other_images_do_not_train_together(two: Found) -> None:
     for raised in two.raised["wrong images"]:
-        assert raised.startswith("RunError: process 1 of 2 has another data set than process 0")
+        assert raised.startswith("RunError: the data set of process 1 of 2 differs from that of process 0")
     assert not (two.folder / "wrong images").exists()
 
 

@@ -22,13 +22,14 @@ from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import BetonImages, TorchLoader
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training import checkpoint
+from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
@@ -86,15 +87,15 @@ class Run:
             demo = {key: value for key, value in demo.items() if not key.startswith("sparsity.")}
         values = demo | {name.replace("__", "."): value for name, value in changes.items()}
         recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
-        bench = setup.build(recipe, CLASSES)
-        self.model, self.forward, self.loader = bench.model, bench.forward, Resident(bench.device)
-        self.eager = forward_of(bench.model, recipe.data.mean, recipe.data.std, bench.device)
-        parts = assemble(recipe, bench, self.loader, self.loader)
+        ready = setup.build(recipe, CLASSES)
+        self.model, self.forward, self.loader = ready.model, ready.forward, Resident(ready.device)
+        self.eager = forward_of(ready.model, recipe.data.mean, recipe.data.std, ready.device)
+        parts = assemble(recipe, ready, self.loader, self.loader)
         self.optimizer, self.sparsifier = parts.optimizer, parts.sparsifier
         self.run = RunDir(folder)
         if not self.run.resolved.exists():
             self.run.start("", "", {})
-        self.trainer = Trainer(parts, settings(recipe, {}), self.run, [])
+        self.trainer = Trainer(parts, self.run)
 
     def moment(self, epoch: int, index: int = 0) -> Moment:
         return Moment(epoch, epoch * self.loader.steps + index, 4, self.loader.steps)
@@ -160,14 +161,14 @@ def test_an_epoch_makes_the_host_wait_only_when_it_looks_at_the_losses(
 ) -> None:
     """The whole loop: loader, progress, requests to stop, and steps."""
     run = Run(tmp_path / "run", NAME, precision=precision, track__log_every=3, **changes)
-    looks, look = [], Running.look
+    fetches, fetch = [], Running.fetch
 
-    def looked(running: Running) -> Losses:
-        looks.append(run.trainer._step)
+    def fetched(running: Running, *ranks: Ranks) -> Losses:
+        fetches.append(run.trainer._step)
         with host_may_wait():
-            return look(running)
+            return fetch(running, *ranks)
 
-    monkeypatch.setattr(Running, "look", looked)
+    monkeypatch.setattr(Running, "fetch", fetched)
     trainer = run.trainer
     for epoch in (0, 1):
         # the first steps of each phase choose algorithms and allocate
@@ -175,15 +176,15 @@ def test_an_epoch_makes_the_host_wait_only_when_it_looks_at_the_losses(
         run.take_steps(epoch)
         trainer._epoch, trainer._step = epoch, 0
         trainer._running.begin()
-        looks.clear()
+        fetches.clear()
         monkeypatch.setattr(run.sparsifier, "on_epoch_start", lambda moment: None)
         run.model.train()
         with host_never_waits():
-            trainer._train(0.0)
+            trainer._train()
         monkeypatch.undo()
-        monkeypatch.setattr(Running, "look", looked)
+        monkeypatch.setattr(Running, "fetch", fetched)
         # of four steps: after three, and at the end
-        assert looks == [3, 4]
+        assert fetches == [3, 4]
     run.check_masked_are_zero()
 
 

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
@@ -80,11 +80,11 @@ def built(folder: Path, compile: str, **changes: Any) -> Trainer:
         "optim.schedule.warmup_epochs": 0,
     } | {name.replace("__", "."): value for name, value in changes.items()}
     recipe = load("demo_dense", [f"{key}={value}" for key, value in values.items()])
-    bench = setup.build(recipe, CLASSES)
-    parts = assemble(recipe, bench, Images(64, training=True), Images(39, training=False))
+    ready = setup.build(recipe, CLASSES)
+    parts = assemble(recipe, ready, Images(64, training=True), Images(39, training=False))
     run = RunDir(folder)
     run.start("", "", {})
-    return Trainer(parts, settings(recipe, {}), run, [JsonLines(run.metrics)])
+    return Trainer(parts, run, [JsonLines(run.metrics)])
 
 
 def trained(trainer: Trainer) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def test_gradients_besides_the_steps_stay_what_they_were(tmp_path: Path, mode: s
     def gradients(compile: str) -> list[dict[str, Tensor]]:
         pruned = "{method: gmp, target: 0.5, every_epochs: 1, end: 1}"
         trainer = built(tmp_path / compile, compile, sparsity=pruned)
-        return list(trainer.gradients(moment, 6, 4))
+        return list(trainer._parts.sparsifier.training.gradients(moment, 6, 4))
 
     for found, expected in zip(gradients(mode), gradients("off"), strict=True):
         for name, gradient in found.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import LAMBBlock, LARSBlock, LinearSchedule
 from acdc_cli.runs.run_dir import RunDir
@@ -131,21 +131,21 @@ def test_a_run_judges_its_average_without_compiling_anew(tmp_path: Path, compile
     recipe = load("demo", [*keys, "optim.schedule.warmup_epochs=0", *(f"sparsity.{each}_epochs=1" for each in phases)])
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    bench, loader = setup.build(recipe, 10), Resident()
-    parts = assemble(recipe, bench, loader, loader)
+    ready, loader = setup.build(recipe, 10), Resident()
+    parts = assemble(recipe, ready, loader, loader)
     run = RunDir(tmp_path / "run")
     run.start("", "", {})
-    trainer = Trainer(parts, settings(recipe, {}), run, [])
+    trainer = Trainer(parts, run)
     graphs: list[int] = []
-    judge = trainer._validate_average
+    judge = trainer._validation.of_average
 
-    def counted(began: float) -> dict[str, float | None]:
+    def counted() -> dict[str, float | None]:
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        found = judge(began)
+        found = judge()
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
         return found
 
-    trainer._validate_average = counted  # type: ignore[method-assign]
+    trainer._validation.of_average = counted  # type: ignore[method-assign]
     summary = trainer.fit()
     assert graphs == [0] * 4
     assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled

@@ -16,11 +16,11 @@ from acdc_cli.jobs import setup
 from acdc_cli.jobs.plan_figure import draw
 from acdc_cli.jobs.plan_tables import _percent, epoch_rows, layer_rows
 from acdc_cli.jobs.run_plan import Plan, plan
-from acdc_cli.jobs.training_run import settings
 from acdc_cli.models import build
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.schedule.resolution import resolutions
 
 SHORT = (
     "epochs=6",
@@ -107,8 +107,7 @@ def test_a_ramps_sizes_are_those_that_training_will_ask_for(in_tmp: Path) -> Non
     found = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
     # 16, 19, 22 and 25 at epochs 0 to 3: 4, 4.75, 5.5 and 6.25 times 4
     assert [epoch.resolution for epoch in found.epochs] == [16, 20, 24, 24, 28, 28]
-    sizes = settings(load("demo", [*SHORT, ramp]), {}).resolution
-    assert [sizes(epoch) for epoch in range(6)] == [epoch.resolution for epoch in found.epochs]
+    assert resolutions(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
     costs = [epoch.train_flops for epoch in found.epochs]
     assert costs[0] < costs[1] < costs[2] == costs[3] < costs[4] == costs[5]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.jobs.setup import Bench, require_sizes
+from acdc_cli.jobs.setup import ReadyModel, require_sizes
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.precision import Precision
@@ -31,9 +31,9 @@ class Caching(nn.Module):
         return images.mean((2, 3)) * (self.weight * self.kept)
 
 
-def bench(model: nn.Module) -> Bench:
+def bench(model: nn.Module) -> ReadyModel:
     forward = forward_of(model, (0, 0, 0), (1, 1, 1), CPU)
-    return Bench(model, forward, [], Classification(), Precision("fp32", CPU), CPU)
+    return ReadyModel(model, forward, [], Classification(), Precision("fp32", CPU), CPU)
 
 
 def test_a_size_that_does_not_fit_is_told_with_the_models_own_words() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import Bench, Tiny
+from mini_trainer import FewImages, MiniRun
 from torch import Tensor, nn
 from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.utils import counters
@@ -49,7 +49,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return shown
 
 
-class Sevenths(Tiny):
+class Sevenths(FewImages):
     """Seven images in batches of three, three and one."""
 
     def __init__(self) -> None:
@@ -142,14 +142,14 @@ def test_a_compiled_run_has_one_graph_for_each_shape_and_tells_when_it_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    bench = Bench(tmp_path / "run", 3, {"method": "dense"}, compiled="reduce-overhead", val=Sevenths())
+    run = MiniRun(tmp_path / "run", 3, {"method": "dense"}, compiled="reduce-overhead", val=Sevenths())
     counted = counters["stats"]["unique_graphs"]
 
     def watched(event: CallbackArgs) -> None:
         seen.append(str(compiling.LOG))
 
     callback_handler.register_start_callback(watched)
-    bench.fit()
+    run.fit()
     assert counters["stats"]["unique_graphs"] - counted == 2
     said = capsys.readouterr().err
     assert said.count("compiled") == 1
@@ -158,11 +158,11 @@ def test_a_compiled_run_has_one_graph_for_each_shape_and_tells_when_it_is_built(
     assert all(text.startswith(" · compiling for ") for text in seen)
     assert seen
     assert str(compiling.LOG) == ""
-    records = bench.run.records()
+    records = run.directory.records()
     assert records[0]["compile_seconds"] > 0
     assert ["compile_seconds" in record for record in records] == [True, False, False]
     # what nobody expects is told with torch's reason
     with torch.inference_mode():
-        bench.forward(torch.zeros(3, 3, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.contiguous_format))
+        run.forward(torch.zeros(3, 3, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.contiguous_format))
     [cause] = compiling.LOG.take().causes
     assert cause.startswith("evaluation on 3 images of 8 px again (tensor 'images' stride mismatch at index ")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from bench import Bench
+from mini_trainer import ADAMW, SGD, MiniRun
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acdc_cli.training import checkpoint, trainer
+from acdc_cli.training import checkpoint, validation
 
 # dense 0, sparse 1-2, dense 3, sparse 4-5, dense 6-7, fine-tuned 8-9
 EPOCHS = 10
@@ -34,7 +34,7 @@ class KilledError(Exception):
 @pytest.fixture(params=["dense_best", "dense_last"])
 def sparsity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The block, and a validation by which epoch 6 is the best of the alternation."""
-    evaluate = trainer.evaluate
+    evaluate = validation.evaluate
 
     def scored(model: Any, *arguments: Any, **more: Any) -> dict[str, float]:
         metrics = evaluate(model, *arguments, **more)
@@ -42,7 +42,7 @@ def sparsity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         epoch = int(model[1].num_batches_tracked) // 3 - 1
         return metrics | {"top1": 0.5 if epoch == BEST else 0.25}
 
-    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(validation, "evaluate", scored)
     return BLOCK | {"last_phase": request.param}
 
 
@@ -58,18 +58,22 @@ def test_the_sparse_file_is_the_sparse_phase_before_and_the_dense_one_the_fine_t
     tmp_path: Path, sparsity: dict[str, Any]
 ) -> None:
     # without a learning rate the fine-tuned model stays the one it began with
-    bench = Bench(
-        tmp_path / "run", EPOCHS, sparsity, keep_phases=True, learning_rate=lambda progress: 0.05 * (progress < 8)
+    run = MiniRun(
+        tmp_path / "run",
+        EPOCHS,
+        sparsity,
+        checkpoint={"keep_phases": True},
+        learning_rate=lambda progress: 0.05 * (progress < 8),
     )
     ends: list[dict[str, Tensor]] = []
-    on_epoch_end = bench.sparsifier.on_epoch_end
+    on_epoch_end = run.sparsifier.on_epoch_end
 
     def kept(moment: Any, metrics: Any) -> None:
-        ends.append({name: value.clone() for name, value in bench.model.state_dict().items()})
+        ends.append({name: value.clone() for name, value in run.model.state_dict().items()})
         on_epoch_end(moment, metrics)
 
-    bench.sparsifier.on_epoch_end = kept  # type: ignore[method-assign]
-    summary = bench.fit()
+    run.sparsifier.on_epoch_end = kept  # type: ignore[method-assign]
+    summary = run.fit()
 
     assert (summary["sparse"]["epoch"], summary["dense"]["epoch"]) == (5, 9)
     sparse, dense = load_file(tmp_path / "run/sparse.safetensors"), load_file(tmp_path / "run/dense.safetensors")
@@ -79,10 +83,10 @@ def test_the_sparse_file_is_the_sparse_phase_before_and_the_dense_one_the_fine_t
     assert same(dense, ends[9])
     assert same(weights(dense), weights(ends[BEST if sparsity["last_phase"] == "dense_best" else 7]))
     assert not same(weights(ends[BEST]), weights(ends[7]))
-    assert [record["phase"] for record in bench.run.records()] == [
+    assert [record["phase"] for record in run.directory.records()] == [
         "dense", "sparse", "sparse", "dense", "sparse", "sparse", "dense", "dense", "dense", "dense",
     ]  # fmt: skip
-    phases = sorted(path.stem for path in bench.run.checkpoints.glob("epoch-*"))
+    phases = sorted(path.stem for path in run.directory.checkpoints.glob("epoch-*"))
     assert phases == [
         f"epoch-000{end}-{kind}"
         for end, kind in ((0, "dense"), (2, "sparse"), (3, "dense"), (5, "sparse"), (7, "dense"), (9, "dense"))
@@ -90,11 +94,13 @@ def test_the_sparse_file_is_the_sparse_phase_before_and_the_dense_one_the_fine_t
 
 
 @pytest.mark.parametrize("stop", [4, 5, 7, 8, 9])
-@pytest.mark.parametrize("adamw", [False, True], ids=["sgd", "adamw"])
-def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, Any], stop: int, adamw: bool) -> None:
-    whole = Bench(tmp_path / "whole", EPOCHS, sparsity, adamw)
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=lambda block: block["name"])
+def test_a_resumed_run_ends_bit_identical(
+    tmp_path: Path, sparsity: dict[str, Any], stop: int, optim: dict[str, Any]
+) -> None:
+    whole = MiniRun(tmp_path / "whole", EPOCHS, sparsity, optim=optim)
     whole.fit()
-    cut, original = Bench(tmp_path / "cut", EPOCHS, sparsity, adamw), checkpoint.save_state
+    cut, original = MiniRun(tmp_path / "cut", EPOCHS, sparsity, optim=optim), checkpoint.save_state
 
     def killed(path: Path, state: dict[str, Any]) -> None:
         original(path, state)
@@ -106,8 +112,8 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, An
         with pytest.raises(KilledError):
             cut.fit()
     torch.manual_seed(99)
-    resumed = Bench(tmp_path / "cut", EPOCHS, sparsity, adamw)
-    state = checkpoint.load_state(resumed.run.checkpoints)
+    resumed = MiniRun(tmp_path / "cut", EPOCHS, sparsity, optim=optim)
+    state = checkpoint.load_state(resumed.directory.checkpoints)
     assert state is not None
     resumed.trainer.load_state_dict(state)
     resumed.fit()

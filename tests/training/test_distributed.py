@@ -15,7 +15,7 @@ from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import Plan, Shard
 from acdc_cli.errors import RunError
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.training.distributed import ALONE, Ranks, Replica, first_host, is_joining, joined, own_device
+from acdc_cli.training.distributed import ALONE, Ranks, Replica, first_host, is_joining, own_device, process_group
 from acdc_cli.training.running import Losses, over_ranks
 
 STEP = {
@@ -83,7 +83,7 @@ def test_only_a_step_of_several_tasks_is_joined(monkeypatch: pytest.MonkeyPatch)
     # what a script of sbatch has, before it calls srun
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    with joined() as ranks:
+    with process_group() as ranks:
         assert ranks is ALONE
 
 
@@ -91,7 +91,7 @@ def test_alone_nothing_is_wrapped_and_nobody_waited_for() -> None:
     model = nn.Linear(2, 2)
     assert Replica(model, model).forward is model
     assert ALONE.gather(3) == [3]
-    assert ALONE.most(2.5) == 2.5
+    assert ALONE.largest(2.5) == 2.5
     assert ALONE.from_first("x") == "x"
     images = torch.zeros(2, 3, 4, 4)
     assert ALONE.whole(images) is images
@@ -117,7 +117,7 @@ def test_two_processes_cannot_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: type("Properties", (), {"uuid": "GPU-1"}))
     cuda = torch.device("cuda")
-    with pytest.raises(RunError, match="2 GPUs asked for, 1 there; ask for 1 at most"):
+    with pytest.raises(RunError, match="2 GPUs asked for, 1 available; ask for at most 1"):
         own_device(Pair(store=torch.distributed.HashStore(), answer=lambda own: own), cuda)
     apart = Pair(store=torch.distributed.HashStore(), answer=lambda own: own.replace("GPU-1", "GPU-2"))
     assert own_device(apart, cuda) == torch.device("cuda", 0)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from bench import AfterAsking, Bench
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mini_trainer import MiniRun, StopAtCall
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -189,33 +189,33 @@ def untimed(run: RunDir, drop: str = "never") -> list[dict[str, Any]]:
 
 @every_method
 def test_training_is_the_same_with_and_without_an_average(tmp_path: Path, sparsity: dict[str, Any]) -> None:
-    plain = Bench(tmp_path / "plain", 6, sparsity)
+    plain = MiniRun(tmp_path / "plain", 6, sparsity)
     plain.fit()
-    averaged = Bench(tmp_path / "averaged", 6, sparsity, ema=EMA)
+    averaged = MiniRun(tmp_path / "averaged", 6, sparsity, ema=EMA)
     averaged.fit()
     assert same(bits(plain.model.state_dict()), bits(averaged.model.state_dict()))
-    assert untimed(plain.run) == untimed(averaged.run, drop="ema_")
+    assert untimed(plain.directory) == untimed(averaged.directory, drop="ema_")
     keys = {"ema_val_loss", "ema_top1", "ema_top5", "ema_entropy", "ema_sparsity", "ema_sparsity_all"}
-    assert [ema_keys(record) for record in averaged.run.records()] == [keys] * 6
+    assert [ema_keys(record) for record in averaged.directory.records()] == [keys] * 6
 
 
 @every_method
 def test_the_average_is_as_sparse_as_the_model_at_every_step(tmp_path: Path, sparsity: dict[str, Any]) -> None:
-    bench = Bench(tmp_path / "run", 6, sparsity, ema=EMA)
-    assert bench.average is not None
+    run = MiniRun(tmp_path / "run", 6, sparsity, ema=EMA)
+    assert run.average is not None
     checked = 0
-    update = bench.average.update
+    update = run.average.update
 
     def watched(epoch: int) -> None:
         nonlocal checked
         update(epoch)
-        for name, mask in bench.sparsifier.masked.masks.items():
-            assert not bench.average._pruned[name][~mask].any()
+        for name, mask in run.sparsifier.masked.masks.items():
+            assert not run.average._pruned[name][~mask].any()
             checked += int((~mask).sum())
 
-    bench.average.update = watched  # type: ignore[method-assign]
-    bench.fit()
-    last = bench.run.records()[-1]
+    run.average.update = watched  # type: ignore[method-assign]
+    run.fit()
+    last = run.directory.records()[-1]
     if sparsity["method"] == "str":
         # its masks are those of the end
         assert not checked
@@ -225,59 +225,59 @@ def test_the_average_is_as_sparse_as_the_model_at_every_step(tmp_path: Path, spa
 
 
 def test_a_sparse_phases_average_has_exactly_the_models_sparsity(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 6, ACDC, ema=EMA)
-    summary = bench.fit()
-    for record in bench.run.records():
+    run = MiniRun(tmp_path / "run", 6, ACDC, ema=EMA)
+    summary = run.fit()
+    for record in run.directory.records():
         if record["phase"] == "sparse":
             assert record["ema_sparsity"] == record["sparsity"] == pytest.approx(729 / 810)
-    assert summary["sparse"]["ema_top1"] == bench.run.records()[5]["ema_top1"]
+    assert summary["sparse"]["ema_top1"] == run.directory.records()[5]["ema_top1"]
 
 
 def test_the_average_is_saved_beside_the_pair_as_it_was_judged(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 6, ACDC, ema=EMA)
-    bench.fit()
+    run = MiniRun(tmp_path / "run", 6, ACDC, ema=EMA)
+    run.fit()
     for kind, epoch in (("sparse", 5), ("dense", 4)):
-        saved, model = (load_file(bench.run.model_file(name)) for name in (f"{kind}-ema", kind))
+        saved, model = (load_file(run.directory.model_file(name)) for name in (f"{kind}-ema", kind))
         assert saved.keys() == model.keys()
         assert not same(bits(saved), bits(model))
         assert torch.equal(saved["1.num_batches_tracked"], model["1.num_batches_tracked"])
-        metadata = checkpoint.read_metadata(bench.run.model_file(f"{kind}-ema"))
+        metadata = checkpoint.read_metadata(run.directory.model_file(f"{kind}-ema"))
         assert metadata is not None
-        record = bench.run.records()[epoch]
+        record = run.directory.records()[epoch]
         assert metadata["metrics"]["top1"] == record["ema_top1"]
         assert metadata["metrics"]["sparsity"] == record["ema_sparsity"]
-        other = Bench(tmp_path / kind, 6, ACDC)
+        other = MiniRun(tmp_path / kind, 6, ACDC)
         other.model.load_state_dict(saved)
-        judged = other.trainer._validate(0.0)
-        record = bench.run.records()[epoch]
+        judged = other.trainer._validation.of_model()
+        record = run.directory.records()[epoch]
         assert (judged["loss"], judged["top1"]) == (record["ema_val_loss"], record["ema_top1"])
-    masks = checkpoint.load_masks(bench.run.masks / "epoch-0005-sparse.safetensors")
-    sparse = load_file(bench.run.model_file("sparse-ema"))
+    masks = checkpoint.load_masks(run.directory.masks / "epoch-0005-sparse.safetensors")
+    sparse = load_file(run.directory.model_file("sparse-ema"))
     assert all(torch.equal(sparse[name] != 0, mask) for name, mask in masks.items())
 
 
 def test_before_it_begins_nothing_is_judged_or_saved(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 6, ACDC, ema=EMABlock(decay=0.75, begin="84%"))
-    bench.fit()
-    assert [bool(ema_keys(record)) for record in bench.run.records()] == [False] * 5 + [True]
-    assert bench.run.model_file("sparse-ema").exists()
-    assert not bench.run.model_file("dense-ema").exists()
+    run = MiniRun(tmp_path / "run", 6, ACDC, ema=EMABlock(decay=0.75, begin="84%"))
+    run.fit()
+    assert [bool(ema_keys(record)) for record in run.directory.records()] == [False] * 5 + [True]
+    assert run.directory.model_file("sparse-ema").exists()
+    assert not run.directory.model_file("dense-ema").exists()
 
 
 def test_an_average_begins_anew_where_the_model_is_set_back(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 6, LOTTERY, ema=EMABlock(decay=0.999))
-    assert bench.average is not None
+    run = MiniRun(tmp_path / "run", 6, LOTTERY, ema=EMABlock(decay=0.999))
+    assert run.average is not None
     begun: list[int] = []
-    update = bench.average.update
+    update = run.average.update
 
     def watched(epoch: int) -> None:
-        if not bench.average.begun:
+        if not run.average.begun:
             begun.append(epoch)
         update(epoch)
 
-    bench.average.update = watched  # type: ignore[method-assign]
-    bench.fit()
-    assert begun == [0, *(phase.start for phase in bench.sparsifier.phases.phases if phase.start)]
+    run.average.update = watched  # type: ignore[method-assign]
+    run.fit()
+    assert begun == [0, *(phase.start for phase in run.sparsifier.phases.phases if phase.start)]
 
 
 @every_method
@@ -286,10 +286,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_average(
     tmp_path: Path, sparsity: dict[str, Any], begin: int
 ) -> None:
     ema = EMABlock(decay=0.75, begin=begin)
-    whole = Bench(tmp_path / "whole", 6, sparsity, ema=ema)
+    whole = MiniRun(tmp_path / "whole", 6, sparsity, ema=ema)
     whole.fit()
     # three steps, three validation batches of the model and three of its average: each is stopped at in its turn
-    resumed = Bench(tmp_path / "cut", 6, sparsity, stop_asked=AfterAsking(4), ema=ema)
+    resumed = MiniRun(tmp_path / "cut", 6, sparsity, stop_asked=StopAtCall(4), ema=ema)
     stops = 0
     while True:
         try:
@@ -303,10 +303,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_average(
         run.rewind_metrics(state["epoch"])
         torch.manual_seed(99)
         # more than a validation of both, or it would never come to its end
-        resumed = Bench(tmp_path / "cut", 6, sparsity, stop_asked=AfterAsking(7 + stops % 5), ema=ema)
+        resumed = MiniRun(tmp_path / "cut", 6, sparsity, stop_asked=StopAtCall(7 + stops % 5), ema=ema)
         resumed.trainer.load_state_dict(state)
     assert stops > 4
-    assert untimed(whole.run) == untimed(resumed.run)
+    assert untimed(whole.directory) == untimed(resumed.directory)
     one, other = whole.trainer.state_dict(), resumed.trainer.state_dict()
     assert one["ema"]["begun"]
     assert same(bits(one["ema"]["average"]), bits(other["ema"]["average"]))
@@ -317,14 +317,14 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_average(
 
 def test_what_is_saved_while_the_average_is_judged_is_the_model_itself(tmp_path: Path) -> None:
     # three steps and three validation batches, then the first of the average's
-    bench = Bench(tmp_path / "run", 1, {"method": "dense"}, ema=EMA, stop_asked=AfterAsking(7))
+    run = MiniRun(tmp_path / "run", 1, {"method": "dense"}, ema=EMA, stop_asked=StopAtCall(7))
     with pytest.raises(Stopped):
-        bench.fit()
-    state = checkpoint.load_state(bench.run.checkpoints)
+        run.fit()
+    state = checkpoint.load_state(run.directory.checkpoints)
     assert state is not None
-    plain = Bench(tmp_path / "plain", 1, {"method": "dense"}, stop_asked=AfterAsking(6))
+    plain = MiniRun(tmp_path / "plain", 1, {"method": "dense"}, stop_asked=StopAtCall(6))
     with pytest.raises(Stopped):
         plain.fit()
     assert same(bits(state["model"]), bits(plain.model.state_dict()))
-    assert same(bits(state["model"]), bits(bench.model.state_dict()))
+    assert same(bits(state["model"]), bits(run.model.state_dict()))
     assert not torch.equal(state["ema"]["average"]["0.weight"], state["model"]["0.weight"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import Bench
+from mini_trainer import MiniRun
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,26 +19,26 @@ ONESHOT = {"method": "oneshot", "target": 0.5, "at": 1}
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    """Makes benches, each in a folder of its own."""
-    benches: list[Bench] = []
+def made(tmp_path: Path) -> Iterator[Callable[..., MiniRun]]:
+    """Makes runs, each in a folder of its own."""
+    runs: list[MiniRun] = []
 
-    def make(sparsity: dict[str, Any] = ONESHOT, **settings: Any) -> Bench:
-        benches.append(Bench(tmp_path / str(len(benches)), 3, sparsity, **settings))
-        return benches[-1]
+    def make(sparsity: dict[str, Any] = ONESHOT, **settings: Any) -> MiniRun:
+        runs.append(MiniRun(tmp_path / str(len(runs)), 3, sparsity, **settings))
+        return runs[-1]
 
     yield make
-    for bench in benches:
-        bench._tracker.close()
+    for run in runs:
+        run._tracker.close()
 
 
 def moment(epoch: int) -> Moment:
     return Moment(epoch, 3 * epoch, 3, 3)
 
 
-def by_hand(bench: Bench, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def by_hand(run: MiniRun, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Through batch norm's running statistics, without dropout."""
-    model = bench.model
+    model = run.model
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     norm = model[1]
     shown = ((images / 255) - 0.5) / 0.5
@@ -53,79 +53,79 @@ def by_hand(bench: Bench, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Callable[..., Bench], size: int) -> None:
-    bench = made()
-    bench.fit()
-    assert bench.sparsifier.masked.sparsity() == 0.5
-    with bench.train.epoch(2) as batches:
+def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Callable[..., MiniRun], size: int) -> None:
+    run = made()
+    run.fit()
+    assert run.sparsifier.masked.sparsity() == 0.5
+    with run.train.epoch(2) as batches:
         first = next(batches)
-    found = list(bench.trainer.gradients(moment(2), 4 // size, size))
+    found = list(run.sparsifier.training.gradients(moment(2), 4 // size, size))
     assert len(found) == 4 // size
     for number, gradient in enumerate(found):
         part = slice(number * size, (number + 1) * size)
-        expected = by_hand(bench, first.images[part], first.labels[part])
-        assert gradient.keys() == expected.keys() == bench.sparsifier.masked.parameters.keys()
+        expected = by_hand(run, first.images[part], first.labels[part])
+        assert gradient.keys() == expected.keys() == run.sparsifier.masked.parameters.keys()
         torch.testing.assert_close(gradient, expected)
-        assert all(gradient[name][~mask].any() for name, mask in bench.sparsifier.masked.masks.items())
+        assert all(gradient[name][~mask].any() for name, mask in run.sparsifier.masked.masks.items())
 
 
 @pytest.mark.parametrize(
     ("asked", "size", "found"), [(5, 4, 3), (3, 4, 3), (2, 4, 2), (99, 3, 3), (99, 1, 12), (1, 5, 0)]
 )
-def test_there_are_no_more_than_the_epoch_has(made: Callable[..., Bench], asked: int, size: int, found: int) -> None:
+def test_there_are_no_more_than_the_epoch_has(made: Callable[..., MiniRun], asked: int, size: int, found: int) -> None:
     # 12 images in batches of 4, each of which gives whole pieces only
-    bench = made()
-    assert len(list(bench.trainer.gradients(moment(0), asked, size))) == found
+    run = made()
+    assert len(list(run.sparsifier.training.gradients(moment(0), asked, size))) == found
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("taken", [1, 99], ids=["left early", "all"])
-def test_asking_leaves_no_trace(made: Callable[..., Bench], training: bool, taken: int) -> None:
-    bench = made()
-    bench.fit()
-    bench.model.train(training)
-    for parameter in bench.model.parameters():
+def test_asking_leaves_no_trace(made: Callable[..., MiniRun], training: bool, taken: int) -> None:
+    run = made()
+    run.fit()
+    run.model.train(training)
+    for parameter in run.model.parameters():
         parameter.grad = torch.full_like(parameter, 3)
-    model = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    model = {name: value.clone() for name, value in run.model.state_dict().items()}
     generator = torch.get_rng_state()
-    stream = bench.trainer.gradients(moment(2), 6, 2)
+    stream = run.sparsifier.training.gradients(moment(2), 6, 2)
     for gradient in islice(stream, taken):
-        assert not bench.model.training
+        assert not run.model.training
         assert not any(part.requires_grad for part in gradient.values())
     stream.close()  # type: ignore[attr-defined]
-    assert bench.model.training == training
-    assert all(module.training == training for module in bench.model.modules())
-    assert all(torch.equal(value, model[name]) for name, value in bench.model.state_dict().items())
-    assert all(parameter.grad is not None and (parameter.grad == 3).all() for parameter in bench.model.parameters())
+    assert run.model.training == training
+    assert all(module.training == training for module in run.model.modules())
+    assert all(torch.equal(value, model[name]) for name, value in run.model.state_dict().items())
+    assert all(parameter.grad is not None and (parameter.grad == 3).all() for parameter in run.model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_the_images_are_those_that_the_epoch_begins_with_at_its_resolution(made: Callable[..., Bench]) -> None:
-    bench = made(resolution=lambda epoch: (8, 6, 4)[epoch])
-    [found] = bench.trainer.gradients(moment(1), 1, 4)
-    assert bench.train.resolutions == [6]
-    with bench.train.epoch(1) as batches:
+def test_the_images_are_those_that_the_epoch_begins_with_at_its_resolution(made: Callable[..., MiniRun]) -> None:
+    run = made(resolution=lambda epoch: (8, 6, 4)[epoch])
+    [found] = run.sparsifier.training.gradients(moment(1), 1, 4)
+    assert run.train.resolutions == [6]
+    with run.train.epoch(1) as batches:
         first = next(batches)
-    bench.model.eval()
-    torch.testing.assert_close(found, by_hand(bench, first.images, first.labels))
+    run.model.eval()
+    torch.testing.assert_close(found, by_hand(run, first.images, first.labels))
 
 
 def test_the_training_afterwards_is_as_if_nobody_had_asked(
-    made: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., MiniRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
-    def trained(asks: bool) -> Bench:
-        bench = made({"method": "dense"})
+    def trained(asks: bool) -> MiniRun:
+        run = made({"method": "dense"})
         if asks:
             monkeypatch.setattr(
-                bench.sparsifier,
+                run.sparsifier,
                 "on_epoch_start",
-                lambda at: asked.append(len(list(bench.trainer.gradients(at, 2, 4)))),
+                lambda at: asked.append(len(list(run.sparsifier.training.gradients(at, 2, 4)))),
             )
         torch.manual_seed(1)
-        bench.fit()
-        return bench
+        run.fit()
+        return run
 
     quiet, asking = trained(False), trained(True)
     assert asked == [2, 2, 2]

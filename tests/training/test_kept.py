@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from bench import Bench
+from mini_trainer import MiniRun
 
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.training.checkpoint import load_masks, read_metadata
@@ -23,19 +23,23 @@ ACDC = {
 
 
 def test_every_second_epoch_leaves_its_model_and_the_masks_of_sparse_ones(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 7, ACDC, keep_every=2)
-    bench.fit()
-    models = [(kept.epoch, kept.kind) for kept in bench.run.kept_models()]
+    run = MiniRun(tmp_path / "run", 7, ACDC, checkpoint={"keep_every": 2})
+    run.fit()
+    models = [(kept.epoch, kept.kind) for kept in run.directory.kept_models()]
     assert models == [(1, "dense"), (3, "sparse"), (5, "sparse")]
     # 3 and 6 end a phase
-    assert [(kept.epoch, kept.kind) for kept in bench.run.kept_masks()] == [(3, "sparse"), (5, "sparse"), (6, "sparse")]
+    assert [(kept.epoch, kept.kind) for kept in run.directory.kept_masks()] == [
+        (3, "sparse"),
+        (5, "sparse"),
+        (6, "sparse"),
+    ]
 
 
 def test_what_is_kept_is_of_its_epoch(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 7, ACDC, keep_every=3)
-    bench.fit()
-    _, sparse = bench.run.kept_models()
-    (before, last) = bench.run.kept_masks()[-2:]
+    run = MiniRun(tmp_path / "run", 7, ACDC, checkpoint={"keep_every": 3})
+    run.fit()
+    _, sparse = run.directory.kept_models()
+    (before, last) = run.directory.kept_masks()[-2:]
     assert (sparse.epoch, before.epoch, last.epoch) == (5, 5, 6)
     weights, _ = load_tensors(sparse.file)
     for name, mask in load_masks(before.file).items():
@@ -46,7 +50,7 @@ def test_what_is_kept_is_of_its_epoch(tmp_path: Path) -> None:
 
 
 def test_by_default_phases_leave_masks_only(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 7, ACDC)
-    bench.fit()
-    assert bench.run.kept_models() == []
-    assert [kept.epoch for kept in bench.run.kept_masks()] == [3, 6]
+    run = MiniRun(tmp_path / "run", 7, ACDC)
+    run.fit()
+    assert run.directory.kept_models() == []
+    assert [kept.epoch for kept in run.directory.kept_masks()] == [3, 6]

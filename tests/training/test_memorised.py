@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import AfterAsking, Bench
+from mini_trainer import MiniRun, StopAtCall
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch
@@ -80,15 +80,15 @@ def test_shares_are_of_all_samples_whichever_batch_they_come_in() -> None:
 
 
 def test_each_epochs_record_has_the_shares_of_its_model_in_eval_mode(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 4, ACDC, probes=[probe()], keep_every=1)
-    bench.fit()
-    records = bench.run.records()
+    run = MiniRun(tmp_path / "run", 4, ACDC, probes=[probe()], checkpoint={"keep_every": 1})
+    run.fit()
+    records = run.directory.records()
     images = (Corrupted().images.float() / 255 - 0.5) / 0.5
     seen = []
-    for kept, record in zip(bench.run.kept_models(), records, strict=True):
-        bench.model.load_state_dict(load_tensors(kept.file)[0])
-        bench.model.eval()
-        predicted = [int(bench.model(image[None]).argmax()) for image in images]
+    for kept, record in zip(run.directory.kept_models(), records, strict=True):
+        run.model.load_state_dict(load_tensors(kept.file)[0])
+        run.model.eval()
+        predicted = [int(run.model(image[None]).argmax()) for image in images]
         shares = [
             sum(one == other for one, other in zip(predicted, classes.tolist(), strict=True)) / 5
             for classes in (TRUE, GIVEN)
@@ -100,15 +100,15 @@ def test_each_epochs_record_has_the_shares_of_its_model_in_eval_mode(tmp_path: P
 
 
 def test_the_probe_changes_nothing_else(tmp_path: Path) -> None:
-    without = Bench(tmp_path / "without", 4, ACDC)
+    without = MiniRun(tmp_path / "without", 4, ACDC)
     without.fit()
-    with_it = Bench(tmp_path / "with", 4, ACDC, probes=[probe()])
+    with_it = MiniRun(tmp_path / "with", 4, ACDC, probes=[probe()])
     with_it.fit()
-    ours = untimed(with_it.run.records())
-    assert {"corrupted_true", "corrupted_given"} == ours[0].keys() - untimed(without.run.records())[0].keys()
+    ours = untimed(with_it.directory.records())
+    assert {"corrupted_true", "corrupted_given"} == ours[0].keys() - untimed(without.directory.records())[0].keys()
     for record in ours:
         del record["corrupted_true"], record["corrupted_given"]
-    assert ours == untimed(without.run.records())
+    assert ours == untimed(without.directory.records())
     for name, value in without.model.state_dict().items():
         assert torch.equal(value, with_it.model.state_dict()[name]), name
 
@@ -116,35 +116,35 @@ def test_the_probe_changes_nothing_else(tmp_path: Path) -> None:
 def test_the_method_is_told_the_validation_of_the_validation_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, told = Bench(tmp_path / "run", 1, {"method": "dense"}, probes=[probe()]), []
-    monkeypatch.setattr(bench.sparsifier, "on_epoch_end", lambda moment, metrics: told.append(dict(metrics)))
-    bench.fit()
+    run, told = MiniRun(tmp_path / "run", 1, {"method": "dense"}, probes=[probe()]), []
+    monkeypatch.setattr(run.sparsifier, "on_epoch_end", lambda moment, metrics: told.append(dict(metrics)))
+    run.fit()
     assert told[0]["samples"] == 12
-    assert told[0]["corrupted_true"] == bench.run.records()[0]["corrupted_true"]
+    assert told[0]["corrupted_true"] == run.directory.records()[0]["corrupted_true"]
 
 
 def test_the_summary_has_the_shares_of_the_pair(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", 6, ACDC, probes=[probe()])
-    summary = bench.fit()
+    run = MiniRun(tmp_path / "run", 6, ACDC, probes=[probe()])
+    summary = run.fit()
     for kind, epoch in (("dense", 4), ("sparse", 5)):
         for key in ("corrupted_true", "corrupted_given"):
-            assert summary[kind][key] == bench.run.records()[epoch][key]
+            assert summary[kind][key] == run.directory.records()[epoch][key]
 
 
 def test_the_probes_loader_is_warmed_up_with_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, warmed = probe(), []
     monkeypatch.setattr(asked.loader, "warm_up", lambda: warmed.append(True))
-    Bench(tmp_path / "run", 1, {"method": "dense"}, probes=[asked]).fit()
+    MiniRun(tmp_path / "run", 1, {"method": "dense"}, probes=[asked]).fit()
     assert warmed == [True]
 
 
 def test_a_run_that_is_stopped_again_and_again_records_the_same_shares(tmp_path: Path) -> None:
-    whole = Bench(tmp_path / "whole", 6, ACDC, probes=[probe()])
+    whole = MiniRun(tmp_path / "whole", 6, ACDC, probes=[probe()])
     whole.fit()
     run = RunDir(tmp_path / "cut")
     stopped_while_judging = 0
     # three steps, three validation batches and three of the probe an epoch
-    resumed = Bench(run.path, 6, ACDC, probes=[probe()], stop_asked=AfterAsking(8))
+    resumed = MiniRun(run.path, 6, ACDC, probes=[probe()], stop_asked=StopAtCall(8))
     while True:
         try:
             resumed.fit()
@@ -153,16 +153,16 @@ def test_a_run_that_is_stopped_again_and_again_records_the_same_shares(tmp_path:
             stopped_while_judging += "after step 3 of 3" in str(stopped)
         resumed = _gone_on(run)
     assert stopped_while_judging > 1
-    assert untimed(run.records()) == untimed(whole.run.records())
+    assert untimed(run.records()) == untimed(whole.directory.records())
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def _gone_on(run: RunDir) -> Bench:
+def _gone_on(run: RunDir) -> MiniRun:
     state = checkpoint.load_state(run.checkpoints)
     assert state is not None
     run.rewind_metrics(state["epoch"])
-    resumed = Bench(run.path, 6, ACDC, probes=[probe()], stop_asked=AfterAsking(10))
+    resumed = MiniRun(run.path, 6, ACDC, probes=[probe()], stop_asked=StopAtCall(10))
     trainer: Trainer = resumed.trainer
     trainer.load_state_dict(state)
     return resumed

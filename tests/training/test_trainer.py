@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import AfterAsking, Bench
+from mini_trainer import ADAMW, SGD, MiniRun, StopAtCall
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
@@ -41,33 +41,33 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_after_a_hundred_epochs_of_p1_exactly_its_epochs_are_sparse(folder: Path) -> None:
-    bench = Bench(folder, 100, P1, checkpoint_every=100)
-    bench.fit()
-    sparse = {record["epoch"] for record in bench.run.records() if record["phase"] == "sparse"}
+    run = MiniRun(folder, 100, P1, checkpoint={"every_epochs": 100})
+    run.fit()
+    sparse = {record["epoch"] for record in run.directory.records() if record["phase"] == "sparse"}
     listed = [*range(10, 15), *range(20, 25), *range(30, 35), *range(40, 45), *range(50, 55), *range(60, 65)]
     assert sparse == {*listed, *range(70, 75), *range(85, 100)}
     # 162 + 648 weights, of which round(0.1 · 810) = 81 are kept
-    for record in bench.run.records():
+    for record in run.directory.records():
         if record["epoch"] in sparse:
             assert record["sparsity"] == pytest.approx(729 / 810)
 
 
 def test_the_pair_is_the_end_of_the_last_dense_and_of_the_last_sparse_phase(folder: Path) -> None:
-    bench = Bench(folder, 6, ACDC)
-    summary = bench.fit()
+    run = MiniRun(folder, 6, ACDC)
+    summary = run.fit()
     assert summary["sparse"]["epoch"] == 5
     assert summary["dense"]["epoch"] == 4
     dense = checkpoint.read_metadata(folder / "dense.safetensors")
     assert dense is not None
-    assert dense["metrics"] == bench.run.records()[4]
-    masks = sorted(path.name for path in bench.run.masks.iterdir())
+    assert dense["metrics"] == run.directory.records()[4]
+    masks = sorted(path.name for path in run.directory.masks.iterdir())
     assert masks == [f"epoch-000{epoch}-sparse.safetensors" for epoch in (1, 3, 5)]
 
 
 def test_every_record_has_what_the_epoch_was(folder: Path) -> None:
-    bench = Bench(folder, 6, ACDC)
-    bench.fit()
-    record = bench.run.records()[5]
+    run = MiniRun(folder, 6, ACDC)
+    run.fit()
+    record = run.directory.records()[5]
     assert record["step"] == 18
     assert record["lr"] == pytest.approx(0.05 / 18)
     assert record["resolution"] == 8
@@ -78,34 +78,36 @@ def test_every_record_has_what_the_epoch_was(folder: Path) -> None:
     assert expected | {"sparsity", "sparsity_all", "layers", "images_per_second", "seconds"} <= record.keys()
 
 
-def ends_like(whole: Bench, other: Bench) -> None:
+def ends_like(whole: MiniRun, other: MiniRun) -> None:
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
     for name, mask in whole.sparsifier.masked.masks.items():
         assert torch.equal(mask, other.sparsifier.masked.masks[name]), name
-    assert untimed(whole.run.records()) == untimed(other.run.records())
+    assert untimed(whole.directory.records()) == untimed(other.directory.records())
 
 
-def gone_on(folder: Path, sparsity: dict[str, Any], adamw: bool, **more: Any) -> Bench:
+def gone_on(folder: Path, sparsity: dict[str, Any], optim: dict[str, Any], **more: Any) -> MiniRun:
     """A new process's trainer, its generators elsewhere, with the newest state."""
     run = RunDir(folder)
     state = checkpoint.load_state(run.checkpoints)
     assert state is not None
     run.rewind_metrics(state["epoch"])
     torch.manual_seed(99)
-    resumed = Bench(folder, 6, sparsity, adamw, **more)
+    resumed = MiniRun(folder, 6, sparsity, optim=optim, **more)
     torch.manual_seed(98)
     resumed.trainer.load_state_dict(state)
     return resumed
 
 
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
-@pytest.mark.parametrize(("stop", "adamw"), [(1, False), (2, False), (4, False), (5, False), (3, True)])
-def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, Any], stop: int, adamw: bool) -> None:
-    whole = Bench(tmp_path / "whole", 6, sparsity, adamw)
+@pytest.mark.parametrize(("stop", "optim"), [(1, SGD), (2, SGD), (4, SGD), (5, SGD), (3, ADAMW)])
+def test_a_resumed_run_ends_bit_identical(
+    tmp_path: Path, sparsity: dict[str, Any], stop: int, optim: dict[str, Any]
+) -> None:
+    whole = MiniRun(tmp_path / "whole", 6, sparsity, optim=optim)
     whole.fit()
 
-    first = Bench(tmp_path / "cut", 6, sparsity, adamw)
+    first = MiniRun(tmp_path / "cut", 6, sparsity, optim=optim)
     original = checkpoint.save_state
 
     class KilledError(Exception):
@@ -121,20 +123,20 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, sparsity: dict[str, An
         with pytest.raises(KilledError):
             first.fit()
 
-    resumed = gone_on(tmp_path / "cut", sparsity, adamw)
+    resumed = gone_on(tmp_path / "cut", sparsity, optim)
     resumed.fit()
     ends_like(whole, resumed)
 
 
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
-@pytest.mark.parametrize("adamw", [False, True])
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=lambda block: block["name"])
 def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
-    tmp_path: Path, sparsity: dict[str, Any], adamw: bool
+    tmp_path: Path, sparsity: dict[str, Any], optim: dict[str, Any]
 ) -> None:
-    whole = Bench(tmp_path / "whole", 6, sparsity, adamw)
+    whole = MiniRun(tmp_path / "whole", 6, sparsity, optim=optim)
     whole.fit()
     # three steps and three validation batches an epoch: every fifth is a step of another epoch, or a batch
-    resumed = Bench(tmp_path / "cut", 6, sparsity, adamw, AfterAsking(5))
+    resumed = MiniRun(tmp_path / "cut", 6, sparsity, optim=optim, stop_asked=StopAtCall(5))
     stops = []
     while True:
         try:
@@ -142,8 +144,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
             break
         except Stopped as stopped:
             stops.append(str(stopped))
-        resumed = gone_on(tmp_path / "cut", sparsity, adamw, stop_asked=AfterAsking(5))
-    assert "stopped and saved after step 2 of 3 of epoch 1; go on with: acdc train" in stops[1]
+        resumed = gone_on(tmp_path / "cut", sparsity, optim, stop_asked=StopAtCall(5))
+    assert "stopped and saved after step 2 of 3 of epoch 1; resume with: acdc train" in stops[1]
     # one that was stopped in its validation validates again: 36 askings are not 7 stops of 5
     assert len(stops) >= 7
     ends_like(whole, resumed)
@@ -155,8 +157,8 @@ def test_images_that_stop_coming_because_the_end_was_asked_for_are_no_fault_of_t
     folder: Path, asked: bool
 ) -> None:
     ended: list[bool] = []
-    bench = Bench(folder, 1, DENSE, stop_asked=lambda: asked and bool(ended))
-    whole = bench.train.epoch
+    run = MiniRun(folder, 1, DENSE, stop_asked=lambda: asked and bool(ended))
+    whole = run.train.epoch
 
     @contextmanager
     def dying(*arguments: Any) -> Iterator[Iterator[Batch]]:
@@ -168,15 +170,15 @@ def test_images_that_stop_coming_because_the_end_was_asked_for_are_no_fault_of_t
 
         yield batches()
 
-    bench.train.epoch = dying  # type: ignore[method-assign]
+    run.train.epoch = dying  # type: ignore[method-assign]
     with pytest.raises(Stopped if asked else DataError):
-        bench.fit()
-    state = checkpoint.load_state(bench.run.checkpoints)
+        run.fit()
+    state = checkpoint.load_state(run.directory.checkpoints)
     assert (state is not None and state["step"] == 1) == asked
 
 
 def test_minutes_after_the_last_checkpoint_one_is_written_within_the_epoch(folder: Path) -> None:
-    bench = Bench(folder, 1, DENSE, checkpoint_minutes=1e-9)
+    run = MiniRun(folder, 1, DENSE, checkpoint={"every_minutes": 1e-9})
     saved: list[tuple[int, int]] = []
     original = checkpoint.save_state
 
@@ -186,87 +188,89 @@ def test_minutes_after_the_last_checkpoint_one_is_written_within_the_epoch(folde
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_state", noted)
-        bench.fit()
+        run.fit()
     # after each step, after each validation batch, and at the end
     assert saved == [(0, 1), (0, 2), (0, 3), (0, 3), (0, 3), (0, 3), (1, 0)]
 
 
 def test_a_checkpoint_is_written_at_every_phase_end(folder: Path) -> None:
-    bench = Bench(folder, 6, ACDC, checkpoint_every=100)
+    run = MiniRun(folder, 6, ACDC, checkpoint={"every_epochs": 100})
     saved: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_state", lambda path, state: saved.append(state["epoch"]))
-        bench.fit()
-    assert saved == [phase.end for phase in bench.sparsifier.phases.phases]
+        run.fit()
+    assert saved == [phase.end for phase in run.sparsifier.phases.phases]
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     def trained(accumulate: int) -> list[torch.Tensor]:
-        bench = Bench(tmp_path / str(accumulate), 2, DENSE, accumulate=accumulate)
-        for module in bench.model:
+        run = MiniRun(tmp_path / str(accumulate), 2, DENSE, optim={"accumulate": accumulate})
+        for module in run.model:
             # batch norm and dropout see the parts, not the batch
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
                 module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
                 module.training = False
-        bench.fit()
-        return [parameter.detach() for parameter in bench.model.parameters()]
+        run.fit()
+        return [parameter.detach() for parameter in run.model.parameters()]
 
     for whole, parts in zip(trained(1), trained(3), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_is_clipped_to_its_norm(folder: Path) -> None:
-    bench = Bench(folder, 1, DENSE, clip_norm=1e-9)
-    before = [parameter.detach().clone() for parameter in bench.model.parameters()]
-    for group in bench.optimizer.param_groups:
+    run = MiniRun(folder, 1, DENSE, optim={"clip_norm": 1e-9})
+    before = [parameter.detach().clone() for parameter in run.model.parameters()]
+    for group in run.optimizer.param_groups:
         group["weight_decay"] = 0.0
-    bench.fit()
-    moved = max((p.detach() - b).abs().max().item() for p, b in zip(bench.model.parameters(), before, strict=True))
+    run.fit()
+    moved = max((p.detach() - b).abs().max().item() for p, b in zip(run.model.parameters(), before, strict=True))
     assert 0 <= moved < 1e-7
 
 
-def poisoned(bench: Bench, since: float, until: float = math.inf) -> None:
-    """Between these times, in epochs, the loss is no number."""
-    healthy = bench.model[6].bias.detach().clone()
+def poisoned(run: MiniRun, since: float, until: float = math.inf) -> None:
+    """Between these times, in epochs, the loss is NaN."""
+    healthy = run.model[6].bias.detach().clone()
 
     def rate(progress: float) -> float:
         with torch.no_grad():
             if since <= progress < until:
-                bench.model[6].bias.fill_(float("nan"))
-            elif not bench.model[6].bias.isfinite().all():
-                bench.model[6].bias.copy_(healthy)
+                run.model[6].bias.fill_(float("nan"))
+            elif not run.model[6].bias.isfinite().all():
+                run.model[6].bias.copy_(healthy)
         return 0.01
 
-    object.__setattr__(bench.trainer._settings, "learning_rate", rate)
+    object.__setattr__(run.trainer._parts, "learning_rate", rate)
 
 
-def test_a_loss_that_stays_no_number_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
-    bench = Bench(folder, 3, DENSE, nan_patience=2, checkpoint_minutes=1e-9)
-    poisoned(bench, since=1)
-    said = r"no number for 2 steps in a row: epoch 1, step 2 of 3, learning rate 0.01, last finite loss \d.*is kept"
+def test_a_loss_that_stays_nan_stops_the_run_and_keeps_the_checkpoint(folder: Path) -> None:
+    run = MiniRun(folder, 3, DENSE, optim={"nan_patience": 2}, checkpoint={"every_minutes": 1e-9})
+    poisoned(run, since=1)
+    said = (
+        r"NaN or infinite for 2 steps in a row: epoch 1, step 2 of 3, learning rate 0.01, last finite loss \d.*is kept"
+    )
     with pytest.raises(RunError, match=said):
-        bench.fit()
-    state = checkpoint.load_state(bench.run.checkpoints)
+        run.fit()
+    state = checkpoint.load_state(run.directory.checkpoints)
     assert state is not None
     assert (state["epoch"], state["step"]) == (1, 0)
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_epochs_shorter_than_the_patience_leave_the_good_checkpoint_too(folder: Path) -> None:
-    bench = Bench(folder, 4, DENSE, nan_patience=8)
-    poisoned(bench, since=1)
-    with pytest.raises(RunError, match="no number for 9 steps in a row"):
-        bench.fit()
-    state = checkpoint.load_state(bench.run.checkpoints)
+    run = MiniRun(folder, 4, DENSE, optim={"nan_patience": 8})
+    poisoned(run, since=1)
+    with pytest.raises(RunError, match="NaN or infinite for 9 steps in a row"):
+        run.fit()
+    state = checkpoint.load_state(run.directory.checkpoints)
     assert state is not None
     assert (state["epoch"], state["step"]) == (1, 0)
 
 
 def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path) -> None:
-    bench = Bench(folder, 2, DENSE, nan_patience=2)
-    poisoned(bench, since=0.3, until=0.6)
-    bench.fit()
-    first, second = bench.run.records()
+    run = MiniRun(folder, 2, DENSE, optim={"nan_patience": 2})
+    poisoned(run, since=0.3, until=0.6)
+    run.fit()
+    first, second = run.directory.records()
     assert math.isfinite(first["train_loss"])
     assert math.isfinite(second["train_loss"])
     assert first["train_loss"] > 0
@@ -276,83 +280,85 @@ def test_losses_are_summed_over_the_steps_that_have_one() -> None:
     running = Running()
     for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
         running.add(torch.tensor(loss), 2, 0.1)
-    found = running.look()
-    assert (found.mean, found.bad, found.most_bad, found.last_finite) == (2.5, 1, 2, 4.0)
+    found = running.fetch()
+    assert (found.mean, found.bad, found.longest_bad, found.last_finite) == (2.5, 1, 2, 4.0)
     assert running.images == 10
     again = Running()
     again.load_state_dict(running.state_dict())
-    assert again.look() == found
+    assert again.fetch() == found
     again.begin()
     again.add(torch.tensor(float("nan")), 2, 0.1)
     # the row of bad ones crossed the epochs
-    assert again.look().most_bad == again.look().bad == 2
-    assert math.isnan(again.look().mean)
+    assert again.fetch().longest_bad == again.fetch().bad == 2
+    assert math.isnan(again.fetch().mean)
 
 
 def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(folder, 1, DENSE, accumulate=2)
+    run = MiniRun(folder, 1, DENSE, optim={"accumulate": 2})
 
     def full(images: torch.Tensor) -> torch.Tensor:
         # more than any machine has
         return torch.empty(2**55, dtype=torch.float32)
 
-    bench.trainer._replica.forward = full
-    said = "out of memory with a batch of 4 images of 8 pixels, 2 parts one after the other: raise optim.accumulate"
+    run.trainer._replica.forward = full
+    said = "out of memory with a batch of 4 images of 8 pixels, in 2 parts one after the other: raise optim.accumulate"
     with pytest.raises(RunError, match=said):
-        bench.fit()
+        run.fit()
 
 
 def test_a_method_may_take_the_step_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(folder, 1, DENSE)
-    before = [parameter.detach().clone() for parameter in bench.model.parameters()]
-    monkeypatch.setattr(bench.sparsifier, "on_gradients", lambda moment: moment.step == 2)
-    bench.fit()
+    run = MiniRun(folder, 1, DENSE)
+    before = [parameter.detach().clone() for parameter in run.model.parameters()]
+    monkeypatch.setattr(run.sparsifier, "on_gradients", lambda moment: moment.step == 2)
+    run.fit()
     # of three steps the optimiser takes one
-    assert bench.run.records()[0]["step"] == 3
-    assert any((p.detach() != b).any() for p, b in zip(bench.model.parameters(), before, strict=True))
+    assert run.directory.records()[0]["step"] == 3
+    assert any((p.detach() != b).any() for p, b in zip(run.model.parameters(), before, strict=True))
 
 
 def test_the_loader_is_asked_for_each_epochs_resolution(folder: Path) -> None:
-    bench = Bench(folder, 3, DENSE, resolution=lambda epoch: (4, 6, 8)[epoch])
-    bench.fit()
-    assert bench.train.resolutions == [4, 6, 8]
-    assert [record["resolution"] for record in bench.run.records()] == [4, 6, 8]
+    run = MiniRun(folder, 3, DENSE, resolution=lambda epoch: (4, 6, 8)[epoch])
+    run.fit()
+    assert run.train.resolutions == [4, 6, 8]
+    assert [record["resolution"] for record in run.directory.records()] == [4, 6, 8]
 
 
 def test_checkpoints_come_every_few_epochs_and_at_the_end(folder: Path) -> None:
-    bench = Bench(folder, 5, DENSE, checkpoint_every=2)
+    run = MiniRun(folder, 5, DENSE, checkpoint={"every_epochs": 2})
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_state", lambda path, state: seen.append(state["epoch"]))
-        bench.fit()
+        run.fit()
     assert seen == [2, 4, 5]
 
 
 def test_metrics_are_lines_of_json(folder: Path) -> None:
-    bench = Bench(folder, 2, DENSE)
-    bench.fit()
-    lines = bench.run.metrics.read_text().splitlines()
+    run = MiniRun(folder, 2, DENSE)
+    run.fit()
+    lines = run.directory.metrics.read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
 
-@pytest.mark.parametrize("adamw", [False, True])
-def test_a_snapshot_brings_the_whole_model_back_and_forgets_the_optimisers_state(folder: Path, adamw: bool) -> None:
-    bench = Bench(folder, 2, DENSE, adamw=adamw)
-    before = bench.trainer.snapshot()
-    bench.fit()
-    assert not any(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
-    places = [parameter.data_ptr() for parameter in bench.model.parameters()]
-    bench.trainer.restore(before)
-    assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
-    assert [parameter.data_ptr() for parameter in bench.model.parameters()] == places
-    states = [value for state in bench.optimizer.state.values() for value in state.values()]
+@pytest.mark.parametrize("optim", [SGD, ADAMW], ids=lambda block: block["name"])
+def test_a_snapshot_brings_the_whole_model_back_and_forgets_the_optimisers_state(
+    folder: Path, optim: dict[str, Any]
+) -> None:
+    run = MiniRun(folder, 2, DENSE, optim=optim)
+    before = run.sparsifier.training.snapshot()
+    run.fit()
+    assert not any(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    places = [parameter.data_ptr() for parameter in run.model.parameters()]
+    run.sparsifier.training.restore(before)
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert [parameter.data_ptr() for parameter in run.model.parameters()] == places
+    states = [value for state in run.optimizer.state.values() for value in state.values()]
     assert len(states) > 0
     assert not any(value.any() for value in states)
 
 
 def test_epochs_that_are_not_validated_have_null_metrics_and_the_same_training(folder: Path, tmp_path: Path) -> None:
-    Bench(tmp_path / "every", 6, DENSE).fit()
-    Bench(folder, 6, DENSE, eval_every=3).fit()
+    MiniRun(tmp_path / "every", 6, DENSE).fit()
+    MiniRun(folder, 6, DENSE, eval_every=3).fit()
     full, sparing = (untimed(RunDir(each).records()) for each in (tmp_path / "every", folder))
     validation = ("val_loss", "entropy", "top1", "top5")
     for epoch in range(6):
@@ -361,47 +367,47 @@ def test_epochs_that_are_not_validated_have_null_metrics_and_the_same_training(f
 
 
 def test_what_ends_a_phase_or_is_kept_is_validated(folder: Path) -> None:
-    bench = Bench(folder, 9, ACDC | {"warmup_epochs": 4}, eval_every=100, keep_every=2)
-    summary = bench.fit()
-    validated = {record["epoch"] for record in bench.run.records() if record["top1"] is not None}
+    run = MiniRun(folder, 9, ACDC | {"warmup_epochs": 4}, eval_every=100, checkpoint={"keep_every": 2})
+    summary = run.fit()
+    validated = {record["epoch"] for record in run.directory.records() if record["top1"] is not None}
     # phases end at epochs 3 to 8; models are kept after epochs 1, 3, 5 and 7
     assert validated == {1, 3, 4, 5, 6, 7, 8}
     assert summary["dense"]["top1"] is not None
 
 
 def test_the_best_dense_model_is_chosen_among_validated_epochs(folder: Path) -> None:
-    bench = Bench(
+    run = MiniRun(
         folder, 8, ACDC | {"last_phase": "dense_best", "dense_epochs": 2, "last_dense_epochs": 2}, eval_every=5
     )
     given: list[Any] = []
-    on_epoch_end = bench.sparsifier.on_epoch_end
+    on_epoch_end = run.sparsifier.on_epoch_end
 
     def noted(moment: Any, metrics: Any) -> None:
         given.append(dict(metrics))
         on_epoch_end(moment, metrics)
 
-    bench.sparsifier.on_epoch_end = noted  # type: ignore[method-assign]
-    bench.fit()
-    assert [bool(metrics) for metrics in given] == [record["top1"] is not None for record in bench.run.records()]
+    run.sparsifier.on_epoch_end = noted  # type: ignore[method-assign]
+    run.fit()
+    assert [bool(metrics) for metrics in given] == [record["top1"] is not None for record in run.directory.records()]
     assert not all(given)
 
 
 def test_the_host_fetches_the_losses_of_all_steps_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, fetched = Bench(folder, 2, DENSE, log_every=2), []
+    run, fetched = MiniRun(folder, 2, DENSE, log_every=2), []
     stack = torch.stack
     monkeypatch.setattr(torch, "stack", lambda tensors, *rest: fetched.append(len(tensors)) or stack(tensors, *rest))
-    bench.trainer._train(0.0)
+    run.trainer._train()
     # of three steps: the look after two, and the one at the end
     assert fetched == [2, 1]
 
 
 def test_an_operation_without_a_deterministic_algorithm_is_named(folder: Path) -> None:
-    bench = Bench(folder, 1, DENSE)
+    run = MiniRun(folder, 1, DENSE)
 
     def random(images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("adaptive_pool_cuda does not have a deterministic implementation, but you set …")
 
-    bench.trainer._replica.forward = random
+    run.trainer._replica.forward = random
     said = "deterministic: adaptive_pool_cuda has no deterministic algorithm on this device; use --set determ"
     with pytest.raises(RunError, match=said):
-        bench.fit()
+        run.fit()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench import Bench
+from mini_trainer import MiniRun, small_network
 from torch import Tensor
 
 from acdc_cli.cost.count import operations
@@ -33,18 +32,21 @@ GROUPS = {"memory_gib": 2.5 * 4e4 / 2**30}
 """Room for two blocks of 100 weights, of the two and seven that there are: five groups, nine passes."""
 
 
-class Charged(Bench):
-    """With a ledger, and a note of every image whose gradient the method gets."""
+class Charged(MiniRun):
+    """With a measured cost, and a note of every image whose gradient the method gets."""
 
     def __init__(self, folder: Path, *, stops_after: int | None = None, **keys: float) -> None:
         self.asked = 0
-        super().__init__(folder, 4, WOODFISHER | keys, stop_asked=lambda: self._stops(stops_after))
-        self.operations = {8: operations(self.model, 8)}
-        self.ledger = Measured(self.operations, "A")
-        self.trainer._parts = replace(self.trainer._parts, ledger=self.ledger)
-        self._gradients = self.trainer.gradients
-        self.trainer.gradients = self._noted  # type: ignore[method-assign]
         self._steps = 0
+        model = small_network()
+        self.operations = {8: operations(model, 8)}
+        self.cost = Measured(self.operations, "A")
+        super().__init__(
+            folder, 4, WOODFISHER | keys, model=model, cost=self.cost, stop_asked=lambda: self._stops(stops_after)
+        )
+        services = self.sparsifier.training
+        self._gradients = services.gradients
+        services.gradients = self._noted  # type: ignore[method-assign]
 
     def _stops(self, after: int | None) -> bool:
         self._steps += 1
@@ -60,15 +62,15 @@ class Charged(Bench):
 def test_every_gradient_that_the_method_gets_is_foretold_and_charged(
     tmp_path: Path, keys: dict[str, float], passes: int
 ) -> None:
-    bench = Charged(tmp_path / "run", **keys)
-    bench.fit()
-    foretold = [bench.sparsifier.probed_images(epoch) for epoch in range(4)]
+    run = Charged(tmp_path / "run", **keys)
+    run.fit()
+    foretold = [run.sparsifier.probed_images(epoch) for epoch in range(4)]
     assert foretold == [0, 0, passes * 12, passes * 12]
-    assert bench.asked == sum(foretold)
+    assert run.asked == sum(foretold)
     # no weight but the pruned ones is zero, and these are as many as the schedule says
-    planned = nominal(bench.sparsifier, bench.operations, [8] * 4, 3, 4, "A")
-    assert bench.ledger.total == 12 * sum(cost.train for cost in planned)
-    assert bench.run.records()[-1]["train_flops"] == bench.ledger.total
+    planned = nominal(run.sparsifier, run.operations, [8] * 4, 3, 4, "A")
+    assert run.cost.total == 12 * sum(cost.train for cost in planned)
+    assert run.directory.records()[-1]["train_flops"] == run.cost.total
 
 
 # every epoch asks after three steps and three validation batches: within epoch 2, just after its first step, or later
@@ -79,12 +81,12 @@ def test_a_run_that_goes_on_charges_them_once(tmp_path: Path, stops_after: int) 
     stopped = Charged(tmp_path / "cut", stops_after=stops_after)
     with pytest.raises(Stopped):
         stopped.fit()
-    state = checkpoint.load_state(stopped.run.checkpoints)
+    state = checkpoint.load_state(stopped.directory.checkpoints)
     assert state is not None
     resumed = Charged(tmp_path / "cut")
     resumed.trainer.load_state_dict(state)
     resumed.fit()
-    assert resumed.ledger.total == whole.ledger.total
-    assert [record["train_flops"] for record in resumed.run.records()] == [
-        record["train_flops"] for record in whole.run.records()
+    assert resumed.cost.total == whole.cost.total
+    assert [record["train_flops"] for record in resumed.directory.records()] == [
+        record["train_flops"] for record in whole.directory.records()
     ]

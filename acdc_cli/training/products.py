@@ -1,0 +1,49 @@
+"""The files that a run is for: the dense and the sparse model, and the models and masks kept along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from acdc_cli.runs.run_dir import Kept, RunDir
+from acdc_cli.training import checkpoint
+from acdc_cli.training.parts import Parts
+from acdc_cli.training.progress import print_phase_end
+
+
+class Products:
+    def __init__(self, parts: Parts, run: RunDir) -> None:
+        self._parts = parts
+        self._run = run
+        self.phase_ends: dict[str, dict[str, Any]] = {}
+        """The record at the end of the latest phase of each kind, by kind."""
+
+    def save(self, record: dict[str, Any]) -> None:
+        """Save the masks and models that are due after an epoch, with its record; only the first process does."""
+        parts, kind = self._parts, record["phase"]
+        if not parts.ranks.first:
+            return
+        name = Kept.name(record["epoch"], kind)
+        metadata = {**parts.metadata, "metrics": record}
+        phase_ends = parts.sparsifier.phases.ends(record["epoch"])
+        keep_every = parts.checkpoint.keep_every
+        is_kept = keep_every is not None and (record["epoch"] + 1) % keep_every == 0
+        if kind != "dense" and (phase_ends or is_kept):
+            checkpoint.save_masks(self._run.masks / name, parts.sparsifier.masked.masks)
+        if is_kept or (phase_ends and parts.checkpoint.keep_phases):
+            checkpoint.save_model(self._run.checkpoints / name, parts.model, metadata)
+        if phase_ends:
+            if kind in ("sparse", "dense"):
+                self._save_final(kind, metadata)
+            self.phase_ends[kind] = record
+            print_phase_end(record)
+
+    def _save_final(self, kind: str, metadata: Mapping[str, Any]) -> None:
+        """The model that is the run's result unless another phase of its kind follows, and its average."""
+        parts, record = self._parts, metadata["metrics"]
+        checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
+        if parts.average and parts.average.begun:
+            averaged = {key.removeprefix("ema_"): value for key, value in record.items() if key.startswith("ema_")}
+            with parts.average.installed():
+                header = {**metadata, "metrics": record | averaged}
+                checkpoint.save_model(self._run.model_file(f"{kind}-ema"), parts.model, header)
