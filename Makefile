@@ -1,21 +1,35 @@
 # Every target does the set-up it needs, once. PYTHON=python3.12 picks the interpreter, ARGS=… goes to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test check bench setup lock clean
+.PHONY: help demo compare quick test test-all coverage check bench setup lock clean
 
 bin := .venv/bin
 ready := .venv/.ready
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(ready) ## train a small ResNet to 90 % sparsity on MNIST digits, into runs/demo (2 minutes)
 	@$(bin)/acdc demo $(ARGS)
 
-compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into docs/results (15 minutes)
-	@$(bin)/python scripts/compare.py $(ARGS)
+compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, into studies/methods_demo (30 minutes)
+	@$(bin)/acdc data write demo
+	@$(bin)/acdc sweep methods_demo $(ARGS)
+	@$(bin)/acdc report methods_demo
 
-test: $(ready) ## run the tests; ARGS='-k masks' picks some (20 minutes)
+quick: $(ready) ## run the tests of parts that start no process, after each edit; ARGS='-k masks' picks some (1 minute)
+	@$(bin)/python -m pytest $(quick) $(ARGS)
+
+test: $(ready) ## run all tests but the slow ones (7 minutes)
 	@$(bin)/python -m pytest $(ARGS)
+
+test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (… minutes)
+	@$(bin)/python -m pytest -m 'not gpu and not slurm' --hypothesis-profile=long $(ARGS)
+
+coverage: $(ready) ## run `make test` and say which lines and branches of acdc_cli it reached
+	@$(bin)/coverage erase
+	@$(bin)/coverage run -m pytest $(ARGS)
+	@$(bin)/coverage combine --quiet
+	@$(bin)/coverage report
 
 check: $(ready) ## format, lint, types and the direction of imports
 	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts

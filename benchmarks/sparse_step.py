@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from acdc_cli.recipe import kinds
 from acdc_cli.recipe.load import load
-from acdc_cli.sparsity import catalog
 from acdc_cli.training.precision import choose_device
 from benchmarks.assemble import Assembly, Resident, assemble, moment
 from benchmarks.measure import Contestant, Rounds, Target, Timing, alternate, compare, cpus, timed, walls
@@ -78,7 +78,7 @@ def run(smoke: bool) -> dict[str, Any]:
 
 
 def methods() -> list[str]:
-    return [name for name in catalog.names() if name != "dense"]
+    return [name for name in kinds.methods() if name != "dense"]
 
 
 def _run(smoke: bool) -> dict[str, Any]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
-from command import Acdc
-from typer.testing import CliRunner, Result
+from command import Acdc, run_acdc
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_SILENT"] = "true"
+# a busy machine is no mistake; `make test-all` draws at length
+_unhurried = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("long", _unhurried)
+hypothesis.settings.register_profile("short", _unhurried, max_examples=25)
+hypothesis.settings.load_profile("short")
+# what a shell starts in the background, and whatever that starts, is deaf to Ctrl-C otherwise
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,11 +48,4 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def acdc() -> Acdc:
     """Runs the command line in this process."""
-    from acdc_cli.cli.app import app
-
-    runner = CliRunner()
-
-    def run(*arguments: str | Path) -> Result:
-        return runner.invoke(app, [str(argument) for argument in arguments])
-
-    return run
+    return run_acdc

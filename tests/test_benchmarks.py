@@ -39,14 +39,8 @@ def check(result: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "startup",
-        "trainer",
-        "sparse_step",
-        "loader",
-        "resident",
-        "host",
-        "blur",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "processes")),
+        *("startup", "trainer", "resident", "host", "blur"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sparse_step", "loader", "memory", "processes")),
     ],
 )
 def test_a_benchmark_writes_its_numbers(name: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,120 +9,49 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import benchmarks
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.resnet import MODELS
 from acdc_cli.recipe.load import load
 from benchmarks.gpu import command, grid, kernels, loops, suite
-from benchmarks.gpu.parts import PARTS, Part, limit_of
+from benchmarks.gpu.parts import Part, limit_of
 from benchmarks.gpu.runner import Runner
 
 ROOT = Path(benchmarks.__file__).parents[1]
 FACTS, SLOW, LAST = Part("facts", "a", 1, 5), Part("slow", "b", 3, 10), Part("last", "c", 4, 20)
-
-# the smoke run starts a dozen processes that each import torch
-pytestmark = pytest.mark.timeout(900)
-
-
-def benchmark(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "benchmarks", *(str(argument) for argument in arguments)]
-    return subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def environment(*paths: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths))), "CUDA_VISIBLE_DEVICES": ""}
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
-    """The file of results, and what was printed."""
-    folder = tmp_path_factory.mktemp("gpu")
-    done = benchmark("gpu", "--smoke", "--minutes", "14", "--out", "results", folder=folder)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads((folder / "results" / "gpu-cpu.json").read_text())
-    return result, done.stdout
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "gpu_name", lambda: None)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
 
 
-FIELDS = {
-    "facts": ("torch", "memory", "packages"),
-    "tests": ("counts", "failing", "workers"),
-    "resident": ("batch 4", "batch 2"),
-    "stalls": ("mask_update_ms", "checkpoint_ms", "checkpoint_bytes", "validation_images_per_second"),
-    "kernels": ("compiled", "eager"),
-    "fed": ("step_ms", "loader_alone_images_per_second", "photos"),
-    "train": ("epochs", "seconds_until_the_first_epoch", "command"),
-    "resume": ("exact", "kills", "deterministic"),
-}
-
-
-@pytest.mark.parametrize("part", FIELDS)
-def test_a_part_gives_its_fields(smoke: tuple[dict[str, Any], str], part: str) -> None:
-    found = smoke[0]["parts"][part]
-    if part == "fed" and found["state"].startswith("skipped: FFCV"):
-        pytest.skip(found["state"])
-    assert found["state"] == "done", found
-    assert not set(FIELDS[part]) - found.keys()
-    assert 0 < found["seconds"] <= found["limit_seconds"] + 6
-
-
-def test_the_result_says_where_it_comes_from(smoke: tuple[dict[str, Any], str]) -> None:
-    result = smoke[0]
-    assert list(result["parts"]) == [part.name for part in PARTS] == list(FIELDS)
-    assert result["smoke"] is True
-    assert result["machine"]["gpu"] is None
-    assert "torch" in result["versions"]
-
-
-def test_every_contestant_has_its_speed(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["resident"]
-    assert len(found["batch 4"]) == 10
-    for contestant in (*found["batch 4"].values(), found["batch 2"]["ours, dense"]):
-        assert contestant["images_per_second"] > 0
-        assert contestant["first_step_seconds"] > 0
-
-
-def test_the_gpu_tests_really_ran(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["tests"]
-    assert found["failing"] == {}
-    assert found["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
-
-
-def test_goals_stand_in_the_table_which_fits_a_terminal(smoke: tuple[dict[str, Any], str]) -> None:
-    result, printed = smoke
-    lines = {line["what"]: line for part in result["parts"].values() for line in part.get("lines", ())}
-    goals = {what: line["target"] for what, line in lines.items() if line["target"]}
-    goals.pop("share of time waiting for data", None)
-    assert goals == {
-        "batch 4: ours / as FFCV's script": "≥ 1.3",
-        "batch 4: ours / as timm's train.py": "≥ 1.05",
-        "batch 4: ours / bare loop": "≥ 0.97",
-        "batch 2: ours / bare loop": "≥ 0.97",
-        "batch 4: AC/DC step / dense step": "≤ 1.01",
-        "global mask update": "≤ 30.0",
-        "compiled: share of masks": "≤ 0.01",
-    }
-    assert all(len(line) <= 80 for line in printed.splitlines())
-    assert all(what in printed for what in goals)
-
-
-def test_the_killed_run_ended_as_the_other(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["resume"]
-    assert found["exact"] is True
-    assert found["differences"] == {}
-
-
-def test_without_a_gpu_there_is_nothing_to_measure(tmp_path: Path) -> None:
-    done = benchmark("gpu", "--out", tmp_path / "results", folder=tmp_path)
-    assert done.returncode == 0
-    assert "it needs a CUDA device" in done.stderr
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_there_is_nothing_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--out", str(tmp_path / "results")]) == 0
+    assert "it needs a CUDA device" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_part_that_is_asked_for_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All parts, and each from the command line: `test_benchmarks_gpu_whole.py`, which is slow."""
+    assert command.main(["--smoke", "--parts", "stalls", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "gpu-cpu.json").read_text())
+    assert list(result["parts"]) == ["stalls"]
+    assert result["parts"]["stalls"]["state"] == "done"
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "global mask update" in line)
+    assert line.endswith("≤ 30.0")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +96,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part
     return {name: Part(name, f"stand_in_{name}", 1, 60) for name in STAND_INS}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_path: Path) -> None:
     written: list[str] = []
     runner = Runner(tmp_path / "out", ["1", "--smoke"], lambda results: written.append(json.dumps(results)))
@@ -312,47 +242,3 @@ def test_a_row_is_the_mean_and_sample_deviation_over_seeds() -> None:
     assert table[2] == "| resnet20       | acdc   |   90 % |    2 |    85.00 ± 7.07 |    50.00 ± 0.00 |"
     assert table[3] == "| resnet20       | dense  |        |    1 |                 |           95.00 |"
     assert {len(line) for line in table} == {79}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar of noise in two classes."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 40), ("val", 10)):
-        for label in ("cat", "dog"):
-            (folder / "set" / split / label).mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / "set" / split / label / f"{index}.jpg")
-    subprocess.run(["tar", "cJf", "set.tar.xz", "set"], cwd=folder, check=True)
-    return folder / "set.tar.xz"
-
-
-def test_a_second_call_trains_what_the_first_did_not_reach(images: Path, tmp_path: Path) -> None:
-    words = ["gpu_cifar", "--smoke", "--source", images, "--models", "resnet20", "--seeds", "1", "--targets", "0.9"]
-    words += ["--work", "work", "--out", "out"]
-
-    def result() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((tmp_path / "out" / "gpu_cifar-cpu.json").read_text())
-        return found
-
-    first = benchmark(*words, "--methods", "acdc", folder=tmp_path)
-    assert first.returncode == 0, first.stderr
-    (run,) = result()["runs"]
-    assert run["sparse"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
-    assert run["dense"]["sparsity"] < 0.9
-    summary = tmp_path / "work" / "runs-4" / "resnet20-acdc-90-0" / "summary.json"
-    written = summary.stat().st_mtime_ns
-    # no minute is left once data and device are known: nothing starts
-    assert benchmark(*words, "--methods", "acdc", "dense", "--minutes", "0", folder=tmp_path).returncode == 0
-    assert result()["missing"] == ["resnet20-dense-0"]
-    second = benchmark(*words, "--methods", "acdc", "dense", folder=tmp_path)
-    assert second.returncode == 0, second.stderr
-    found = result()
-    assert found["missing"] == []
-    assert found["failed"] == {}
-    assert {row["method"]: row["runs"] for row in found["table"]} == {"acdc": 1, "dense": 1}
-    assert found["data"] == {"source": "set.tar.xz", "train": 80, "val": 20}
-    assert summary.stat().st_mtime_ns == written
-    assert "| resnet20       | acdc   |   90 % |" in (tmp_path / "out" / "gpu_cifar-cpu.md").read_text()

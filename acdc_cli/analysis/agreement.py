@@ -29,7 +29,7 @@ from acdc_cli.analysis.base.outputs import (
     same_images,
 )
 from acdc_cli.analysis.base.subject import Loaded, Subject, records_of, run_of
-from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
@@ -53,7 +53,7 @@ class Options(Block):
     """The images to judge on, `val` or `train`; the latter as validation shows them, without augmentation."""
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Raises RunError where one file is named alone."""
     first, *others = both_of(subjects[0]) if len(subjects) == 1 else subjects
     names = class_names(first)
@@ -62,9 +62,9 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
         with same_images(first, other, options.split) as images:
             key = f"{first.digest} {first.name} {other.digest} {other.name}"
             description = f"{first.name} and {other.name}"
-            agreement, differing = compare(first.load(), other.load(), images, desk, key, description)
+            agreement, differing = compare(first.load(), other.load(), images, workspace, key, description)
         found[other.name], differences[other.name] = agreement, differing
-    epochs = _along(subjects[0], options.split, desk) if len(subjects) == 1 else []
+    epochs = _along(subjects[0], options.split, workspace) if len(subjects) == 1 else []
     pairs = [{"a": first.name, "b": name, **asdict(each)} for name, each in found.items()]
     named = {name: [(names[a], names[b], count) for a, b, count in each] for name, each in differences.items()}
     tables = {
@@ -111,7 +111,7 @@ def partners(kept: Sequence[Kept]) -> list[tuple[Kept, Kept]]:
 
 
 def along(
-    kept: Sequence[Kept], load: Callable[[Path], Loaded], images: Batches[Pair], desk: Desk = FORGETFUL
+    kept: Sequence[Kept], load: Callable[[Path], Loaded], images: Batches[Pair], workspace: Workspace = UNSAVED
 ) -> list[dict[str, Any]]:
     """Of each pair of `partners`: `epoch`, `kind` and `against` (the other's epoch), and the numbers of `Agreement`,
     where A is the sparse model."""
@@ -120,12 +120,12 @@ def along(
         sparse, dense = (each, other) if each.kind == "sparse" else (other, each)
         key = f"{_digest(sparse.file)} {_digest(dense.file)}"
         description = f"epochs {each.epoch} and {other.epoch}"
-        numbers, _ = compare(load(sparse.file), load(dense.file), images, desk, key, description)
+        numbers, _ = compare(load(sparse.file), load(dense.file), images, workspace, key, description)
         found.append({"epoch": each.epoch, "kind": each.kind, "against": other.epoch, **asdict(numbers)})
     return found
 
 
-def _along(subject: Subject, split: Split, desk: Desk) -> list[dict[str, Any]]:
+def _along(subject: Subject, split: Split, workspace: Workspace) -> list[dict[str, Any]]:
     kept = run_of(subject).kept_models()
     if not partners(kept):
         console.say(
@@ -134,7 +134,7 @@ def _along(subject: Subject, split: Split, desk: Desk) -> list[dict[str, Any]]:
         )
         return []
     with same_images(subject, subject, split) as images:
-        return along(kept, subject.load, images, desk)
+        return along(kept, subject.load, images, workspace)
 
 
 def _digest(file: Path) -> str:

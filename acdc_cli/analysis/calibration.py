@@ -17,7 +17,7 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.outputs import Split, top_class
 from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
-from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -84,12 +84,12 @@ class Calibration:
         return [each for each in self.bins if each.count]
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     found = {}
     for subject in measured(subjects):
         with subject.images(options.split) as images:
             found[subject.name] = calibrate(
-                subject.load(), images, options.bins, desk, f"{subject.digest} {subject.name}", subject.name
+                subject.load(), images, options.bins, workspace, f"{subject.digest} {subject.name}", subject.name
             )
     differences = difference(*found.values()) if len(subjects) == 1 and len(found) == 2 else None
     numbers = {name: {**asdict(each), "ece": each.ece, "mce": each.mce} for name, each in found.items()}
@@ -120,7 +120,7 @@ def calibrate(
     model: Loaded,
     images: Batches[Batch],
     bins: int = 15,
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
     key: str = "calibration",
     description: str = "calibration",
 ) -> Calibration:
@@ -134,7 +134,7 @@ def calibrate(
             logits = model.forward(batch.images)
         return sums(logits, batch.labels, bins)
 
-    totals = desk.sums(key, images, add, description)
+    totals = workspace.sums(key, images, add, description)
     if not totals:
         raise RunError("there is no image to judge the model on; name another set by --data")
     return of_sums(totals)

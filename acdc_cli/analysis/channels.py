@@ -20,7 +20,7 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.base.subject import Subject
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import Layer, layer_name
@@ -68,7 +68,7 @@ class _Found:
     then: list[Then]
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Of runs also over training, from the masks that were kept, unless their dense model is asked for.
 
     Raises ModelError where the input channels cannot be followed.

@@ -8,40 +8,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.paired import Paired, paired
 from acdc_cli.analysis.base.subject import Subject, run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import RunError
+from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.outcome import Outcome, outcome
+from acdc_cli.statistics import Paired, Spread, paired
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TESTED = ("top1", "entropy", "val_loss")
 """Measures that groups are tested in."""
-_FREE = (
-    "name",
-    "seed",
-    "device",
-    "threads",
-    "deterministic",
-    "eval_every",
-    "compile",
-    "channels_last",
-    "model.blur",
-    "track.",
-    "checkpoint.",
-)
-_FREE_DATA = ("data.path", "data.loader", "data.workers", "data.val_batch_size")
-"""Keys, or beginnings of keys, in which runs may differ that count as the same but for their seed."""
 _SIDE_BY_SIDE = 3
 """Groups that a table of 80 columns has room for."""
 
@@ -81,10 +66,10 @@ class Group:
         """Mean and sample standard deviation (n - 1) over the finished runs; None where one of them has no number, and
         for fewer than one or two."""
         values = [run.outcome.values[key] for run in self.finished]
-        known = [value for value in values if value is not None]
+        known = tuple(value for value in values if value is not None)
         if not known or len(known) < len(values):
             return None, None
-        return fmean(known), stdev(known) if len(known) > 1 else None
+        return Spread(known).mean, Spread(known).std
 
     def by_seed(self, key: str) -> dict[int, float]:
         """Of the finished runs that have a number; a seed that is there twice could not be paired, and is left out."""
@@ -102,7 +87,7 @@ class Tested:
     result: Paired
 
 
-def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
     """Differences are to the first run, tests against its group. Raises RunError for what is no run, and for
     recipes that are not as the runs had them."""
     if len(subjects) < 2:
@@ -130,10 +115,10 @@ def grouped(runs: Sequence[Known]) -> list[Group]:
     """In the order of their first runs."""
     found: dict[str, list[Known]] = {}
     for run in runs:
-        bearing = {key: value for key, value in run.recipe.items() if not key.startswith((*_FREE, *_FREE_DATA))}
-        # where a set lies bears on nothing, but another one may lie there
-        bearing |= {key: value for key, value in run.made_with.items() if key.startswith("data.fingerprint.")}
-        found.setdefault(repr(sorted(bearing.items())), []).append(run)
+        experiment = bearing(run.recipe, SAME_EXPERIMENT)
+        # where a set lies bears on nothing, but another set may lie there
+        experiment |= {key: value for key, value in run.made_with.items() if key.startswith("data.fingerprint.")}
+        found.setdefault(repr(sorted(experiment.items())), []).append(run)
     names = [_name([run.name for run in group]) for group in found.values()]
     # cut down they may be those of others
     unique = len(set(names)) == len(names)

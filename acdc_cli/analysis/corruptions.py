@@ -20,7 +20,7 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.outputs import top_class
 from acdc_cli.analysis.base.subject import Loaded, Subject
-from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
 from acdc_cli.data.imagenet_c import Folders, MadeAnew
@@ -82,7 +82,7 @@ class Scores:
         return _mean([fmean(self.under[name].values()) for name in corruptions])
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Corruption errors are relative to the first subject. Raises DataError where images or the library are missing."""
     corruptions = options.corruptions or CORRUPTIONS
     scores: dict[str, Scores] = {}
@@ -98,7 +98,7 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
                 images.require(corruptions, options.severities)
             models = {subject.name: subject.load() for subject in group}
             with group[0].images() as loader:
-                scores |= scores_of(models, loader, images.under, corruptions, options.severities, desk)
+                scores |= scores_of(models, loader, images.under, corruptions, options.severities, workspace)
     return _findings({subject.name: scores[subject.name] for subject in subjects}, options)
 
 
@@ -108,18 +108,18 @@ def scores_of(
     under: Under,
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     severities: Sequence[int] = (1,),
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
 ) -> dict[str, Scores]:
     """Of models on one device that want the loader's images: each is corrupted once for all of them."""
     add, names = partial(correct, models), ", ".join(models)
-    hits = desk.sums(f"{names}: clean", loader, add, "clean images")
+    hits = workspace.sums(f"{names}: clean", loader, add, "clean images")
     clean = {name: int(hits[name]) / loader.samples for name in models}
     top1: dict[str, dict[str, dict[int, float]]] = {name: {each: {} for each in corruptions} for name in models}
     for corruption in corruptions:
         for severity in severities:
             what = f"{corruption} {severity}"
             with under(loader, corruption, severity) as batches:
-                hits = desk.sums(f"{names}: {what}", batches, add, what)
+                hits = workspace.sums(f"{names}: {what}", batches, add, what)
             for name in models:
                 top1[name][corruption][severity] = int(hits[name]) / loader.samples
     return {name: Scores(clean[name], top1[name]) for name in models}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _COLUMNS = (
 )
 
 
-def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
     """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet, and for one of
     its models."""
     for subject in subjects:

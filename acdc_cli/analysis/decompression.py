@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -39,7 +39,7 @@ class DensePhase:
     """Weights that masks hold at zero all through the phase: `dense_sparsity`, "sparse decompression"."""
 
 
-def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
     """Raises RunError for a file, and for a run that was not dense again after a sparse phase."""
     records = {subject.name: _records(subject) for subject in subjects}
     found = {name: dense_phases(each) for name, each in records.items()}

@@ -19,7 +19,7 @@ from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.path import State, barrier, estimate, walk
 from acdc_cli.analysis.base.subject import Loaded, Subject
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -76,7 +76,7 @@ class _Stop:
         return {name: tensor.cpu() for name, tensor in self.load().model.state_dict().items()}
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Through the subjects' models in their order, or, where one run alone is named, through those kept along it. All
     are judged on the data of the first, and in its precision."""
     stops = _stops(subjects, options)
@@ -100,7 +100,7 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
             # three, which divide so that no batch has only one
             evenly = Evenly(loader, max(3, block.val_batch_size or block.batch_size))
             settle["re-estimated"] = partial(estimate, loaded, evenly)
-        rows = walk(loaded, [stop.state for stop in stops], images, settle, options.points, desk)
+        rows = walk(loaded, [stop.state for stop in stops], images, settle, options.points, workspace)
         counts = {split: loader.samples for split, loader in images.items()}
     return _findings([stop.name for stop in stops], rows, counts)
 

@@ -37,7 +37,7 @@ from acdc_cli.analysis.base.mask_history import (
 )
 from acdc_cli.analysis.base.mask_history import overlap as overlap
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import phases
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block, Recipe
@@ -82,7 +82,7 @@ class _Series:
     """Overlaps by the keys of `_RULES`."""
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Of runs, each one's kept masks; of files, where weights are not zero, in the order that they are named.
 
     Raises RunError where there are no two masks, or both runs and files.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import Records, phases, shade
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
@@ -40,7 +40,7 @@ class Shares:
         return 1 - self.corrupted_true - self.corrupted_given
 
 
-def analyze(subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
     """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels, and for one of
     its models."""
     for subject in subjects:

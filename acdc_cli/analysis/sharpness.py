@@ -21,7 +21,7 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.hessian import hessian_times, measured_entries
 from acdc_cli.analysis.base.spectrum import Eigenvalue, generator, hutchinson, largest_eigenvalue
 from acdc_cli.analysis.base.subject import Loaded, Subject, run_of
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
@@ -89,21 +89,21 @@ class _Model:
     def name(self) -> str:
         return f"{self.subject.name} epoch {self.kept.epoch}, {self.kept.kind}" if self.kept else self.subject.name
 
-    def measured(self, options: Options, desk: Desk) -> Sharpness:
+    def measured(self, options: Options, workspace: Workspace) -> Sharpness:
         loaded = self.subject.load(self.kept.file if self.kept else None)
         with self.subject.images("train", options.images) as loader:
-            return sharpness_of(loaded, Evenly(loader, options.batch_size), options, desk, self.name)
+            return sharpness_of(loaded, Evenly(loader, options.batch_size), options, workspace, self.name)
 
     def about(self) -> dict[str, Any]:
         epoch = {"epoch": self.kept.epoch, "phase": self.kept.kind} if self.kept else {}
         return {"model": self.name, "subject": self.subject.name, **epoch}
 
 
-def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findings:
+def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Of each subject, or of each model that was kept along its run. The loss is the recipe's, with its label smoothing
     and without weight decay; it is differentiated in float32, whatever the recipe's precision."""
     models = [model for subject in subjects for model in _models(subject, options)]
-    found = {model.name: model.measured(options, desk) for model in models}
+    found = {model.name: model.measured(options, workspace) for model in models}
     rows = [{**model.about(), **found[model.name].numbers()} for model in models]
     return Findings(
         numbers={
@@ -118,7 +118,7 @@ def analyze(subjects: Sequence[Subject], options: Options, desk: Desk) -> Findin
 
 
 def sharpness_of(
-    loaded: Loaded, data: Evenly, options: Options | None = None, desk: Desk = FORGETFUL, name: str = "model"
+    loaded: Loaded, data: Evenly, options: Options | None = None, workspace: Workspace = UNSAVED, name: str = "model"
 ) -> Sharpness:
     """Of a model on these images; it stays as it is. `options.images` and `options.along` are not read.
 
@@ -144,10 +144,10 @@ def sharpness_of(
     with batch_statistics(loaded.model) if options.batch_norm == "train" else nullcontext():
         with _shown(f"{name}: eigenvalue", options.iterations * data.steps) as advance:
             shown = partial(product, advance=advance)
-            largest, dominant = largest_eigenvalue(shown, start, options.iterations, options.tolerance, desk, name)
+            largest, dominant = largest_eigenvalue(shown, start, options.iterations, options.tolerance, workspace, name)
         with _shown(f"{name}: trace", options.trace_samples * data.steps) as advance:
             shown = partial(product, advance=advance)
-            trace, error = hutchinson(shown, mask, options.trace_samples, options.vector_seed, desk, name)
+            trace, error = hutchinson(shown, mask, options.trace_samples, options.vector_seed, workspace, name)
     return Sharpness(largest, dominant, trace, error, entries)
 
 

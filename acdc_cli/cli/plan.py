@@ -18,40 +18,13 @@ class Convention(StrEnum):
     C = "C"
 
 
-Recipe = Annotated[str | None, typer.Argument(help="A recipe file, or the name of one that comes with acdc.")]
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with acdc.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
 ]
 Every = Annotated[int | None, typer.Option(min=1, help="Print every Nth epoch.", show_default="ranges of like epochs")]
 Counted = Annotated[Convention, typer.Option(help="What counts as a FLOP: A weights, B all operations, C RigL's.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw sparsity, learning rate and resolution.", show_default=False)]
-Tables = Annotated[
-    bool,
-    typer.Option("--tables", help="Instead of a recipe's plan: the cost columns of AC/DC's tables, beside ours."),
-]
-
-
-def _print_tables(as_json: bool) -> None:
-    from dataclasses import asdict
-    from itertools import groupby
-
-    from acdc_cli import console
-    from acdc_cli.cost.published import compare
-
-    columns = ("method", "zeros %", "infer", "ours", "train", "ours", "verdict")
-    found = compare()
-    if as_json:
-        console.out_json({"rows": [asdict(row) for row in found]})
-        return
-    for (number, model), rows in groupby(found, key=lambda row: (row.table, row.model)):
-        cells = [
-            (row.method, row.sparsity, row.inference, row.ours_inference, row.training, row.ours_training, row.verdict)
-            for row in rows
-        ]
-        console.table(columns, cells, f"Table {number}: {model}; GFLOPs an image and EFLOPs a run, or shares of dense")
-        console.out("")
-    for method, why in dict.fromkeys((row.method, row.why) for row in found if row.why):
-        console.say(f"{method}: {why}")
 
 
 @contextmanager
@@ -66,20 +39,14 @@ def _without_collection() -> Iterator[None]:
 
 @_without_collection()
 def plan(
-    recipe: Recipe = None,
+    recipe: Recipe,
     set_: Set = None,
     every: Every = None,
     convention: Counted = Convention.A,
     plot: Plot = None,
-    tables: Tables = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """What a run will do and cost, epoch by epoch and layer by layer, before it starts."""
-    if (recipe is None) != tables:
-        raise typer.BadParameter("give either a recipe or --tables")
-    if recipe is None:
-        _print_tables(json)
-        return
     from acdc_cli import console
     from acdc_cli.jobs.plan_tables import EPOCHS, LAYERS, TOTALS, epoch_rows, explained, layer_rows, total_rows
     from acdc_cli.jobs.run_plan import plan as job

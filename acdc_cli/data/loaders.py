@@ -26,7 +26,7 @@ from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.schema import DataBlock
 from acdc_cli.recipe.suggest import did_you_mean
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.resolution import resolution_of
 
 if TYPE_CHECKING:
     from acdc_cli.data.ffcv import FFCVLoader
@@ -110,7 +110,7 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device,
     wrong = corrupted(block)
     plan = Plan(
         batch_size=block.batch_size,
-        size=partial(courses.resolution, block.resolution, epochs=epochs),
+        size=partial(resolution_of, block.resolution, epochs=epochs),
         crop=Crop(_CROPS[block.augment], *block.crop_scale, *block.crop_ratio, padding=block.padding),
         flip=block.flip,
         seed=seed,

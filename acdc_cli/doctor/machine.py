@@ -15,7 +15,7 @@ from acdc_cli.doctor import cgroup
 from acdc_cli.doctor.verdict import Verdict, error, ok, warning
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.resolution import resolutions
 
 _GIB = 2**30
 _LITTLE_MEMORY = 4 * _GIB
@@ -76,8 +76,7 @@ def judge_memory(total: int, free: int, limit: int | None) -> Verdict:
 def shared_memory() -> Verdict:
     recipe = load(_EXAMPLE)
     data = recipe.data
-    sides = [courses.resolution(data.resolution, epoch, recipe.epochs) for epoch in range(recipe.epochs)]
-    batch = 3 * data.batch_size * max(*sides, data.val_crop) ** 2
+    batch = 3 * data.batch_size * max(*resolutions(recipe), data.val_crop) ** 2
     place = Path("/dev/shm")
     return judge_shared_memory(shutil.disk_usage(place).free if place.is_dir() else 0, _cores(), batch)
 

@@ -13,7 +13,7 @@ from typing import Any
 from acdc_cli import __version__, console
 from acdc_cli.analysis.base import analyses
 from acdc_cli.analysis.base.findings import Findings, plain
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.recipe.load import block_of
@@ -58,11 +58,11 @@ def analyze(
     if out is not None:
         _refuse_if_of_others(out / f"{stem}.json", subjects)
     out = out or (sources[0] if sources[0].is_dir() else Path()) / "analysis"
-    desk = Desk(out / f".{stem}.unfinished", _rests_on(name, subjects, options))
+    workspace = Workspace(out / f".{stem}.unfinished", _rests_on(name, subjects, options))
     try:
-        findings = analysis.analyze(subjects, options, desk)
+        findings = analysis.analyze(subjects, options, workspace)
     except KeyboardInterrupt:
-        if desk.keeps_something:
+        if workspace.keeps_something:
             console.say("broken off; what is done so far is kept, and the same command goes on with it")
         raise
     about = {
@@ -72,7 +72,7 @@ def analyze(
         "options": options.model_dump(mode="json"),
     }
     files = findings.write(out, stem, about)
-    desk.clear()
+    workspace.clear()
     return Analysed(plain({**about, "results": findings.numbers}), findings, files)
 
 

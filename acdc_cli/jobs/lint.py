@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.jobs import setup
 from acdc_cli.recipe.schema import Recipe, TargetBlock, epochs_of
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
@@ -100,7 +100,7 @@ def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) 
 
 
 def _sizes(recipe: Recipe) -> Iterator[str]:
-    sizes = set(setup.resolutions(recipe))
+    sizes = set(resolutions(recipe))
     is_off = recipe.compile in (False, "off") or (recipe.compile == "auto" and recipe.device == "cpu")
     if not is_off and len(sizes) > _MANY_SIZES:
         yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from acdc_cli.data import loaders
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.lint import lint
-from acdc_cli.jobs.training_run import settings
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
+from acdc_cli.schedule.learning_rate import learning_rate
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import Layer, layers
 from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Density, Sparsifier
@@ -146,8 +148,8 @@ class _Prices:
         self, model: nn.Module, sparsifier: Sparsifier[Any], recipe: Recipe, steps: int, convention: Convention
     ) -> None:
         self.convention = convention
-        self.course = settings(recipe, {})
-        self.resolutions = [self.course.resolution(epoch) for epoch in range(recipe.epochs)]
+        self.learning_rate = partial(learning_rate, recipe)
+        self.resolutions = resolutions(recipe)
         sides = sorted({*self.resolutions, recipe.data.val_crop})
         self.operations = {side: _operations(model, side) for side in sides}
         self.dense = {side: forward_flops(found, None, convention) for side, found in self.operations.items()}
@@ -185,8 +187,8 @@ def _epochs(
                 phase=sparsifier.phases.at(cost.epoch).kind,
                 sparsity=None if density is None else 1 - density.forward,
                 sparsity_all=None if zeros is None else zeros / weights,
-                lr_start=prices.course.learning_rate(cost.epoch),
-                lr_end=prices.course.learning_rate(((cost.epoch + 1) * steps - 1) / steps),
+                lr_start=prices.learning_rate(cost.epoch),
+                lr_end=prices.learning_rate(((cost.epoch + 1) * steps - 1) / steps),
                 resolution=cost.resolution,
                 forward_flops=cost.forward,
                 train_flops=cost.train,

@@ -16,10 +16,9 @@ from torch import nn
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
 from acdc_cli.models.initialisation import Undrawn
+from acdc_cli.recipe.kinds import method_class
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
-from acdc_cli.schedule import courses
-from acdc_cli.sparsity import catalog as methods
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.selection import Selector
@@ -145,12 +144,6 @@ def require_sizes(bench: Bench, sides: Iterable[int]) -> None:
             ) from e
 
 
-def resolutions(recipe: Recipe) -> list[int]:
-    """Side of the training crops in each epoch, in pixels."""
-    clocks = (recipe.sparsity.clock(epoch, recipe.epochs) for epoch in range(recipe.epochs))
-    return [courses.resolution(recipe.data.resolution, int(elapsed), epochs) for elapsed, epochs in clocks]
-
-
 def without_start(recipe: Recipe) -> Recipe:
     """The recipe with a model of random weights, for whoever brings weights."""
     model = recipe.model.model_copy(update={"weights": None})
@@ -162,11 +155,11 @@ def without_start(recipe: Recipe) -> Recipe:
 
 def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) -> Sparsifier[Any]:
     """The recipe's method over the weights of the layers that it may prune."""
-    _, method = methods.method(recipe.sparsity.method)
     masked = MaskedParameters(pruned(layers), ranks)
     if isinstance(recipe.sparsity, TargetBlock):
         Selector.of(recipe.sparsity).check(masked.shapes)
-    return method(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+    built: Sparsifier[Any] = method_class(recipe.sparsity.method)(recipe.sparsity, masked, recipe.epochs, recipe.seed)
+    return built
 
 
 _WORKSPACES = (":4096:8", ":16:8")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
@@ -27,7 +29,8 @@ from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
-from acdc_cli.schedule import courses
+from acdc_cli.schedule.learning_rate import learning_rate
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed
@@ -71,7 +74,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     # a run that goes on has its weights in its checkpoint: the model it once started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     bench = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
-    sides = {*setup.resolutions(recipe), recipe.data.val_crop}
+    sides = {*resolutions(recipe), recipe.data.val_crop}
     setup.require_sizes(bench, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
@@ -147,15 +150,11 @@ def _memorisation(recipe: Recipe, bench: setup.Bench, wrong: CorruptedLabels, st
 
 
 def settings(recipe: Recipe, metadata: dict[str, Any]) -> Settings:
-    optim, clock = recipe.optim, recipe.sparsity.clock
-
-    def learning_rate(progress: float) -> float:
-        return optim.lr * courses.learning_rate(optim.schedule, *clock(progress, recipe.epochs))
-
+    optim = recipe.optim
     return Settings(
         epochs=recipe.epochs,
-        learning_rate=learning_rate,
-        resolution=setup.resolutions(recipe).__getitem__,
+        learning_rate=partial(learning_rate, recipe),
+        resolution=resolutions(recipe).__getitem__,
         accumulate=optim.accumulate,
         clip_norm=optim.clip_norm,
         log_every=recipe.track.log_every,
@@ -193,7 +192,7 @@ def _fit(
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if ledger is not None:
             summary["cost"] = costs.both(
-                ledger, parts, setup.resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
+                ledger, parts, resolutions(recipe), recipe.data.batch_size, recipe.data.val_crop
             )
         for tracker in tracking:
             tracker.finish(summary)
@@ -231,10 +230,6 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
             "bring this run's own back, or train anew with --out"
         )
     return state
-
-
-_FREE = ("track.", "checkpoint.", "optim.nan_patience", "data.workers", "data.path")
-"""Keys that a run may go on with another value of: its numbers do not depend on them."""
 
 
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
@@ -278,8 +273,8 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
 
 
 def _bearing(recipe: Recipe) -> dict[str, Any]:
-    """The keys that the run's numbers depend on."""
-    return {key: value for key, value in flat(recipe.as_dict()).items() if not key.startswith(_FREE)}
+    """The keys that a resumed run may not change."""
+    return bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:

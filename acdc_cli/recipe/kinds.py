@@ -18,15 +18,21 @@ _METHODS = "acdc_cli.sparsity.methods"
 
 
 def methods() -> list[str]:
-    """The files of the methods' folder, none of which is imported."""
+    """The methods of sparse training, in alphabetical order: one file of `sparsity/methods` each. Imports none."""
     folder = Path(__file__).resolve().parent.parent / "sparsity" / "methods"
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
 
 
 def method_config(method: str) -> type[SparsityBlock]:
-    """The config class of a method's own file: the one thing above this layer that a recipe needs, hence by name."""
+    """The `Config` of a method's file, which lies above this layer and is therefore imported by name."""
     config: type[SparsityBlock] = importlib.import_module(f"{_METHODS}.{method}").Config
     return config
+
+
+def method_class(method: str) -> type[Any]:
+    """The `Method` of a method's file: the `Sparsifier` that its `Config` describes."""
+    hooks: type[Any] = importlib.import_module(f"{_METHODS}.{method}").Method
+    return hooks
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from fractions import Fraction
 from math import floor, isclose
 from typing import Annotated, Any, Literal, Self
@@ -60,6 +61,19 @@ Pixels = Annotated[PositiveInt, _at_most(10_000)]
 _THREADS = _at_most(1_000)
 
 
+class Bears(Enum):
+    """What a key of a recipe bears on; a field is marked by `Annotated[..., Bears.NOTHING]`, and its block's fields
+    with it. A field without a mark bears on the numbers. `recipe/bearing.py` tells who may ignore which."""
+
+    NUMBERS = "numbers"
+    NOTHING = "nothing"
+    """Speed, reports and warnings, and where files lie."""
+    EXECUTION = "execution"
+    """How the same computation is carried out and how often it is validated: equal up to rounding."""
+    REPETITION = "repetition"
+    """Which of several repetitions of one experiment this is."""
+
+
 class Block(BaseModel):
     """Frozen, strict (no `"3"` for 3, no `true` for 1), and no key that nobody reads."""
 
@@ -73,7 +87,7 @@ class ModelBlock(Block):
     """A model of `acdc_cli/models`, else of torchvision, else of timm; `torchvision:NAME` or `timm:NAME` to insist."""
     blurpool: bool = False
     """Blur before every strided convolution with at least 16 input channels (P2 A); parameter names stay the same."""
-    blur: Literal["convolution", "shifts"] = "convolution"
+    blur: Annotated[Literal["convolution", "shifts"], Bears.EXECUTION] = "convolution"
     """How `blurpool` is computed. `convolution`: depthwise. `shifts`: as a sum of shifted copies, which torch.compile
     fuses with the operations around it; slower without. Both are the same function up to rounding."""
     weights: str | None = None
@@ -128,12 +142,12 @@ class CorruptLabelsBlock(Block):
 class DataBlock(Block):
     name: str
     """A data set of `acdc data list`."""
-    path: str | None = None
+    path: Annotated[str | None, Bears.NOTHING] = None
     """Folder with `train.beton` and `val.beton`, or the image folders `train/` and `val/`. Default: `data/<name>`."""
-    loader: Literal["auto", "ffcv", "torch"] = "auto"
+    loader: Annotated[Literal["auto", "ffcv", "torch"], Bears.EXECUTION] = "auto"
     """`auto` takes FFCV where it is installed and the data is a .beton, and says which it took. Small sets of raw
     images whose crops are not resized (CIFAR, the demo) are kept on the device instead: the pixels are the same."""
-    workers: Annotated[NonNegativeInt, _THREADS] | None = None
+    workers: Annotated[Annotated[NonNegativeInt, _THREADS] | None, Bears.NOTHING] = None
     """Threads (FFCV) or processes (torch) that decode images, for each process that trains. Default: one a core."""
     batch_size: PositiveInt
     """Images in one optimiser step, over all devices and accumulated parts."""
@@ -141,7 +155,7 @@ class DataBlock(Block):
     """Train on this many images only, spread evenly over the set: for a quick trial. Default: all."""
     val_images: PositiveInt | None = None
     """Validate on this many images only, in the same way. Default: all."""
-    val_batch_size: PositiveInt | None = None
+    val_batch_size: Annotated[PositiveInt | None, Bears.EXECUTION] = None
     """Images in a process's validation batch; the numbers do not depend on it. Default: its part of `batch_size`."""
     corrupt_labels: CorruptLabelsBlock | None = None
     """Train on some wrong labels, and track at each epoch's end how those images are classified (P1 4). The images are
@@ -243,7 +257,7 @@ class _Optim(Block):
     name: str
     lr: PositiveFloat
     """Peak learning rate, as it is used: it is never scaled behind your back."""
-    lr_batch: PositiveInt | None = None
+    lr_batch: Annotated[PositiveInt | None, Bears.NOTHING] = None
     """Batch size that `lr` was chosen for; `acdc train` warns when `data.batch_size` is another."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay of convolution and linear weights."""
@@ -253,9 +267,9 @@ class _Optim(Block):
     """Learning rate over the run, set at every iteration."""
     clip_norm: PositiveFloat | None = None
     """Clip the gradient's global norm to this."""
-    nan_patience: PositiveInt = 10
-    """Steps in a row whose loss is no number until the run stops; none of them changes a weight. Seen when the loss is
-    looked at, every `track.log_every` steps."""
+    nan_patience: Annotated[PositiveInt, Bears.NOTHING] = 10
+    """The run stops after this many steps in a row whose loss is NaN or infinite; such a step changes no weight. The
+    loss is checked every `track.log_every` steps."""
     accumulate: PositiveInt = 1
     """Split a batch into this many forward and backward passes, to save memory."""
 
@@ -453,7 +467,7 @@ class CheckpointBlock(Block):
 
 
 class Recipe(Block):
-    name: str = Field(
+    name: Annotated[str, Bears.REPETITION] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         json_schema_extra={
             "expected": "a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -462,28 +476,30 @@ class Recipe(Block):
     """Names the run directory: runs/<name>-<seed>."""
     epochs: EpochCount
     """Passes over the training set."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), Bears.REPETITION] = 0
     """Initial weights, order of the epochs and augmentation follow from it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Bears.EXECUTION] = "auto"
     """`auto`: CUDA when there is one."""
-    threads: Annotated[PositiveInt, _THREADS] | None = None
+    threads: Annotated[Annotated[PositiveInt, _THREADS] | None, Bears.EXECUTION] = None
     """CPU threads of one operation; default: one a core. A small model on a busy machine is faster with fewer, and a
     run is the same to the bit only on as many."""
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
     """`auto`: bf16 on CUDA, fp32 on the CPU. fp16 scales the loss. fp32 is IEEE float32 everywhere. tf32 lets CUDA
     round the factors of convolutions and matrix products to 10 bits, which is several times faster. What bf16 and fp16
     leave in float32 is IEEE float32."""
-    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] | bool = "auto"
+    compile: Annotated[Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] | bool, Bears.EXECUTION] = (
+        "auto"
+    )
     """The mode of torch.compile. `auto`: default on CUDA, off on the CPU. reduce-overhead replays CUDA graphs, which
     helps small models and batches and takes more memory. max-autotune does so too, and tries out kernels for minutes
     before it starts. Older recipes have true for default and false for off."""
-    channels_last: bool = True
+    channels_last: Annotated[bool, Bears.EXECUTION] = True
     """Memory layout of images and weights; faster on GPUs and most CPUs."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, Bears.EXECUTION] = False
     """The same run to the bit every time on the same GPU: cuDNN and torch take deterministic algorithms only, and
     cuDNN does not choose by timing. Slower; an operation that has no such algorithm ends the run with its name. On the
     CPU runs are the same to the bit in any case."""
-    eval_every: PositiveInt = 1
+    eval_every: Annotated[PositiveInt, Bears.EXECUTION] = 1
     """Epochs between two validations. An epoch that ends a phase, ends the run or keeps its model is always validated;
     the records of the others have null in place of validation metrics. `last_phase: dense_best` chooses among the
     epochs that are validated."""
@@ -499,8 +515,8 @@ class Recipe(Block):
     """Average the weights over the steps, in an exponential moving average with the masks of the model. It is judged
     at each epoch's end (`ema_top1`, …) and saved beside the pair, as sparse-ema and dense-ema.safetensors. Default: no.
     """
-    track: TrackBlock = TrackBlock()
-    checkpoint: CheckpointBlock = CheckpointBlock()
+    track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
+    checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value, defaults included: what resolved.yaml holds."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from acdc_cli.studies.converged import rises
-from acdc_cli.studies.summary import Group, Series, Spread, Summary, distance
+from acdc_cli.statistics import Spread, distance, rises
+from acdc_cli.studies.summary import Group, Series, Summary
 
 Verdict = Literal["under-trained", "looks under-trained", "not under-trained", "past its best length"]
 

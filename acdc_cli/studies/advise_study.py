@@ -9,10 +9,11 @@ from typing import Any
 
 from acdc_cli.errors import RunError
 from acdc_cli.recipe import shipped
+from acdc_cli.statistics import Spread
 from acdc_cli.studies import advice as studies
 from acdc_cli.studies import results
 from acdc_cli.studies.advice import Advice, Lengths
-from acdc_cli.studies.summary import Group, Spread, Summary, summarise
+from acdc_cli.studies.summary import Group, Summary, summarise
 
 _KEYS = ("top1", "train_loss", "entropy")
 

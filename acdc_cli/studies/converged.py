@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from math import sqrt
-from statistics import fmean, variance
 
+from acdc_cli.statistics import rises
 from acdc_cli.studies.grid import Cell, key_of, override
 from acdc_cli.studies.run_queue import Row, RunQueue
 
 Series = tuple[tuple[str, object], ...]
 """What cells have in common that differ in their length and their seed only."""
-
-
-def rises(before: Sequence[float], last: Sequence[float]) -> bool:
-    """Is the mean of `last` above that of `before` by more than one sample standard deviation over seeds?
-
-    That is pooled over both lengths. One seed has none, and so there is never a verdict.
-    """
-    if min(len(before), len(last)) < 2:
-        return False
-    freedom = len(before) + len(last) - 2
-    pooled = ((len(before) - 1) * variance(before) + (len(last) - 1) * variance(last)) / freedom
-    return fmean(last) - fmean(before) > sqrt(pooled)
 
 
 def next_length(accuracies: Mapping[int, Sequence[float | None]]) -> int | None:

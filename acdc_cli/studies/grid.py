@@ -41,6 +41,14 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Adjustment:
+    """Settings of the runs that have all these values."""
+
+    where: Mapping[str, Name]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Grid:
     axes: Mapping[str, tuple[Value, ...]]
     common: Mapping[str, Any]
@@ -49,6 +57,8 @@ class Grid:
     """Axes of the same number of values, which advance together; each axis in one of them at most."""
     excluded: tuple[Mapping[str, Name], ...] = ()
     """No runs with all values of one of these."""
+    adjustments: tuple[Adjustment, ...] = ()
+    """Settings over those of the axes."""
 
     def cells(self) -> list[Cell]:
         """The last axis changes fastest."""
@@ -83,15 +93,20 @@ class Grid:
         return tuple(each for each in self.axes if each in group)
 
     def _is_excluded(self, values: Mapping[str, Value]) -> bool:
-        return any(all(values[axis].name == name for axis, name in each.items()) for each in self.excluded)
+        return any(_has(values, each) for each in self.excluded)
 
     def _cell(self, values: Mapping[str, Value]) -> Cell:
         names = {axis: value.name for axis, value in values.items()}
         own = [setting for value in values.values() for setting in value.settings.items()]
+        own += [setting for each in self.adjustments if _has(values, each.where) for setting in each.settings.items()]
         # what chooses a kind of block comes last: with it, keys that only the other kind knows fall away
         own.sort(key=lambda setting: setting[0] in _KINDS)
         overrides = [override(key, value) for key, value in [*self.common.items(), *own]]
         return Cell(key_of(names), names, tuple(overrides))
+
+
+def _has(values: Mapping[str, Value], names: Mapping[str, Name]) -> bool:
+    return all(values[axis].name == name for axis, name in names.items())
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.run_queue import RunQueue
@@ -20,21 +20,6 @@ Value = str | int | float
 
 _ALIKE = 0.005
 """Shares of pruned weights that differ by less count as the same: learned ones move a little to the end."""
-_FREE = (
-    "name",
-    "epochs",
-    "seed",
-    "device",
-    "threads",
-    "deterministic",
-    "eval_every",
-    "compile",
-    "channels_last",
-    "track",
-    "checkpoint",
-)
-"""Keys that make no other series of runs, beside those of where the data lie and how they are read."""
-_FREE_DATA = ("path", "loader", "workers", "val_batch_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +78,8 @@ class Run:
     def images_and_model(self) -> Mapping[str, Any]:
         """Only runs that agree in these have losses and entropies that can be compared."""
         assert self.recipe is not None
-        data = {key: value for key, value in self.recipe["data"].items() if key not in (*_FREE_DATA, "batch_size")}
-        # the forms of a blur are one function
-        model = {key: value for key, value in self.recipe["model"].items() if key != "blur"}
-        return flat({"model": model, "data": data, "task": self.recipe["task"]})
+        keys = bearing({block: self.recipe[block] for block in ("model", "data", "task")}, SAME_EXPERIMENT)
+        return {key: value for key, value in keys.items() if key != "data.batch_size"}
 
 
 def folder_of(study: str) -> Path:
@@ -207,9 +190,8 @@ def _axes(run: Run, keys: Mapping[str, Any], varying: Sequence[str]) -> dict[str
 
 def _bearing(run: Run) -> dict[str, Any]:
     assert run.recipe is not None
-    blocks = {key: value for key, value in run.recipe.items() if key not in _FREE}
-    blocks["data"] = {key: value for key, value in blocks["data"].items() if key not in _FREE_DATA}
-    return flat(blocks)
+    # the length is an axis of its own
+    return {key: value for key, value in bearing(run.recipe, SAME_EXPERIMENT).items() if key != "epochs"}
 
 
 def _a_length(key: str) -> bool:

@@ -20,7 +20,7 @@ from acdc_cli.recipe.schema import Block, Recipe
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_text
-from acdc_cli.studies.grid import Cell, Grid, Name, Value
+from acdc_cli.studies.grid import Adjustment, Cell, Grid, Name, Value
 
 Scalar = bool | int | float | str | None
 
@@ -70,6 +70,15 @@ class BudgetBlock(Block):
         return {key: limit for key, limit in self.model_dump().items() if limit is not None}
 
 
+class AdjustmentBlock(Block):
+    where: dict[str, Scalar] = Field(
+        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `sparsity: 0.98`"}
+    )
+    """Values of axes; a run that has them all is adjusted."""
+    set: dict[str, Any]
+    """Keys of the recipe, as for `--set`, over those of the axes."""
+
+
 class StudyBlock(Block):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
@@ -91,6 +100,8 @@ class StudyBlock(Block):
     """Axes that advance together instead: the first value of one with the first of the other."""
     exclude: list[dict[str, Scalar]] = []
     """Combinations of which no runs are made."""
+    adjust: list[AdjustmentBlock] = []
+    """Keys that some combinations need: a method's own at one sparsity, for example."""
     budget: BudgetBlock = BudgetBlock()
 
 
@@ -191,7 +202,8 @@ def _grid(block: StudyBlock) -> Grid:
         axes={axis: tuple(_value(axis, value) for value in _values(block, axis)) for axis in block.axes},
         common=block.set,
         zipped=tuple(map(tuple, block.zip)),
-        excluded=tuple({axis: _name(value) for axis, value in each.items()} for each in block.exclude),
+        excluded=tuple(_names(each) for each in block.exclude),
+        adjustments=tuple(Adjustment(_names(each.where), each.set) for each in block.adjust),
     )
 
 
@@ -202,6 +214,10 @@ def _values(block: StudyBlock, axis: str) -> Values:
 
 def _until_converged(block: StudyBlock) -> bool:
     return any(isinstance(given, LengthsBlock) and given.until_converged for given in block.axes.values())
+
+
+def _names(values: Mapping[str, Scalar]) -> dict[str, Name]:
+    return {axis: _name(value) for axis, value in values.items()}
 
 
 def _name(value: Scalar) -> Name:
@@ -238,12 +254,18 @@ def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
     for number, each in enumerate(block.exclude):
         if not each:
             yield problem_at(root, ("exclude", number), "it names no axis, so it would exclude every run; remove it")
-        for axis, value in each.items():
-            if axis not in names:
-                yield problem_at(root, ("exclude", number, axis), _no_axis(axis, names))
-            elif _name(value) not in (known := [_value(axis, given).name for given in _values(block, axis)]):
-                path = ("exclude", number, axis)
-                yield problem_at(root, path, unknown_name(_name(value), [str(name) for name in known]))
+        yield from _misfits_of_names(root, block, ("exclude", number), each)
+    for number, adjustment in enumerate(block.adjust):
+        yield from _misfits_of_names(root, block, ("adjust", number, "where"), adjustment.where)
+
+
+def _misfits_of_names(root: Entry, block: StudyBlock, path: KeyPath, values: Mapping[str, Scalar]) -> Iterator[Problem]:
+    """Axes that the study does not have, and values that its axes do not have."""
+    for axis, value in values.items():
+        if axis not in block.axes:
+            yield problem_at(root, (*path, axis), _no_axis(axis, list(block.axes)))
+        elif _name(value) not in (known := [_value(axis, given).name for given in _values(block, axis)]):
+            yield problem_at(root, (*path, axis), unknown_name(_name(value), [str(name) for name in known]))
 
 
 def _no_axis(axis: str, names: list[str]) -> str:

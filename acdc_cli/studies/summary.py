@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, stdev, variance
 from typing import Any
 
+from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run, Value
 
 METRICS = {
@@ -17,44 +16,6 @@ METRICS = {
     "val_loss": "validation loss",
 }
 """Keys of an epoch's record, and what they are called; the losses and the entropy are in nats."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values of runs that differ in their seed alone."""
-
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """The sample's (n - 1); one value has none."""
-        return stdev(self.values) if self.n > 1 else None
-
-
-def pooled_std(*samples: Spread) -> float | None:
-    """The standard deviation that the samples have around their own means; None where no sample has two values."""
-    known = [sample for sample in samples if sample.n > 1]
-    if not known:
-        return None
-    squares = sum((sample.n - 1) * variance(sample.values) for sample in known)
-    return sqrt(squares / sum(sample.n - 1 for sample in known))
-
-
-def distance(sample: Spread, reference: Spread) -> float | None:
-    """How far the mean lies above the reference's, in pooled standard deviations.
-
-    None where either has fewer than two values, or where there is no spread at all.
-    """
-    pooled = pooled_std(sample, reference) if min(sample.n, reference.n) > 1 else None
-    return (sample.mean - reference.mean) / pooled if pooled else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +97,11 @@ class Along:
     @property
     def numeric(self) -> bool:
         return all(isinstance(value, int | float) for value in self.values)
+
+    @property
+    def sparsities(self) -> bool:
+        """Whether these are sparsities, of which a dense model has none."""
+        return self.axis in ("sparsity", "sparsity.target")
 
     @property
     def log(self) -> bool:

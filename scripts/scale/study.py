@@ -10,7 +10,7 @@ from functools import cache
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule.courses import resolution
+from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.studies.study import load_study
 from scripts.scale.parts import Machine, Model
 from scripts.scale.run import Failures, Outcome, Work, simulate
@@ -36,10 +36,7 @@ class Cell:
 
 @cache
 def cells() -> tuple[Cell, ...]:
-    return tuple(
-        Cell(key, tuple(resolution(recipe.data.resolution, epoch, recipe.epochs) for epoch in range(recipe.epochs)))
-        for key, recipe in load_study(STUDY).recipes().items()
-    )
+    return tuple(Cell(key, tuple(resolutions(recipe))) for key, recipe in load_study(STUDY).recipes().items())
 
 
 @cache

@@ -23,7 +23,7 @@ from torch import Tensor
 from acdc_cli.analysis import agreement
 from acdc_cli.analysis.agreement import draw_differences, partners
 from acdc_cli.analysis.base.outputs import Pairs, class_names, compare, mcnemar, of_sums, same_images, sums, top_class
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
@@ -175,11 +175,11 @@ def test_mcnemar_is_the_binomial_test_of_a_half() -> None:
 
 def test_an_interrupted_comparison_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first, second = model(random_logits(1)), model(random_logits(2))
-    desk = Desk(tmp_path / "desk", "two models", every_seconds=0)
+    workspace = Workspace(tmp_path / "workspace", "two models", every_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        compare(first, second, Pairs(Drawn(2, LABELS, dies_at=3), Drawn(2, LABELS)), desk)
+        compare(first, second, Pairs(Drawn(2, LABELS, dies_at=3), Drawn(2, LABELS)), workspace)
     rest = Drawn(2, LABELS), Drawn(2, LABELS)
-    assert compare(first, second, Pairs(*rest), desk) == compare(first, second, Pairs(Drawn(2, LABELS)))
+    assert compare(first, second, Pairs(*rest), workspace) == compare(first, second, Pairs(Drawn(2, LABELS)))
     assert (rest[0].drawn, rest[1].drawn) == ([3, 4], [3, 4])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acdc_cli.analysis.base import analyses, plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.recipe.schema import Block, Recipe
@@ -50,7 +50,7 @@ VALUES = [0.1, 0.2, 0.7, 1e8, 0.3]
 
 
 def test_sums_are_of_every_batch_in_float64() -> None:
-    found = FORGETFUL.sums("pass", Numbers(VALUES), parts, "numbers")
+    found = UNSAVED.sums("pass", Numbers(VALUES), parts, "numbers")
     assert found["count"] == 5
     assert found["sum"].dtype == torch.float64
     expected = sum((torch.tensor(value).double() for value in VALUES), torch.zeros((), dtype=torch.float64))
@@ -58,36 +58,36 @@ def test_sums_are_of_every_batch_in_float64() -> None:
 
 
 def test_a_pass_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk", "model 1")
+    workspace = Workspace(tmp_path / "workspace", "model 1")
     with pytest.raises(KeyboardInterrupt):
-        desk.sums("pass", Numbers(VALUES, dies_at=3), parts, "numbers")
+        workspace.sums("pass", Numbers(VALUES, dies_at=3), parts, "numbers")
     rest = Numbers(VALUES)
-    assert desk.sums("pass", rest, parts, "numbers") == FORGETFUL.sums("pass", Numbers(VALUES), parts, "numbers")
+    assert workspace.sums("pass", rest, parts, "numbers") == UNSAVED.sums("pass", Numbers(VALUES), parts, "numbers")
     assert rest.drawn == [3, 4]
 
 
 def test_a_finished_pass_is_not_done_again_and_others_are_not_taken_for_it(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk", "model 1")
-    desk.sums("pass", Numbers(VALUES), parts, "numbers")
+    workspace = Workspace(tmp_path / "workspace", "model 1")
+    workspace.sums("pass", Numbers(VALUES), parts, "numbers")
     again, another, changed = Numbers(VALUES), Numbers(VALUES), Numbers(VALUES)
-    desk.sums("pass", again, parts, "numbers")
-    desk.sums("other pass", another, parts, "numbers")
-    Desk(tmp_path / "desk", "model 2").sums("pass", changed, parts, "numbers")
+    workspace.sums("pass", again, parts, "numbers")
+    workspace.sums("other pass", another, parts, "numbers")
+    Workspace(tmp_path / "workspace", "model 2").sums("pass", changed, parts, "numbers")
     assert (again.drawn, another.drawn, changed.drawn) == ([], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
 
 
 def test_damaged_unfinished_work_is_done_again(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk", "model 1")
-    desk.keep("pass", {"sum": torch.ones(3)})
-    (file,) = (tmp_path / "desk").iterdir()
+    workspace = Workspace(tmp_path / "workspace", "model 1")
+    workspace.keep("pass", {"sum": torch.ones(3)})
+    (file,) = (tmp_path / "workspace").iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    assert desk.kept("pass") is None
+    assert workspace.kept("pass") is None
 
 
 def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk", "model 1")
-    desk.keep("pass", {"sum": torch.ones(3)})
-    desk.clear()
+    workspace = Workspace(tmp_path / "workspace", "model 1")
+    workspace.keep("pass", {"sum": torch.ones(3)})
+    workspace.clear()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,8 +211,8 @@ def test_who_breaks_off_is_told_how_to_go_on(
 ) -> None:
     from acdc_cli.analysis import calibration
 
-    def broken_off(model: object, images: object, bins: int, desk: Desk, *rest: object) -> None:
-        desk.keep("pass", {"sum": torch.ones(1)})
+    def broken_off(model: object, images: object, bins: int, workspace: Workspace, *rest: object) -> None:
+        workspace.keep("pass", {"sum": torch.ones(1)})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(calibration, "calibrate", broken_off)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.calibration import Calibration, calibrate, difference, draw, measured, of_sums, sums
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
@@ -136,11 +136,13 @@ def test_measures_are_those_of_plain_loops_whatever_the_batches(
 def test_an_interrupted_calibration_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     labels = [0, 1, 2, 0, 1, 2, 0, 1]
-    desk = Desk(tmp_path / "desk", "a model", every_seconds=0)
+    workspace = Workspace(tmp_path / "workspace", "a model", every_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model(logits), Images(labels, dies_at=2), desk=desk)
+        calibrate(model(logits), Images(labels, dies_at=2), workspace=workspace)
     # an empty bin's means are NaN, which equals nothing but in its text
-    assert repr(calibrate(model(logits), Images(labels), desk=desk)) == repr(calibrate(model(logits), Images(labels)))
+    assert repr(calibrate(model(logits), Images(labels), workspace=workspace)) == repr(
+        calibrate(model(logits), Images(labels))
+    )
 
 
 def test_no_image_is_refused() -> None:

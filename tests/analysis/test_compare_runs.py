@@ -18,13 +18,13 @@ from command import Acdc
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from acdc_cli.analysis.base.paired import paired
 from acdc_cli.analysis.compare import Group, Known, _findings, against_first, differing, grouped
 from acdc_cli.errors import RunError
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.recipe.flat import flat
 from acdc_cli.runs.outcome import Outcome, outcome
 from acdc_cli.runs.run_dir import open_run
+from acdc_cli.statistics import paired
 
 VALUES = dict.fromkeys(("val_loss", "entropy", "dense_top1", "sparsity_all", "nonzero", "seconds"), 1.0) | {
     f"{key}_flops_{book}": 1e9 for key in ("inference", "train") for book in ("nominal", "measured")
@@ -83,7 +83,9 @@ def test_runs_that_differ_in_their_seed_alone_are_a_group() -> None:
     runs = [
         run("a-0", 0, 0.9),
         run("b-0", 0, 0.8, **{"optim.lr": 0.2}),
-        run("a-1", 1, 0.7, device="cpu", **{"track.wandb": "online", "data.path": "elsewhere"}),
+        run(
+            "a-1", 1, 0.7, device="cpu", **{"data.path": "elsewhere", "optim.nan_patience": 3, "track.wandb": "online"}
+        ),
         run("c-0", 0, 0.8, **{"data.val_images": 10}),
     ]
     groups = grouped(runs)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from acdc_cli.analysis.base.subject import Loaded
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.corruptions import (
     Scores,
     correct,
@@ -188,22 +188,22 @@ def test_broken_off_and_gone_on_with_gives_the_same_numbers(
             raise KeyboardInterrupt
         return correct(*arguments)  # type: ignore[arg-type]
 
-    def measured(desk: Desk) -> Scores:
+    def measured(workspace: Workspace) -> Scores:
         with digits(trained) as (models, loader), Corrupter(0, workers=0) as corrupter:
-            return scores_of(models, loader, MadeAnew(corrupter).under, ["glass_blur"], [3], desk)["run"]
+            return scores_of(models, loader, MadeAnew(corrupter).under, ["glass_blur"], [3], workspace)["run"]
 
-    desk = Desk(tmp_path / "desk")
+    workspace = Workspace(tmp_path / "workspace")
     with monkeypatch.context() as patched:
         patched.setattr("acdc_cli.analysis.corruptions.correct", dying)
         with pytest.raises(KeyboardInterrupt):
-            measured(desk)
+            measured(workspace)
     made: list[int] = []
     original: Callable[..., Pixels] = corrupt
     monkeypatch.setattr(
         "acdc_cli.data.image_corruption.corrupt",
         lambda images, indices, *rest: made.extend(indices) or original(images, indices, *rest),  # type: ignore[func-returns-value]
     )
-    assert measured(desk) == measured(FORGETFUL)
+    assert measured(workspace) == measured(UNSAVED)
     # 60 of 100 images were done
     assert made == [*range(60, 100), *range(100)]
 

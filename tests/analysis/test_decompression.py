@@ -11,7 +11,7 @@ import pytest
 from command import Acdc
 
 from acdc_cli.analysis import decompression
-from acdc_cli.analysis.base.workspace import FORGETFUL
+from acdc_cli.analysis.base.workspace import UNSAVED
 from acdc_cli.analysis.decompression import DensePhase, dense_phases, draw
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.load import load
@@ -61,7 +61,7 @@ def a_run(folder: Path, found: list[dict[str, Any]], *overrides: str) -> Any:
 
 
 def legend(*subjects: Any) -> list[str]:
-    (figure,) = decompression.analyze(subjects, Block(), FORGETFUL).figures.values()
+    (figure,) = decompression.analyze(subjects, Block(), UNSAVED).figures.values()
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
@@ -79,7 +79,7 @@ def test_sparse_phases_are_not_shaded_where_runs_have_other_ones(tmp_path: Path)
 def test_a_run_that_never_decompressed_is_refused_by_name(tmp_path: Path) -> None:
     for name, found in (("dense", RUN[:1]), ("sparse", RUN[1:3]), ("early", RUN[:3])):
         with pytest.raises(RunError, match=f"{name}: no dense phase came after a sparse one"):
-            decompression.analyze([a_run(tmp_path / name, found)], Block(), FORGETFUL)
+            decompression.analyze([a_run(tmp_path / name, found)], Block(), UNSAVED)
 
 
 def test_the_command(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> None:

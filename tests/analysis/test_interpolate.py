@@ -19,7 +19,7 @@ from torch import nn
 from acdc_cli.analysis.base.batch_norm import re_estimate
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.path import State, between
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
 from acdc_cli.jobs.setup import Bench
 from acdc_cli.training.evaluate import evaluate
@@ -146,16 +146,16 @@ def test_a_path_that_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> 
     judge, images, others = float_bench(0), FixedImages(9, 4), FixedImages(12, 5)
     ends = [lambda: state_of(float_bench(1)), lambda: state_of(float_bench(2))]
 
-    def walked(desk: Desk, epochs: int) -> list[dict[str, Any]]:
+    def walked(workspace: Workspace, epochs: int) -> list[dict[str, Any]]:
         interrupted: Any = Interrupted(images, epochs)
-        return walk(judge, ends, {"val": interrupted}, settle(judge, others), points=2, desk=desk)
+        return walk(judge, ends, {"val": interrupted}, settle(judge, others), points=2, workspace=workspace)
 
-    whole = walked(FORGETFUL, 8)
+    whole = walked(UNSAVED, 8)
     for epochs in range(8):
-        desk = Desk(tmp_path / str(epochs), "the same")
+        workspace = Workspace(tmp_path / str(epochs), "the same")
         with pytest.raises(Killed):
-            walked(desk, epochs)
-        assert walked(desk, 8 - epochs) == whole
+            walked(workspace, epochs)
+        assert walked(workspace, 8 - epochs) == whole
 
 
 def few(*more: str) -> list[str]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acdc_cli.analysis import masks as analysis
-from acdc_cli.analysis.base.workspace import FORGETFUL
+from acdc_cli.analysis.base.workspace import UNSAVED
 from acdc_cli.analysis.masks import Options, Weights, exchanged, history, iou, nested, nonzero, overlap, updates
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import Kept, RunDir
@@ -159,7 +159,7 @@ def a_run(folder: Path, recipe: str, densities: dict[int, float], kinds: str = "
 
 
 def pairs(subject: Any, **options: Any) -> list[dict[str, Any]]:
-    found = analysis.analyze([subject], Options(**options), FORGETFUL).numbers["series"][subject.name]["overlaps"]
+    found = analysis.analyze([subject], Options(**options), UNSAVED).numbers["series"][subject.name]["overlaps"]
     assert isinstance(found, list)
     return found
 

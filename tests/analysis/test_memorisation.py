@@ -118,6 +118,5 @@ def test_a_run_with_true_labels_is_refused_with_the_way_out(
 ) -> None:
     result = acdc("analyze", "memorisation", memorising[0], trained, "--out", in_tmp)
     assert result.exit_code == 2
-    said = f"{trained.name} has no corrupted labels; train with --set data.corrupt_labels.count=1000"
-    assert said in " ".join(result.stderr.split())
+    assert f"{trained.name} has no corrupted labels" in " ".join(result.stderr.split())
     assert list(in_tmp.iterdir()) == []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from acdc_cli.analysis.base.evenly import Evenly
-from acdc_cli.analysis.base.workspace import Desk
+from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.sharpness import (
     Options,
     Sharpness,
@@ -280,11 +280,11 @@ def test_what_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = sharpness_of(bench, data, options)
     calls = 2 * (6 + 4)
     for call in range(1, calls, 3):
-        desk = Desk(tmp_path / str(call), "the same")
+        workspace = Workspace(tmp_path / str(call), "the same")
         with pytest.raises(Killed):
-            sharpness_of(dying_at(call, bench), data, options, desk)
+            sharpness_of(dying_at(call, bench), data, options, workspace)
         left = calls - call + call % 2
-        assert numbers(sharpness_of(dying_at(left, bench), data, options, desk)) == numbers(whole)
+        assert numbers(sharpness_of(dying_at(left, bench), data, options, workspace)) == numbers(whole)
 
 
 def settings(*more: str) -> list[str]:

@@ -194,7 +194,7 @@ CHECKPOINTS = [
         "weights without data",
         saved(lambda weights: weights | {"fc.bias": torch.zeros(2, device="meta")}),
         FOREIGN,
-        "c.pt: fc.bias is sparse, quantised, complex or without data; save it as a dense tensor of numbers",
+        "c.pt: fc.bias is sparse, quantised, complex or without data; …",
     ),
     Case(
         "no state dict",
@@ -218,26 +218,25 @@ CHECKPOINTS = [
         "text",
         wrote("c.pt", "hello"),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, or a damaged one: …); fetch or write the file again",
+        "cannot read the weights in c.pt (no torch file, …",
     ),
     Case(
         "recipe",
         nothing,
         "eval --checkpoint small.yaml",
-        "cannot read the weights in small.yaml (no torch file, or a damaged one: …); fetch or write the file again",
+        "cannot read the weights in small.yaml (no torch file, …",
     ),
     Case(
         "truncated",
         all_of(saved(dict), cut("c.pt", 3000)),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, or a damaged one: …); fetch or write the file again",
+        "cannot read the weights in c.pt (no torch file, …",
     ),
     Case(
         "our checkpoint, truncated",
         cut("run/checkpoints/last.pt", 5000),
         "eval --checkpoint run/checkpoints/last.pt",
-        "cannot read the weights in run/checkpoints/last.pt (no torch file, or a damaged one: …); "
-        "fetch or write the file again",
+        "cannot read the weights in run/checkpoints/last.pt (no torch file, …",
     ),
     Case(
         "pickled code",
@@ -264,14 +263,13 @@ CHECKPOINTS = [
         "safetensors with broken metadata",
         recorded("{"),
         "eval --checkpoint c.safetensors",
-        "c.safetensors cannot be read (…); fetch or write the file again",
+        "c.safetensors cannot be read …",
     ),
     Case(
         "safetensors without our recipe",
         recorded('{"recipe": {"epochs": 2}}'),
         "eval --checkpoint c.safetensors --model resnet8",
-        "c.safetensors: name: missing; expected a name of at most 100 letters, digits, dots, dashes "
-        "and underscores, a letter or digit first\n"
+        "c.safetensors: name: missing; …\n"
         "c.safetensors: model: missing; expected a block with at least name\n"
         "c.safetensors: data: missing; expected a block with at least name, batch_size\n"
         "c.safetensors: optim: missing; expected a block whose name is adamw, lamb, lars or sgd\n"
@@ -297,7 +295,7 @@ CHECKPOINTS = [
         "dense model to start from that is missing",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=photos",
-        "photos is no run directory: it has no resolved.yaml; give one that `acdc train` made",
+        "photos is no run directory: …",
     ),
     Case(
         "two models to start from",

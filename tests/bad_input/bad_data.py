@@ -83,17 +83,13 @@ READ = [
         "no training images",
         gone("photos/train"),
         PHOTOS,
-        "the data set folder has no train: in HOME/photos lies neither a .beton file of that name nor"
-        " a folder of images. Write it: `acdc data write folder --source /path/to/folder --out "
-        "photos`. Or say where it lies: --set data.path=FOLDER",
+        "the data set folder has no train: in HOME/photos lies neither a .beton file …",
     ),
     Case(
         "file where images should be",
         all_of(gone("photos/val"), wrote("photos/val", "")),
         PHOTOS,
-        "the data set folder has no val: in HOME/photos lies neither a .beton file of that name nor a"
-        " folder of images. Write it: `acdc data write folder --source /path/to/folder --out photos`."
-        " Or say where it lies: --set data.path=FOLDER",
+        "the data set folder has no val: in HOME/photos lies neither a .beton file …",
     ),
     Case(
         "class missing in validation",
@@ -125,8 +121,7 @@ READ = [
         "image that is cut off",
         cut("photos/train/cat/00.png", 500),
         PHOTOS,
-        "photos/train/cat/00.png: the image cannot be read (…). Repair or remove it, or write the set"
-        " without such images: `acdc data write … --skip-bad`.",
+        "photos/train/cat/00.png: the image cannot be read …",
         ("runs",),
     ),
     Case(
@@ -218,13 +213,13 @@ READ = [
         "manifest endlessly deep",
         wrote(f"{TRAIN}.json", 100_000 * "["),
         SET,
-        "set/train.beton.json: not readable (…). Write the data set again.",
+        "set/train.beton.json: not readable …",
     ),
     Case(
         "manifest of another version",
         entry(f"{TRAIN}.json", version=2),
         SET,
-        "set/train.beton.json: not a manifest of version 1. Write the data set again with this acdc.",
+        "set/train.beton.json: not a manifest of version 1. …",
     ),
     Case(
         "manifest with another key",

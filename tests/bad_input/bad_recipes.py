@@ -80,10 +80,8 @@ FILES = [
         "unknown key of a ramp",
         changed("path", "resolution: {start_size: 32, end_size: 64, ends: 1}, path"),
         TRAIN,
-        "small.yaml:4: data.resolution.end: missing; expected a whole number of at least 0 or a share of the run such "
-        "as 10%\n"
-        "small.yaml:4: data.resolution.ends: unknown key; did you mean end? (allowed: start_size, end_size, begin, "
-        "end, step)",
+        "small.yaml:4: data.resolution.end: missing; …\n"
+        "small.yaml:4: data.resolution.ends: unknown key; did you mean end? …",
     ),
     Case(
         "key of another method",
@@ -162,16 +160,13 @@ FILES = [
         "name that is a path",
         changed("name: small", "name: ../small"),
         TRAIN,
-        "small.yaml:2: name: expected a name of at most 100 letters, digits, dots, dashes and "
-        'underscores, a letter or digit first, found "../small"',
+        'small.yaml:2: name: expected a name of …, found "../small"',
     ),
     Case(
         "endless name",
         changed("name: small", f"name: {300 * 'a'}"),
         TRAIN,
-        "small.yaml:2: name: expected a name of at most 100 letters, digits, dots, dashes and "
-        "underscores, a letter or digit first, found "
-        '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…',
+        'small.yaml:2: name: expected a name of …, found "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…',
     ),
     Case(
         "duplicate key",
@@ -240,8 +235,7 @@ FILES = [
         "target that the pattern forbids",
         changed("target: 0.5", "target: 0.9, pattern: 2:4"),
         TRAIN,
-        "small.yaml:6: sparsity.target: 2:4 keeps 2 of every 4 weights, a sparsity of 0.5, found 0.9;"
-        " write target: 0.5, or take another pattern",
+        "small.yaml:6: sparsity.target: 2:4 keeps 2 of every 4 weights, …",
     ),
     Case(
         "phases that do not fit",
@@ -287,21 +281,19 @@ FILES = [
         "extends of several",
         changed("extends: demo", "extends: [demo, demo_gmp]"),
         TRAIN,
-        "small.yaml:1: extends: expected the path of one recipe, or a shipped recipe's name, found "
-        '["demo", "demo_gmp"]',
+        'small.yaml:1: extends: expected the path of one recipe, …, found ["demo", "demo_gmp"]',
     ),
     Case(
         "empty extends",
         changed("extends: demo", "extends:"),
         TRAIN,
-        "small.yaml:1: extends: expected the path of one recipe, or a shipped recipe's name, found nothing",
+        "small.yaml:1: extends: expected the path of one recipe, …, found nothing",
     ),
     Case(
         "tab",
         changed("epochs: 2", "model:\n\tname: resnet8"),
         TRAIN,
-        "small.yaml:4: not valid YAML: found character '\\t' that cannot start any token; indent with "
-        "spaces, not with tabs",
+        "small.yaml:4: not valid YAML: found character '\\t' that cannot start any token; …",
     ),
     Case(
         "open bracket",
@@ -320,8 +312,7 @@ FILES = [
         "wrong indentation",
         changed("epochs: 2", "  epochs: 2"),
         TRAIN,
-        "small.yaml:3: not valid YAML: mapping values are not allowed here; put a value that holds a "
-        "colon in quotes, or mend the indentation",
+        "small.yaml:3: not valid YAML: mapping values are not allowed here; …",
     ),
     Case(
         "empty file",
@@ -333,20 +324,19 @@ FILES = [
         "nothing but a comment",
         wrote("small.yaml", "# to do\n"),
         TRAIN,
-        "small.yaml: a recipe is a block of keys such as `epochs: 100`, found nothing",
+        "small.yaml: a recipe is a block of keys …, found nothing",
     ),
     Case(
         "list",
         wrote("small.yaml", "- a\n- b\n"),
         TRAIN,
-        "small.yaml: a recipe is a block of keys such as `epochs: 100`, found a list",
+        "small.yaml: a recipe is a block of keys …, found a list",
     ),
     Case(
         "prose",
         wrote("small.yaml", 1000 * "word "),
         TRAIN,
-        "small.yaml: a recipe is a block of keys such as `epochs: 100`, found 'word word word word "
-        "word word word word…",
+        "small.yaml: a recipe is a block of keys …, found 'word word word word word word word word…",
     ),
     Case(
         "binary file",
@@ -358,7 +348,7 @@ FILES = [
         "another encoding",
         wrote("small.yaml", "name: é".encode("latin-1")),
         TRAIN,
-        "small.yaml: no recipe, or one that is not saved as UTF-8 text",
+        "small.yaml: no recipe, …",
     ),
     Case(
         "zero byte",
@@ -414,8 +404,7 @@ FILES = [
         "two documents",
         changed("epochs: 2", "---\nepochs: 2"),
         TRAIN,
-        "small.yaml:3: not valid YAML: expected a single document in the stream, but found another "
-        "document in what begins on line 1; a recipe is one document, without `---` in between",
+        "small.yaml:3: not valid YAML: expected a single document …; a recipe is one document, without `---` in …",
     ),
     Case(
         "merge of no block",
@@ -472,8 +461,7 @@ OVERRIDES = [
         "--set of broken YAML",
         nothing,
         f"{TRAIN} --set sparsity=[1",
-        "--set sparsity: not valid YAML: expected ',' or ']', but got '<stream end>' in what begins "
-        "on line 1; a bracket is not closed",
+        "--set sparsity: not valid YAML: expected ',' or ']', but got '<stream end>' …; a bracket is not closed",
     ),
     Case(
         "--set of a duplicate key",

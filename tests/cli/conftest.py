@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from command import Finished, run_acdc
 from digits import image_folders
+from typer.testing import Result
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +21,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "digits"
 
 
-@pytest.fixture
-def recipe(in_tmp: Path, digits: Path) -> Path:
-    """Six short epochs of AC/DC: dense 0, sparse 1, dense 2, sparse 3, dense 4, sparse 5."""
-    path = in_tmp / "small.yaml"
+def _write_recipe(folder: Path, digits: Path) -> Path:
+    path = folder / "small.yaml"
     path.write_text(
         f"""extends: demo
 name: small
@@ -33,3 +34,31 @@ sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epoc
 """
     )
     return path
+
+
+@pytest.fixture
+def recipe(in_tmp: Path, digits: Path) -> Path:
+    """Six short epochs of AC/DC: dense 0, sparse 1, dense 2, sparse 3, dense 4, sparse 5."""
+    return _write_recipe(in_tmp, digits)
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Result]:
+    """The run of `recipe`, and what `acdc train` said."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = run_acdc("train", _write_recipe(folder, digits))
+    assert result.exit_code == 0, result.output
+    return folder / "runs/small-0", result
+
+
+@pytest.fixture
+def finished(recipe: Path, _finished: tuple[Path, Result]) -> Finished:
+    """Does what `acdc train small.yaml --out OUT` would do, whose run is trained once a session."""
+
+    def copied(out: str = "runs/small-0") -> Result:
+        shutil.copytree(_finished[0], out)
+        return _finished[1]
+
+    return copied

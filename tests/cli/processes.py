@@ -36,7 +36,10 @@ class End:
 def together(works: Sequence[Work], folder: Path) -> list[list[End]]:
     """Do each of the works in two processes that find each other; how they ended, by work and rank."""
     stores = [TCPStore("localhost", 0, is_master=True, wait_for_workers=False) for _ in works]
-    multiprocessing.spawn(_do, (works, folder, [store.port for store in stores]), nprocs=RANKS)
+    # forked from a process that has imported torch and has no threads: a pair starts at once
+    multiprocessing.set_forkserver_preload(["acdc_cli.jobs.training_run", "timm"])
+    arguments = (works, folder, [store.port for store in stores])
+    multiprocessing.start_processes(_do, arguments, nprocs=RANKS, start_method="forkserver")
     return [
         [End(**json.loads((folder / f"{number}-{rank}.json").read_text())) for rank in range(RANKS)]
         for number in range(len(works))

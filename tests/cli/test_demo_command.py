@@ -17,6 +17,7 @@ SHORT = (
     "sparsity={warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}",
     "data.loader=torch",
     "data.batch_size=200",
+    "data.images=400",
 )
 
 

@@ -1,4 +1,6 @@
-"""`acdc train --gpus N`, torchrun and srun: processes that find each other, are lost, and are asked to stop."""
+"""`acdc train --gpus N`, torchrun and srun: processes that find each other, are lost, and are asked to stop.
+
+A dozen processes that import torch; what is decided over them is tested in `jobs/test_launch.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from command import Acdc
-from processes import VIT
 
 from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
@@ -22,7 +23,6 @@ from acdc_cli.training.checkpoint import load_state
 
 COMMAND = [sys.executable, "-m", "acdc_cli"]
 SETS = (
-    VIT,
     "epochs=12",
     "device=cpu",
     "optim={name: adamw, lr: 0.002, schedule: {name: linear}}",
@@ -57,9 +57,10 @@ def undisturbed(small: Path) -> dict[str, torch.Tensor]:
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    """What is learned: batch norm's running statistics are of each process's own part of a batch."""
     state = load_state(run.checkpoints)
     assert state is not None
-    return dict(state["model"])
+    return {name: value for name, value in state["model"].items() if "running" not in name and "num_" not in name}
 
 
 def assert_finished_as(undisturbed: dict[str, torch.Tensor], run: RunDir) -> None:
@@ -83,6 +84,7 @@ def worker(agent: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been(
     small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been
     assert_finished_as(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_the_run_with_which_torchruns_processes_go_on(
     small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_signal_to_the_launcher_saves_the_run_with_which_torchruns_processes_g
     assert_finished_as(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_processes_whose_launcher_is_killed_save_and_end(small: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     process = start(*COMMAND, "train", small, *WORDS, "--set", "epochs=1000", "--out", run.path, "--gpus", "2")
@@ -134,6 +138,7 @@ def test_processes_whose_launcher_is_killed_save_and_end(small: Path, tmp_path: 
     assert "stopped and saved after step" in said_by(process)
 
 
+@pytest.mark.slow
 def test_sruns_processes_train_together(small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
     run = RunDir(tmp_path / "run")
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": socket.gethostname()}
@@ -154,9 +159,11 @@ def test_sruns_processes_train_together(small: Path, tmp_path: Path, undisturbed
 def test_what_the_user_can_mend_is_said_once_and_tried_once(small: Path, tmp_path: Path) -> None:
     process = start(*COMMAND, "train", small, *WORDS, "--set", "data.path=nowhere", "--out", tmp_path, "--gpus", "2")
     said = said_by(process)
-    assert process.returncode == 2
-    assert said.count("error: the data set folder has no train and val") == 1
-    assert len(said.splitlines()) == 1
+    assert process.returncode == 2, said
+    # torch's own log may stand beside it, such as of a store that ends before a process does
+    assert said.count("error: ") == said.count("error: the data set folder has no train and val") == 1, said
+    assert "all start again" not in said
+    assert "Traceback" not in said
 
 
 def test_a_mistake_in_the_recipe_starts_no_process(acdc: Acdc, small: Path) -> None:

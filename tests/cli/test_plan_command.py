@@ -109,12 +109,8 @@ def test_a_figure_is_drawn_where_it_is_asked_for(acdc: Acdc, in_tmp: Path) -> No
 
 def test_plan_and_train_say_the_same_of_a_doubtful_run(acdc: Acdc, recipe: Path) -> None:
     doubtful = sets("epochs=1", "sparsity={method: static, target: 0, distribution: erk}", "optim.lr_batch=100")
-    doubts = [
-        "sparsity.target: at 0 no weight is pruned, and the run ends dense; method dense says so",
-        "optim.lr: 0.05 was chosen for batch 100, and data.batch_size is 50; the linear scaling rule gives "
-        "--set optim.lr=0.025 --set optim.lr_batch=50",
-    ]
-    assert json.loads(acdc("plan", recipe, *doubtful, "--json").stdout)["warnings"] == doubts
+    doubts = json.loads(acdc("plan", recipe, *doubtful, "--json").stdout)["warnings"]
+    assert [doubt.partition(":")[0] for doubt in doubts] == ["sparsity.target", "optim.lr"]
     for command in ("plan", "train"):
         done = acdc(command, recipe, *doubtful)
         assert done.exit_code == 0, done.output

@@ -88,7 +88,7 @@ def test_copy_takes_a_folder_or_a_new_file_and_overwrites_none(in_tmp: Path) -> 
     with pytest.raises(RecipeError, match=r"^mine/demo.yaml exists; give another destination or remove it first$"):
         jobs.copy("demo", Path("mine"))
     assert Path("mine/demo.yaml").read_text() == "edited"
-    with pytest.raises(RecipeError, match=r"^nowhere/demo.yaml cannot be written: No such file or directory$"):
+    with pytest.raises(RecipeError, match=r"^nowhere/demo.yaml cannot be written"):
         jobs.copy("demo", Path("nowhere/demo.yaml"))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Acdc
+from command import Acdc, Finished
 from safetensors.torch import load_file, save_file
 
 from acdc_cli.runs.run_dir import RunDir
@@ -32,9 +32,8 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_recipe_becomes_a_run_directory(acdc: Acdc, recipe: Path) -> None:
-    result = acdc("train", recipe)
-    assert result.exit_code == 0, result.output
+def test_a_recipe_becomes_a_run_directory(recipe: Path, finished: Finished) -> None:
+    result = finished()
     run = Path("runs/small-0")
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints",
@@ -59,8 +58,8 @@ def test_a_recipe_becomes_a_run_directory(acdc: Acdc, recipe: Path) -> None:
     assert "zeros by layer:" in result.stderr
 
 
-def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe).exit_code == 0
+def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, finished: Finished) -> None:
+    finished()
     for which, epoch in (("sparse", 5), ("dense", 4)):
         found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
         assert list(found) == KEYS
@@ -96,8 +95,8 @@ def test_the_average_of_the_weights_is_trained_beside_them_and_judged_by_its_nam
     assert records[5]["ema_sparsity"] == records[5]["sparsity"] > 0.89
 
 
-def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe).exit_code == 0
+def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(finished: Finished) -> None:
+    finished()
     weights = load_file("runs/small-0/sparse.safetensors")
     masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0005-sparse.safetensors"))
     total = sum(mask.numel() for mask in masks.values())
@@ -176,17 +175,18 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, re
     own = load_file("runs/small-0/dense.safetensors")
     save_file({f"module.{name}": value for name, value in own.items()}, "foreign.safetensors")
     torch.save({"state_dict": own}, "foreign.pt")
-    for file in ("foreign.safetensors", "foreign.pt"):
-        result = acdc("eval", "--checkpoint", file, "--model", "resnet8", "--data", digits, "--json")
-        assert result.exit_code == 0, result.output
-        found = json.loads(result.stdout)
-        assert list(found) == KEYS
-        assert (found["samples"], found["sparsity"]) == (100, 0.0)
-        assert "judged at 224 of 256 pixels" in flat(result.stderr)
+    by = ("--model", "resnet8", "--data", digits, "--json")
+    result = acdc("eval", "--checkpoint", "foreign.safetensors", *by)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert list(found) == KEYS
+    assert (found["samples"], found["sparsity"]) == (100, 0.0)
+    assert "judged at 224 of 256 pixels" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
     set_ = [word for item in ("data.val_crop=28", "data.val_resize=28", mean, std) for word in ("--set", item)]
-    same = acdc("eval", "--checkpoint", "foreign.pt", "--model", "resnet8", "--data", digits, "--json", *set_)
-    assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
+    for file in ("foreign.safetensors", "foreign.pt"):
+        same = acdc("eval", "--checkpoint", file, *by, *set_)
+        assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
@@ -204,9 +204,18 @@ def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Path, sign: signal.Signals) -> None:
-    assert acdc("train", recipe, "--out", "whole").exit_code == 0
+@pytest.mark.parametrize(
+    "sign",
+    [
+        signal.SIGTERM,
+        # `acdc verify-resume` kills its own
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
+def test_a_run_that_was_stopped_resumes_to_the_same_bits(
+    acdc: Acdc, recipe: Path, finished: Finished, sign: signal.Signals
+) -> None:
+    finished("whole")
     command = [sys.executable, "-m", "acdc_cli", "train", str(recipe), "--out", "cut"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
@@ -237,8 +246,8 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(acdc: Acdc, recipe: Pat
     assert len(json.loads(Path("cut/provenance.json").read_text())) == 2
 
 
-def test_a_run_whose_checkpoints_are_gone_or_damaged_is_left_as_it_is(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--out", "run").exit_code == 0
+def test_a_run_whose_checkpoints_are_gone_or_damaged_is_left_as_it_is(acdc: Acdc, finished: Finished) -> None:
+    finished("run")
     Path("run/summary.json").unlink()
     for checkpoint_file in Path("run/checkpoints").glob("*.pt"):
         checkpoint_file.write_bytes(b"torn")
@@ -287,9 +296,9 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recip
     assert untimed(Path("run")) == records
 
 
-def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: Path) -> None:
-    for seed in (0, 1):
-        assert acdc("train", recipe, "--out", f"run-{seed}", "--set", f"seed={seed}").exit_code == 0
+def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: Path, finished: Finished) -> None:
+    finished("run-0")
+    assert acdc("train", recipe, "--out", "run-1", "--set", "seed=1").exit_code == 0
     Path("run-0/summary.json").unlink()
     shutil.copy("run-1/checkpoints/last.pt", "run-0/checkpoints/last.pt")
     before = {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
@@ -299,8 +308,8 @@ def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: P
     assert before == {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
 
 
-def test_a_run_whose_provenance_is_gone_is_refused(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--out", "run").exit_code == 0
+def test_a_run_whose_provenance_is_gone_is_refused(acdc: Acdc, finished: Finished) -> None:
+    finished("run")
     for name in ("summary.json", "provenance.json"):
         Path("run", name).unlink()
     refused = acdc("train", "run", "--resume")
@@ -308,8 +317,8 @@ def test_a_run_whose_provenance_is_gone_is_refused(acdc: Acdc, recipe: Path) -> 
     assert "run has no provenance.json" in flat(refused.stderr)
 
 
-def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, recipe: Path, digits: Path, in_tmp: Path) -> None:
-    assert acdc("train", recipe, "--out", "run").exit_code == 0
+def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, finished: Finished, digits: Path, in_tmp: Path) -> None:
+    finished("run")
     (in_tmp / "run" / "summary.json").unlink()
     swapped = in_tmp / "swapped"
     swapped.mkdir()
@@ -320,7 +329,9 @@ def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, recipe: Path, digits
     assert refused.exit_code == 2
     assert "are not those that run was trained on" in flat(refused.stderr)
     shutil.copytree(digits, in_tmp / "moved")
-    assert acdc("train", "run", "--resume", "--set", f"data.path={in_tmp / 'moved'}").exit_code == 0
+    # where the images lie and what is only warned of may be another
+    moved = f"data.path={in_tmp / 'moved'}"
+    assert acdc("train", "run", "--resume", "--set", moved, "--set", "optim.lr_batch=50").exit_code == 0
 
 
 def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(acdc: Acdc, in_tmp: Path) -> None:
@@ -348,7 +359,7 @@ def test_a_layer_that_a_pattern_does_not_fit_is_told_and_stays_dense(acdc: Acdc,
 def test_sparsities_of_layers_that_do_not_exist_are_refused_before_a_run_begins(acdc: Acdc, recipe: Path) -> None:
     refused = acdc("train", recipe, "--set", 'sparsity.layers={"layer9.*": 0.5}')
     assert refused.exit_code == 2
-    assert "sparsity.layers: 'layer9.*' matches no layer that is pruned; near: layer" in flat(refused.stderr)
+    assert "'layer9.*' matches no layer" in flat(refused.stderr)
     assert not Path("runs").exists()
 
 
@@ -359,8 +370,8 @@ def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: 
     assert "--set optim.lr=0.025 --set optim.lr_batch=50" in flat(result.stderr)
 
 
-def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe).exit_code == 0
+def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished: Finished) -> None:
+    finished()
     found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--layers", "--json").stdout)
     weights = load_file("runs/small-0/sparse.safetensors")
     learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
@@ -439,7 +450,8 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, precision: str) -> None:
     optim = "{name: adamw, lr: 0.003, clip_norm: 1.0, accumulate: 2, schedule: {name: step, milestones: [1]}}"
-    sets = ("epochs=3", "sparsity={method: gmp, target: 0.8, every_epochs: 1}", f"precision={precision}")
+    gmp = "sparsity={method: gmp, target: 0.8, every_epochs: 1}"
+    sets = ("epochs=3", gmp, f"precision={precision}", "data.images=50", "data.val_images=50")
     result = acdc("train", recipe, "--set", f"optim={optim}", *(word for item in sets for word in ("--set", item)))
     assert result.exit_code == 0, result.output
     records = untimed(Path("runs/small-0"))
@@ -472,8 +484,8 @@ def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc,
     assert not Path("runs").exists()
 
 
-def test_a_finished_run_says_what_it_made_and_what_to_do_next(acdc: Acdc, recipe: Path) -> None:
-    said = acdc("train", recipe).stderr.splitlines()
+def test_a_finished_run_says_what_it_made_and_what_to_do_next(finished: Finished) -> None:
+    said = finished().stderr.splitlines()
     assert [line.split(":")[0] for line in said[-3:]] == ["sparse", "dense", "next"]
     assert "acdc eval --checkpoint runs/small-0" in said[-1]
 
@@ -485,8 +497,8 @@ def test_a_folder_that_is_no_run_is_no_recipe_either(acdc: Acdc, in_tmp: Path) -
     assert "empty is no run directory" in flat(result.stderr)
 
 
-def test_what_is_said_fits_a_terminal_of_80_columns(acdc: Acdc, recipe: Path) -> None:
-    said = acdc("train", recipe).stderr.splitlines()
+def test_what_is_said_fits_a_terminal_of_80_columns(finished: Finished) -> None:
+    said = finished().stderr.splitlines()
     table = [line for line in said if line.startswith(("train, val", "  ep", "   ", "     zeros"))]
     assert len(table) >= 8
     assert max(map(len, table)) <= 80

@@ -15,8 +15,8 @@ from torch.optim import SGD
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.cost.training_cost import EpochCost, Measured, backward_kept, forward_kept, nominal, training_flops
+from acdc_cli.recipe import kinds
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.selection import largest
@@ -26,11 +26,10 @@ IMAGENET = 1_281_167
 
 
 def method(model: nn.Module, name: str, epochs: int, keep_dense: tuple[str, ...] = (), **keys: Any) -> Sparsifier[Any]:
-    config_class, method_class = catalog.method(name)
     masked = MaskedParameters(pruned(layers(model, keep_dense)))
-    config = config_class(method=name, **keys)
+    config = kinds.method_config(name)(method=name, **keys)
     assert config.problems(epochs) == []
-    return method_class(config, masked, epochs)
+    return kinds.method_class(name)(config, masked, epochs)
 
 
 def costs(

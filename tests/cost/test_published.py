@@ -7,10 +7,11 @@ from nets import on_meta
 
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.published import Comparison, compare
 from acdc_cli.cost.training_cost import training_flops
 from acdc_cli.sparsity.distributions import kept_erk
 from acdc_cli.sparsity.prunable import layers, pruned
+from scripts import published
+from scripts.published import Comparison, compare
 
 CONVENTIONS: tuple[Convention, ...] = ("A", "B", "C")
 
@@ -101,3 +102,16 @@ def test_nor_does_any_convention_give_them_with_depthwise_convolutions_dense(row
             trained = training_flops(sparse, sparse, dense, Fraction(1, 101))
             ours = f"{float(sparse / dense):.2f}x", f"{float(trained / (3 * dense)):.2f}x"
             assert ours != (row.inference, row.training)
+
+
+def test_the_tables_fit_a_terminal_and_say_what_is_not_reproduced(
+    rows: list[Comparison], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(published, "compare", lambda: rows)
+    published.main()
+    printed = capsys.readouterr()
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert [line[:2] for line in lines if line[:1] == ["Table"]] == [["Table", "1:"], ["Table", "2:"], ["Table", "3:"]]
+    assert ["dense", "0", "8.2", "8.2", "3.14", "3.14", "reproduced", "under", "A"] in lines
+    assert all(len(line) <= 80 for line in printed.out.splitlines())
+    assert "STR: its sparsity is learned" in printed.err

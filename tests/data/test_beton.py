@@ -250,6 +250,7 @@ def test_ffcv_reads_the_same_pixels_and_labels_from_our_file(tmp_path: Path) -> 
     assert seen == 13
 
 
+@pytest.mark.slow
 def test_we_read_what_ffcvs_own_writer_wrote(tmp_path: Path) -> None:
     """In a process of its own: FFCV's writer forks, and hangs for ever when it fails."""
     pytest.importorskip("ffcv")

@@ -154,6 +154,7 @@ def test_a_set_in_memory_is_drawn_as_one_that_is_not(noise: Path) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_pixels(make_loader: MakeLoader, photographs: Path) -> None:
     loader = make_loader(photographs, plan(Crop(RANDOM_RESIZED), 64))
     here = hashlib.sha256(drawn(loader, 9)[0].permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()

@@ -429,12 +429,15 @@ def test_a_killed_writer_leaves_no_file_no_workers_and_no_lock(tmp_path: Path, h
     environment = os.environ | {"PYTHONPATH": str(Path(writing.__file__).parents[2])}
     partial = tmp_path / "train.beton.partial"
 
-    writer = subprocess.Popen([*command, "1000000"], env=environment, stderr=subprocess.DEVNULL)
-    # room for the index is 24 MB; the images come after it
-    _wait_until(lambda: partial.exists() and partial.stat().st_size > 24_000_000)
-    workers = _children(writer.pid)
-    writer.send_signal(how)
-    writer.wait(timeout=30)
+    with subprocess.Popen([*command, "1000000"], env=environment, stderr=subprocess.DEVNULL) as writer:
+        try:
+            # room for the index is 24 MB; the images come after it
+            _wait_until(lambda: partial.exists() and partial.stat().st_size > 24_000_000)
+            workers = _children(writer.pid)
+            writer.send_signal(how)
+            writer.wait(timeout=120)
+        finally:
+            writer.kill()
 
     assert partial.exists() == (how == signal.SIGKILL)
     assert not (tmp_path / "train.beton").exists()

@@ -23,11 +23,11 @@ from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import BetonImages, TorchLoader
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble, settings
+from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity import catalog as methods
 from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.optim import build_optimizer
@@ -290,7 +290,7 @@ def block_of(method: str) -> str:
 
 
 def test_every_method_but_acdc_is_here() -> None:
-    assert sorted({*METHODS, "acdc", "dense"}) == methods.names()
+    assert sorted({*METHODS, "acdc", "dense"}) == methods()
 
 
 @every_method

@@ -113,7 +113,10 @@ def test_activations_of_a_fresh_model_keep_their_scale(name: str) -> None:
     assert 0.05 < logits.std().item() < 5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", *(pytest.param(f"resnet{layers}", marks=pytest.mark.slow) for layers in (34, 101, 152))],
+)
 @pytest.mark.parametrize("zero_init_residual", [False, True])
 def test_imagenets_resnets_begin_as_torchvisions(name: str, zero_init_residual: bool) -> None:
     states = []

@@ -24,8 +24,8 @@ def killed(extent: str, folder: Path) -> int:
     return int(re.findall(r"^(\d+) kills", done.stdout, re.MULTILINE)[0])
 
 
-def test_killed_some_ten_times_everything_ends_in_the_same_bits(tmp_path: Path) -> None:
-    assert killed("short", tmp_path) >= 8
+def test_killed_a_few_times_everything_ends_in_the_same_bits(tmp_path: Path) -> None:
+    assert killed("short", tmp_path) >= 3
 
 
 @pytest.mark.slow

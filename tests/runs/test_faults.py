@@ -335,6 +335,7 @@ def saved(folder: Path, *limit: str, inside: tuple[str, ...] = ()) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     message, rest = saved(tmp_path, "500000")
     assert "last.pt cannot be written: the file gets larger than is allowed here" in message

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from acdc_cli.recipe import kinds
 from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity import catalog
 from acdc_cli.sparsity.distributions import kept_per_layer
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
@@ -92,7 +92,7 @@ def method_of(name: str) -> str:
 PRUNING = sorted(RUNS.keys() - {"dense"})
 TARGETED = sorted(name for name in PRUNING if "target" in RUNS[name])
 LEARNING = sorted(set(PRUNING) - set(TARGETED))
-BY_LAYER = {name for name in TARGETED if issubclass(catalog.method(method_of(name))[0], RandomStartBlock)}
+BY_LAYER = {name for name in TARGETED if issubclass(kinds.method_config(method_of(name)), RandomStartBlock)}
 MOVING = {"snfs", "snfs by epochs"}
 """Move weights from layer to layer: of these, `distribution` is that of the start."""
 
@@ -150,12 +150,11 @@ class Run:
             nn.Flatten(),
             nn.Linear(48, 5),
         ).to(memory_format=torch.channels_last)
-        config_class, method_class = catalog.method(method_of(name))
-        self.config = config_class(method=method_of(name), **RUNS[name] | keys)
+        self.config = kinds.method_config(method_of(name))(method=method_of(name), **RUNS[name] | keys)
         assert self.config.problems(EPOCHS) == []
         self.layers = layers(self.model, ["first"])
         self.masked = MaskedParameters(pruned(self.layers))
-        self.method: Sparsifier[Any] = method_class(self.config, self.masked, EPOCHS)
+        self.method: Sparsifier[Any] = kinds.method_class(method_of(name))(self.config, self.masked, EPOCHS)
         block = OPTIMIZERS[optimizer]
         self.optimizer = build_optimizer(self.model, block, self.method.parameter_groups(block.weight_decay))
         self.method.attach(self.optimizer, self)
@@ -263,7 +262,7 @@ def file_of(state: dict[str, Any]) -> io.BytesIO:
 
 
 def test_every_method_is_tested() -> None:
-    assert sorted({method_of(name) for name in RUNS}) == catalog.names()
+    assert sorted({method_of(name) for name in RUNS}) == kinds.methods()
 
 
 @every_method

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from acdc_cli.studies.converged import Lengthening, as_asked, longer, next_length, overstepped, rises
+from acdc_cli.statistics import rises
+from acdc_cli.studies.converged import Lengthening, as_asked, longer, next_length, overstepped
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.run_queue import RunQueue
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acdc_cli.recipe.syntax import read_value
-from acdc_cli.studies.grid import Cell, Grid, Name, Value, key_of, override
+from acdc_cli.studies.grid import Adjustment, Cell, Grid, Name, Value, key_of, override
 
 NAMES = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8))
 
@@ -70,6 +70,20 @@ def test_what_is_excluded_is_gone_and_nothing_else_is_and_the_order_stays(grid: 
     everything = replace(grid, excluded=()).cells()
     left = [cell for cell in everything if not any(matches(cell, dict(pattern)) for pattern in grid.excluded)]
     assert grid.cells() == left
+
+
+def test_an_adjustment_is_of_the_runs_that_have_all_its_values_and_comes_over_their_axes() -> None:
+    method = (Value("gmp", {"sparsity.end": "75%"}), Value("str", {"sparsity.method": "str"}))
+    sparsity = (Value(0.9, {"sparsity.target": 0.9}), Value(0.98, {"sparsity.target": 0.98}))
+    late = Adjustment({"method": "gmp", "sparsity": 0.98}, {"sparsity.end": "90%"})
+    decay = Adjustment({"method": "str"}, {"sparsity.s_decay": 0.01})
+    cells = Grid({"method": method, "sparsity": sparsity}, {}, adjustments=(late, decay)).cells()
+    assert [cell.overrides for cell in cells] == [
+        ("sparsity.end=75%", "sparsity.target=0.9"),
+        ("sparsity.end=75%", "sparsity.target=0.98", "sparsity.end=90%"),
+        ("sparsity.target=0.9", "sparsity.s_decay=0.01", "sparsity.method=str"),
+        ("sparsity.target=0.98", "sparsity.s_decay=0.01", "sparsity.method=str"),
+    ]
 
 
 @given(grids())

@@ -6,16 +6,18 @@ import csv
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from command import Acdc
-from made import Made, study
+from made import Made, in_memory, study
+from matplotlib.figure import Figure
 from PIL import Image
 
-from acdc_cli.studies.report import charts
+from acdc_cli.studies.report import charts, tables, write
 from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import of_study
 from acdc_cli.studies.summary import Summary, summarise
@@ -37,6 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = study(tmp_path_factory.mktemp("studies") / "small", [*DONE, GOING, WAITING])
     report(str(made))
     return made
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are empty: drawing them is most of a report's seconds."""
+    empty = write.svg(Figure())
+    monkeypatch.setattr(write, "svg", lambda figure: empty)
+    monkeypatch.setattr(write, "png", lambda figure: b"")
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -90,6 +100,7 @@ def test_what_is_missing_is_said(folder: Path) -> None:
     assert "resnet8 on demo, 8 of 10 runs done" in (folder / "report" / "index.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     made = study(tmp_path / "s", [Made("dense", 2, seed) for seed in (0, 1)])
     for run in (made / "runs").iterdir():
@@ -106,16 +117,22 @@ def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")
 
 
-def test_the_same_runs_make_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_the_command_names_the_page_and_what_is_missing_and_makes_the_same_bytes_of_the_same_runs(
+    acdc: Acdc, folder: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in (folder / "report").iterdir())
     again = tmp_path / "small"
     shutil.copytree(folder, again)
     shutil.rmtree(again / "report")
-    report(str(again))
-    names = sorted(path.name for path in (folder / "report").iterdir())
+    done = acdc("report", again)
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(again / "report" / "index.html")
+    assert f"missing: {GOING.key}" in done.stderr
     assert names == sorted(path.name for path in (again / "report").iterdir())
     assert [n for n in names if (folder / "report" / n).read_bytes() != (again / "report" / n).read_bytes()] == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_once_all_is_done_nothing_is_said_to_be_missing_any_more(tmp_path: Path) -> None:
     made = study(tmp_path / "s", [DONE[0], Made("dense", 4, 1, done=False)])
     report(str(made))
@@ -125,6 +142,7 @@ def test_once_all_is_done_nothing_is_said_to_be_missing_any_more(tmp_path: Path)
     assert not (made / "report" / "missing.csv").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_error_of_a_run_that_failed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from acdc_cli.studies.owner import Owner
     from acdc_cli.studies.run_queue import RunQueue
@@ -177,6 +195,7 @@ def test_the_page_holds_each_runs_recipe(folder: Path) -> None:
     assert (folder / "runs" / DONE[0].key / "resolved.yaml").read_text() in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_lies_elsewhere_links_to_no_directory(folder: Path, tmp_path: Path) -> None:
     report(str(folder), tmp_path / "out")
     page = Page((tmp_path / "out" / "index.html").read_text())
@@ -221,18 +240,12 @@ def test_curves_hold_every_run_that_has_ended_an_epoch(folder: Path) -> None:
     assert list(figure.axes[2].get_lines()[0].get_xdata()) == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_without_costs_has_no_figure_of_them(tmp_path: Path) -> None:
     made = study(tmp_path / "s", [Made("dense", 4, 0, flops=None)])
     report(str(made))
     assert not (made / "report" / "pareto.svg").exists()
     assert 'href="#cost"' not in (made / "report" / "index.html").read_text()
-
-
-def test_the_command_names_the_page_and_what_is_missing(acdc: Acdc, folder: Path) -> None:
-    done = acdc("report", folder)
-    assert done.exit_code == 0
-    assert done.stdout.strip() == str(folder / "report" / "index.html")
-    assert f"missing: {GOING.key}" in done.stderr
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -355,3 +368,19 @@ def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> 
         # neither blank nor of one colour: the lines of the figure are in it
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     assert (0x00, 0x72, 0xB2) in colours
+
+
+def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path) -> None:
+    dense = replace(in_memory(Made("dense", 4, 0, top1=0.95)), axes={"method": "dense", "sparsity": 0.9, "seed": 0})
+    sparse = [
+        replace(in_memory(Made(share, 4, 0, top1=1 - share / 10)), axes={"method": "gmp", "sparsity": share, "seed": 0})
+        for share in (0.9, 0.95)
+    ]
+    found = summarise("s", [*sparse, dense])
+    rows = {row[0].text: row[1].text for row in tables.last_epoch(found).rows}
+    assert rows["dense"] == "–"
+    axes = charts.panel(found, "top1").axes[0]
+    level = [line.get_ydata() for line in axes.get_lines() if list(line.get_xdata()) == [0, 1]]
+    assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
+    places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}
+    assert places == {0.9, 0.95}

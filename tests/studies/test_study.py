@@ -8,6 +8,7 @@ import pytest
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.alternation import AlternationBlock
@@ -15,7 +16,7 @@ from acdc_cli.studies.study import Study, load_study
 
 NAMES = shipped.study_names()
 HEAD = "name: foo\nbase: demo\n"
-TOP = "name, base, set, axes, zip, exclude, budget"
+TOP = "name, base, set, axes, zip, exclude, adjust, budget"
 VALUE = "a number, text, true, false, null or {label: NAME, set: {KEY: VALUE, …}}"
 
 
@@ -144,6 +145,20 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
                 "4: exclude[2]: it names no axis, so it would exclude every run; remove it",
             ],
         ),
+        (
+            "axes: {seed: [0, 1]}\nadjust: [{where: {seed: 2, sead: 0}, set: {epochs: 8}}, {where: {}, set: {}}]",
+            [
+                "4: adjust[1].where: expected at least one axis and a value of it, such as `sparsity: 0.98`, "
+                "found an empty block"
+            ],
+        ),
+        (
+            "axes: {seed: [0, 1]}\nadjust: [{where: {seed: 2, sead: 0}, set: {epochs: 8}}]",
+            [
+                "4: adjust[0].where.seed: expected 0 or 1, found 2",
+                "4: adjust[0].where.sead: sead is no axis; did you mean seed? (axes: seed)",
+            ],
+        ),
         ("axes: {seed: [0, 1]}\nexclude: [{seed: 0}, {seed: 1}]", ["4: exclude: no run is left"]),
         # lengths that may be doubled
         (
@@ -245,8 +260,8 @@ def recipes(name: str) -> dict[str, Recipe]:
 
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
-        "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "methods", "patterns",
-        "phase_length", "weight_decay",
+        "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "methods", "methods_demo",
+        "patterns", "phase_length", "weight_decay",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
 
@@ -353,3 +368,19 @@ def test_an_unknown_study_is_refused_with_the_nearest_and_all_there_are(in_tmp: 
         "no study epoch_lenght: neither a file nor one that comes with acdc; did you mean epoch_length? "
         f"(there are: {', '.join(NAMES)})"
     )
+
+
+def test_the_comparison_trains_every_method_at_every_sparsity_for_the_same_epochs_and_seeds() -> None:
+    study = load_study("methods_demo")
+    trained: dict[str, set[tuple[float | None, int]]] = {}
+    recipes = study.recipes()
+    for cell in study.cells():
+        recipe = recipes[cell.key]
+        name, sparsity = str(cell.axes["method"]), cell.axes["sparsity"]
+        assert recipe.sparsity.method == name.partition(" ")[0]
+        assert recipe.epochs == 8
+        assert getattr(recipe.sparsity, "target", sparsity) == sparsity
+        trained.setdefault(name, set()).add((None if name == "dense" else float(sparsity), recipe.seed))
+    for method in methods():
+        wanted = (None,) if method == "dense" else (0.9, 0.95, 0.98)
+        assert trained[method] == {(sparsity, seed) for sparsity in wanted for seed in (0, 1, 2)}

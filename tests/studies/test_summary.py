@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from made import Made, in_memory, study
 
 from acdc_cli.errors import RunError
+from acdc_cli.statistics import Spread, distance, pooled_std
 from acdc_cli.studies import results
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Spread, distance, pareto_front, pooled_std, summarise
+from acdc_cli.studies.summary import Group, pareto_front, summarise
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8).map(tuple)
 

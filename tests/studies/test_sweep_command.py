@@ -93,6 +93,7 @@ def until_half_done(key: str, process: subprocess.Popen[str], records: int) -> N
     pytest.fail(f"it has ended: {Path('said').read_text()}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by_two_at_once(
     study: Path, sweeping: Sweeping
@@ -124,7 +125,9 @@ def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by
     assert [record["epoch"] for record in resumed.records()] == list(range(40))
 
 
-def test_runs_that_fail_are_tabled_and_the_others_are_made(study: Path, acdc: Acdc) -> None:
+def test_failed_runs_are_tabled_the_others_made_and_one_made_again_has_the_settings_of_now(
+    study: Path, acdc: Acdc
+) -> None:
     study.write_text(study.read_text().replace("[1, 40]", "[1]").replace("seed: [0, 1]", "data.path: [nowhere, set]"))
     result = acdc("sweep", study)
     assert result.exit_code == 2
@@ -140,19 +143,13 @@ def test_runs_that_fail_are_tabled_and_the_others_are_made(study: Path, acdc: Ac
     result = acdc("sweep", study)
     assert result.exit_code == 2
     assert "was made with another recipe (optim.lr: 0.1 there, 0.01 asked for)" in " ".join(result.stderr.split())
-
-
-def test_a_run_that_is_made_again_has_the_settings_that_the_study_has_now(study: Path, acdc: Acdc) -> None:
-    study.write_text(study.read_text().replace("[1, 40]", "[1]").replace("[0, 1]", "[0]"))
-    assert acdc("sweep", study).exit_code == 0
-    study.write_text(study.read_text() + "set: {optim.lr: 0.01}\n")
-    assert acdc("sweep", study).exit_code == 2
     assert "0.01" not in Path("studies/tiny/study.yaml").read_text()
-    (row,) = rows().values()
     # as the error says
-    row.directory.rename("moved")
+    for row in (nowhere, there):
+        row.directory.rename(f"moved-{row.state}")
+    study.write_text(study.read_text().replace("[nowhere, set]", "[set]"))
     assert acdc("sweep", study).exit_code == 0
-    assert "lr: 0.01\n" in RunDir(row.directory).resolved.read_text()
+    assert "lr: 0.01\n" in RunDir(there.directory).resolved.read_text()
 
 
 def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.recipe.schema import AdamWBlock, EMABlock, LinearSchedule, SGDBlock, SparsityBlock, epochs_of
+from acdc_cli.recipe import kinds
+from acdc_cli.recipe.schema import AdamWBlock, EMABlock, LinearSchedule, SGDBlock, epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
-from acdc_cli.schedule import courses
-from acdc_cli.sparsity import catalog
+from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.tasks.classification import Classification
@@ -84,8 +84,7 @@ class Bench:
         ema: EMABlock | None = None,
         **settings: Any,
     ) -> None:
-        config, method = catalog.method(sparsity["method"])
-        block: SparsityBlock = config.model_validate(sparsity)
+        block = kinds.method_config(sparsity["method"]).model_validate(sparsity)
         torch.manual_seed(0)
         self.model = nn.Sequential(
             nn.Conv2d(3, 6, 3),
@@ -101,7 +100,7 @@ class Bench:
         if adamw:
             optim = AdamWBlock(name="adamw", lr=0.01, weight_decay=1e-3, schedule=schedule)
         found = layers(self.model, [])
-        self.sparsifier = method(block, MaskedParameters(pruned(found)), epochs)
+        self.sparsifier = kinds.method_class(block.method)(block, MaskedParameters(pruned(found)), epochs)
         self.optimizer = build_optimizer(self.model, optim, self.sparsifier.parameter_groups(optim.weight_decay))
         self.average = None
         if ema:
@@ -128,7 +127,7 @@ class Bench:
         )
         defaults: dict[str, Any] = {
             "epochs": epochs,
-            "learning_rate": lambda progress: optim.lr * courses.learning_rate(optim.schedule, progress, epochs),
+            "learning_rate": lambda progress: optim.lr * share_of_peak(optim.schedule, progress, epochs),
             "resolution": lambda epoch: 8,
         }
         self._tracker = JsonLines(self.run.metrics)

@@ -1,8 +1,8 @@
 """The analyses: every file of this package's parent is one, and nothing else needs to be told of it.
 
-Such a file has a docstring, whose first line says what it is; `analyze(subjects, options, desk) -> Findings`; where
-there is something to choose, a `Block` named `Options`; and its measures as public functions of tensors, models and
-loaders.
+Such a file has a docstring, whose first line says what it is; `analyze(subjects, options, workspace) -> Findings`;
+where there is something to choose, a `Block` named `Options`; and its measures as public functions of tensors, models
+and loaders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from acdc_cli.recipe.suggest import did_you_mean
 if TYPE_CHECKING:
     from acdc_cli.analysis.base.findings import Findings
     from acdc_cli.analysis.base.subject import Subject
-    from acdc_cli.analysis.base.workspace import Desk
+    from acdc_cli.analysis.base.workspace import Workspace
     from acdc_cli.recipe.schema import Block
 
 _FOLDER = Path(__file__).resolve().parent.parent
@@ -28,7 +28,7 @@ _PACKAGE = __name__.removesuffix(".base.analyses")
 
 
 class Analysis(Protocol):
-    def analyze(self, subjects: Sequence[Subject], options: Block, desk: Desk) -> Findings: ...
+    def analyze(self, subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings: ...
 
 
 def names() -> list[str]:

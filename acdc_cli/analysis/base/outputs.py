@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.analysis.base.subject import Loaded, Subject
-from acdc_cli.analysis.base.workspace import FORGETFUL, Batches, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError
@@ -35,7 +35,7 @@ def top_class(logits: Tensor) -> Tensor:
 
 
 class Pairs:
-    """`desk.Batches` of the same images from one loader, or from two, with the same batches, that prepare them
+    """`workspace.Batches` of the same images from one loader, or from two, with the same batches, that prepare them
     differently.
 
     Raises DataError where the two cannot be the same images: there are more of one, or, while they are drawn, other
@@ -127,7 +127,7 @@ def compare(
     first: Loaded,
     second: Loaded,
     images: Batches[Pair],
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
     key: str = "agreement",
     description: str = "agreement",
 ) -> tuple[Agreement, list[Difference]]:
@@ -147,7 +147,7 @@ def compare(
         labels = pair[0].labels
         return {**sums(a, b.to(a.device), labels), _MISMATCHED: (labels != pair[1].labels.to(a.device)).sum()}
 
-    totals = desk.sums(key, images, add, description)
+    totals = workspace.sums(key, images, add, description)
     if not totals:
         raise DataError(f"{description}: there is no image to judge the models on; name another set by --data")
     if mismatched := int(totals[_MISMATCHED]):

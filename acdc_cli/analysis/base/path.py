@@ -13,7 +13,7 @@ from torch import Tensor
 from acdc_cli.analysis.base.batch_norm import re_estimate
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.subject import Loaded
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.data.batches import Batch, Loader
 
 State = Mapping[str, Tensor]
@@ -26,7 +26,7 @@ def walk(
     images: Mapping[str, Loader],
     settle: Mapping[str, Callable[[], None]],
     points: int = 10,
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
 ) -> list[dict[str, Any]]:
     """The task's metrics of every model on the path, on each split, with each kind of batch norm statistics.
 
@@ -40,11 +40,11 @@ def walk(
     for step in range(last + 1):
         number, beyond = divmod(step, points + 1)
         key = f"model {step + 1} of {last + 1}"
-        if (found := desk.kept(key)) is None:
+        if (found := workspace.kept(key)) is None:
             share = beyond / (points + 1)
             here = between(state(number), state(number + 1), share) if beyond else state(number)
-            found = _judged(loaded, here, images, settle, desk, key)
-            desk.keep(key, found)
+            found = _judged(loaded, here, images, settle, workspace, key)
+            workspace.keep(key, found)
         for each in settle:
             for split in images:
                 start = f"{each}/{split}/"
@@ -60,7 +60,7 @@ def _judged(
     state: State,
     images: Mapping[str, Loader],
     settle: Mapping[str, Callable[[], None]],
-    desk: Desk,
+    workspace: Workspace,
     key: str,
 ) -> dict[str, Tensor]:
     def add(batch: Batch) -> Mapping[str, Tensor]:
@@ -74,7 +74,7 @@ def _judged(
         settled()
         for split, loader in images.items():
             description = f"{key}, {name} statistics, {split}"
-            sums = desk.sums(description, loader, add, description)
+            sums = workspace.sums(description, loader, add, description)
             metrics = loaded.task.metrics({each: float(total) for each, total in sums.items()}, loader.samples)
             found |= {
                 f"{name}/{split}/{each}": torch.tensor(value, dtype=torch.float64) for each, value in metrics.items()

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc_cli.analysis.base.workspace import FORGETFUL, Desk
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.errors import RunError
+from acdc_cli.statistics import Spread
 
 Product = Callable[[Tensor], Tensor]
 """What the matrix makes of a vector: (entries,) to (entries,), float64."""
@@ -45,7 +46,7 @@ def largest_eigenvalue(
     start: Tensor,
     iterations: int = 20,
     tolerance: float = 1e-3,
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
     key: str = "eigenvalue",
 ) -> tuple[Eigenvalue, Eigenvalue]:
     """(the largest, that of largest modulus). Where the latter, λ, is negative, the largest of H + |λ|I is sought too:
@@ -53,11 +54,13 @@ def largest_eigenvalue(
 
     start: (entries,), float64.
     """
-    dominant = power_iteration(product, start, iterations, tolerance, 0.0, desk, f"{key}: dominant eigenvalue")
+    dominant = power_iteration(product, start, iterations, tolerance, 0.0, workspace, f"{key}: dominant eigenvalue")
     if dominant.value >= 0:
         return dominant, dominant
     shift = -dominant.value
-    return power_iteration(product, start, iterations, tolerance, shift, desk, f"{key}: largest eigenvalue"), dominant
+    return power_iteration(
+        product, start, iterations, tolerance, shift, workspace, f"{key}: largest eigenvalue"
+    ), dominant
 
 
 def power_iteration(
@@ -66,7 +69,7 @@ def power_iteration(
     iterations: int = 20,
     tolerance: float = 1e-3,
     shift: float = 0.0,
-    desk: Desk = FORGETFUL,
+    workspace: Workspace = UNSAVED,
     key: str = "eigenvalue",
 ) -> Eigenvalue:
     """The eigenvalue λ of H with the largest |λ + shift|: v <- (Hv + shift·v) / ‖Hv + shift·v‖.
@@ -76,7 +79,7 @@ def power_iteration(
     Raises RunError where H is not finite.
     """
     vector, history, residual = start / start.norm(), list[float](), math.inf
-    if (state := desk.kept(key)) is not None:
+    if (state := workspace.kept(key)) is not None:
         vector, history, residual = (
             state["vector"].to(start.device),
             state["history"].tolist(),
@@ -94,7 +97,7 @@ def power_iteration(
         residual = error / abs(value) if value else (math.inf if error else 0.0)
         vector = following / length if length else vector
         history.append(value)
-        desk.keep(key, {"vector": vector, "history": _double(history), "residual": _double(residual)})
+        workspace.keep(key, {"vector": vector, "history": _double(history), "residual": _double(residual)})
     return Eigenvalue(history, residual, _is_converged(history, residual, tolerance))
 
 
@@ -105,22 +108,24 @@ def _is_converged(history: Sequence[float], residual: float, tolerance: float) -
 
 
 def hutchinson(
-    product: Product, mask: Tensor, samples: int = 10, seed: int = 0, desk: Desk = FORGETFUL, key: str = "model"
+    product: Product, mask: Tensor, samples: int = 10, seed: int = 0, workspace: Workspace = UNSAVED, key: str = "model"
 ) -> tuple[float, float]:
     """The trace of H as the mean of z·Hz over random z of ±1 where the mask is set, and that mean's standard error.
 
     mask: (entries,), bool.  samples: 0 gives NaN twice, 1 no error.
     """
     key = f"{key}: trace"
-    state = desk.kept(key)
+    state = workspace.kept(key)
     found: list[float] = [] if state is None else state["found"].tolist()
     for index in range(len(found), samples):
         signs = 2.0 * torch.randint(2, mask.shape, generator=generator(seed, index), dtype=torch.float64) - 1
         signs = signs.to(mask.device) * mask
         found.append(float(signs @ product(signs)))
-        desk.keep(key, {"found": _double(found)})
-    mean = float(np.mean(found)) if found else math.nan
-    return mean, float(np.std(found, ddof=1)) / math.sqrt(samples) if samples > 1 else math.nan
+        workspace.keep(key, {"found": _double(found)})
+    if not found:
+        return math.nan, math.nan
+    products = Spread(tuple(found))
+    return products.mean, math.nan if products.standard_error is None else products.standard_error
 
 
 def generator(*seed: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Work that takes minutes, shown while it goes on, and gone on with where it was broken off."""
+"""Computations that take minutes: their progress is shown, and unfinished ones are resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EVERY_SECONDS = 20.0
 
 
 class Batches(Protocol[T_co]):
-    """What `Desk.sums` goes over: a loader, or something that gives its batches in another form."""
+    """What `Workspace.sums` goes over: a loader, or something that gives its batches in another form."""
 
     @property
     def steps(self) -> int: ...
@@ -32,7 +32,7 @@ class Batches(Protocol[T_co]):
     def epoch(self, epoch: int, start_step: int = 0) -> AbstractContextManager[Iterator[T_co]]: ...
 
 
-class Desk:
+class Workspace:
     """Unfinished work by its key, in files that count only for the same models, data and options."""
 
     def __init__(self, folder: Path | None, rests_on: str = "", every_seconds: float = _EVERY_SECONDS) -> None:
@@ -107,8 +107,8 @@ class Desk:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
-FORGETFUL = Desk(None)
-"""Keeps nothing: for who calls an analysis's functions from Python."""
+UNSAVED = Workspace(None)
+"""Saves nothing: for callers of an analysis's functions from Python."""
 
 _DONE = "batches that are in the sums"
 _RESTS_ON = "rests on"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base.plotting import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
+from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Series, Spread, Summary, accuracy_and_cost, pareto_front
+from acdc_cli.studies.summary import Group, Series, Summary, accuracy_and_cost, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,10 +146,10 @@ def _panel(axes: Axes, summary: Summary, key: str) -> None:
     scale = 100 if key == "top1" else 1
     along = summary.along
     for series, looks in _looks(summary):
-        groups = [group for group in series.groups if group.last(key)]
+        groups = [group for group in series.groups if group.last(key) and not (along.sparsities and group.dense)]
         line = looks if along.numeric else {**looks, "ls": ""}
         _errorbar(axes, groups, lambda group: _place(summary, group), _last(key, scale), line)
-        if (best := series.best) and best.last(key) and len(series.groups) > 1:
+        if (best := series.best) and best in groups and len(groups) > 1:
             mean = best.last(key).mean  # type: ignore[union-attr]
             axes.plot(
                 _place(summary, best),
@@ -160,8 +161,8 @@ def _panel(axes: Axes, summary: Summary, key: str) -> None:
                 mec=_INK,
                 zorder=3,
             )
-    if key != "top1" and (dense := summary.best_dense) and (level := dense.last(key)):
-        axes.axhline(level.mean, color=_INK, ls="--", linewidth=0.8, zorder=1)
+    if (key != "top1" or along.sparsities) and (dense := summary.best_dense) and (level := dense.last(key)):
+        axes.axhline(scale * level.mean, color=_INK, ls="--", linewidth=0.8, zorder=1)
     _ticks(axes, summary)
     axes.set_title(PANELS[key], size=9, color=_INK)
     _dress(axes)

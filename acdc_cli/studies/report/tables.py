@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
+from acdc_cli.statistics import Spread
 from acdc_cli.studies.advice import RULE, advise, lengths, named
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Spread, Summary, accuracy_and_cost, pareto_front, summarise
+from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, pareto_front, summarise
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def last_epoch(summary: Summary) -> Table:
         at = group.series, group.x
         rows.append(
             (
-                *_names(group, at in best),
+                *_names(summary, group, at in best),
                 _spread(group.last("top1"), 100, 2, at in best),
                 _spread(group.last("train_loss"), 1, 4),
                 _spread(group.last("entropy"), 1, 4),
@@ -107,7 +108,7 @@ def best_epoch(summary: Summary) -> Table:
     best = {(group.series, group.x) for group in chosen if group}
     rows = [
         (
-            *_names(group, (group.series, group.x) in best),
+            *_names(summary, group, (group.series, group.x) in best),
             _spread(group.best("top1"), 100, 2, (group.series, group.x) in best),
             _spread(group.best("train_loss"), 1, 4),
             _spread(group.best("entropy"), 1, 4),
@@ -212,12 +213,13 @@ def _heads(summary: Summary) -> tuple[Column, ...]:
     return *_ones("series", summary.along.axis), Column("n", ("n", "n planned"))
 
 
-def _names(group: Group, marked: bool) -> tuple[Cell, ...]:
+def _names(summary: Summary, group: Group, marked: bool) -> tuple[Cell, ...]:
     done, planned = len(group.done), len(group.runs)
     x = f"{group.x:g}" if isinstance(group.x, float) else str(group.x)
+    has_none = summary.along.sparsities and group.dense
     return (
         Cell(group.series),
-        Cell(x, group.x, marked=marked),
+        Cell(_NONE, "") if has_none else Cell(x, group.x, marked=marked),
         Cell(str(done) if done == planned else f"{done} of {planned}", done, (planned,)),
     )
 

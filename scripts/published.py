@@ -2,6 +2,8 @@
 
 Their rows come from several papers, and each counts in its own way: RigL's columns are its own (convention C), dense
 ones are weights alone (A). What P1 prints is here for the comparison; nothing is computed from it.
+
+    python -m scripts.published          its three tables, with a verdict for each row
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import groupby
 
 import torch
 
+from acdc_cli import console
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Flops, Kept, nominal, training_flops
@@ -231,3 +235,21 @@ def _as_printed(row: _Row, network: _Network, convention: Convention) -> tuple[s
 
 def _share(flops: Flops, dense: Flops) -> str:
     return f"{float(Fraction(flops) / dense):.2f}x"
+
+
+def main() -> None:
+    columns = ("method", "zeros %", "infer", "ours", "train", "ours", "verdict")
+    rows = compare()
+    for (number, model), group in groupby(rows, key=lambda row: (row.table, row.model)):
+        cells = [
+            (row.method, row.sparsity, row.inference, row.ours_inference, row.training, row.ours_training, row.verdict)
+            for row in group
+        ]
+        console.table(columns, cells, f"Table {number}: {model}; GFLOPs an image and EFLOPs a run, or shares of dense")
+        console.out("")
+    for method, why in dict.fromkeys((row.method, row.why) for row in rows if row.why):
+        console.say(f"{method}: {why}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Which keys of a recipe bear on the numbers of its run; the fields of the schema carry the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from itertools import accumulate
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.schema import Bears, Recipe
+
+MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
+"""A resumed run is the same run, to the bit where it can be."""
+SAME_EXPERIMENT = frozenset({Bears.NOTHING, Bears.EXECUTION, Bears.REPETITION})
+"""Runs that differ in such keys only are repetitions of one experiment, over which means are taken."""
+
+
+def bearing(recipe: Mapping[str, Any], ignored: Collection[Bears]) -> dict[str, Any]:
+    """The recipe's values by dotted key, without the keys of the `ignored` classes.
+
+    recipe: nested or with dotted keys, perhaps from another version of acdc; an unknown key bears on the numbers.
+    """
+    return {key: value for key, value in flat(recipe).items() if bears_on(key) not in ignored}
+
+
+def bears_on(key: str) -> Bears:
+    """The class of a dotted key, which it may have from the block that holds it."""
+    blocks = accumulate(key.split("."), lambda outer, inner: f"{outer}.{inner}")
+    return next((marks()[block] for block in blocks if block in marks()), Bears.NUMBERS)
+
+
+@cache
+def marks() -> dict[str, Bears]:
+    """The keys that the schema marks, blocks among them."""
+    return dict(_marks(Recipe, ""))
+
+
+def _marks(block: type[BaseModel], prefix: str) -> Iterator[tuple[str, Bears]]:
+    for name, field in block.model_fields.items():
+        if mark := next((each for each in field.metadata if isinstance(each, Bears)), None):
+            yield prefix + name, mark
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from _marks(inner, f"{prefix}{name}.")

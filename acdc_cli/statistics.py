@@ -1,0 +1,101 @@
+"""Statistics over seeds: mean, sample deviation, pooled deviation, and the paired t-test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev, variance
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of runs that differ in their seed alone; at least one."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation (n - 1); None for one value."""
+        return stdev(self.values) if self.n > 1 else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean; None for one value."""
+        return None if self.std is None else self.std / sqrt(self.n)
+
+
+def pooled_std(*samples: Spread) -> float | None:
+    """The standard deviation of the samples around their own means; None where no sample has two values."""
+    known = [sample for sample in samples if sample.n > 1]
+    if not known:
+        return None
+    squares = sum((sample.n - 1) * variance(sample.values) for sample in known)
+    return sqrt(squares / sum(sample.n - 1 for sample in known))
+
+
+def distance(sample: Spread, reference: Spread) -> float | None:
+    """How far the mean lies above the reference's, in pooled standard deviations.
+
+    None where either has fewer than two values, or where all values of each are equal.
+    """
+    pooled = pooled_std(sample, reference) if min(sample.n, reference.n) > 1 else None
+    return (sample.mean - reference.mean) / pooled if pooled else None
+
+
+def rises(before: Sequence[float], last: Sequence[float]) -> bool:
+    """Is the mean of `last` above that of `before` by more than one pooled standard deviation?
+
+    False where either has fewer than two values: one seed is no verdict.
+    """
+    if min(len(before), len(last)) < 2:
+        return False
+    pooled = pooled_std(Spread(tuple(before)), Spread(tuple(last)))
+    assert pooled is not None
+    return fmean(last) - fmean(before) > pooled
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How far one group lies above another over the seeds that they share, each of which both have once."""
+
+    seeds: list[int]
+    mean: float | None = None
+    std: float | None = None
+    """The sample standard deviation (n - 1) of the differences."""
+    t: float | None = None
+    p: float | None = None
+    """Two-sided: how often differences whose true mean is zero would give a t as far from zero."""
+    low: float | None = None
+    high: float | None = None
+    """The 95 % confidence interval of the mean difference."""
+    why_not: str | None = None
+    """Why there is no test."""
+
+
+def paired(above: Mapping[int, float], below: Mapping[int, float]) -> Paired:
+    """The paired t-test of `above` minus `below`, values by seed."""
+    seeds = sorted(above.keys() & below.keys())
+    if len(seeds) < 2:
+        few = "one seed" if seeds else "no seed"
+        return Paired(seeds, mean=above[seeds[0]] - below[seeds[0]] if seeds else None, why_not=f"{few} in common")
+    differences = [above[seed] - below[seed] for seed in seeds]
+    mean, std = fmean(differences), stdev(differences)
+    # equal differences, up to rounding
+    if std <= 1e-12 * max(abs(value) for value in [*above.values(), *below.values()]):
+        return Paired(seeds, mean, std, why_not="the differences are all equal")
+    # here, because it takes half a second
+    from scipy import stats
+
+    # not `ttest_rel`, whose variances of tiny differences vanish
+    student, error = stats.t(len(seeds) - 1), std / sqrt(len(seeds))
+    t, reach = mean / error, float(student.ppf(0.975)) * error
+    return Paired(seeds, mean, std, t, float(2 * student.sf(abs(t))), mean - reach, mean + reach)
