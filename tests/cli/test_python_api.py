@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from acdc_cli import api
-from acdc_cli.sparsity import catalog
+from acdc_cli.recipe import kinds
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_loop.py"
 STEPS = 6
@@ -105,7 +105,7 @@ def test_masked_weights_gradients_and_momentum_are_zero() -> None:
             assert (tensor[masked] == 0).all()
 
 
-@pytest.mark.parametrize("method", sorted({*catalog.names()} - {"acdc", "dsd", "str"}))
+@pytest.mark.parametrize("method", sorted({*kinds.methods()} - {"acdc", "dsd", "str"}))
 def test_every_method_reaches_its_target(method: str) -> None:
     loop = Loop(f"demo_{method}", *(["sparsity.samples=3"] if method == "woodfisher" else []))
     loop.run()
