@@ -27,7 +27,7 @@ compile --constraint "$scratch/all" --output-file "$scratch/base" >"$scratch/sho
 } >requirements-ffcv.lock
 
 [[ ${UPGRADE:-} || ! -e requirements-docs.lock ]] || cat requirements-docs.lock >"$scratch/docs"
-"$uv" pip compile --quiet --universal --python-version 3.11 --group docs --no-annotate --no-header \
+"$uv" pip compile --quiet --universal --python-version 3.11 --group docs --constraint requirements.lock --no-annotate --no-header \
     --output-file "$scratch/docs" >"$scratch/shown"
 {
     echo "# Written by 'make lock': what 'make docs' builds the site with."
