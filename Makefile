@@ -32,16 +32,15 @@ coverage: $(ready) ## run `make test` and say which lines and branches of acdc_c
 	@$(bin)/coverage report
 
 check: $(ready) ## format, lint, types and the direction of imports
-	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts
-	@$(bin)/ruff check acdc_cli tests benchmarks scripts
+	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts examples
+	@$(bin)/ruff check acdc_cli tests benchmarks scripts examples
 	@$(bin)/mypy --strict acdc_cli
 	@$(bin)/lint-imports
 
 docs: $(ready) ## build the documentation into site/; warnings are errors
 	@$(bin)/python -c 'import material' 2>/dev/null || \
 		$(bin)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
-	@PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 bench: $(ready) ## measure speed, into benchmarks/results
 	@$(bin)/python -m benchmarks $(ARGS)

@@ -22,6 +22,8 @@ from acdc_cli.recipe.shape import Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKER = re.compile(r"<!-- (generated|include): (\S+) -->")
+_WIDTH = 70
+"""Characters of a signature's parameters that fit on a line."""
 _HEAD = "| key | takes | default | meaning |\n|---|---|---|---|\n"
 
 
@@ -32,7 +34,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def keys() -> str:
     """Every recipe key: the run's own first, then a table for each block and each kind of block."""
-    parts = ["## The run\n", *_block(shape_of(Recipe), "", 2)]
+    parts = ["### The run\n", *_block(shape_of(Recipe), "", 3)]
     for title, block, parent in (
         ("Every method that prunes", PrunedBlock, SparsityBlock),
         ("Every method with a target", TargetBlock, PrunedBlock),
@@ -134,7 +136,10 @@ def _method(name: str, recipes: list[str]) -> str:
 
 def _signature(thing: Any, heading: str) -> str:
     parameters = [each for each in inspect.signature(thing).parameters.values() if each.name != "self"]
-    shown = ", ".join(str(each).replace("'", "") for each in parameters)
+    listed = [str(each).replace("'", "") for each in parameters]
+    shown = ", ".join(listed)
+    if len(shown) > _WIDTH:
+        shown = "".join(f"\n    {each}," for each in listed) + "\n"
     code = f"```python\n{thing.__name__}({shown})\n```\n"
     return f"{heading} `{thing.__name__}`\n\n{code}\n{_list_of_parameters(inspect.getdoc(thing) or '')}"
 
@@ -176,7 +181,8 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Text within a table: no column ends, and no HTML tag begins, in the middle of it."""
+    return re.sub(r"<(?=[a-z])", "&lt;", text).replace("|", "\\|")
 
 
 def _code(path: str) -> str:
