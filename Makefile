@@ -1,6 +1,6 @@
 # Every target does the set-up it needs, once. PYTHON=python3.12 picks the interpreter, ARGS=… goes to the command.
 .DEFAULT_GOAL := help
-.PHONY: help demo compare quick test test-all coverage check bench setup lock clean
+.PHONY: help demo compare quick test test-all coverage check docs bench setup lock clean
 
 bin := .venv/bin
 ready := .venv/.ready
@@ -35,10 +35,15 @@ coverage: $(ready) ## run `make test` and say which lines and branches of acdc_c
 	@$(bin)/coverage report
 
 check: $(ready) ## format, lint, types and the direction of imports
-	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts
-	@$(bin)/ruff check acdc_cli tests benchmarks scripts
+	@$(bin)/ruff format --check acdc_cli tests benchmarks scripts examples
+	@$(bin)/ruff check acdc_cli tests benchmarks scripts examples
 	@$(bin)/mypy --strict acdc_cli
 	@$(bin)/lint-imports
+
+docs: $(ready) ## build the documentation into site/; warnings are errors
+	@$(bin)/python -c 'import material' 2>/dev/null || \
+		$(bin)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	@PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 bench: $(ready) ## measure speed, into benchmarks/results
 	@$(bin)/python -m benchmarks $(ARGS)
@@ -50,7 +55,7 @@ lock: $(ready) ## resolve pyproject.toml into the lock files; UPGRADE=1 takes ne
 	@scripts/lock.sh
 
 clean: ## remove .venv and every cache; runs/ and data/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist site
 	find . -name __pycache__ -not -path './runs/*' -not -path './data/*' -prune -exec rm -rf {} +
 
 $(ready): requirements.lock requirements-ffcv.lock pyproject.toml scripts/setup.sh

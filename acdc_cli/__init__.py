@@ -1,3 +1,3 @@
 """Train, evaluate and study sparse vision models from YAML recipes."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
-from scripts.compare import EPOCHS, SEEDS, Run
+from acdc_cli.studies.grid import Cell
+from acdc_cli.studies.study import load_study
 
 VARIANTS = (("acdc", 0.98), ("acdc clipped", 0.98), ("acdc", 0.95))
 
@@ -23,17 +24,20 @@ def main() -> int:
         "Largest weight / filters with a weight / share of zeros, at the end of each phase of the runs of "
         "[compare](README.md), seed by seed. Made by `python -m scripts.giants`.",
     ]
+    study = load_study("methods_demo")
     for name, target in VARIANTS:
-        for seed in SEEDS:
-            lines += ["", f"{name}, {target:.0%}, seed {seed}:", "", *_table(Run(name, target, seed, EPOCHS))]
+        for cell in study.cells():
+            if (cell.axes["method"], cell.axes["sparsity"]) == (name, target):
+                title = f"{name}, {target:.0%}, seed {cell.axes['seed']}:"
+                lines += ["", title, "", *_table(str(study.base_recipe), cell)]
     Path("docs/results/giants.md").write_text("\n".join(lines) + "\n")
     return 0
 
 
-def _table(run: Run) -> list[str]:
-    folder = Path("runs/giants") / run.folder.name
+def _table(recipe: str, cell: Cell) -> list[str]:
+    folder = Path("runs/giants") / cell.key
     if not RunDir(folder).finished:
-        train(run.recipe, [*run.overrides, "checkpoint.keep_phases=true"], folder, RunDir(folder).resolved.exists())
+        train(recipe, [*cell.overrides, "checkpoint.keep_phases=true"], folder, RunDir(folder).resolved.exists())
     phases = {file.stem: load_file(file) for file in sorted((folder / "checkpoints").glob("*.safetensors"))}
     layers = [name for name in next(iter(phases.values())) if ".conv" in name]
     return [

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements.lock (everything but FFCV) and requirements-ffcv.lock (what the extra `ffcv` adds), for Python 3.11
-# to 3.13. Versions already locked stay unless UPGRADE=1.
+# Writes requirements.lock (everything but FFCV), requirements-ffcv.lock (what the extra `ffcv` adds) and
+# requirements-docs.lock (the site's generator), for Python 3.11 to 3.13. Versions already locked stay unless UPGRADE=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,3 +25,11 @@ compile --constraint "$scratch/all" --output-file "$scratch/base" >"$scratch/sho
     echo "# Written by 'make lock': what the extra 'ffcv' adds to requirements.lock."
     grep --line-regexp --fixed-strings --invert-match --file="$scratch/base" "$scratch/all"
 } >requirements-ffcv.lock
+
+[[ ${UPGRADE:-} || ! -e requirements-docs.lock ]] || cat requirements-docs.lock >"$scratch/docs"
+"$uv" pip compile --quiet --universal --python-version 3.11 --group docs --constraint requirements.lock --no-annotate --no-header \
+    --output-file "$scratch/docs" >"$scratch/shown"
+{
+    echo "# Written by 'make lock': what 'make docs' builds the site with."
+    cat "$scratch/docs"
+} >requirements-docs.lock

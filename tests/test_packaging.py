@@ -98,7 +98,7 @@ def test_torch_and_torchvision_are_the_pair_that_fits(python: str) -> None:
     assert (pins["torch"], pins["torchvision"]) == ("2.14.1", "0.29.1")
 
 
-@pytest.mark.parametrize("file", LOCK_FILES)
+@pytest.mark.parametrize("file", [*LOCK_FILES, "requirements-docs.lock"])
 def test_a_lock_file_names_no_index_and_no_path(file: str) -> None:
     text = (ROOT / file).read_text()
     assert re.findall(r"://|^-|/\w+/", text, re.MULTILINE) == []

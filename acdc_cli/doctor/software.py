@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from acdc_cli import __version__
 from acdc_cli.doctor.verdict import Verdict, error, ok, warning
 from acdc_cli.errors import RunError
 
@@ -49,7 +50,7 @@ def _of_checkout(file: Path) -> Declared:
     packages = [Requirement(line) for line in project["dependencies"]]
     for extra, lines in project["optional-dependencies"].items():
         packages += [Requirement(f'{line}; extra == "{extra}"') for line in lines]
-    return Declared(project["version"], project["requires-python"], packages)
+    return Declared(__version__, project["requires-python"], packages)
 
 
 def python() -> Verdict:
