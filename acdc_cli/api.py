@@ -101,11 +101,13 @@ class SparseTraining:
         recipe: Recipe,
         steps_per_epoch: int,
         losses: Callable[[int], Iterator[Tensor]] | None = None,
+        input_shape: tuple[int, ...] | None = None,
     ) -> None:
         """model: on its final device and in its final memory layout.
         optimizer: without state and without a scheduler yet; STR and Top-KAST regroup its parameters.
         recipe: its `sparsity`, `epochs` and `seed` apply; model, data and optimiser are yours.
         losses: mean losses over training batches of the given size, which WoodFisher asks for.
+        input_shape: of one example without the batch dimension, which SynFlow asks for.
 
         Raises RecipeError if the sparsity block does not fit the model.
         """
@@ -113,7 +115,7 @@ class SparseTraining:
         from acdc_cli.sparsity.prunable import layers
 
         self.sparsifier = setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe)))
-        self._model, self._optimizer, self._losses = model, optimizer, losses
+        self.model, self._optimizer, self._losses, self._input_shape = model, optimizer, losses, input_shape
         self._epochs, self._steps_per_epoch, self._step = recipe.epochs, steps_per_epoch, 0
         self._metrics: dict[str, float] = {}
         self._regroup()
@@ -167,28 +169,34 @@ class SparseTraining:
         self._step = state["step"]
         self.sparsifier.load_state_dict(state["sparsifier"])
 
+    def input_shape(self, epoch: int) -> tuple[int, ...]:
+        """As `sparsity.sparsifier.Training` says."""
+        if self._input_shape is None:
+            raise RecipeError(f"sparsity.method: {self.sparsifier.config.method} needs SparseTraining(input_shape=…)")
+        return self._input_shape
+
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """As `sparsity.sparsifier.Training` says."""
         import torch
 
         if self._losses is None:
             raise RecipeError(f"sparsity.method: {self.sparsifier.config.method} needs SparseTraining(losses=…)")
-        weights, was_training = self.sparsifier.masked.parameters, self._model.training
-        self._model.eval()
+        weights, was_training = self.sparsifier.masked.parameters, self.model.training
+        self.model.eval()
         try:
             for loss in islice(self._losses(batch_size), batches):
                 yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         finally:
-            self._model.train(was_training)
+            self.model.train(was_training)
 
     def snapshot(self) -> dict[str, Tensor]:
         """As `sparsity.sparsifier.Training` says."""
-        return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """As `sparsity.sparsifier.Training` says."""
-        self._model.load_state_dict(snapshot)
-        for parameter in self._model.parameters():
+        self.model.load_state_dict(snapshot)
+        for parameter in self.model.parameters():
             for value in self._optimizer.state.get(parameter, {}).values():
                 if hasattr(value, "zero_"):
                     value.zero_()

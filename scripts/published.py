@@ -25,7 +25,7 @@ from acdc_cli.recipe.schema import Distribution
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods import acdc
 from acdc_cli.sparsity.prunable import layers, pruned
-from acdc_cli.sparsity.selection import Selector
+from acdc_cli.sparsity.where import Selector
 
 _SIDE, _CLASSES, _EPOCHS, _IMAGES = 224, 1000, 100, 1_281_167
 _RIGL_INTERVAL = 100

@@ -42,8 +42,8 @@ from acdc_cli.analysis.curves import phases
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block, Recipe
 from acdc_cli.runs.run_dir import Kept
+from acdc_cli.sparsity.exchange import ExchangeKeys
 from acdc_cli.sparsity.methods import gmp, rigl
-from acdc_cli.sparsity.rewiring import RewiredBlock
 from acdc_cli.training.checkpoint import load_masks
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _gmp(recipe: Recipe, epochs: Sequence[int], target: float) -> list[float]:
 
 def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
     own, steps_per_epoch = subject.recipe.sparsity, 1
-    if isinstance(own, RewiredBlock):
+    if isinstance(own, ExchangeKeys):
         config, last = own, records_of(subject)[-1]
         steps_per_epoch = last["step"] // (last["epoch"] + 1)
     else:

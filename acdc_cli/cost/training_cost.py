@@ -19,7 +19,9 @@ from typing import Any
 
 from acdc_cli.cost.conventions import Convention, exact, forward_flops
 from acdc_cli.cost.count import Operation
-from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.where import Living
 
 Flops = int | Fraction
 Kept = Mapping[str, int | Fraction]
@@ -69,36 +71,32 @@ def nominal(
     What is asked for besides has the weights that the epoch before ends with; before the first, all.
     """
     prices = _Prices(operations, convention)
-    found = []
+    costs = []
+    before: Kept = {}
     for epoch, side in enumerate(resolutions):
-        kept = forward_kept(sparsifier, epoch), backward_kept(sparsifier, epoch)
-        cost = prices.of(sparsifier, epoch, side, *kept, steps_per_epoch)
-        if images := sparsifier.probed_images(epoch):
-            before = forward_kept(sparsifier, epoch - 1) if epoch else {}
-            share = images * prices.probe(side, before) / Fraction(steps_per_epoch * batch_size)
+        work = sparsifier.cost(epoch, steps_per_epoch)
+        forward, backward = (kept_weights(sparsifier.masked, living) for living in (work.forward, work.backward))
+        cost = prices.of(work, epoch, side, forward, backward, steps_per_epoch)
+        if work.probed_images:
+            share = work.probed_images * prices.probe(side, before) / Fraction(steps_per_epoch * batch_size)
             cost = replace(cost, train=exact(cost.train + share))
-        found.append(cost)
-    return found
+        costs.append(cost)
+        before = forward
+    return costs
 
 
-def forward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
-    """Weights that the forward pass uses.
+def kept_weights(masked: MaskedParameters, living: Living) -> Kept:
+    """Weights that take part in a pass.
 
-    Where the method does not know how many each layer keeps they are spread evenly over the layers that it prunes, in
+    Where the method does not know how many each layer has, they are spread evenly over the layers that it prunes, in
     fractions of weights; where it does not even know how many in all, because they are learned, they are dense.
     """
-    if (fixed := sparsifier.kept(epoch)) is not None:
-        return fixed
-    density = sparsifier.nominal(epoch)
-    return _spread(sparsifier, density.forward if density else 1.0)
-
-
-def backward_kept(sparsifier: Sparsifier[Any], epoch: int) -> Kept:
-    """Weights that get a gradient, in the same way."""
-    if (fixed := sparsifier.kept_backward(epoch)) is not None:
-        return fixed
-    density = sparsifier.nominal(epoch)
-    return _spread(sparsifier, density.backward if density else 1.0)
+    if living.by_layer is not None:
+        return living.by_layer
+    density = 1.0 if living.density is None else living.density
+    # as exact as the count of weights that it stands for
+    exact_density = Fraction(round(density * masked.total), masked.total)
+    return {name: exact_density * shape.numel() for name, shape in masked.shapes.items()}
 
 
 class Measured:
@@ -116,12 +114,12 @@ class Measured:
         self.total = 0
         """FLOPs of all images so far."""
 
-    def probe(self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int) -> None:
-        """What the method is about to ask for before this epoch's steps, with the weights as they are.
+    def probe(self, images: int, nonzero: Mapping[str, int], side: int) -> None:
+        """Gradients that the method is about to compute before an epoch's steps, with the weights as they are.
 
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
-        self.total += round(sparsifier.probed_images(epoch) * self._prices.probe(side, nonzero))
+        self.total += round(images * self._prices.probe(side, nonzero))
 
     def add(
         self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
@@ -131,7 +129,7 @@ class Measured:
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
         trained = {**nonzero, **sparsifier.masked.trained()}
-        cost = self._prices.of(sparsifier, epoch, side, nonzero, trained, steps)
+        cost = self._prices.of(sparsifier.cost(epoch, steps), epoch, side, nonzero, trained, steps)
         self.total += round(images * cost.train)
         return cost
 
@@ -144,15 +142,12 @@ class _Prices:
         self._convention = convention
         self._known: dict[tuple[int, frozenset[tuple[str, int | Fraction]]], Flops] = {}
 
-    def of(
-        self, sparsifier: Sparsifier[Any], epoch: int, side: int, forward: Kept, backward: Kept, steps: int
-    ) -> EpochCost:
+    def of(self, work: EpochWork, epoch: int, side: int, forward: Kept, backward: Kept, steps: int) -> EpochCost:
         """Of the epoch's steps."""
         acting, trained, dense = (self._forward(side, kept) for kept in (forward, backward, {}))
         # as exact as they are: numbers of steps
         dense_gradients, dense_steps = (
-            Fraction(share(epoch, steps)).limit_denominator(steps)
-            for share in (sparsifier.dense_gradients, sparsifier.dense_steps)
+            Fraction(share).limit_denominator(steps) for share in (work.dense_gradients, work.dense_steps)
         )
         return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients, dense_steps))
 
@@ -165,10 +160,3 @@ class _Prices:
         if key not in self._known:
             self._known[key] = forward_flops(self._operations[side], kept, self._convention)
         return self._known[key]
-
-
-def _spread(sparsifier: Sparsifier[Any], density: float) -> Kept:
-    """The same density in every layer, as exact as the count of weights that it stands for."""
-    total = sparsifier.masked.total
-    exact = Fraction(round(density * total), total)
-    return {name: exact * shape.numel() for name, shape in sparsifier.masked.shapes.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import operations
-from acdc_cli.cost.training_cost import Flops, Kept, Measured, forward_kept, nominal
+from acdc_cli.cost.training_cost import Flops, Kept, Measured, kept_weights, nominal
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.schema import Recipe
@@ -48,13 +48,14 @@ def run_cost(parts: Parts, measured: Measured, batch_size: int, inference_side: 
 
     planned = nominal(sparsifier, measured.operations, resolutions, steps, batch_size, measured.convention)
     nonzero = nonzero_weights(parts.layers, zero_counts(parts.layers))
+    last = sparsifier.cost(len(resolutions) - 1, steps)
     dense_images = sum(3 * forward(side, None) for side in resolutions)
     return {
         "convention": measured.convention,
         "inference_resolution": inference_side,
         "dense": _entry(forward(inference_side, None), images * dense_images),
         "nominal": _entry(
-            forward(inference_side, forward_kept(sparsifier, len(resolutions) - 1)),
+            forward(inference_side, kept_weights(sparsifier.masked, last.forward)),
             images * sum(epoch.train for epoch in planned),
         ),
         "measured": _entry(forward(inference_side, nonzero), measured.total),

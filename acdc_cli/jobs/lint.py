@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import Recipe, TargetBlock, epochs_of
+from acdc_cli.recipe.schema import Recipe, RunSize, TargetBlock, epochs_of
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import layer_name
-from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 _ROUNDING = 1e-3
@@ -23,8 +22,8 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
     Raises RecipeError, with a line for each, where the run would stop at an error on its way.
     """
     block = recipe.sparsity
-    if errors := block.step_problems(recipe.epochs, steps_per_epoch):
-        raise RecipeError("\n".join(f"sparsity.{key}: {text}" for key, text in errors))
+    size = RunSize(recipe.epochs, steps_per_epoch, recipe.data.batch_size)
+    block.require(size)
     if recipe.ema and sparsifier.revives_values:
         raise RecipeError(
             f"ema: {block.method} frees weights at the values that it kept for them, where their average is zero; "
@@ -32,8 +31,8 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
         )
     return [
         *_pattern(recipe, sparsifier),
-        *_sparsity_reached(recipe, sparsifier),
-        *(f"sparsity.{key}: {text}" for key, text in block.doubts(recipe.epochs, steps_per_epoch)),
+        *_sparsity_reached(recipe, sparsifier, steps_per_epoch),
+        *(f"sparsity.{key}: {text}" for key, text in block.warnings(size)),
         *_warmup(recipe, sparsifier),
         *_learning_rate(recipe),
         *_average(recipe, sparsifier, steps_per_epoch),
@@ -44,19 +43,19 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
 def _pattern(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
     if not isinstance(recipe.sparsity, TargetBlock):
         return
-    if left_dense := Selector.of(recipe.sparsity).left_dense(sparsifier.masked.shapes):
+    if left_dense := sparsifier.selector.left_dense(sparsifier.masked.shapes):
         yield (
             f"sparsity.pattern: {recipe.sparsity.pattern} does not divide the input channels of "
             f"{', '.join(map(layer_name, left_dense))}; they stay dense"
         )
 
 
-def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
+def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> Iterator[str]:
     """Compares the target with the sparsest epoch: a run may well be meant to end in a dense phase."""
     if not isinstance(recipe.sparsity, TargetBlock):
         return
-    densities = [sparsifier.nominal(epoch) for epoch in range(recipe.epochs)]
-    reached = max(1 - density.forward for density in densities if density is not None)
+    densities = [sparsifier.cost(epoch, steps_per_epoch).forward.density for epoch in range(recipe.epochs)]
+    reached = max(1 - density for density in densities if density is not None)
     target = recipe.sparsity.target
     if not reached:
         yield f"sparsity.target: at {target:g} no weight is pruned, and the run ends dense; method dense says so"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acdc_cli.cost.conventions import CONVENTION, Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.cost.training_cost import Flops, forward_kept, nominal
+from acdc_cli.cost.training_cost import Flops, kept_weights, nominal
 from acdc_cli.data import loaders
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
@@ -21,8 +21,8 @@ from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import Layer, layers
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.where import Selector
 
 _TENSOR_OVERHEAD = 300
 """Bytes of torch.save's zip archive for each tensor: headers, alignment, names and shapes."""
@@ -124,15 +124,16 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
     all_layers = layers(model, setup.keep_dense(recipe))
     sparsifier = setup.sparsifier(recipe, all_layers)
     warnings = lint(recipe, sparsifier, steps)
-    densities = [sparsifier.nominal(epoch) for epoch in range(recipe.epochs)]
-    kept = sparsifier.kept(_sparsest(densities))
+    works = [sparsifier.cost(epoch, steps) for epoch in range(recipe.epochs)]
+    densities = [work.forward.density for work in works]
+    kept = works[_sparsest(densities)].forward.by_layer
     prices = _Prices(model, sparsifier, recipe, steps, convention)
-    memory = _memory(recipe, model, sparsifier, densities)
+    memory = _memory(recipe, model, sparsifier, works)
     return Plan(
         name=recipe.name,
         epochs=_epochs(sparsifier, all_layers, densities, prices, steps),
         layers=[_layer(layer, recipe, kept) for layer in all_layers],
-        totals=_totals(recipe, model, sparsifier, densities[-1], prices, steps),
+        totals=_totals(recipe, model, sparsifier, works[-1], prices, steps),
         memory=memory,
         checkpoint=_checkpoint(recipe, model, sparsifier, memory),
         inference_resolution=recipe.data.val_crop,
@@ -170,7 +171,7 @@ def _operations(model: nn.Module, side: int) -> list[Operation]:
 def _epochs(
     sparsifier: Sparsifier[Any],
     all_layers: Sequence[Layer],
-    densities: Sequence[Density | None],
+    densities: Sequence[float | None],
     prices: _Prices,
     steps: int,
 ) -> list[PlannedEpoch]:
@@ -180,12 +181,12 @@ def _epochs(
     planned = []
     for cost, density in zip(prices.epochs, densities, strict=True):
         spent += cost.train
-        zeros = None if density is None else (1 - density.forward) * sparsifier.masked.total
+        zeros = None if density is None else (1 - density) * sparsifier.masked.total
         planned.append(
             PlannedEpoch(
                 epoch=cost.epoch,
                 phase=sparsifier.phases.at(cost.epoch).kind,
-                sparsity=None if density is None else 1 - density.forward,
+                sparsity=None if density is None else 1 - density,
                 sparsity_all=None if zeros is None else zeros / weights,
                 lr_start=prices.learning_rate(cost.epoch),
                 lr_end=prices.learning_rate(((cost.epoch + 1) * steps - 1) / steps),
@@ -199,13 +200,14 @@ def _epochs(
 
 
 def _totals(
-    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], last: Density | None, prices: _Prices, steps: int
+    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], last: EpochWork, prices: _Prices, steps: int
 ) -> Totals:
     """last: of the last epoch."""
     params = sum(weight.numel() for weight in model.parameters())
-    zeros = None if last is None else round((1 - last.forward) * sparsifier.masked.total)
+    density = last.forward.density
+    zeros = None if density is None else round((1 - density) * sparsifier.masked.total)
     side, images = recipe.data.val_crop, steps * recipe.data.batch_size
-    kept = forward_kept(sparsifier, recipe.epochs - 1)
+    kept = kept_weights(sparsifier.masked, last.forward)
     inference = forward_flops(prices.operations[side], kept, prices.convention)
     training = sum(cost.train for cost in prices.epochs)
     return Totals(
@@ -236,9 +238,9 @@ def _notes(recipe: Recipe, images: int, found: bool, learned: bool, ranked: bool
         )
 
 
-def _sparsest(densities: Sequence[Density | None]) -> int:
+def _sparsest(densities: Sequence[float | None]) -> int:
     """The last of the epochs with the fewest weights; where sparsity is learned, the last of all."""
-    shares = [density.forward if density else 1.0 for density in densities]
+    shares = [1.0 if density is None else density for density in densities]
     fewest = min(shares)
     return max(epoch for epoch, share in enumerate(shares) if share == fewest)
 
@@ -262,12 +264,10 @@ def _kept_dense(layer: Layer, recipe: Recipe) -> str | None:
     return None
 
 
-def _memory(
-    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], densities: Sequence[Density | None]
-) -> Memory:
+def _memory(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], works: Sequence[EpochWork]) -> Memory:
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     masked = list(sparsifier.masked.parameters.values())
-    has_backward_masks = any(density and density.backward != density.forward for density in densities)
+    has_backward_masks = any(work.backward.density != work.forward.density for work in works)
     one_mask = sum(weight.numel() for weight in masked) + _bytes(masked)
     weights = _bytes([*model.parameters(), *model.buffers()])
     state = {key: value for key, value in sparsifier.state_dict().items() if key != "masks"}

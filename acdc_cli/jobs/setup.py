@@ -21,8 +21,8 @@ from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
-from acdc_cli.sparsity.selection import Selector
 from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.where import Selector
 from acdc_cli.tasks import registry as tasks
 from acdc_cli.tasks.task import Task
 from acdc_cli.training.compiling import Compiled, Mode

@@ -22,6 +22,7 @@ from acdc_cli.recipe.schema import (
     PrunedBlock,
     Recipe,
     ResolutionRamp,
+    RunSize,
     Schedule,
     SparsityBlock,
     StepSchedule,
@@ -127,11 +128,10 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
         found.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
-    of_data = sparsity.problems_of_data(data) if sparsity and data else []
-    found += [problem_at(root, ("sparsity", key), text) for key, text in of_data]
     if epochs is None:
         return found
-    misfits = sparsity.problems(epochs) if sparsity else []
+    size = RunSize(epochs, batch_size=data.batch_size if data else None)
+    misfits = sparsity.errors(size) if sparsity else []
     found += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
     if ema:
         found += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]

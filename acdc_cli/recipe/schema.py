@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from math import floor, isclose
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +21,8 @@ from pydantic import (
     SerializeAsAny,
     model_validator,
 )
+
+from acdc_cli.errors import RecipeError
 
 
 def _at_most(most: int) -> AfterValidator:
@@ -334,27 +338,46 @@ class LAMBBlock(_Moments):
 Optim = Annotated[SGDBlock | AdamWBlock | LARSBlock | LAMBBlock, Field(discriminator="name")]
 
 
+@dataclass(frozen=True)
+class RunSize:
+    """What a method's keys have to fit."""
+
+    epochs: int
+    steps_per_epoch: int | None = None
+    """None where only the data set can tell."""
+    batch_size: int | None = None
+
+
+class Misfit(NamedTuple):
+    key: str
+    """Of the sparsity block."""
+    text: str
+    stops: bool = True
+    """Whether it stops the run; otherwise it is a warning."""
+
+
 class SparsityBlock(Block):
     """What every method shares; each method's own file adds its keys."""
 
     method: str
     """A file of `acdc_cli/sparsity/methods`."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        return []
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        """Everything of this block that does not fit a run of this size."""
+        yield from ()
 
-    def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
-        """(key, message) for everything of this block that the data block does not allow."""
-        return []
+    def errors(self, run: RunSize) -> list[tuple[str, str]]:
+        """(key, message) for everything that would stop the run."""
+        return [(key, text) for key, text, stops in self.check(run) if stops]
 
-    def step_problems(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
-        """As `problems`, for what only the data set's size can tell: an epoch's steps."""
-        return []
+    def require(self, run: RunSize) -> None:
+        """Raises RecipeError, with a line for each error."""
+        if errors := self.errors(run):
+            raise RecipeError("\n".join(f"sparsity.{key}: {text}" for key, text in errors))
 
-    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
+    def warnings(self, run: RunSize) -> list[tuple[str, str]]:
         """(key, message) for what can be run, but is hardly what was meant."""
-        return []
+        return [(key, text) for key, text, stops in self.check(run) if not stops]
 
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:
         """What the learning rate and the resolution take for the epochs elapsed and for all epochs.

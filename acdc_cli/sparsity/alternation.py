@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import accumulate, pairwise
+from collections.abc import Iterator
 from math import ceil, floor, isclose
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from acdc_cli.recipe.schema import Epochs, Share, TargetBlock, epochs_of
-from acdc_cli.schedule.time import Phase, PhasePlan
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, Share, TargetBlock, epochs_of
+from acdc_cli.schedule.time import PhasePlan
+from acdc_cli.sparsity.when import PhaseLength, in_turn
 
 _DEFAULT_EPOCHS = 5
 _SEARCHED_EPOCHS = 1000
-_Length = tuple[Literal["dense", "sparse"], int]
 
 
 class AlternationBlock(TargetBlock):
@@ -72,26 +71,26 @@ class AlternationBlock(TargetBlock):
         sparse = round(self.sparse_fraction * self.period_epochs)
         return sparse, self.period_epochs - sparse
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        found = [
-            (key, f"{getattr(self, key)} of {epochs} epochs is no epoch at all; the last phases need at least one")
-            for key in ("last_dense_epochs", "last_sparse_epochs")
-            if epochs_of(getattr(self, key), epochs) == 0
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        empty = [
+            key for key in ("last_dense_epochs", "last_sparse_epochs") if epochs_of(getattr(self, key), run.epochs) == 0
         ]
-        if not found and not self._fits(epochs):
-            found.append(("period_epochs" if self.period_epochs else "sparse_epochs", self._misfit(epochs)))
-        return found
+        for key in empty:
+            of = f"{getattr(self, key)} of {run.epochs} epochs"
+            yield Misfit(key, f"{of} is no epoch at all; the last phases need at least one")
+        if not empty and not self._fits(run.epochs):
+            yield Misfit("period_epochs" if self.period_epochs else "sparse_epochs", self._misfit(run.epochs))
 
     def phases(self, epochs: int) -> PhasePlan:
-        """Raises ValueError where `problems` finds that they do not fit."""
+        """Raises ValueError where `check` says that they do not fit."""
         if not self._fits(epochs):
             raise ValueError(self._misfit(epochs))
         warmup, last_dense, last = self._fixed(epochs)
         sparse_epochs, dense_epochs = self.lengths
         rounds = (self._middle(epochs) + dense_epochs) // (sparse_epochs + dense_epochs)
-        first: list[_Length] = [("dense", warmup)] if warmup else []
-        middle: list[_Length] = [("sparse", sparse_epochs), ("dense", dense_epochs)] * rounds
-        return _in_a_row(*first, *middle[:-1], ("dense", last_dense), (self._last_kind, last))
+        middle: list[PhaseLength] = [("sparse", sparse_epochs), ("dense", dense_epochs)] * rounds
+        return in_turn(("dense", warmup), *middle[:-1], ("dense", last_dense), (self._last_kind, last))
 
     @property
     def _last_kind(self) -> Literal["sparse", "dense"]:
@@ -126,10 +125,3 @@ class AlternationBlock(TargetBlock):
             f"and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them take "
             f"{fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
         )
-
-
-@lru_cache
-def _in_a_row(*lengths: _Length) -> PhasePlan:
-    """Of phases' kinds and epochs. It is asked for in every epoch, and may be long."""
-    bounds = pairwise(accumulate((epochs for _, epochs in lengths), initial=0))
-    return PhasePlan(tuple(Phase(kind, *bound) for (kind, _), bound in zip(lengths, bounds, strict=True)))

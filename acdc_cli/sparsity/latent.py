@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 
 
@@ -37,12 +36,3 @@ class LatentWeights:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, weight in self.weights.items():
             weight.copy_(state[name])
-
-
-def chosen_anew(moment: Moment, every: int) -> bool:
-    """Are masks that change every `every` steps changed after this one?
-
-    Not after the last of the run: its model would have weights that no forward pass has ever used.
-    """
-    done = moment.step + 1
-    return done % every == 0 and done < moment.epochs * moment.steps_per_epoch

@@ -1,21 +1,18 @@
-"""What methods share that train sparse from the first step: random masks, as many weights in a layer at every step."""
+"""Training that is sparse from the first step, with random masks."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Self
 
-import torch
 from pydantic import model_validator
-from torch import Tensor
 
 from acdc_cli.recipe.schema import Distribution, TargetBlock
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.targeted import Targeted
+from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.where import Selector
+from acdc_cli.sparsity.which import random_scores
 
 
-class RandomStartBlock(TargetBlock):
+class RandomStartKeys(TargetBlock):
     distribution: Distribution = "erk"
     """The same sparsity in every layer (`uniform`), or the sparser the more weights it has (`erk`)."""
 
@@ -29,34 +26,6 @@ class RandomStartBlock(TargetBlock):
         return self
 
 
-ConfigT = TypeVar("ConfigT", bound=RandomStartBlock)
-
-
-class RandomStart(Targeted[ConfigT]):
-    """Random masks before the first step, of the same counts in every layer for the same recipe."""
-
-    def plan(self) -> PhasePlan:
-        return PhasePlan((Phase("sparse", 0, self.epochs),))
-
-    def on_epoch_start(self, moment: Moment) -> None:
-        if moment.step == 0:
-            scores = random_scores(self.masked.parameters, self.seed, step=0)
-            self.masked.set(self.selector.masks(scores, self.config.target))
-
-
-def random_scores(like: Mapping[str, Tensor], seed: int, step: int) -> dict[str, Tensor]:
-    """Uniform in [0, 1), in the shapes of `like` and on its device.
-
-    They follow from the seed, the step and the layer's name alone: the same on every rank, on every device and after
-    every restart, and torch's global generator is left as it was.
-    """
-    return {
-        name: torch.rand(weight.shape, generator=generator(seed, step, name)).to(weight.device)
-        for name, weight in like.items()
-    }
-
-
-def generator(*facts: Any) -> torch.Generator:
-    """Seeded with these facts (numbers and strings), the same in every process."""
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+def start_at_random(masked: MaskedParameters, selector: Selector, sparsity: float, seed: int) -> None:
+    """Set random masks, with as many weights in each layer as the selector gives it."""
+    masked.set(selector.masks(random_scores(masked.parameters, seed, step=0), sparsity))

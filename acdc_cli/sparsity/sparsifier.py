@@ -1,4 +1,30 @@
-"""When a method acts on the masks: the hooks of a run, each with a default."""
+"""The contract of a method of sparse training: the hooks of a run, each with a default.
+
+The training loop, with every hook at its place:
+
+    method = Method(config, masked, epochs, seed)           # -> plan()
+    for each epoch: method.cost() -> sparsity()             # at any time, for `acdc plan` and the account of costs
+    optimizer over method.parameter_groups(weight_decay) and the other parameters
+    method.attach(optimizer, training)
+    method.load_state_dict(state)                           # a resumed run only
+
+    for epoch in range(epochs):
+        method.on_epoch_start(moment)                       # not when a run resumes within the epoch
+        for batch in epoch:
+            loss.backward()                                 # of the mean loss; gradients of all weights
+            unscale and reduce the gradients
+            if method.on_gradients(moment):                 # masks the gradients
+                optimizer.step()                            # skipped on the device where a gradient is not finite
+            method.after_step(moment)
+            perhaps save method.state_dict()
+        if it is the last epoch: method.finish()
+        validate
+        method.on_epoch_end(moment, validation metrics)
+        record method.metrics()
+
+A method answers four questions: *when* it acts (`when`: phases and update times), *how much* it prunes (`how_much`:
+sparsity over time), *which* weights stay (`which`: scores), and *where* (`where.Selector`: distribution and pattern).
+"""
 
 from __future__ import annotations
 
@@ -6,26 +32,43 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from acdc_cli.recipe.schema import SparsityBlock
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.recipe.schema import RunSize, SparsityBlock, TargetBlock
+from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.where import Living, Selector
 
 ConfigT = TypeVar("ConfigT", bound=SparsityBlock)
 
 
 @dataclass(frozen=True)
-class Density:
-    """Share of the prunable weights that take part: in the forward pass, and in the weights' gradients."""
+class EpochWork:
+    """What an epoch computes with, known before the run starts: all that its cost follows from."""
 
-    forward: float
-    backward: float
+    forward: Living
+    """Weights of the forward pass, at the epoch's end."""
+    backward: Living
+    """Weights that have a gradient, at the epoch's end."""
+    dense_gradients: float = 0.0
+    """Share of the steps that need the gradients of all weights, although the forward pass is sparse."""
+    dense_steps: float = 0.0
+    """Share of the steps that come before the masks: dense forward and backward."""
+    probed_images: int = 0
+    """Images whose gradients `on_epoch_start` computes, counted again in every pass over them."""
 
 
 class Training(Protocol):
     """What a method may ask of the run that it is part of."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, neither compiled nor wrapped; it takes normalised images."""
+
+    def input_shape(self, epoch: int) -> tuple[int, ...]:
+        """Of one training example in this epoch: channels, height and width of an image."""
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Gradients of the prunable weights, one batch at a time: of the mean loss over `batch_size` training images.
@@ -55,38 +98,26 @@ class Sparsifier(Generic[ConfigT]):
         self.masked = masked
         self.epochs = epochs
         self.seed = seed
+        self.selector = Selector.of(config)
         self.phases = self.plan()
 
     def plan(self) -> PhasePlan:
-        """The phases of the run."""
-        return PhasePlan((Phase("dense", 0, self.epochs),))
+        """When: the phases of the run."""
+        return in_turn(("dense", self.epochs))
 
-    def nominal(self, epoch: int) -> Density | None:
-        """The densities that this epoch ends with, known before the run starts; None where they are learned."""
-        return Density(1.0, 1.0)
+    def sparsity(self, moment: Moment) -> float | None:
+        """How much: the sparsity of the masks in this step; None where it is learned."""
+        return self.config.target if isinstance(self.config, TargetBlock) else 0.0
 
-    def kept(self, epoch: int) -> Mapping[str, int] | None:
-        """Weights that each layer keeps in the forward pass at this epoch's end, by parameter name.
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
+        """What this epoch computes with; by default, masks of the sparsity at its end."""
+        last = Moment(epoch, (epoch + 1) * steps_per_epoch - 1, self.epochs, steps_per_epoch)
+        living = self.living(self.sparsity(last))
+        return EpochWork(living, living)
 
-        None where that is not known before the run starts, because scores decide, or because it is learned.
-        """
-        return {name: shape.numel() for name, shape in self.masked.shapes.items()}
-
-    def kept_backward(self, epoch: int) -> Mapping[str, int] | None:
-        """Weights of each layer that have a gradient, in the same way."""
-        return self.kept(epoch)
-
-    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
-        """Share of this epoch's steps that need the gradients of all weights, although these are sparse."""
-        return 0.0
-
-    def dense_steps(self, epoch: int, steps_per_epoch: int) -> float:
-        """Share of this epoch's steps that come before its masks: dense forward and backward."""
-        return 0.0
-
-    def probed_images(self, epoch: int) -> int:
-        """Images whose gradients `on_epoch_start` asks the training for, counted again in every pass over them."""
-        return 0
+    def living(self, sparsity: float | None) -> Living:
+        """The weights of masks of this sparsity."""
+        return Living(None, None) if sparsity is None else self.selector.living(self.masked.shapes, sparsity)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups of the optimiser that the method sets up itself: parameters of its own, or weights whose decay it
@@ -102,11 +133,11 @@ class Sparsifier(Generic[ConfigT]):
         self.training = training
 
     def on_epoch_start(self, moment: Moment) -> None:
-        """Before the first batch of every epoch, and not again when a run goes on within one."""
+        """Before the first batch of every epoch, and not again when a run resumes within one.
 
-    def penalty(self) -> Tensor | None:
-        """What is added to the loss, or None."""
-        return None
+        Raises RecipeError where the recipe's keys do not fit the epochs and the steps of the run.
+        """
+        self.config.require(RunSize(moment.epochs, moment.steps_per_epoch))
 
     def on_gradients(self, moment: Moment) -> bool:
         """Between the backward pass and the optimiser's step; gradients are unscaled, dense and the same on all ranks.

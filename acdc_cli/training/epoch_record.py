@@ -51,9 +51,10 @@ def epoch_record(
 def charge_probes(parts: Parts, epoch: int) -> None:
     """Charge the gradients that the method is about to ask for at the start of this epoch."""
     # zeros are counted only where they affect the cost: the host waits for the count
-    if parts.cost is not None and parts.sparsifier.probed_images(epoch):
+    images = parts.sparsifier.cost(epoch, parts.train.steps).probed_images
+    if parts.cost is not None and images:
         nonzero = nonzero_weights(parts.layers, zero_counts(parts.layers))
-        parts.cost.probe(parts.sparsifier, nonzero, epoch, parts.resolution(epoch))
+        parts.cost.probe(images, nonzero, parts.resolution(epoch))
 
 
 def nonzero_weights(layers: Sequence[Layer], zeros: Mapping[str, tuple[int, int]]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.parts import Parts
@@ -17,6 +17,14 @@ class MethodServices:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+
+    @property
+    def model(self) -> nn.Module:
+        return self._parts.model
+
+    def input_shape(self, epoch: int) -> tuple[int, ...]:
+        side = self._parts.resolution(epoch)
+        return 3, side, side
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         parts, ranks = self._parts, self._parts.ranks

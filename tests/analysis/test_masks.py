@@ -23,10 +23,10 @@ from acdc_cli.analysis.base.workspace import UNSAVED
 from acdc_cli.analysis.masks import Options, Weights, exchanged, history, iou, nested, nonzero, overlap, updates
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import Kept, RunDir
+from acdc_cli.sparsity.exchange import exchange
 from acdc_cli.sparsity.methods import gmp, rigl
 from acdc_cli.sparsity.prunable import layers
-from acdc_cli.sparsity.rewiring import exchange
-from acdc_cli.sparsity.selection import largest
+from acdc_cli.sparsity.where import largest
 from acdc_cli.training.checkpoint import load_masks, save_masks
 
 

@@ -14,13 +14,14 @@ from torch.optim import SGD
 
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.cost.training_cost import EpochCost, Measured, backward_kept, forward_kept, nominal, training_flops
+from acdc_cli.cost.training_cost import EpochCost, Measured, kept_weights, nominal, training_flops
 from acdc_cli.recipe import kinds
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
-from acdc_cli.sparsity.selection import largest
 from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.where import largest
 
 IMAGENET = 1_281_167
 
@@ -28,7 +29,7 @@ IMAGENET = 1_281_167
 def method(model: nn.Module, name: str, epochs: int, keep_dense: tuple[str, ...] = (), **keys: Any) -> Sparsifier[Any]:
     masked = MaskedParameters(pruned(layers(model, keep_dense)))
     config = kinds.method_config(name)(method=name, **keys)
-    assert config.problems(epochs) == []
+    assert config.errors(RunSize(epochs)) == []
     return kinds.method_class(name)(config, masked, epochs)
 
 
@@ -152,9 +153,8 @@ def test_what_is_asked_for_besides_is_measured_with_the_weights_of_that_moment()
         model[0].weight[:2] = 0
     ledger = Measured({8: operations(model, 8)}, "A")
     now = 2 * (FIRST * 6 // 8 + SECOND)
-    ledger.probe(run, nonzero(model), epoch=1, side=8)
-    assert ledger.total == 0
-    ledger.probe(run, nonzero(model), epoch=2, side=8)
+    assert [run.cost(epoch, 10).probed_images for epoch in (1, 2)] == [0, 10]
+    ledger.probe(10, nonzero(model), side=8)
     assert ledger.total == 10 * 3 * now
     ledger.add(run, nonzero(model), epoch=2, side=8, steps=10, images=40)
     assert ledger.total == 50 * 3 * now
@@ -162,10 +162,10 @@ def test_what_is_asked_for_besides_is_measured_with_the_weights_of_that_moment()
 
 def test_a_global_ranking_is_priced_as_the_same_density_everywhere() -> None:
     run = method(small(), "oneshot", 2, target=0.9, at=0)
-    assert run.kept(0) is None
+    assert run.cost(0, 10).forward.by_layer is None
     # 376 weights, of which 37.6 stay: 38
     share = Fraction(38, 376)
-    assert forward_kept(run, 0) == backward_kept(run, 0) == {"0.weight": 216 * share, "3.weight": 160 * share}
+    assert kept_weights(run.masked, run.cost(0, 10).forward) == {"0.weight": 216 * share, "3.weight": 160 * share}
     assert nominal(run, {8: operations(small(), 8)}, [8, 8], 10, 32, "A")[0].forward == 2 * (FIRST + SECOND) * share
 
 
@@ -190,7 +190,7 @@ def test_the_measured_cost_of_a_random_mask_is_the_nominal_one_of_its_density(
     expected = nominal(run, found, [8] * 3, 10, 32, convention)
     ledger = Measured(found, convention)
     for epoch in range(3):
-        kept = run.kept(epoch)
+        kept = run.cost(epoch, 10).forward.by_layer
         assert kept is not None
         for weight in run.masked.parameters.values():
             nn.init.ones_(weight)

@@ -1,4 +1,4 @@
-"""Sparsity, learning rate and resolution over a run, against values worked by hand."""
+"""Learning rate and resolution over a run, against values worked by hand."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, ResolutionRamp, ResolutionStep, StepSchedule
-from acdc_cli.schedule.courses import cubic
 from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.schedule.resolution import resolution_of
 
 P1 = CosineSchedule(name="cosine", warmup_epochs=5)
 P2 = LinearSchedule(name="linear", warmup_epochs=2, warmup_start=1e-4)
 CIFAR = StepSchedule(name="step", warmup_epochs=1, warmup_start=0.5, milestones=[30, 60], gamma=0.1)
-
-
-@pytest.mark.parametrize(
-    ("t", "sparsity"),
-    # 1 - (1/2)^3 = 7/8 and 1 - (3/4)^3 = 37/64 of the target
-    [(-3, 0), (0, 0), (1, 0.8 * 37 / 64), (2, 0.7), (4, 0.8), (5, 0.8)],
-)
-def test_gmp_sparsity_rises_along_the_cubic_and_stays_at_the_target(t: float, sparsity: float) -> None:
-    assert cubic(t, end=4, target=0.8) == pytest.approx(sparsity, abs=1e-15)
-
-
-def test_gmp_reaches_the_target_exactly() -> None:
-    assert cubic(75, end=75, target=0.95) == 0.95
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.acdc import Config, Method
@@ -72,24 +73,24 @@ def test_phases_that_do_not_fit_are_a_problem_that_names_runs_that_do(epochs: in
         "sparse phases of 5 with dense phases of 5 between them take 5, 15, 25, … epochs: "
         f"change a length, or train {totals} epochs"
     )
-    assert config(warmup_epochs=10).problems(epochs) == [("sparse_epochs", message)]
+    assert config(warmup_epochs=10).errors(RunSize(epochs)) == [("sparse_epochs", message)]
     with pytest.raises(ValueError, match="change a length"):
         config(warmup_epochs=10).phases(epochs)
 
 
 def test_where_no_run_fits_only_the_lengths_can_change() -> None:
-    [(_, message)] = config(warmup_epochs="100%").problems(100)
+    [(_, message)] = config(warmup_epochs="100%").errors(RunSize(100))
     assert message.endswith("change a length")
 
 
 def test_the_last_phases_must_exist() -> None:
-    problems = config(last_dense_epochs=0, last_sparse_epochs="0.1%").problems(100)
+    problems = config(last_dense_epochs=0, last_sparse_epochs="0.1%").errors(RunSize(100))
     assert [key for key, _ in problems] == ["last_dense_epochs", "last_sparse_epochs"]
     assert problems[1][1] == "0.1% of 100 epochs is no epoch at all; the last phases need at least one"
 
 
 def test_every_run_without_problems_has_a_plan_of_all_its_epochs() -> None:
-    fitting = [epochs for epochs in range(1, 301) if not config().problems(epochs)]
+    fitting = [epochs for epochs in range(1, 301) if not config().errors(RunSize(epochs))]
     assert {33, 100, 200, 300} <= set(fitting)
     assert all(config().phases(epochs).epochs == epochs for epochs in fitting)
 
@@ -169,7 +170,7 @@ def test_only_the_first_epoch_of_a_phase_does_anything() -> None:
         optimizer.step()
     assert living == ["1111", "1111", "0101", "0101", "1111", "1111", "0101"]
     assert momentum == [0, 4, 3, 3.5, 0, 4, 3]
-    assert [method.nominal(epoch).forward for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]
+    assert [method.cost(epoch, 1).forward.density for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]
 
 
 def test_two_of_four_is_chosen_anew_in_every_sparse_phase() -> None:
@@ -185,7 +186,7 @@ def test_two_of_four_is_chosen_anew_in_every_sparse_phase() -> None:
         if epoch == 2:
             with torch.no_grad():
                 weight[:, 3] = 9.0
-    assert block.problems(4) == []
+    assert block.errors(RunSize(4)) == []
     assert seen[1] == seen[2] == [[4, 3, 0, 0], [1, 1, 0, 0]]
     assert seen[3] == [[4, 0, 0, 9], [1, 0, 0, 9]]
-    assert [method.nominal(epoch).forward for epoch in range(4)] == [1, 0.5, 1, 0.5]
+    assert [method.cost(epoch, 1).forward.density for epoch in range(4)] == [1, 0.5, 1, 0.5]

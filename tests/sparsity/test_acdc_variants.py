@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.acdc import Config, Method
@@ -97,7 +98,7 @@ def test_a_period_and_a_fraction_give_the_lengths_of_the_phases(
     total = 2 + sparse + 2 * period + 3 + 4
     ends: dict[str, Any] = {"warmup_epochs": 2, "last_dense_epochs": 3, "last_sparse_epochs": 4}
     block = config(period_epochs=period, sparse_fraction=share, **ends)
-    assert block.problems(total) == []
+    assert block.errors(RunSize(total)) == []
     assert kinds(block, total) == "dd" + ("s" * sparse + "d" * dense) * 2 + "s" * sparse + "ddd" + "ssss"
     assert block.phases(total) == config(sparse_epochs=sparse, dense_epochs=dense, **ends).phases(total)
 
@@ -137,7 +138,7 @@ def test_lengths_are_given_in_one_way_only() -> None:
 
 
 def test_periods_that_do_not_fit_name_runs_that_do() -> None:
-    [(key, message)] = config(warmup_epochs=10, period_epochs=10, sparse_fraction=0.2).problems(100)
+    [(key, message)] = config(warmup_epochs=10, period_epochs=10, sparse_fraction=0.2).errors(RunSize(100))
     assert key == "period_epochs"
     assert message == (
         "of 100 epochs, 65 lie between the warm-up (10) and the last phases (10 dense and 15 sparse); sparse phases of "
@@ -173,7 +174,7 @@ def test_a_dense_phase_frees_only_the_weights_that_were_largest_when_the_first_s
     assert run.living() == [5, 6, 7, 8, 9]
     run.start(5)
     assert run.living() == [5, 6]
-    assert [run.method.nominal(epoch).forward for epoch in range(6)] == [1, 0.2, 0.5, 0.2, 0.5, 0.2]
+    assert [run.method.cost(epoch, 1).forward.density for epoch in range(6)] == [1, 0.2, 0.5, 0.2, 0.5, 0.2]
 
 
 @pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
@@ -230,7 +231,7 @@ def test_the_sparsity_rises_by_the_same_step_at_each_sparse_phase_to_the_target_
         run.start(epoch)
         living.append(len(run.living()))
     assert living == [10, 6, 10, 5, 10, 4, 10, 3, 10, 2]
-    assert [10 * run.method.nominal(epoch).forward for epoch in range(10)] == living
+    assert [10 * run.method.cost(epoch, 1).forward.density for epoch in range(10)] == living
 
 
 def test_a_phase_keeps_its_sparsity_to_its_end() -> None:
@@ -260,7 +261,7 @@ def test_a_ramp_that_falls_or_cannot_rise_is_refused() -> None:
         == "ramp_from: the sparsity rises to the target, 0.9, and 0.95 lies above it"
     )
     assert refusal(target=0.5, ramp_from=0.25, pattern="2:4").startswith("ramp_from: 2:4 has one sparsity only")
-    once = config(ramp_from=0.5, last_phase="dense_last", **ONE_EACH).problems(4)
+    once = config(ramp_from=0.5, last_phase="dense_last", **ONE_EACH).errors(RunSize(4))
     assert once == [
         ("ramp_from", "the run has only one sparse phase, so nothing can rise; leave it out, or train longer")
     ]
@@ -279,7 +280,7 @@ def test_two_dense_phases_follow_each_other() -> None:
         ("dense", 4, 6),
         ("dense", 6, 9),
     ]
-    [(_, message)] = block.problems(8)
+    [(_, message)] = block.errors(RunSize(8))
     assert "(2 dense and 3 dense)" in message
 
 

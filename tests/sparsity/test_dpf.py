@@ -12,13 +12,20 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.dpf import Config, Method
-from acdc_cli.sparsity.sparsifier import Density
+from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.training.precision import Precision
 
 EPOCHS, STEPS = 4, 3
+
+
+def densities(method: Sparsifier[Any], epoch: int) -> tuple[float | None, float | None]:
+    """Forward and backward."""
+    work = method.cost(epoch, 1)
+    return work.forward.density, work.backward.density
 
 
 def config(**keys: Any) -> Config:
@@ -173,8 +180,8 @@ def test_the_weights_are_ranked_to_the_end_but_not_after_it() -> None:
 
 def test_the_density_forward_follows_the_cubic_and_backward_is_one() -> None:
     run = Quadratic(start=[0.0] * 8, goal=[0.0] * 8, target=0.75, end=3)
-    assert [run.method.nominal(epoch) for epoch in range(EPOCHS)] == [
-        Density(1.0, 1.0), Density(0.5, 1.0), Density(0.25, 1.0), Density(0.25, 1.0),
+    assert [densities(run.method, epoch) for epoch in range(EPOCHS)] == [
+        (1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.25, 1.0),
     ]  # fmt: skip
 
 
@@ -185,14 +192,14 @@ def test_by_default_the_sparsity_rises_every_epoch_and_ranks_every_16_steps() ->
 
 def test_two_of_four_takes_a_jump() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3], pattern="2:4", begin=1, end=1)
-    assert run.method.config.problems(EPOCHS) == []
-    assert run.method.nominal(0) == Density(1.0, 1.0)
+    assert run.method.config.errors(RunSize(EPOCHS)) == []
+    assert densities(run.method, 0) == (1.0, 1.0)
     for step in range(EPOCHS * STEPS):
         if step % STEPS == 0:
             run.begin(step // STEPS)
         run.step(step)
     assert len(run.living) == 2
-    assert [key for key, _ in config(pattern="2:4", end=3).problems(EPOCHS)] == ["pattern"]
+    assert [key for key, _ in config(pattern="2:4", end=3).errors(RunSize(EPOCHS))] == ["pattern"]
 
 
 def test_no_interval_is_refused() -> None:

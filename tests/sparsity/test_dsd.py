@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.dsd import Config, Method
@@ -67,7 +68,7 @@ def test_the_phases_are_dense_sparse_dense(
 ) -> None:
     method = Run(8, **keys).method
     assert [(phase.kind, phase.start, phase.end) for phase in method.phases.phases] == kinds
-    assert [method.nominal(epoch).backward for epoch in range(8)] == densities
+    assert [method.cost(epoch, 1).backward.density for epoch in range(8)] == densities
 
 
 @pytest.mark.parametrize(
@@ -87,5 +88,5 @@ def test_the_phases_are_dense_sparse_dense(
     ],
 )
 def test_phases_that_hold_no_epoch_are_problems(keys: dict[str, Any], problem: tuple[str, str]) -> None:
-    assert config(**keys).problems(8) == [problem]
-    assert config().problems(8) == []
+    assert config(**keys).errors(RunSize(8)) == [problem]
+    assert config().errors(RunSize(8)) == []

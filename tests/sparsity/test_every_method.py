@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.recipe import kinds
-from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, RunSize, SGDBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.distributions import kept_per_layer
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
-from acdc_cli.sparsity.random_start import RandomStartBlock
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.random_start import RandomStartKeys
+from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision
 
@@ -84,6 +84,12 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+def densities(method: Sparsifier[Any], epoch: int) -> tuple[float | None, float | None]:
+    """Forward and backward."""
+    work = method.cost(epoch, STEPS)
+    return work.forward.density, work.backward.density
+
+
 def method_of(name: str) -> str:
     """The method of a row: the first word."""
     return name.split()[0]
@@ -92,7 +98,7 @@ def method_of(name: str) -> str:
 PRUNING = sorted(RUNS.keys() - {"dense"})
 TARGETED = sorted(name for name in PRUNING if "target" in RUNS[name])
 LEARNING = sorted(set(PRUNING) - set(TARGETED))
-BY_LAYER = {name for name in TARGETED if issubclass(kinds.method_config(method_of(name)), RandomStartBlock)}
+BY_LAYER = {name for name in TARGETED if issubclass(kinds.method_config(method_of(name)), RandomStartKeys)}
 MOVING = {"snfs", "snfs by epochs"}
 """Move weights from layer to layer: of these, `distribution` is that of the start."""
 
@@ -149,7 +155,7 @@ class Run:
             nn.Linear(48, 5),
         ).to(memory_format=torch.channels_last)
         self.config = kinds.method_config(method_of(name))(method=method_of(name), **RUNS[name] | keys)
-        assert self.config.problems(EPOCHS) == []
+        assert self.config.errors(RunSize(EPOCHS)) == []
         self.layers = layers(self.model, ["first"])
         self.masked = MaskedParameters(pruned(self.layers))
         self.method: Sparsifier[Any] = kinds.method_class(method_of(name))(self.config, self.masked, EPOCHS)
@@ -157,8 +163,6 @@ class Run:
         self.optimizer = build_optimizer(self.model, block, self.method.parameter_groups(block.weight_decay))
         self.method.attach(self.optimizer, self)
         self.bf16 = bf16
-        self.probed: Counter[int] = Counter()
-        """Images whose gradients the method got beside the steps', by epoch."""
 
     @property
     def end_of_the_last_sparse_phase(self) -> int:
@@ -189,13 +193,15 @@ class Run:
             self.method.on_epoch_end(Moment(epoch, (epoch + 1) * STEPS - 1, EPOCHS, STEPS), metrics)
             on_epoch_end(epoch)
 
+    def input_shape(self, epoch: int) -> tuple[int, ...]:
+        return 3, 6, 6
+
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         self.model.eval()
         for number in range(batches):
             images, labels = self.batch(1000 + number, batch_size)
             weights = self.masked.parameters
             found = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
-            self.probed[moment.epoch] += len(images)
             yield dict(zip(weights, found, strict=True))
         self.model.train()
 
@@ -221,9 +227,7 @@ class Run:
     def loss(self, moment: Moment) -> Tensor:
         images, labels = self.batch(moment.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss = F.cross_entropy(self.model(images), labels)
-        penalty = self.method.penalty()
-        return loss if penalty is None else loss + penalty
+            return F.cross_entropy(self.model(images), labels)
 
     def batch(self, seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
         noise = torch.Generator().manual_seed(seed)
@@ -301,7 +305,7 @@ def test_a_sparsity_that_is_learned_is_reported_exactly(name: str) -> None:
     run = Run(name)
 
     def check(epoch: int) -> None:
-        assert run.method.nominal(epoch) is None
+        assert densities(run.method, epoch) == (None, None)
         zeros = sum(run.masked.zeros().values())
         assert 0 < zeros < run.masked.total
         assert run.method.metrics()["mask_sparsity"] == zeros / run.masked.total
@@ -353,7 +357,7 @@ def test_dense_training_leaves_every_weight_alive() -> None:
     run.train()
     assert run.masked.sparsity() == 0
     assert not any(run.masked.zeros().values())
-    assert all(run.method.nominal(epoch) == Density(1, 1) for epoch in range(EPOCHS))
+    assert all(densities(run.method, epoch) == (1, 1) for epoch in range(EPOCHS))
 
 
 @every_method_and_optimizer
@@ -407,10 +411,16 @@ def test_the_nominal_density_is_what_the_epoch_had(name: str, distribution: str)
     def check(epoch: int) -> None:
         living = sum(int(mask.sum()) for mask in run.masked.masks.values())
         updated = sum(int(mask.sum()) for mask in run.masked.backward_masks.values())
-        assert run.method.nominal(epoch) == Density(living / run.masked.total, updated / run.masked.total)
+        assert densities(run.method, epoch) == (living / run.masked.total, updated / run.masked.total)
         assert run.method.metrics()["mask_sparsity"] == pytest.approx(1 - living / run.masked.total)
 
     run.train(on_epoch_end=check)
+
+
+def by_layer(method: Sparsifier[Any], epoch: int) -> tuple[Mapping[str, int] | None, Mapping[str, int] | None]:
+    """Weights of each layer, forward and backward."""
+    work = method.cost(epoch, STEPS)
+    return work.forward.by_layer, work.backward.by_layer
 
 
 def counts(masks: Mapping[str, Tensor]) -> dict[str, int]:
@@ -423,7 +433,7 @@ def test_the_weights_that_a_layer_is_said_to_keep_are_those_that_it_has(name: st
     known = []
 
     def check(epoch: int) -> None:
-        kept, kept_backward = run.method.kept(epoch), run.method.kept_backward(epoch)
+        kept, kept_backward = by_layer(run.method, epoch)
         assert kept in (None, counts(run.masked.masks))
         assert kept_backward in (None, counts(run.masked.backward_masks))
         dense = run.masked.sparsity() == 0
@@ -438,15 +448,15 @@ def test_a_method_without_a_target_keeps_all_or_says_that_it_does_not_know(name:
     run = Run(name)
     everything = {key: weight.numel() for key, weight in run.masked.parameters.items()}
     expected = everything if name == "dense" else None
-    assert all(run.method.kept(epoch) == run.method.kept_backward(epoch) == expected for epoch in range(EPOCHS))
+    assert all(by_layer(run.method, epoch) == (expected, expected) for epoch in range(EPOCHS))
 
 
 @every_method
 @pytest.mark.parametrize("steps_per_epoch", [3, 1000])
 def test_the_steps_that_are_dense_in_part_or_whole_are_a_share_of_each_epochs(name: str, steps_per_epoch: int) -> None:
     method = Run(name).method
-    gradients = [method.dense_gradients(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
-    wholly = [method.dense_steps(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
+    works = [method.cost(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
+    gradients, wholly = [work.dense_gradients for work in works], [work.dense_steps for work in works]
     assert all(0 <= share <= 1 for share in (*gradients, *wholly, *map(add, gradients, wholly)))
     assert any(gradients) == (method_of(name) in {"rigl", "snfs"})
     assert any(wholly) == (method_of(name) == "snip")
@@ -455,10 +465,16 @@ def test_the_steps_that_are_dense_in_part_or_whole_are_a_share_of_each_epochs(na
 @every_method
 def test_a_method_gets_the_gradients_that_it_foretells(name: str) -> None:
     run = Run(name)
-    run.train()
-    foretold = [run.method.probed_images(epoch) for epoch in range(EPOCHS)]
-    assert run.probed == {epoch: images for epoch, images in enumerate(foretold) if images}
-    assert bool(run.probed) == (method_of(name) == "woodfisher")
+    probed: Counter[int] = Counter()
+    epoch = [0]
+    # copies of the model count too, because they have its hooks
+    run.model.register_forward_hook(
+        lambda model, inputs, _: None if model.training else probed.update({epoch[0]: len(inputs[0])})
+    )
+    run.train(on_epoch_end=lambda done: epoch.__setitem__(0, done + 1))
+    foretold = [run.method.cost(epoch, STEPS).probed_images for epoch in range(EPOCHS)]
+    assert probed == {epoch: images for epoch, images in enumerate(foretold) if images}
+    assert bool(probed) == (method_of(name) in {"woodfisher"})
 
 
 @pytest.mark.parametrize("keys", [{}, {"every": 1, "average_batches": 1}, {"every": None, "every_epochs": 2}])
@@ -467,17 +483,17 @@ def test_rigls_dense_gradients_are_those_that_decide_at_its_updates(
 ) -> None:
     run = Run("rigl", **keys)
     needed: list[int] = []
-    update, gather = run.method.update, run.method._add_gradients
+    update, gather = run.method.update, run.method.gradients.add
     monkeypatch.setattr(run.method, "update", lambda moment: (update(moment), updates.append(moment.epoch)))
-    monkeypatch.setattr(run.method, "_add_gradients", lambda: (gather(), needed.append(1)))
+    monkeypatch.setattr(run.method.gradients, "add", lambda: (gather(), needed.append(1)))
     updates: list[int] = []
 
     def check(epoch: int) -> None:
-        assert run.method.dense_gradients(epoch, STEPS) * STEPS == pytest.approx(len(needed))
+        assert run.method.cost(epoch, STEPS).dense_gradients * STEPS == pytest.approx(len(needed))
         needed.clear()
 
     run.train(on_epoch_end=check)
-    shares = [run.method.dense_gradients(epoch, STEPS) for epoch in range(EPOCHS)]
+    shares = [run.method.cost(epoch, STEPS).dense_gradients for epoch in range(EPOCHS)]
     assert sum(shares) * STEPS == pytest.approx(len(updates) * run.config.average_batches)
     assert updates
 
@@ -488,13 +504,13 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
 ) -> None:
     run = Run(name)
     looked: list[int] = []
-    hook = "_add_gradients" if name == "snip" else "_gather"
-    look = getattr(run.method, hook)
-    monkeypatch.setattr(run.method, hook, lambda: (look(), looked.append(1)))
+    owner, hook = (run.method.gradients, "add") if name == "snip" else (run.method, "_gather")
+    look = getattr(owner, hook)
+    monkeypatch.setattr(owner, hook, lambda: (look(), looked.append(1)))
 
     def check(epoch: int) -> None:
-        share = run.method.dense_gradients(epoch, STEPS) + run.method.dense_steps(epoch, STEPS)
-        assert share * STEPS == pytest.approx(len(looked))
+        work = run.method.cost(epoch, STEPS)
+        assert (work.dense_gradients + work.dense_steps) * STEPS == pytest.approx(len(looked))
         looked.clear()
 
     run.train(on_epoch_end=check)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.gmp import Config, Method
@@ -58,8 +59,8 @@ def test_100_epochs_ramp_up_to_75() -> None:
     ],
 )
 def test_a_ramp_outside_the_run_is_a_problem(keys: dict[str, Any], key: str, message: str) -> None:
-    assert config(**keys).problems(20) == [(key, message)]
-    assert config().problems(20) == []
+    assert config(**keys).errors(RunSize(20)) == [(key, message)]
+    assert config().errors(RunSize(20)) == []
 
 
 def start(method: Method, epoch: int) -> dict[str, Tensor]:
@@ -80,13 +81,13 @@ def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
 
 
 def test_a_pattern_with_one_sparsity_only_cannot_be_reached_by_and_by() -> None:
-    [(key, message)] = config(0.5, pattern="2:4").problems(20)
+    [(key, message)] = config(0.5, pattern="2:4").errors(RunSize(20))
     assert (key, message) == (
         "pattern",
         "2:4 has one sparsity only, and gmp reaches its target over many; take another method, such as acdc, "
         "or another pattern",
     )
-    assert config(pattern="block4").problems(20) == []
+    assert config(pattern="block4").errors(RunSize(20)) == []
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
 
 
@@ -56,10 +55,3 @@ def test_the_state_is_a_copy_that_comes_back() -> None:
     latent.load_state_dict(state)
     assert latent.weights["weight"].tolist() == [1, -2]
     assert weight.tolist() == [5, 6], "the model has its own way into a checkpoint"
-
-
-def test_masks_change_after_every_so_many_steps_but_not_after_the_last() -> None:
-    moments = [Moment(step // 4, step, epochs=3, steps_per_epoch=4) for step in range(12)]
-    assert [moment.step for moment in moments if chosen_anew(moment, 3)] == [2, 5, 8]
-    assert [moment.step for moment in moments if chosen_anew(moment, 1)] == list(range(11))
-    assert not any(chosen_anew(moment, 12) for moment in moments)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import epochs_of
+from acdc_cli.recipe.schema import RunSize, epochs_of
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.lottery import Config, Method
@@ -153,7 +153,7 @@ def test_a_fifth_of_the_rest_goes_after_each_round_and_the_last_ends_at_the_targ
     block = config(target=0.5, prune=0.2)
     assert [block.sparsity(number) for number in range(5)] == [0.0, 0.2, 0.36, 0.488, 0.5]
     method = Method(block, MaskedParameters({"0.weight": nn.Parameter(torch.ones(1, 1000))}), epochs=10)
-    densities = [method.nominal(epoch).forward for epoch in range(10)]
+    densities = [method.cost(epoch, 1).forward.density for epoch in range(10)]
     assert densities == [1, 1, 0.8, 0.8, 0.64, 0.64, 0.512, 0.512, 0.5, 0.5]
     assert [(phase.kind, phase.start, phase.end) for phase in method.phases.phases] == [
         ("dense", 0, 2), ("ramp", 2, 4), ("ramp", 4, 6), ("ramp", 6, 8), ("sparse", 8, 10),
@@ -189,9 +189,9 @@ def test_the_rounds_fill_the_run_and_begin_where_the_clock_says(
     epochs = length + prunings * (length - skipped)
     block = config(target=1 - 0.5**prunings, rewind_to=start)
     if skipped >= length:
-        assert [key for key, _ in block.problems(length)] == ["prune"]
+        assert [key for key, _ in block.errors(RunSize(length))] == ["prune"]
         return
-    assert block.problems(epochs) == []
+    assert block.errors(RunSize(epochs)) == []
     expected = list(range(length)) + list(range(skipped, length)) * prunings
     assert [block.clock(float(epoch), epochs) for epoch in range(epochs)] == [(at, length) for at in expected]
     assert [block.clock(epoch + 0.75, epochs)[0] for epoch in range(epochs)] == [at + 0.75 for at in expected]
@@ -232,11 +232,11 @@ def test_a_share_to_rewind_to_is_one_of_a_round() -> None:
 )
 def test_epochs_that_are_no_whole_rounds_are_a_problem(keys: dict[str, Any], epochs: int, said: str) -> None:
     block = config(**keys)
-    assert block.problems(epochs) == [("prune", said)]
+    assert block.errors(RunSize(epochs)) == [("prune", said)]
     with pytest.raises(ValueError, match="do not split"):
         block.rounds(epochs)
     for total in (int(word) for word in said.rpartition("train ")[2].split() if word.isdigit()):
-        assert block.problems(total) == []
+        assert block.errors(RunSize(total)) == []
 
 
 def test_a_warm_up_longer_than_a_round_is_refused() -> None:
@@ -269,7 +269,7 @@ def test_a_pattern_of_one_sparsity_is_pruned_once() -> None:
     loop.start(0)
     loop.train_to([1.0, 4.0, 3.0, 2.0, 9.0, 8.0, 7.0, 6.0], bias=9.0, mean=9.0)
     assert loop.start(1) == [0, 2, 3, 0, 5, 6, 0, 0]
-    assert [loop.method.nominal(epoch).forward for epoch in (0, 1)] == [1, 0.5]
+    assert [loop.method.cost(epoch, 1).forward.density for epoch in (0, 1)] == [1, 0.5]
 
 
 def test_blocks_are_pruned_round_by_round() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.oneshot import Config, Method
@@ -31,7 +32,7 @@ def masks_at_each_epoch(made: Method) -> list[list[bool]]:
 def test_the_smallest_weights_are_pruned_once(at: int | str, dense: int) -> None:
     made = method(epochs=4, at=at)
     assert masks_at_each_epoch(made) == [[True] * 4] * dense + [[True, False, False, True]] * (4 - dense)
-    assert [made.nominal(epoch).backward for epoch in range(4)] == [1.0] * dense + [0.5] * (4 - dense)
+    assert [made.cost(epoch, 1).backward.density for epoch in range(4)] == [1.0] * dense + [0.5] * (4 - dense)
 
 
 def test_the_phases_are_dense_then_sparse() -> None:
@@ -46,5 +47,5 @@ def test_the_phases_are_dense_then_sparse() -> None:
 
 def test_pruning_after_the_last_epoch_began_is_a_problem() -> None:
     message = "the weights would be pruned at epoch 5, but epoch 4 is the last that starts"
-    assert Config(method="oneshot", target=0.5, at="100%").problems(5) == [("at", message)]
-    assert Config(method="oneshot", target=0.5, at=4).problems(5) == []
+    assert Config(method="oneshot", target=0.5, at="100%").errors(RunSize(5)) == [("at", message)]
+    assert Config(method="oneshot", target=0.5, at=4).errors(RunSize(5)) == []

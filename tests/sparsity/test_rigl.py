@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.exchange import exchange
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.rigl import Config, Method
-from acdc_cli.sparsity.rewiring import exchange
 
 
 def config(**keys: Any) -> Config:
@@ -181,9 +182,9 @@ def test_keys_that_exclude_each_other_are_refused(keys: dict[str, Any], message:
     ],
 )
 def test_updates_outside_the_run_are_a_problem(keys: dict[str, Any], key: str, message: str) -> None:
-    assert config(**keys).problems(8) == [(key, message)]
-    assert config(every_epochs=5).problems(8) == []
-    assert config(end="100%").problems(8) == []
+    assert config(**keys).errors(RunSize(8)) == [(key, message)]
+    assert config(every_epochs=5).errors(RunSize(8)) == []
+    assert config(end="100%").errors(RunSize(8)) == []
 
 
 def test_an_interval_longer_than_the_run_is_refused_when_the_steps_are_known() -> None:

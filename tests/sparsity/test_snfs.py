@@ -154,7 +154,7 @@ def test_the_total_is_exact_after_every_update(
         method.on_gradients(at(step))
         method.after_step(at(step))
         living = sum(int(mask.sum()) for mask in masked.masks.values())
-        assert living / sum(map(prod, shapes)) == method.nominal(0).forward
+        assert living / sum(map(prod, shapes)) == method.cost(0, 1).forward.density
     assert method.updates == 15
 
 

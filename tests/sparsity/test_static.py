@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.static import Config, Method
-from acdc_cli.sparsity.random_start import random_scores
+from acdc_cli.sparsity.which import random_scores
 
 
 def method(seed: int = 0, **keys: Any) -> Method:

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.woodfisher import Config, Method
@@ -46,7 +46,7 @@ def method(
     weights: dict[str, Tensor], gradients: list[dict[str, Tensor]], target: float, epochs: int = 4, **keys: Any
 ) -> tuple[Method, Given]:
     config = Config(method="woodfisher", target=target, **{"samples": len(gradients)} | keys)
-    assert config.problems(epochs) == []
+    assert config.errors(RunSize(epochs)) == []
     masked = MaskedParameters({name: nn.Parameter(weight.clone()) for name, weight in weights.items()})
     made, run = Method(config, masked, epochs), Given(gradients)
     made.attach(SGD(masked.parameters.values(), lr=0.1, momentum=0.9), run)
@@ -120,7 +120,7 @@ def test_pruned_weights_never_return_and_stay_zero() -> None:
     counts = [round(42 * share) for share in shares]
     assert living == [count for count in counts[:4] for _ in range(2)] + [counts[4]] + [counts[5]] * 3
     assert [epoch for epoch, _, _ in run.asked] == [2, 4, 6, 8, 9]
-    assert [epoch for epoch in range(12) if made.probed_images(epoch)] == [2, 4, 6, 8, 9]
+    assert [epoch for epoch in range(12) if made.cost(epoch, 1).probed_images] == [2, 4, 6, 8, 9]
 
 
 def test_gradients_of_pruned_weights_do_not_count() -> None:
@@ -157,7 +157,7 @@ def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> N
     start(whole)
     start(parted)
     assert len(run.asked) == passes
-    assert parted.probed_images(0) == 6 * passes
+    assert parted.cost(0, 1).probed_images == 6 * passes
     for name, mask in whole.masked.masks.items():
         assert torch.equal(mask, parted.masked.masks[name])
         torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])
@@ -200,7 +200,7 @@ def test_the_count_is_exact_whatever_the_weights(shape: tuple[int, int], target:
     made, _ = method(weights, gradients, target, **ONCE, fisher_block=block)
     start(made)
     living = sum(int(mask.sum()) for mask in made.masked.masks.values())
-    assert made.nominal(0).backward == living / made.masked.total
+    assert made.cost(0, 1).backward.density == living / made.masked.total
     assert abs(living - (1 - target) * made.masked.total) <= 0.5
     for name, mask in made.masked.masks.items():
         weight = made.masked.parameters[name].detach()
@@ -258,16 +258,16 @@ def test_a_block_larger_than_the_memory_is_a_recipe_error() -> None:
 
 def test_a_pattern_of_one_sparsity_is_reached_at_once_only() -> None:
     once = Config(method="woodfisher", target=0.5, pattern="2:4", begin=3, end=3)
-    assert once.problems(10) == []
-    [(key, message)] = Config(method="woodfisher", target=0.5, pattern="2:4").problems(10)
+    assert once.errors(RunSize(10)) == []
+    [(key, message)] = Config(method="woodfisher", target=0.5, pattern="2:4").errors(RunSize(10))
     assert key == "pattern"
     assert "woodfisher reaches its target over many" in message
 
 
 def test_gradients_of_more_images_than_a_batch_has_are_a_problem_of_the_recipe() -> None:
     config = Config(method="woodfisher", target=0.5, fisher_batch_size=64)
-    assert config.problems_of_data(DataBlock(name="demo", batch_size=64)) == []
-    assert config.problems_of_data(DataBlock(name="demo", batch_size=63)) == [
+    assert config.errors(RunSize(10, batch_size=64)) == []
+    assert config.errors(RunSize(10, batch_size=63)) == [
         ("fisher_batch_size", "64 images are taken from one batch, and data.batch_size is 63; make it smaller")
     ]
     with pytest.raises(RecipeError, match=r"sparsity\.fisher_batch_size: 65 images are taken from one batch"):

@@ -64,7 +64,7 @@ def test_every_gradient_that_the_method_gets_is_foretold_and_charged(
 ) -> None:
     run = Charged(tmp_path / "run", **keys)
     run.fit()
-    foretold = [run.sparsifier.probed_images(epoch) for epoch in range(4)]
+    foretold = [run.sparsifier.cost(epoch, 3).probed_images for epoch in range(4)]
     assert foretold == [0, 0, passes * 12, passes * 12]
     assert run.asked == sum(foretold)
     # no weight but the pruned ones is zero, and these are as many as the schedule says

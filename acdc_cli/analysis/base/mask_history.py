@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.exchange import ExchangeKeys
 from acdc_cli.sparsity.prunable import Layer, layer_name
-from acdc_cli.sparsity.rewiring import RewiredBlock
 
 Masks = Mapping[str, Tensor]
 """Booleans in the shapes of the weights, by parameter name: True where a weight lives."""
@@ -128,7 +128,7 @@ def exchanged(fractions: Iterable[float]) -> float:
     return stay / (2 - stay)
 
 
-def updates(config: RewiredBlock, after: int, until: int, epochs: int, steps_per_epoch: int) -> list[float]:
+def updates(config: ExchangeKeys, after: int, until: int, epochs: int, steps_per_epoch: int) -> list[float]:
     """Shares of the living weights that a run of RigL exchanges from the end of epoch `after` to that of `until`."""
     steps = range((after + 1) * steps_per_epoch, (until + 1) * steps_per_epoch)
     moments = [Moment(step // steps_per_epoch, step, epochs, steps_per_epoch) for step in steps]

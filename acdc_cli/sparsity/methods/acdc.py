@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Self
 
 from pydantic import model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Sparsity
+from acdc_cli.recipe.schema import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.targeted import Targeted
+from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
 class Config(AlternationBlock):
@@ -43,11 +43,12 @@ class Config(AlternationBlock):
             )
         return self
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        found = super().problems(epochs)
-        if self.ramp_from is None or found or len(self._sparse_starts(epochs)) > 1:
-            return found
-        return [("ramp_from", "the run has only one sparse phase, so nothing can rise; leave it out, or train longer")]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        found = list(super().check(run))
+        yield from found
+        if self.ramp_from is not None and not found and len(self._sparse_starts(run.epochs)) == 1:
+            said = "the run has only one sparse phase, so nothing can rise; leave it out, or train longer"
+            yield Misfit("ramp_from", said)
 
     def sparsity(self, epoch: int, epochs: int) -> float:
         """Of the masks in this epoch."""
@@ -64,7 +65,7 @@ class Config(AlternationBlock):
         return [phase.start for phase in self.phases(epochs).phases if phase.kind == "sparse"]
 
 
-class Method(Targeted[Config]):
+class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}
@@ -76,15 +77,15 @@ class Method(Targeted[Config]):
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 
-    def sparsity(self, epoch: int) -> float:
-        return self.config.sparsity(epoch, self.epochs)
+    def sparsity(self, moment: Moment) -> float:
+        return self.config.sparsity(moment.epoch, self.epochs)
 
     def on_epoch_start(self, moment: Moment) -> None:
         phase = self.phases.at(moment.epoch)
         if phase.start != moment.epoch:
             return
         if phase.kind == "sparse":
-            self._compress(moment.epoch)
+            self._compress(moment)
         elif phase.end == self.epochs:
             self._fine_tune()
         elif moment.epoch > 0:
@@ -115,12 +116,12 @@ class Method(Targeted[Config]):
         if best := state.get("best"):
             self._best_top1, self._best = best["top1"], _cloned(best["model"])
 
-    def _compress(self, epoch: int) -> None:
+    def _compress(self, moment: Moment) -> None:
         magnitudes = self.masked.magnitudes()
         if self.config.dense_sparsity and not self._dense_masks:
             # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
             self._dense_masks = self.selector.masks(magnitudes, self.config.dense_sparsity)
-        self.masked.set(self.selector.masks(magnitudes, self.sparsity(epoch)))
+        self.masked.set(self.selector.masks(magnitudes, self.sparsity(moment)))
 
     def _decompress(self) -> None:
         if self._dense_masks:

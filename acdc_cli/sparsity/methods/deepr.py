@@ -10,14 +10,17 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from acdc_cli.recipe.schema import Epochs
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
-from acdc_cli.sparsity.random_start import generator, random_scores
-from acdc_cli.sparsity.selection import largest
-from acdc_cli.sparsity.updates import UpdatedBetweenSteps, UpdatedBlock
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.exchange import living
+from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import UpdateKeys, in_turn
+from acdc_cli.sparsity.where import largest
+from acdc_cli.sparsity.which import generator, random_scores
 
 
-class Config(UpdatedBlock):
+class Config(UpdateKeys, RandomStartKeys):
     """The paper updates at every step: `every: 1`. What flips its sign in between dies if it has not flipped back."""
 
     end: Epochs = "100%"
@@ -30,7 +33,7 @@ class Config(UpdatedBlock):
     the steps between two updates would have added is drawn at the update, at once, that of skipped steps included."""
 
 
-class Method(UpdatedBetweenSteps[Config]):
+class Method(Sparsifier[Config]):
     """Every living weight has a sign: that of its start, and a random one when it is born later.
 
     At an update those of the wrong sign die, and as many of the same layer's dormant weights are born, each of them
@@ -39,15 +42,22 @@ class Method(UpdatedBetweenSteps[Config]):
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
+        self.updates = 0
         # in the weights' dtype and layout: a sum of unlike tensors would leave the fused path
         self._signs = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
         """1 or -1, and 0 where dormant."""
         self._variance = 0.0
         """Of the noise since the last update."""
 
+    def plan(self) -> PhasePlan:
+        return in_turn(("sparse", self.epochs))
+
     def on_epoch_start(self, moment: Moment) -> None:
         super().on_epoch_start(moment)
+        if self.config.updates_at(moment):
+            self.update(moment)
         if moment.step == 0:
+            start_at_random(self.masked, self.selector, self.config.target, self.seed)
             for name, weight in self.masked.parameters.items():
                 self._signs[name].copy_(weight.detach().sign())
                 self._draw_signs(name, self.masked.masks[name] & (weight == 0), moment)
@@ -59,13 +69,18 @@ class Method(UpdatedBetweenSteps[Config]):
             self._pull_to_zero()
         return steps
 
+    def after_step(self, moment: Moment) -> None:
+        following = self.config.update_after(moment)
+        # the one place where the host waits, and only at updates
+        if following and self.masked.finite_gradients().item():
+            self.update(following)
+
     def update(self, moment: Moment) -> None:
         if self._variance:
             self._walk(moment)
         dying = {name: self._signs[name] * weight.detach() < 0 for name, weight in self.masked.parameters.items()}
         surviving = {name: mask & ~dying[name] for name, mask in self.masked.masks.items()}
-        spared = count_zeros(list(dying.values()))
-        deaths = {name: dead.numel() - count for (name, dead), count in zip(dying.items(), spared, strict=True)}
+        deaths = living(dying)
         # before the births: one that dies and is born at once starts from zero too
         self.masked.set(surviving)
         born = self._births(surviving, deaths, moment)
@@ -73,13 +88,18 @@ class Method(UpdatedBetweenSteps[Config]):
         for name, newborn in born.items():
             self._signs[name].masked_fill_(dying[name], 0)
             self._draw_signs(name, newborn, moment)
+        self.updates += 1
+
+    def metrics(self) -> dict[str, float]:
+        return super().metrics() | {"mask_updates": float(self.updates)}
 
     def state_dict(self) -> dict[str, Any]:
         signs = {name: sign.to(torch.int8) for name, sign in self._signs.items()}
-        return super().state_dict() | {"signs": signs, "variance": self._variance}
+        return super().state_dict() | {"updates": self.updates, "signs": signs, "variance": self._variance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
+        self.updates = state["updates"]
         for name, sign in self._signs.items():
             sign.copy_(state["signs"][name])
         self._variance = state["variance"]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.recipe.schema import Misfit, RunSize
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.how_much import CubicKeys
+from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.ramp import Ramp, RampBlock
-from acdc_cli.sparsity.sparsifier import Density
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.when import ranks_after
 
 
-class Config(RampBlock):
+class Config(CubicKeys):
     """The sparsity rises along the cubic; within each of its steps, and after the last, the masks go on changing."""
 
     every: PositiveInt = 16
@@ -23,16 +26,17 @@ class Config(RampBlock):
     every_epochs: PositiveInt = 1
     """Epochs between two steps of the sparsity."""
 
-    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
-        found = super().doubts(epochs, steps_per_epoch)
-        reached, last = self.ramp(epochs)[1] * steps_per_epoch, epochs * steps_per_epoch - 1
-        if last // self.every * self.every > reached:
-            return found
-        text = f"no ranking comes between step {reached}, which reaches the target, and the end; make it smaller"
-        return [*found, ("every", text)]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if run.steps_per_epoch is None:
+            return
+        reached, last = self.ramp(run.epochs)[1] * run.steps_per_epoch, run.epochs * run.steps_per_epoch - 1
+        if last // self.every * self.every <= reached:
+            text = f"no ranking comes between step {reached}, which reaches the target, and the end; make it smaller"
+            yield Misfit("every", text, stops=False)
 
 
-class Method(Ramp[Config]):
+class Method(Sparsifier[Config]):
     """w <- w - lr g(m * w): the error w - m * w that pruning makes is fed back into every later step (section 3).
 
     Momentum and weight decay are those of the dense weights w. The model holds m * w between two steps.
@@ -44,11 +48,14 @@ class Method(Ramp[Config]):
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)
 
-    def nominal(self, epoch: int) -> Density:
-        return Density(super().nominal(epoch).forward, 1.0)
+    def plan(self) -> PhasePlan:
+        return self.config.phases(self.epochs)
 
-    def kept_backward(self, epoch: int) -> dict[str, int]:
-        return {name: shape.numel() for name, shape in self.masked.shapes.items()}
+    def sparsity(self, moment: Moment) -> float:
+        return self.config.sparsity(moment.epoch, self.epochs)
+
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
+        return replace(super().cost(epoch, steps_per_epoch), backward=self.living(0.0))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if not self.config.updates_at(moment.epoch, self.epochs):
@@ -68,7 +75,7 @@ class Method(Ramp[Config]):
             return
         self.latent.keep()
         # the one place where the host waits, and only at updates
-        if chosen_anew(moment, self.config.every) and self.masked.finite_gradients().item():
+        if ranks_after(moment, self.config.every) and self.masked.finite_gradients().item():
             self._prune(moment)
         else:
             self.masked.apply()
@@ -90,5 +97,5 @@ class Method(Ramp[Config]):
 
     def _prune(self, moment: Moment) -> None:
         """The model, which holds the dense weights, becomes the pruned one."""
-        masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment.epoch))
+        masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment))
         self.masked.set(masks, backward={name: torch.ones_like(mask) for name, mask in masks.items()})

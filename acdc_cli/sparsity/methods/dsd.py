@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.targeted import Targeted
+from collections.abc import Iterator
+
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import in_turn
 
 
 class Config(TargetBlock):
@@ -15,24 +18,23 @@ class Config(TargetBlock):
     """… to this epoch, at whose start every weight is freed, the pruned ones as zeros. The paper trains this last phase
     at a tenth of the learning rate: let `optim.schedule` have fallen by then."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        pruned, freed = epochs_of(self.sparse_from, epochs), epochs_of(self.dense_from, epochs)
-        if freed >= epochs:
-            last = f"epoch {epochs - 1} is the last that starts"
-            return [("dense_from", f"the weights would be freed at epoch {freed}, but {last}")]
-        if pruned >= freed:
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        pruned, freed = epochs_of(self.sparse_from, run.epochs), epochs_of(self.dense_from, run.epochs)
+        if freed >= run.epochs:
+            last = f"epoch {run.epochs - 1} is the last that starts"
+            yield Misfit("dense_from", f"the weights would be freed at epoch {freed}, but {last}")
+        elif pruned >= freed:
             pair = f"the weights would be pruned at epoch {pruned} and freed at epoch {freed}"
-            return [("sparse_from", f"{pair}; sparse_from must come before dense_from")]
-        return []
+            yield Misfit("sparse_from", f"{pair}; sparse_from must come before dense_from")
 
 
-class Method(Targeted[Config]):
+class Method(Sparsifier[Config]):
     """The optimiser goes on as it is, as in the paper's algorithm 1: what was pruned comes back without momentum."""
 
     def plan(self) -> PhasePlan:
         pruned, freed = epochs_of(self.config.sparse_from, self.epochs), epochs_of(self.config.dense_from, self.epochs)
-        first = (Phase("dense", 0, pruned),) if pruned else ()
-        return PhasePlan((*first, Phase("sparse", pruned, freed), Phase("dense", freed, self.epochs)))
+        return in_turn(("dense", pruned), ("sparse", freed - pruned), ("dense", self.epochs - freed))
 
     def on_epoch_start(self, moment: Moment) -> None:
         if not self.phases.begins(moment.epoch):
@@ -42,5 +44,5 @@ class Method(Targeted[Config]):
         elif moment.epoch > 0:
             self.masked.fill()
 
-    def sparsity(self, epoch: int) -> float:
-        return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target
+    def sparsity(self, moment: Moment) -> float:
+        return 0.0 if self.phases.at(moment.epoch).kind == "dense" else self.config.target

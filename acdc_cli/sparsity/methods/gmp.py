@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.ramp import Ramp, RampBlock
+from collections.abc import Iterator
+
+from acdc_cli.recipe.schema import Misfit, RunSize
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.how_much import CubicKeys
+from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
-class Config(RampBlock):
+class Config(CubicKeys):
     """The keys of the cubic are all it has."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        begin, end = self.ramp(epochs)
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        begin, end = self.ramp(run.epochs)
         if begin == end:
             jump = f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
-            return [("begin", f"{jump} (all at once is method oneshot)")]
-        return super().problems(epochs)
+            yield Misfit("begin", f"{jump} (all at once is method oneshot)")
+        else:
+            yield from super().check(run)
 
 
-class Method(Ramp[Config]):
+class Method(Sparsifier[Config]):
+    def plan(self) -> PhasePlan:
+        return self.config.phases(self.epochs)
+
+    def sparsity(self, moment: Moment) -> float:
+        return self.config.sparsity(moment.epoch, self.epochs)
+
     def on_epoch_start(self, moment: Moment) -> None:
         if self.config.updates_at(moment.epoch, self.epochs):
-            self.masked.set(self.selector.masks(self.masked.magnitudes(), self.sparsity(moment.epoch)))
+            self.masked.set(self.selector.masks(self.masked.magnitudes(), self.sparsity(moment)))

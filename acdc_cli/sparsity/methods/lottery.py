@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -14,10 +14,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.targeted import Targeted
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import in_turn
 
 _SEARCHED_EPOCHS = 1000
 
@@ -50,9 +51,9 @@ class Rounds:
     def phases(self) -> PhasePlan:
         """One a round: dense the first, sparse the last, for that one has the target's masks."""
         starts = [self.start(number) for number in range(self.prunings + 2)]
-        return PhasePlan(
-            tuple(
-                Phase("sparse" if number == self.prunings else "ramp" if number else "dense", start, end)
+        return in_turn(
+            *(
+                ("sparse" if number == self.prunings else "ramp" if number else "dense", end - start)
                 for number, (start, end) in enumerate(pairwise(starts))
             )
         )
@@ -105,7 +106,7 @@ class Config(TargetBlock):
         return self.target if number == self.prunings else float(1 - (1 - Fraction(str(self.prune))) ** number)
 
     def rounds(self, epochs: int) -> Rounds:
-        """Raises ValueError where `problems` finds some."""
+        """Raises ValueError where `check` says that there are none."""
         if (rounds := rounds_of(epochs, self.prunings, self.rewind_to)) is None:
             raise ValueError(self._misfit(epochs))
         return rounds
@@ -115,8 +116,10 @@ class Config(TargetBlock):
         rounds = self.rounds(epochs)
         return rounds.clock(progress), rounds.length
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        return [] if rounds_of(epochs, self.prunings, self.rewind_to) else [("prune", self._misfit(epochs))]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if rounds_of(run.epochs, self.prunings, self.rewind_to) is None:
+            yield Misfit("prune", self._misfit(run.epochs))
 
     def _misfit(self, epochs: int) -> str:
         shorter = self._first_fitting(range(epochs - 1, 0, -1))
@@ -133,7 +136,7 @@ class Config(TargetBlock):
         return next(filter(None, (rounds_of(total, self.prunings, self.rewind_to) for total in totals)), None)
 
 
-class Method(Targeted[Config]):
+class Method(Sparsifier[Config]):
     """The optimiser's state starts at zero in every round, and the images come in other orders."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
@@ -149,7 +152,7 @@ class Method(Targeted[Config]):
         if moment.epoch == self.rounds.rewound_to:
             self._early = self.training.snapshot()
         if moment.epoch > 0 and self.phases.begins(moment.epoch):
-            self._prune_and_rewind(self.sparsity(moment.epoch))
+            self._prune_and_rewind(self.sparsity(moment))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"early": {name: value.clone() for name, value in self._early.items()}}
@@ -161,8 +164,8 @@ class Method(Targeted[Config]):
         super().load_state_dict(state)
         self._early = {name: value.clone() for name, value in state["early"].items()}
 
-    def sparsity(self, epoch: int) -> float:
-        return self.config.sparsity(self.rounds.at(epoch))
+    def sparsity(self, moment: Moment) -> float:
+        return self.config.sparsity(self.rounds.at(moment.epoch))
 
     def _prune_and_rewind(self, sparsity: float) -> None:
         masks = self.selector.masks(self.masked.magnitudes(), sparsity)

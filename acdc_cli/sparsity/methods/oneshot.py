@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from acdc_cli.recipe.schema import Epochs, TargetBlock, epochs_of
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.targeted import Targeted
+from collections.abc import Iterator
+
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import in_turn
 
 
 class Config(TargetBlock):
     at: Epochs = "50%"
     """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 with `from_checkpoint`."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        at = epochs_of(self.at, epochs)
-        if at < epochs:
-            return []
-        return [("at", f"the weights would be pruned at epoch {at}, but epoch {epochs - 1} is the last that starts")]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        at = epochs_of(self.at, run.epochs)
+        if at >= run.epochs:
+            last = f"epoch {run.epochs - 1} is the last that starts"
+            yield Misfit("at", f"the weights would be pruned at epoch {at}, but {last}")
 
 
-class Method(Targeted[Config]):
+class Method(Sparsifier[Config]):
     def plan(self) -> PhasePlan:
         at = epochs_of(self.config.at, self.epochs)
-        dense = (Phase("dense", 0, at),) if at else ()
-        return PhasePlan((*dense, Phase("sparse", at, self.epochs)))
+        return in_turn(("dense", at), ("sparse", self.epochs - at))
 
     def on_epoch_start(self, moment: Moment) -> None:
-        if self.phases.at(moment.epoch) == Phase("sparse", moment.epoch, self.epochs):
+        if moment.epoch == epochs_of(self.config.at, self.epochs):
             self.masked.set(self.selector.masks(self.masked.magnitudes(), self.config.target))
 
-    def sparsity(self, epoch: int) -> float:
-        return 0.0 if self.phases.at(epoch).kind == "dense" else self.config.target
+    def sparsity(self, moment: Moment) -> float:
+        return 0.0 if self.phases.at(moment.epoch).kind == "dense" else self.config.target

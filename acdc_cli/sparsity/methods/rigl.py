@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from pydantic import PositiveInt, model_validator
-from torch import Tensor
 
-from acdc_cli.schedule.time import Moment
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.exchange import ExchangeKeys, drop_and_grow
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.rewiring import RewiredBlock, Rewiring
+from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.which import GradientSums
 
 
-class Config(RewiredBlock):
+class Config(ExchangeKeys, RandomStartKeys):
     average_batches: PositiveInt = 1
     """Batches whose mean gradient decides what grows: that of the update and those just before it, as far back as the
     update before."""
@@ -40,43 +43,55 @@ class Config(RewiredBlock):
         return sum(len(range(max(begin, at - self.average_batches + 1), min(end, at + 1))) for at in updates)
 
 
-class Method(Rewiring[Config]):
-    """`nominal` is of ordinary steps: at those whose gradient decides about growth the backward pass is dense, which
-    `dense_gradients` counts."""
+class Method(Sparsifier[Config]):
+    """At an update the weights themselves take no step. Steps whose gradient decides about growth have a dense
+    backward pass."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
-        self._sums: dict[str, Tensor] = {}
-        """Of the dense gradients since the averaging began; empty outside."""
+        self.updates = 0
+        self.gradients = GradientSums(masked)
+        """Since the averaging began; empty outside."""
 
-    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
+    def plan(self) -> PhasePlan:
+        return in_turn(("sparse", self.epochs))
+
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
         first = Moment(epoch, epoch * steps_per_epoch, self.epochs, steps_per_epoch)
-        return self.config.averaged(first) / steps_per_epoch
+        dense_gradients = self.config.averaged(first) / steps_per_epoch
+        return replace(super().cost(epoch, steps_per_epoch), dense_gradients=dense_gradients)
 
-    def growth_scores(self, moment: Moment) -> dict[str, Tensor]:
-        return {name: gradient.abs() for name, gradient in self._sums.items()}
+    def on_epoch_start(self, moment: Moment) -> None:
+        super().on_epoch_start(moment)
+        if moment.step == 0:
+            start_at_random(self.masked, self.selector, self.config.target, self.seed)
 
     def on_gradients(self, moment: Moment) -> bool:
         if self.config.averages_at(moment):
-            self._add_gradients()
-        steps = super().on_gradients(moment)
-        if self.config.updates_at(moment):
-            self._sums = {}
+            self.gradients.add()
+        if not self.config.updates_at(moment):
+            return super().on_gradients(moment)
+        # the one place where the host waits, and only at updates
+        steps = not self.masked.finite_gradients().item()
+        if steps:
+            super().on_gradients(moment)
+        else:
+            self.update(moment)
+        self.gradients.clear()
         return steps
 
+    def update(self, moment: Moment) -> None:
+        share = self.config.exchanged(moment)
+        self.masked.set(drop_and_grow(self.masked, share, self.gradients.magnitudes()))
+        self.updates += 1
+
+    def metrics(self) -> dict[str, float]:
+        return super().metrics() | {"mask_updates": float(self.updates)}
+
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"gradients": {name: total.clone() for name, total in self._sums.items()}}
+        return super().state_dict() | {"updates": self.updates, "gradients": self.gradients.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        weights = self.masked.parameters
-        self._sums = {name: total.to(weights[name].device, copy=True) for name, total in state["gradients"].items()}
-
-    def _add_gradients(self) -> None:
-        if not self._sums:
-            self._sums = {name: torch.zeros_like(weight) for name, weight in self.masked.parameters.items()}
-        finite = self.masked.finite_gradients()
-        for name, weight in self.masked.parameters.items():
-            if weight.grad is not None:
-                # a bad step counts for nothing, without the host having to know
-                self._sums[name] += weight.grad.where(finite, 0)
+        self.updates = state["updates"]
+        self.gradients.load_state_dict(state["gradients"])

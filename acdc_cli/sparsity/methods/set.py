@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any
 
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.random_start import random_scores
-from acdc_cli.sparsity.rewiring import RewiredBlock, Rewiring
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.exchange import ExchangeKeys, drop_and_grow
+from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
+from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.which import random_scores
 
 
-class Config(RewiredBlock):
+class Config(ExchangeKeys, RandomStartKeys):
     """No keys of its own: updates and their cosine are RigL's, so that only the growth differs."""
 
 
-class Method(Rewiring[Config]):
-    def growth_scores(self, moment: Moment) -> dict[str, Tensor]:
-        return random_scores(self.masked.parameters, self.seed, moment.step)
+class Method(Sparsifier[Config]):
+    """At an update the weights themselves take no step, as with RigL."""
+
+    updates = 0
+
+    def plan(self) -> PhasePlan:
+        return in_turn(("sparse", self.epochs))
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        super().on_epoch_start(moment)
+        if moment.step == 0:
+            start_at_random(self.masked, self.selector, self.config.target, self.seed)
+
+    def on_gradients(self, moment: Moment) -> bool:
+        # the one place where the host waits, and only at updates
+        if not self.config.updates_at(moment) or not self.masked.finite_gradients().item():
+            return super().on_gradients(moment)
+        scores = random_scores(self.masked.parameters, self.seed, moment.step)
+        self.masked.set(drop_and_grow(self.masked, self.config.exchanged(moment), scores))
+        self.updates += 1
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        return super().metrics() | {"mask_updates": float(self.updates)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.updates = state["updates"]

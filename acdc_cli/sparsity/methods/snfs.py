@@ -12,14 +12,17 @@ from pydantic import model_validator
 from torch import Tensor
 
 from acdc_cli.recipe.schema import Decay, Epochs, Share
-from acdc_cli.schedule.time import Moment
+from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.distributions import proportional
-from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
-from acdc_cli.sparsity.rewiring import RewiredBlock, exchange
-from acdc_cli.sparsity.updates import UpdatedBetweenSteps
+from acdc_cli.sparsity.exchange import ExchangeKeys, exchange, living
+from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.where import Living
 
 
-class Config(RewiredBlock):
+class Config(ExchangeKeys, RandomStartKeys):
     fraction: Share = 0.5
     """Share of a layer's living weights that is dropped at the start (the prune rate); it falls to 0 along half a
     cosine until `end`."""
@@ -42,28 +45,32 @@ class Config(RewiredBlock):
         """Is there an update to come that this step's gradient bears on?"""
         return moment.step < self.last_update(moment)
 
-    def last_update(self, moment: Moment) -> int:
-        """The step of the run's last update; 0 where there is none."""
-        interval = self.interval(moment.steps_per_epoch)
-        return (self.last_step(moment) - 1) // interval * interval
 
-
-class Method(UpdatedBetweenSteps[Config]):
+class Method(Sparsifier[Config]):
     """`distribution` is that of the start; from the first update on only the total is fixed."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
+        self.updates = 0
         self._momentum = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
         """m <- b m + (1 - b) g of every weight, masked or not; empty once the last update is over."""
 
-    def kept(self, epoch: int) -> None:
-        return None
+    def plan(self) -> PhasePlan:
+        return in_turn(("sparse", self.epochs))
 
-    def dense_gradients(self, epoch: int, steps_per_epoch: int) -> float:
-        """Of the steps before the last update: all of them bear on it."""
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
+        """All steps before the last update bear on it, and need dense gradients."""
+        moving = Living(super().cost(epoch, steps_per_epoch).forward.density, None)
         first = Moment(epoch, epoch * steps_per_epoch, self.epochs, steps_per_epoch)
         gathering = self.config.last_update(first) - first.step
-        return min(max(gathering / steps_per_epoch, 0.0), 1.0)
+        return EpochWork(moving, moving, dense_gradients=min(max(gathering / steps_per_epoch, 0.0), 1.0))
+
+    def on_epoch_start(self, moment: Moment) -> None:
+        super().on_epoch_start(moment)
+        if moment.step == 0:
+            start_at_random(self.masked, self.selector, self.config.target, self.seed)
+        if self.config.updates_at(moment):
+            self.update(moment)
 
     def on_gradients(self, moment: Moment) -> bool:
         if self.config.gathers_at(moment):
@@ -72,22 +79,33 @@ class Method(UpdatedBetweenSteps[Config]):
             self._momentum = {}
         return super().on_gradients(moment)
 
+    def after_step(self, moment: Moment) -> None:
+        following = self.config.update_after(moment)
+        # the one place where the host waits, and only at updates
+        if following and self.masked.finite_gradients().item():
+            self.update(following)
+
     def update(self, moment: Moment) -> None:
         masks, magnitudes = self.masked.masks, self.masked.magnitudes()
-        zeros = count_zeros(list(masks.values()))
-        living = {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}
-        dropped = {name: int(self.config.exchanged(moment) * count) for name, count in living.items()}
-        kept = {name: living[name] - dropped[name] for name in masks}
+        counts = living(masks)
+        dropped = {name: int(self.config.exchanged(moment) * count) for name, count in counts.items()}
+        kept = {name: counts[name] - dropped[name] for name in masks}
         room = {name: mask.numel() - kept[name] for name, mask in masks.items()}
-        grown = regrowth(dropped, mean_magnitudes(self._momentum, masks, living), room)
+        grown = regrowth(dropped, mean_magnitudes(self._momentum, masks, counts), room)
         scores = {name: momentum.abs() for name, momentum in self._momentum.items()}
         self.masked.set({name: exchange(magnitudes[name], scores[name], kept[name], grown[name]) for name in masks})
+        self.updates += 1
+
+    def metrics(self) -> dict[str, float]:
+        return super().metrics() | {"mask_updates": float(self.updates)}
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"smoothed": {name: mean.clone() for name, mean in self._momentum.items()}}
+        smoothed = {name: mean.clone() for name, mean in self._momentum.items()}
+        return super().state_dict() | {"updates": self.updates, "smoothed": smoothed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
+        self.updates = state["updates"]
         weights = self.masked.parameters
         self._momentum = {name: torch.zeros_like(weights[name]).copy_(old) for name, old in state["smoothed"].items()}
 

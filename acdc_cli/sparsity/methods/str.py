@@ -11,10 +11,11 @@ from torch import nn
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import PrunedBlock
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
+from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.sparsifier import Sparsifier
+from acdc_cli.sparsity.when import in_turn
 
 
 class Config(PrunedBlock):
@@ -44,12 +45,9 @@ class Method(Sparsifier[Config]):
         """(layers,): a layer's threshold is sigmoid(s)."""
 
     def plan(self) -> PhasePlan:
-        return PhasePlan((Phase("sparse", 0, self.epochs),))
+        return in_turn(("sparse", self.epochs))
 
-    def nominal(self, epoch: int) -> None:
-        return None
-
-    def kept(self, epoch: int) -> None:
+    def sparsity(self, moment: Moment) -> None:
         return None
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:

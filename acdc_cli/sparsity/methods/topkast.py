@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Distribution, Sparsity, TargetBlock
-from acdc_cli.schedule.time import Moment, Phase, PhasePlan
-from acdc_cli.sparsity.latent import LatentWeights, chosen_anew
+from acdc_cli.recipe.schema import Distribution, Misfit, RunSize, Sparsity, TargetBlock
+from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.selection import Selector
-from acdc_cli.sparsity.sparsifier import Density, Sparsifier
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
+from acdc_cli.sparsity.when import in_turn, ranks_after
 
 
 class Config(TargetBlock):
@@ -43,11 +43,11 @@ class Config(TargetBlock):
             )
         return self
 
-    def doubts(self, epochs: int, steps_per_epoch: int) -> list[tuple[str, str]]:
-        steps = epochs * steps_per_epoch
-        if self.every < steps:
-            return []
-        return [("every", f"the run has {steps} steps, so the weights are never ranked again; make it smaller")]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if run.steps_per_epoch and self.every >= (steps := run.epochs * run.steps_per_epoch):
+            said = f"the run has {steps} steps, so the weights are never ranked again; make it smaller"
+            yield Misfit("every", said, stops=False)
 
 
 class Method(Sparsifier[Config]):
@@ -62,26 +62,16 @@ class Method(Sparsifier[Config]):
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
-        self.selector = Selector.of(config)
         self.latent = LatentWeights(masked)
         self.weight_decay = 0.0
         self._strengths: list[Tensor] = []
         """Of the decay, weight by weight, in multiples of `weight_decay`."""
 
     def plan(self) -> PhasePlan:
-        return PhasePlan((Phase("sparse", 0, self.epochs),))
+        return in_turn(("sparse", self.epochs))
 
-    def nominal(self, epoch: int) -> Density:
-        shapes, config = self.masked.shapes, self.config
-        return Density(
-            self.selector.density(shapes, config.target), self.selector.density(shapes, config.backward_sparsity)
-        )
-
-    def kept(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.config.target)
-
-    def kept_backward(self, epoch: int) -> dict[str, int] | None:
-        return self.selector.counts(self.masked.shapes, self.config.backward_sparsity)
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
+        return EpochWork(self.living(self.config.target), self.living(self.config.backward_sparsity))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         self.weight_decay = weight_decay
@@ -102,7 +92,7 @@ class Method(Sparsifier[Config]):
         self._decay(finite)
         self.latent.keep()
         # the one place where the host waits, and only at updates
-        if chosen_anew(moment, self.config.every) and finite.item():
+        if ranks_after(moment, self.config.every) and finite.item():
             self._choose()
         else:
             self.masked.apply()

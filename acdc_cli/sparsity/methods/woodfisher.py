@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -12,15 +13,16 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.schema import DataBlock
-from acdc_cli.schedule.time import Moment
+from acdc_cli.recipe.schema import Misfit, RunSize
+from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.fisher import Fisher, passes
-from acdc_cli.sparsity.ramp import Ramp, RampBlock
+from acdc_cli.sparsity.how_much import CubicKeys
+from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 
 _log = logging.getLogger(__name__)
 
 
-class Config(RampBlock):
+class Config(CubicKeys):
     """Gradual along a cubic from `begin` to `end`; all at once where they are the same epoch."""
 
     samples: PositiveInt = 400
@@ -51,22 +53,28 @@ class Config(RampBlock):
     def memory_bytes(self) -> int:
         return int(self.memory_gib * 2**30)
 
-    def problems_of_data(self, data: DataBlock) -> list[tuple[str, str]]:
-        if self.fisher_batch_size <= data.batch_size:
-            return []
-        batch = f"{self.fisher_batch_size} images are taken from one batch, and data.batch_size is {data.batch_size}"
-        return [("fisher_batch_size", f"{batch}; make it smaller")]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if run.batch_size and self.fisher_batch_size > run.batch_size:
+            batch = f"{self.fisher_batch_size} images are taken from one batch, and data.batch_size is {run.batch_size}"
+            yield Misfit("fisher_batch_size", f"{batch}; make it smaller")
 
 
-class Method(Ramp[Config]):
+class Method(Sparsifier[Config]):
     """The momentum of the weights that stay is kept: they move a little, and are trained on from there."""
 
-    def probed_images(self, epoch: int) -> int:
-        config = self.config
+    def plan(self) -> PhasePlan:
+        return self.config.phases(self.epochs)
+
+    def sparsity(self, moment: Moment) -> float:
+        return self.config.sparsity(moment.epoch, self.epochs)
+
+    def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
+        config, work = self.config, super().cost(epoch, steps_per_epoch)
         if not config.updates_at(epoch, self.epochs):
-            return 0
+            return work
         passed = passes(self.masked.parameters, config.fisher_block, config.memory_bytes)
-        return passed * config.samples * config.fisher_batch_size
+        return replace(work, probed_images=passed * config.samples * config.fisher_batch_size)
 
     def on_epoch_start(self, moment: Moment) -> None:
         if self.config.updates_at(moment.epoch, self.epochs):
@@ -85,7 +93,7 @@ class Method(Ramp[Config]):
         )
         # the pruned rank below all that live, even below those that live as zeros
         scores = {name: score.masked_fill(~masks[name], -1) for name, score in fisher.scores().items()}
-        kept = self.selector.masks(scores, self.sparsity(moment.epoch))
+        kept = self.selector.masks(scores, self.sparsity(moment))
         change = fisher.compensation({name: masks[name] & ~mask for name, mask in kept.items()})
         torch._foreach_add_(list(weights.values()), [change[name] for name in weights])
         self.masked.set(kept)

@@ -1,4 +1,4 @@
-"""Which weights stay: exactly as many as asked for, ties broken by position (P1 3.2)."""
+"""Where weights stay: a distribution over the layers and a pattern within them; counts are exact (P1 3.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Distribution, TargetBlock
+from acdc_cli.recipe.schema import Distribution, SparsityBlock, TargetBlock
 from acdc_cli.sparsity import patterns
 from acdc_cli.sparsity.distributions import kept_count, kept_erk, kept_per_layer
 from acdc_cli.sparsity.prunable import layer_name, nearest
@@ -31,6 +31,16 @@ def largest(scores: Tensor, count: int) -> Tensor:
     above, equal = scores > smallest, scores == smallest
     places = count - above.count_nonzero()
     return above | (equal & (equal.cumsum(0, dtype=torch.int32) <= places))
+
+
+@dataclass(frozen=True)
+class Living:
+    """Weights that take part in a pass, as they are known before the run starts."""
+
+    density: float | None
+    """Their share of the prunable weights; None where it is learned."""
+    by_layer: Mapping[str, int] | None
+    """Their number in each layer, by parameter name; None where scores decide it, or where it is learned."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,10 @@ class Selector:
     """Counts by shapes and sparsity: ERK is solved slowly, and every epoch is asked for several times."""
 
     @classmethod
-    def of(cls, config: TargetBlock) -> Selector:
+    def of(cls, config: SparsityBlock) -> Selector:
+        """Of a method without a target: one that is only asked for a sparsity of 0."""
+        if not isinstance(config, TargetBlock):
+            return cls(0.0, "global", {}, None, 1)
         return cls(config.target, config.distribution, config.layers, config.n_of_m, config.block)
 
     def check(self, shapes: Shapes) -> None:
@@ -87,6 +100,10 @@ class Selector:
         return {
             name: ranked[name] if name in ranked else self._mask(score, fixed[name]) for name, score in scores.items()
         }
+
+    def living(self, shapes: Shapes, sparsity: float) -> Living:
+        """The weights of masks of this sparsity."""
+        return Living(self.density(shapes, sparsity), self.counts(shapes, sparsity))
 
     def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int] | None:
         """Weights that each layer keeps, or None where one ranking of several layers decides by their scores."""

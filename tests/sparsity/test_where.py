@@ -13,9 +13,9 @@ from torch import Tensor
 
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.schema import TargetBlock
-from acdc_cli.sparsity import selection
+from acdc_cli.sparsity import where
 from acdc_cli.sparsity.distributions import kept_erk
-from acdc_cli.sparsity.selection import Selector, largest
+from acdc_cli.sparsity.where import Selector, largest
 
 Place = tuple[str, int]
 
@@ -62,7 +62,7 @@ def test_erk_is_solved_once_for_each_sparsity_and_set_of_layers(monkeypatch: pyt
         solved.append((sizes, sparsity))
         return kept_erk(dimensions, sizes, sparsity)
 
-    monkeypatch.setattr(selection, "kept_erk", counted)
+    monkeypatch.setattr(where, "kept_erk", counted)
     erk, other = selector(0.75, distribution="erk"), selector(0.75, distribution="erk")
     shapes = {"a": torch.Size((2, 2)), "b": torch.Size((6, 6))}
     for _ in range(3):

@@ -1,0 +1,55 @@
+"""Drop and grow: an update drops some of a layer's weights and grows as many others (arXiv 1911.11134)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import cos, pi
+
+from torch import Tensor
+
+from acdc_cli.recipe.schema import Share
+from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
+from acdc_cli.sparsity.when import UpdateKeys
+from acdc_cli.sparsity.where import largest
+
+
+class ExchangeKeys(UpdateKeys):
+    fraction: Share = 0.3
+    """Share of a layer's living weights that is exchanged at first; it falls to 0 along half a cosine until `end`."""
+
+    def exchanged(self, moment: Moment) -> float:
+        """Share of a layer's living weights that an update at this step exchanges: a/2 (1 + cos(pi t/T)) (P2 eq. 6)."""
+        return self.fraction / 2 * (1 + cos(pi * moment.step / self.last_step(moment)))
+
+
+def drop_and_grow(masked: MaskedParameters, share: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks with as many weights in each layer: the smallest `share` of the living drop, the best scores grow.
+
+    scores: of each weight, masked or not, at least 0.
+    """
+    magnitudes, counts = masked.magnitudes(), living(masked.masks)
+    dropped = {name: int(share * count) for name, count in counts.items()}
+    return {
+        name: exchange(magnitudes[name], scores[name], count - dropped[name], dropped[name])
+        for name, count in counts.items()
+    }
+
+
+def exchange(magnitudes: Tensor, scores: Tensor, kept: int, grown: int) -> Tensor:
+    """The mask of a layer whose `kept` largest weights stay and in which `grown` others grow.
+
+    magnitudes: |w|, and less than 0 where masked.  scores: at least 0.
+    The candidates for growth are all weights but those that stay (arXiv 1911.11134, section 3, "Grow criterion"), so
+    also those just dropped. One of these that grows again has, as in the paper's own code, never been away: it keeps
+    its value.
+    """
+    stay = largest(magnitudes.flatten(), kept)
+    grow = largest(scores.flatten().masked_fill(stay, -1), grown)
+    return (stay | grow).view(magnitudes.shape)
+
+
+def living(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Weights of each layer that live, with one fetch from the device."""
+    zeros = count_zeros(list(masks.values()))
+    return {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}

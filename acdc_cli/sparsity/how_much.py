@@ -1,0 +1,87 @@
+"""How much is pruned, over time: along a cubic (arXiv 1710.01878), or by the same share in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import PositiveInt
+
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.schedule.time import PhasePlan
+from acdc_cli.sparsity.when import in_turn
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """s(t) = s_f + (s_0 - s_f) (1 - (t - t_0) / (t_1 - t_0))^3 between the times t_0 and t_1 (eq. 1).
+
+    `first` before t_0, and exactly `target` from t_1 on. Times in epochs or in steps.
+    """
+
+    begin: int
+    end: int
+    target: float
+    first: float = 0.0
+
+    def at(self, time: int) -> float:
+        if time >= self.end:
+            return self.target
+        if time <= self.begin:
+            return self.first
+        elapsed = (time - self.begin) / (self.end - self.begin)
+        return self.first + (self.target - self.first) * (1 - (1 - elapsed) ** 3)
+
+
+def geometric(done: int, rounds: int, target: float) -> float:
+    """1 - (1 - target)^(done / rounds): each round leaves the same share of the weights before it. Exact at the end."""
+    return target if done == rounds else 1 - (1 - target) ** (done / rounds)
+
+
+class CubicKeys(TargetBlock):
+    """The sparsity rises from 0 to the target along the cubic, in steps of whole epochs."""
+
+    begin: Epochs = 0
+    """Epochs of dense training before the sparsity starts to rise, as a number or a share of the run."""
+    end: Epochs = "75%"
+    """Epoch at whose start the target is reached, exactly, whether or not a regular update falls on it."""
+    every_epochs: PositiveInt = 5
+    """Epochs between two steps of the sparsity."""
+
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        begin, end = self.ramp(run.epochs)
+        if end >= run.epochs:
+            last = f"epoch {run.epochs - 1} is the last that starts"
+            yield Misfit("end", f"the target would be reached at epoch {end}, but {last}")
+        elif begin > end:
+            yield Misfit(
+                "begin", f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
+            )
+        elif self.n_of_m and begin < end:
+            only = f"{self.pattern} has one sparsity only, and {self.method} reaches its target over many"
+            yield Misfit("pattern", f"{only}; take another method, such as acdc, or another pattern")
+        if 0 < end - begin <= self.every_epochs:
+            rises = f"the sparsity has epochs {begin} to {end} to rise, no more than the {self.every_epochs} of one"
+            yield Misfit(
+                "every_epochs", f"{rises} step, so it jumps from 0 to the target; make it smaller", stops=False
+            )
+
+    def phases(self, epochs: int) -> PhasePlan:
+        begin, end = self.ramp(epochs)
+        return in_turn(("dense", begin), ("ramp", end - begin), ("sparse", epochs - end))
+
+    def updates_at(self, epoch: int, epochs: int) -> bool:
+        """Does the sparsity change at the start of this epoch?"""
+        begin, end = self.ramp(epochs)
+        return epoch == end or (begin < epoch < end and (epoch - begin) % self.every_epochs == 0)
+
+    def sparsity(self, epoch: int, epochs: int) -> float:
+        """Of the masks in this epoch: a staircase, because it stays between two updates."""
+        begin, end = self.ramp(epochs)
+        since_update = max(epoch - begin, 0) % self.every_epochs if epoch < end else 0
+        return Cubic(begin, end, self.target).at(epoch - since_update)
+
+    def ramp(self, epochs: int) -> tuple[int, int]:
+        """The epochs at which the sparsity starts to rise and reaches the target; the same one where it jumps."""
+        return epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
