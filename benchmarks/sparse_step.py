@@ -31,6 +31,7 @@ _NO_UPDATE: dict[str, dict[str, Any]] = {
     "gmp": {"every_epochs": 75},
     "lottery": {"prune": 0.95, "rewind_to": 0},
     "snip": {"batches": 1},
+    "synflow": {"rounds": 1},
     "topkast": {"every": STEPS_PER_EPOCH},
     # one update, of a Fisher matrix that takes no time: it is the steps after it that are measured
     "woodfisher": {

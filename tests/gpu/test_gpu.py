@@ -269,6 +269,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dpf": {"every": 16, "end": 1},
     "dsd": {"sparse_from": 1, "dense_from": 3},
     "gmp": {"every_epochs": 1, "end": 1},
+    "granet": {"every": 7},
     "lottery": {"prune": 0.9},
     "oneshot": {"at": 1},
     "rigl": {"distribution": "erk", "every": 7, "average_batches": 2},
@@ -277,6 +278,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "snip": {"batches": 1},
     "static": {"distribution": "erk"},
     "str": {"s_init": -3.0, "s_decay": 0.01},
+    "synflow": {"rounds": 10},
     "topkast": {"every": 16, "backward_sparsity": 0.5},
     "woodfisher": {"begin": 1, "end": 1, "samples": 4, "fisher_batch_size": 8, "fisher_block": 32, "damping": 0.01},
 }

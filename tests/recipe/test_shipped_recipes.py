@@ -23,12 +23,14 @@ OTHER_METHODS = [
         "dpf",
         "dsd",
         "gmp",
+        "granet",
         "oneshot",
         "rigl",
         "set",
         "snfs",
         "snip",
         "static",
+        "synflow",
         "topkast",
     )
 ]
@@ -59,6 +61,7 @@ DEMO = [
             "dpf",
             "dsd",
             "gmp",
+            "granet",
             "lottery",
             "oneshot",
             "rigl",
@@ -67,6 +70,7 @@ DEMO = [
             "snip",
             "static",
             "str",
+            "synflow",
             "topkast",
             "woodfisher",
         )

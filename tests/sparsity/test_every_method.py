@@ -68,6 +68,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "dpf": {"target": TARGET, "every": 2},
     "dsd": {"target": TARGET, "sparse_from": 3, "dense_from": 8},
     "gmp": {"target": TARGET, "every_epochs": 2},
+    "granet": {"target": TARGET, "every": 2, "initial_sparsity": 0.5},
+    "granet from dense": {"target": TARGET, "every_epochs": 1, "initial_sparsity": 0.0, "end": "75%"},
     "lottery": {"target": TARGET, "prune": 0.75},
     "lottery from an early epoch": {"target": TARGET, "prune": 0.97, "rewind_to": "50%"},
     "oneshot": {"target": TARGET, "at": 3},
@@ -78,6 +80,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "snfs by epochs": {"target": TARGET, "every_epochs": 1, "end": 8},
     "static": {"target": TARGET},
     "str": {"s_init": -3.0},
+    "synflow": {"target": TARGET, "rounds": 5},
     "topkast": {"target": TARGET, "backward_sparsity": 0.5, "every": 2},
     "woodfisher": {"target": TARGET, "every_epochs": 2, "samples": 5, "fisher_batch_size": 4, "fisher_block": 50},
     "woodfisher at once": {"target": TARGET, "begin": 3, "end": 3, "samples": 5, "fisher_block": 9, "memory_gib": 1e-6},
@@ -252,7 +255,7 @@ class Run:
 
 def retargeted(name: str, target: float) -> dict[str, float]:
     """The sparsities of a method's row at another target, in the same proportion."""
-    keys = ("target", "backward_sparsity", "dense_sparsity", "ramp_from")
+    keys = ("target", "backward_sparsity", "dense_sparsity", "ramp_from", "initial_sparsity")
     return {key: target * RUNS[name][key] / TARGET for key in keys if key in RUNS[name]}
 
 
@@ -458,7 +461,7 @@ def test_the_steps_that_are_dense_in_part_or_whole_are_a_share_of_each_epochs(na
     works = [method.cost(epoch, steps_per_epoch) for epoch in range(EPOCHS)]
     gradients, wholly = [work.dense_gradients for work in works], [work.dense_steps for work in works]
     assert all(0 <= share <= 1 for share in (*gradients, *wholly, *map(add, gradients, wholly)))
-    assert any(gradients) == (method_of(name) in {"rigl", "snfs"})
+    assert any(gradients) == (method_of(name) in {"granet", "rigl", "snfs"})
     assert any(wholly) == (method_of(name) == "snip")
 
 
@@ -474,7 +477,7 @@ def test_a_method_gets_the_gradients_that_it_foretells(name: str) -> None:
     run.train(on_epoch_end=lambda done: epoch.__setitem__(0, done + 1))
     foretold = [run.method.cost(epoch, STEPS).probed_images for epoch in range(EPOCHS)]
     assert probed == {epoch: images for epoch, images in enumerate(foretold) if images}
-    assert bool(probed) == (method_of(name) in {"woodfisher"})
+    assert bool(probed) == (method_of(name) in {"synflow", "woodfisher"})
 
 
 @pytest.mark.parametrize("keys", [{}, {"every": 1, "average_batches": 1}, {"every": None, "every_epochs": 2}])
