@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import cos, pi
+from fractions import Fraction
+from math import cos, floor, pi
 
 from torch import Tensor
 
 from acdc_cli.recipe.schema import Share
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.distributions import proportional
 from acdc_cli.sparsity.masked import MaskedParameters, count_zeros
 from acdc_cli.sparsity.when import UpdateKeys
 from acdc_cli.sparsity.where import largest
@@ -53,3 +55,22 @@ def living(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """Weights of each layer that live, with one fetch from the device."""
     zeros = count_zeros(list(masks.values()))
     return {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}
+
+
+def regrowth(dropped: Mapping[str, int], momentum: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    """How many weights grow in each layer: as many in all as dropped, in proportion to the layers' mean |momentum|.
+
+    room: at least as much as dropped. What a layer has no room for goes to the others, in the same proportion; what
+    none with momentum has room for goes back to those without, in proportion to what they dropped. Rounded by largest
+    remainders, of which the first among equals is rounded up.
+    """
+    total = sum(dropped.values())
+    moving = {name: Fraction(mean) for name, mean in momentum.items() if mean > 0}
+    resting = {name: count for name, count in dropped.items() if name not in moving}
+    taken = min(total, sum(room[name] for name in moving))
+    shares = proportional(moving, room, taken) | proportional(resting, room, total - taken)
+    counts = {name: floor(shares[name]) for name in room}
+    by_remainder = sorted(room, key=lambda name: counts[name] - shares[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity.exchange import regrowth
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.snfs import Config, Method, regrowth
+from acdc_cli.sparsity.methods.snfs import Config, Method
 
 
 def config(**keys: Any) -> Config:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
-from math import floor
 from typing import Any, Self
 
 import torch
@@ -13,8 +11,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.schema import Decay, Epochs, Share
 from acdc_cli.schedule.time import Moment, PhasePlan
-from acdc_cli.sparsity.distributions import proportional
-from acdc_cli.sparsity.exchange import ExchangeKeys, exchange, living
+from acdc_cli.sparsity.exchange import ExchangeKeys, exchange, living, regrowth
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
@@ -135,22 +132,3 @@ def mean_magnitudes(
     sums = [(momentum[name] * mask).abs().sum(dtype=torch.float64) for name, mask in masks.items()]
     totals: list[float] = torch.stack(sums).tolist()
     return {name: total / max(living[name], 1) for name, total in zip(masks, totals, strict=True)}
-
-
-def regrowth(dropped: Mapping[str, int], momentum: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
-    """How many weights grow in each layer: as many in all as dropped, in proportion to the layers' mean |momentum|.
-
-    room: at least as much as dropped. What a layer has no room for goes to the others, in the same proportion; what
-    none with momentum has room for goes back to those without, in proportion to what they dropped. Rounded by largest
-    remainders, of which the first among equals is rounded up.
-    """
-    total = sum(dropped.values())
-    moving = {name: Fraction(mean) for name, mean in momentum.items() if mean > 0}
-    resting = {name: count for name, count in dropped.items() if name not in moving}
-    taken = min(total, sum(room[name] for name in moving))
-    shares = proportional(moving, room, taken) | proportional(resting, room, total - taken)
-    counts = {name: floor(shares[name]) for name in room}
-    by_remainder = sorted(room, key=lambda name: counts[name] - shares[name])
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
