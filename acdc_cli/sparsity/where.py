@@ -10,6 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from acdc_cli import console
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.schema import Distribution, SparsityBlock, TargetBlock
 from acdc_cli.sparsity import patterns
@@ -31,6 +32,16 @@ def largest(scores: Tensor, count: int) -> Tensor:
     above, equal = scores > smallest, scores == smallest
     places = count - above.count_nonzero()
     return above | (equal & (equal.cumsum(0, dtype=torch.int32) <= places))
+
+
+def warn_of_empty_layers(method: str, masks: Mapping[str, Tensor]) -> None:
+    """Say which layers masks that stay for the rest of the run leave without a weight."""
+    if empty := [layer_name(name) for name, mask in masks.items() if not mask.any()]:
+        console.warn(
+            f"{method} leaves no weight in {len(empty)} of {len(masks)} layers, {', '.join(empty[:3])}"
+            f"{', …' if len(empty) > 3 else ''}: nothing passes through them for the rest of the run; a lower "
+            "sparsity.target or the distribution erk keeps some in every layer"
+        )
 
 
 @dataclass(frozen=True)

@@ -80,3 +80,13 @@ def test_n_of_m_takes_one_round() -> None:
     with pytest.raises(ValueError, match="take rounds: 1"):
         Config(method="synflow", target=0.5, pattern="2:4")
     assert Config(method="synflow", target=0.5, pattern="2:4", rounds=1).rounds == 1
+
+
+def test_a_layer_without_flow_is_emptied_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    model = network()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    pruned(model)
+    assert "SynFlow leaves no weight in 1 of 2 layers, 2: nothing passes through them" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -8,13 +8,12 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from acdc_cli import console
 from acdc_cli.recipe.schema import Misfit, RunSize, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.where import warn_of_empty_layers
 from acdc_cli.sparsity.which import GradientSums
 
 
@@ -74,9 +73,4 @@ class Method(Sparsifier[Config]):
         sensitivity = {name: (weight.detach() * sums[name]).abs() for name, weight in weights.items()}
         self.gradients.clear()
         self.masked.set(self.selector.masks(sensitivity, self.config.target))
-        if empty := [layer_name(name) for name, mask in self.masked.masks.items() if not mask.any()]:
-            console.warn(
-                f"SNIP leaves no weight in {len(empty)} of {len(self.masked.masks)} layers, {', '.join(empty[:3])}"
-                f"{', …' if len(empty) > 3 else ''}: nothing passes through them for the rest of the run; a lower "
-                "sparsity.target or the distribution erk keeps some in every layer"
-            )
+        warn_of_empty_layers("SNIP", self.masked.masks)

@@ -15,6 +15,7 @@ from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import geometric
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.where import warn_of_empty_layers
 
 
 class Config(TargetBlock):
@@ -29,8 +30,8 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Scores |w dR/dw|: R sums the outputs for an input of ones, in eval mode, with the absolute values of parameters
-    and running statistics. After round k of n the density is (1 - target)^(k/n) (algorithm 1)."""
+    """Scores |w dR/dw|: R sums the outputs for an input of ones, in eval mode and float64, with absolute parameters and
+    running statistics. The density after round k of n is (1 - target)^(k/n) (algorithm 1)."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
@@ -41,10 +42,8 @@ class Method(Sparsifier[Config]):
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.step > 0:
             return
-        # in double precision, because R grows exponentially with the depth
         model, rounds, masks = deepcopy(self.training.model).double().eval(), self.config.rounds, self.masked.masks
-        for value in model.state_dict().values():
-            value.abs_()
+        torch._foreach_abs_(list(model.state_dict().values()))
         weights = {name: model.get_parameter(name) for name in masks}
         ones = next(model.parameters()).new_ones(1, *self.training.input_shape(moment.epoch))
         for done in range(1, rounds + 1):
@@ -58,3 +57,4 @@ class Method(Sparsifier[Config]):
             for name, weight in weights.items():
                 weight.detach().mul_(masks[name])
         self.masked.set(masks)
+        warn_of_empty_layers("SynFlow", masks)
