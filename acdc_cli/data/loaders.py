@@ -128,6 +128,18 @@ def train_loader(block: DataBlock, seed: int, epochs: int, device: torch.device,
     return loader
 
 
+def first_size(block: DataBlock, split: str = "val") -> tuple[int, int]:
+    """Height and width of the split's first image, in pixels."""
+    place = _place(block, split)
+    if not place.is_dir():
+        height, width = BetonFile(place).sizes[0].tolist()
+        return height, width
+    from acdc_cli.data.torch import FolderImages
+
+    _, height, width = FolderImages(datasets.folder_source(block.name, split, place.parent)).pixels(0).shape
+    return height, width
+
+
 def steps_per_epoch(block: DataBlock, images: int) -> int:
     """Whole batches in that many training images. Raises DataError where there is none."""
     if images < block.batch_size:
@@ -189,6 +201,7 @@ def _val_plan(block: DataBlock, shard: Shard) -> Plan:
         size=lambda epoch: block.val_crop,
         crop=Crop(augment.CENTRED, share=block.val_crop / block.val_resize),
         shard=shard,
+        bicubic=block.val_interpolation == "bicubic",
     )
 
 
@@ -199,7 +212,11 @@ def _loader(block: DataBlock, split: str, plan: Plan, device: torch.device, epoc
     cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
     workers = max(1, cores) if block.workers is None else block.workers
     # FFCV shows the same pixels of raw images, but decodes JPEGs in its own way: those stay only where it is not taken
-    if block.loader == "ffcv" or (block.loader == "auto" and not (stays and file is not None and file.is_raw)):
+    if block.loader == "ffcv" or (
+        block.loader == "auto" and not plan.bicubic and not (stays and file is not None and file.is_raw)
+    ):
+        if plan.bicubic:
+            raise DataError("data.val_interpolation: FFCV does not resize with bicubic; --set data.loader=torch does")
         ffcv = _ffcv(block, place)
         if ffcv is not None:
             return ffcv(file, plan, max(1, workers), device)

@@ -15,13 +15,16 @@ def test_the_local_models_are_listed() -> None:
     assert build.names() == [
         "mobilenet_v1",
         "resnet101",
+        "resnet110",
         "resnet152",
         "resnet18",
         "resnet20",
         "resnet32",
         "resnet34",
+        "resnet44",
         "resnet50",
         "resnet50_half",
+        "resnet56",
         "resnet8",
         "wideresnet16_4",
         "wideresnet16_8",
@@ -80,7 +83,7 @@ def test_all_resnet50_have_the_same_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("resnet5", "did you mean resnet50 (local, torchvision, timm)"),
+        ("resnet_50", "did you mean resnet50 (local, torchvision, timm)"),
         ("ResNet20", "did you mean resnet20 (local)"),
         ("torchvision:vit_small_patch16_224", "did you mean vit_small_patch16_224 (timm)"),
         ("timm:resnet50.a1_in1k", "did you mean resnet50 (local, torchvision, timm)"),
