@@ -13,6 +13,7 @@ from acdc_cli.recipe.schema import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.revival import Returning, Revive
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
@@ -26,6 +27,11 @@ class Config(AlternationBlock):
     reset_momentum: bool = True
     """Zero the optimiser's state of the pruned layers on entering a dense phase."""
 
+    revive: Revive = "as_paper"
+    """What happens in a dense phase to filters that the sparse phase before left no weight: `as_paper`, they are freed
+    like all others; `clipped`, their gradient is clipped to the mean norm of their layer's other filters; `held`, they
+    stay pruned. The latter two prevent a collapse at high sparsity (docs/results)."""
+
     @model_validator(mode="after")
     def _sparsities_in_order(self) -> Self:
         if self.n_of_m and (self.ramp_from is not None or self.dense_sparsity):
@@ -35,6 +41,8 @@ class Config(AlternationBlock):
             raise ValueError(
                 f"ramp_from: the sparsity rises to the target, {self.target:g}, and {self.ramp_from:g} lies above it"
             )
+        if self.dense_sparsity and self.revive == "held":
+            raise ValueError("revive: with dense_sparsity, dense phases already keep masks of their own; leave one out")
         lowest = self.target if self.ramp_from is None else self.ramp_from
         if self.dense_sparsity and self.dense_sparsity >= lowest:
             raise ValueError(
@@ -70,6 +78,8 @@ class Method(Sparsifier[Config]):
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}
         """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
+        self.returning = Returning(masked)
+        """Where `revive` asks for it, in dense phases."""
         self._best_top1 = -1.0
         self._best: dict[str, Tensor] = {}
         """The dense model with that top-1, where it is to be fine-tuned; empty before there is one and after."""
@@ -91,6 +101,11 @@ class Method(Sparsifier[Config]):
         elif moment.epoch > 0:
             self._decompress()
 
+    def on_gradients(self, moment: Moment) -> bool:
+        if self.config.revive == "clipped":
+            self.returning.clip_gradients()
+        return super().on_gradients(moment)
+
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
         phase = self.phases.at(moment.epoch)
         competes = phase.kind == "dense" and phase.start > 0 and phase.end < self.epochs
@@ -101,6 +116,8 @@ class Method(Sparsifier[Config]):
         state = super().state_dict()
         if self._dense_masks:
             state["dense_masks"] = _cloned(self._dense_masks)
+        if self.returning.filters:
+            state["returning"] = self.returning.state_dict()
         if self._best:
             state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
         return state
@@ -113,10 +130,12 @@ class Method(Sparsifier[Config]):
         super().load_state_dict(state)
         if dense := state.get("dense_masks"):
             self._dense_masks = {name: dense[name].clone() for name in self.masked.parameters}
+        self.returning.load_state_dict(state.get("returning", {}))
         if best := state.get("best"):
             self._best_top1, self._best = best["top1"], _cloned(best["model"])
 
     def _compress(self, moment: Moment) -> None:
+        self.returning.forget()
         magnitudes = self.masked.magnitudes()
         if self.config.dense_sparsity and not self._dense_masks:
             # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
@@ -124,8 +143,12 @@ class Method(Sparsifier[Config]):
         self.masked.set(self.selector.masks(magnitudes, self.sparsity(moment)))
 
     def _decompress(self) -> None:
+        if self.config.revive != "as_paper":
+            self.returning.mark()
         if self._dense_masks:
             self.masked.set(self._dense_masks)
+        elif self.config.revive == "held":
+            self.masked.set(self.returning.held())
         else:
             self.masked.fill()
         if self.config.reset_momentum:

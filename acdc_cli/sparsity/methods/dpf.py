@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -14,6 +14,7 @@ from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.revival import Returning
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import ranks_after
 
@@ -25,6 +26,10 @@ class Config(CubicKeys):
     """Steps between two rankings of the dense weights, to the end of the run (the paper's p: 16)."""
     every_epochs: PositiveInt = 1
     """Epochs between two steps of the sparsity."""
+    revive: Literal["as_paper", "clipped"] = "as_paper"
+    """What happens to the dense weights of filters that the pruned model has no weight of: `as_paper`, they take their
+    gradient; `clipped`, they take it clipped to the mean norm of their layer's other filters, which prevents a collapse
+    at high sparsity (docs/results)."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
@@ -47,6 +52,8 @@ class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)
+        self.returning = Returning(masked)
+        """Filters without a weight in the pruned model, where `revive` asks for them."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -66,6 +73,7 @@ class Method(Sparsifier[Config]):
         self._prune(moment)
 
     def on_gradients(self, moment: Moment) -> bool:
+        self.returning.clip_gradients()
         if not self._dense:
             self.latent.install()
         return True
@@ -89,6 +97,7 @@ class Method(Sparsifier[Config]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.latent.load_state_dict(state["latent"])
+        self._mark()
 
     @property
     def _dense(self) -> bool:
@@ -99,3 +108,8 @@ class Method(Sparsifier[Config]):
         """The model, which holds the dense weights, becomes the pruned one."""
         masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment))
         self.masked.set(masks, backward={name: torch.ones_like(mask) for name, mask in masks.items()})
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.config.revive == "clipped":
+            self.returning.mark()
