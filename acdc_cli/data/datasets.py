@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc_cli.data import demo_digits
+from acdc_cli.data.image_folder import folder_source
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.suggest import did_you_mean
 
 SPLITS = ("train", "val")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Files with other names are no part of an image folder, as torchvision's ImageFolder has it."""
 RAW = Settings(raw_share=1.0)
 ORIGINAL = Settings(original=True)
 
@@ -116,61 +114,6 @@ def array_source(
     fingerprint = hashlib.sha256(np.ascontiguousarray(images).data)
     fingerprint.update(labels.tobytes())
     return Source(name, split, images, labels, class_names, fingerprint.hexdigest())
-
-
-def folder_source(name: str, split: str, root: Path) -> Source:
-    """The images of `root/split/<class>/`, in the order and with the labels of torchvision's ImageFolder.
-
-    The fingerprint is over their paths and sizes.
-    """
-    folder = root / split
-    class_names = _class_folders(folder)
-    paths: list[str] = []
-    labels: list[int] = []
-    fingerprint = hashlib.sha256()
-    for label, class_name in enumerate(class_names):
-        images = _images_below(folder / class_name, root)
-        if not images:
-            raise DataError(f"{folder / class_name}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class's folder")
-        for path, size in images:
-            fingerprint.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
-            paths.append(path)
-            labels.append(label)
-    return Source(name, split, paths, np.asarray(labels, np.int64), class_names, fingerprint.hexdigest(), root)
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
-    except OSError as cause:
-        raise DataError(
-            f"{folder}: {cause.strerror}. The images must lie in train/CLASS/ and val/CLASS/ of the --source folder."
-        ) from cause
-    class_names = tuple(sorted(entry.name for entry in found if entry.is_dir()))
-    if not class_names:
-        loose = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in found)
-        holds = f"{loose:,} images but no class folders" if loose else "no class folders"
-        raise DataError(f"{folder}: holds {holds}. Sort the images into one folder a class, as in train/.")
-    return class_names
-
-
-def _images_below(folder: Path, root: Path) -> list[tuple[str, int]]:
-    """(path relative to root, bytes) of the images, sorted folder by folder."""
-    return [
-        (os.path.relpath(os.path.join(parent, name), root), _size(os.path.join(parent, name)))
-        for parent, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if name.lower().endswith(IMAGE_SUFFIXES)
-    ]
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        # a broken link, say: writing lists it among the unreadable images
-        return -1
 
 
 def _cifar(classes: int) -> KnownSet:

@@ -67,10 +67,11 @@ def run(checks: dict[str, Check]) -> list[Finding]:
 
 def data_set(folder: Path) -> Verdict:
     """Raises DataError where the set is not there, or is damaged as far as a quick look can tell."""
-    from acdc_cli.data import loaders
+    from acdc_cli.data.data_set import open_set
 
-    found = loaders.open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
-    return ok(f"{folder}: {found.train:,} training and {found.val:,} validation images of {found.classes:,} classes")
+    data = open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
+    train, val = data.stored("train"), data.stored("val")
+    return ok(f"{folder}: {train:,} training and {val:,} validation images of {data.classes:,} classes")
 
 
 def _folder(data: str) -> Path:

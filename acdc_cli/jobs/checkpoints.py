@@ -10,6 +10,7 @@ import torch
 
 from acdc_cli import console
 from acdc_cli.data import loaders
+from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
@@ -119,7 +120,7 @@ def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> R
         "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
         "sparsity": {"method": "dense"},
     }
-    side = min(loaders.first_size(from_dict(least, "acdc eval", overrides).data))
+    side = min(loaders.first_size(open_set(from_dict(least, "acdc eval", overrides).data)))
     block |= {
         "val_resize": shown.resize or side,
         "val_crop": shown.crop or side,
