@@ -13,7 +13,7 @@ from acdc_cli.recipe.schema import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.revival import Returning, Revive
+from acdc_cli.sparsity.revival import Revive, clip_filters, has_empty_filter
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
@@ -28,9 +28,9 @@ class Config(AlternationBlock):
     """Zero the optimiser's state of the pruned layers on entering a dense phase."""
 
     revive: Revive = "as_paper"
-    """What happens in a dense phase to filters that the sparse phase before left no weight: `as_paper`, they are freed
-    like all others; `clipped`, their gradient is clipped to the mean norm of their layer's other filters; `held`, they
-    stay pruned. The latter two prevent a collapse at high sparsity (docs/results)."""
+    """How a dense phase frees filters that the sparse phase left without a weight: `as_paper`, like all others;
+    `clipped`, with each filter's gradient clipped to twice the median of its layer, which prevents a collapse at high
+    sparsity (docs/results). Where every filter has a weight the two are the same."""
 
     @model_validator(mode="after")
     def _sparsities_in_order(self) -> Self:
@@ -41,8 +41,6 @@ class Config(AlternationBlock):
             raise ValueError(
                 f"ramp_from: the sparsity rises to the target, {self.target:g}, and {self.ramp_from:g} lies above it"
             )
-        if self.dense_sparsity and self.revive == "held":
-            raise ValueError("revive: with dense_sparsity, dense phases already keep masks of their own; leave one out")
         lowest = self.target if self.ramp_from is None else self.ramp_from
         if self.dense_sparsity and self.dense_sparsity >= lowest:
             raise ValueError(
@@ -78,8 +76,8 @@ class Method(Sparsifier[Config]):
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}
         """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
-        self.returning = Returning(masked)
-        """Where `revive` asks for it, in dense phases."""
+        self._clips = False
+        """Whether this dense phase clips gradients."""
         self._best_top1 = -1.0
         self._best: dict[str, Tensor] = {}
         """The dense model with that top-1, where it is to be fine-tuned; empty before there is one and after."""
@@ -102,8 +100,8 @@ class Method(Sparsifier[Config]):
             self._decompress()
 
     def on_gradients(self, moment: Moment) -> bool:
-        if self.config.revive == "clipped":
-            self.returning.clip_gradients()
+        if self._clips:
+            clip_filters(self.masked)
         return super().on_gradients(moment)
 
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
@@ -116,8 +114,8 @@ class Method(Sparsifier[Config]):
         state = super().state_dict()
         if self._dense_masks:
             state["dense_masks"] = _cloned(self._dense_masks)
-        if self.returning.filters:
-            state["returning"] = self.returning.state_dict()
+        if self._clips:
+            state["clips"] = True
         if self._best:
             state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
         return state
@@ -130,12 +128,12 @@ class Method(Sparsifier[Config]):
         super().load_state_dict(state)
         if dense := state.get("dense_masks"):
             self._dense_masks = {name: dense[name].clone() for name in self.masked.parameters}
-        self.returning.load_state_dict(state.get("returning", {}))
+        self._clips = state.get("clips", False)
         if best := state.get("best"):
             self._best_top1, self._best = best["top1"], _cloned(best["model"])
 
     def _compress(self, moment: Moment) -> None:
-        self.returning.forget()
+        self._clips = False
         magnitudes = self.masked.magnitudes()
         if self.config.dense_sparsity and not self._dense_masks:
             # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
@@ -143,12 +141,9 @@ class Method(Sparsifier[Config]):
         self.masked.set(self.selector.masks(magnitudes, self.sparsity(moment)))
 
     def _decompress(self) -> None:
-        if self.config.revive != "as_paper":
-            self.returning.mark()
+        self._clips = self.config.revive == "clipped" and has_empty_filter(self.masked.masks)
         if self._dense_masks:
             self.masked.set(self._dense_masks)
-        elif self.config.revive == "held":
-            self.masked.set(self.returning.held())
         else:
             self.masked.fill()
         if self.config.reset_momentum:
