@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data import corrupted_labels, datasets
+from acdc_cli.data import corrupted_labels
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.image_folder import class_folders, folder_source
+from acdc_cli.data.known_sets import SPLITS, known_sets
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Source
@@ -118,9 +119,9 @@ class DataSet:
 def open_set(block: DataBlock) -> DataSet:
     """Raises DataError when neither split is there, one is damaged, or their classes differ."""
     root = _root(block)
-    places = {split: place for split in datasets.SPLITS if (place := _lies_at(root, split))}
+    places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
     if not places:
-        raise DataError(_missing(block, " and ".join(datasets.SPLITS)))
+        raise DataError(_missing(block, " and ".join(SPLITS)))
     splits = {name: _opened(place) for name, place in places.items()}
     first, *others = (split.class_names for split in splits.values())
     for names in others:
@@ -138,7 +139,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a set that is not there and whose size its name does not tell, and for labels that cannot be
     corrupted.
     """
-    known = datasets.SETS.get(block.name)
+    known = known_sets().get(block.name)
     if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
         classes, images, is_there = known.classes, known.train_images, False
     else:
@@ -176,7 +177,7 @@ def _missing(block: DataBlock, what: str) -> str:
         return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
     if os.path.isdir(root) and not _may_read(root):
         return f"the data set {block.name}: you may not read {root}; ask its owner for it, or --set data.path=FOLDER"
-    near = "" if block.path or block.name in datasets.SETS else did_you_mean(block.name, datasets.SETS)
+    near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
     return (
         f"the data set {block.name} has no {what}: in {root} lies neither a .beton file of that name nor a folder of "
         f"images{near or '.'} Write it: {_write_command(block)}. Or say where it lies: --set data.path=FOLDER"
@@ -194,6 +195,6 @@ def _may_read(folder: Path) -> bool:
 def _write_command(block: DataBlock) -> str:
     if block.name == "demo" and block.path is None:
         return "`acdc data write demo`"
-    name = block.name if block.name in datasets.SETS else "folder"
+    name = block.name if block.name in known_sets() else "folder"
     source = "" if name == "demo" else f" --source /path/to/{block.name}"
     return f"`acdc data write {name}{source} --out {_root(block)}`"

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from acdc_cli import console
-from acdc_cli.data.datasets import SETS
 from acdc_cli.data.inventory import HOME
+from acdc_cli.data.known_sets import known_sets
 from acdc_cli.doctor import gpu, machine, software
 from acdc_cli.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.errors import AcdcError
@@ -77,7 +77,7 @@ def data_set(folder: Path) -> Verdict:
 def _folder(data: str) -> Path:
     """As recipes find it: a set of this name lies in data/NAME."""
     path = Path(data)
-    if not path.exists() and data in SETS:
+    if not path.exists() and data in known_sets():
         return HOME / data
     return path if path.is_dir() or path.suffix != ".beton" else path.parent
 

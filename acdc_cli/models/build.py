@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +18,7 @@ from acdc_cli.models import foreign
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read
+from acdc_cli.recipe import kinds
 from acdc_cli.recipe.schema import ModelBlock
 
 Options = Mapping[str, bool | int | float | str]
@@ -125,12 +124,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
 
 def _local() -> Mapping[str, Constructor]:
     """A new model is one new file in this folder that names its constructors in a dictionary `MODELS`."""
-    found: dict[str, Constructor] = {}
-    for file in pkgutil.iter_modules(models.__path__):
-        offered = getattr(importlib.import_module(f"{models.__name__}.{file.name}"), "MODELS", {})
-        assert not found.keys() & offered.keys(), f"{file.name} names a model again: {found.keys() & offered.keys()}"
-        found |= offered
-    return found
+    return kinds.offered(models, "MODELS")
 
 
 def _torchvision() -> Mapping[str, Constructor]:

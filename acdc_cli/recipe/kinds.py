@@ -1,4 +1,4 @@
-"""The blocks of a recipe that come in several kinds: optimisers, schedules and the methods of sparse training."""
+"""What a recipe names comes in several kinds: methods, models, data sets, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, create_model
@@ -21,6 +22,16 @@ def methods() -> list[str]:
     """The methods of sparse training, in alphabetical order: one file of `sparsity/methods` each. Imports none."""
     folder = Path(__file__).resolve().parent.parent / "sparsity" / "methods"
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+
+
+def offered(package: ModuleType, table: str) -> dict[str, Any]:
+    """What the files of a package name in a dictionary `table`, each name once: models and data sets."""
+    entries: dict[str, Any] = {}
+    for file in pkgutil.iter_modules(package.__path__):
+        more = getattr(importlib.import_module(f"{package.__name__}.{file.name}"), table, {})
+        assert not entries.keys() & more.keys(), f"{file.name} takes a name again: {entries.keys() & more.keys()}"
+        entries |= more
+    return entries
 
 
 def method_config(method: str) -> type[SparsityBlock]:

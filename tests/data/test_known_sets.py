@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acdc_cli.data.datasets import SETS, array_source, known_set
-from acdc_cli.data.write_beton import Settings
+from acdc_cli.data.known_sets import array_source, known_set, known_sets
+from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
+
+OURS = ["imagenet", "cifar10", "cifar100", "demo", "folder"]
 
 
 def _images(root: Path, *names: str) -> Path:
@@ -21,17 +23,16 @@ def _images(root: Path, *names: str) -> Path:
     return root
 
 
-def test_the_known_sets_have_the_name_they_are_listed_under() -> None:
-    assert set(SETS) == {"imagenet", "cifar10", "cifar100", "demo", "folder"}
-    assert all(known.name == name for name, known in SETS.items())
+def test_the_known_sets_are_listed_from_the_largest_to_the_smallest() -> None:
+    assert [name for name in known_sets() if name in OURS] == OURS
 
 
 def test_validation_images_of_photographs_pass_through_and_small_sets_are_pixels() -> None:
-    assert SETS["imagenet"].train == Settings(quality=90, max_side=400, raw_share=0)
+    assert known_set("imagenet").train == Settings(quality=90, max_side=400, raw_share=0)
     for name in ("imagenet", "folder"):
-        assert SETS[name].val.original
+        assert known_set(name).val.original
     for name in ("cifar10", "cifar100", "demo"):
-        assert SETS[name].train == SETS[name].val == Settings(raw_share=1.0)
+        assert known_set(name).train == known_set(name).val == Settings(raw_share=1.0)
 
 
 def test_an_unknown_set_names_the_known_ones_and_the_nearest() -> None:
@@ -47,9 +48,8 @@ def test_the_fingerprint_of_arrays_follows_pixels_and_labels() -> None:
     assert len({array_source("demo", "val", *pair, ("a",)).fingerprint for pair in pairs}) == 4
 
 
-def _read(name: str, root: Path | None, download: bool = False) -> object:
-    known = SETS[name]
-    return known.read(known, root, download)
+def _read(name: str, root: Path | None, download: bool = False) -> tuple[Source, Source]:
+    return known_set(name).read(name, root, download)
 
 
 def test_a_folder_set_is_read_as_train_and_val(tmp_path: Path) -> None:
