@@ -22,7 +22,7 @@ def sign_of_collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
     start = None
     for number, record in enumerate(records):
         before = records[number - 1] if number else record
-        if empty := [name for name, share in record["layers"].items() if share == 1]:
+        if empty := [name for name, share in record.get("layers", {}).items() if share == 1]:
             more = f" and {len(empty) - 1} more have" if len(empty) > 1 else " has"
             return f"{empty[0]}{more} no weight left after epoch {record['epoch']}"
         if number == 0 or record["phase"] != before["phase"]:
