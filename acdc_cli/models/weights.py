@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from acdc_cli import files
 from acdc_cli.errors import ModelError
+from acdc_cli.models.packed import is_packed, unpack
 from acdc_cli.models.tensors import load_tensors
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -25,7 +26,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights of a .safetensors or torch file into the model, every one of them.
+    """Copy the weights of a .safetensors, packed or torch file into the model, every one of them.
 
     A torch file may hold the state dict itself or have it under `state_dict` or `model`; names may carry the
     prefixes of DistributedDataParallel and torch.compile.
@@ -59,17 +60,24 @@ def _plainly_named(content: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
 
 
 def read(path: Path) -> Any:
-    """What a .safetensors or torch file holds. Raises ModelError if it is missing, damaged or could run code."""
+    """What a .safetensors, packed or torch file holds.
+
+    Raises ModelError if it is missing, damaged or could run code.
+    """
     if not path.is_file():
         raise ModelError(
             f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
             "or torch file"
         )
+    kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors calls a file missing that may not be read
         path.open("rb").close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
+        if is_packed(path):
+            kind = "packed"
+            return unpack(path.read_bytes())[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not fit")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -81,9 +89,10 @@ def read(path: Path) -> Any:
             "opening them can run code. If you trust the file, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from error
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     # torch's restricted unpickler raises whatever a damaged file leads it to
     except Exception as error:
-        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
         cause = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0].rstrip(": ")
         raise ModelError(
             f"cannot read the weights in {path} (no {kind} file, or a damaged one: {cause}); fetch or write the file "
