@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from acdc_cli.errors import RunError
@@ -24,7 +23,8 @@ from acdc_cli.recipe.schema import Block, Recipe
 Logits = Callable[[Tensor], Tensor]
 """A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""
 
-_EXTRAS = {"onnx": "deploy", "onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tools": "mnn"}
+_EXTRAS = {"onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tools": "mnn"}
+"""Of this package, by what they bring."""
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,11 @@ class Format(Protocol):
         """
 
     def read(self, path: Path, facts: Facts) -> Logits:
-        """What was written, run as whoever gets it would."""
+        """What was written, run as whoever gets it would.
 
-
-class Traced(Block):
-    """Options of a format that records the operations on an example."""
-
-    batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = "dynamic"
-    """Images of a batch; `dynamic`: any number."""
-    input_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of the images in pixels; null: that of the recipe's validation."""
-    with_preprocessing: bool = False
-    """Whether the model takes RGB images as uint8 (batch, height, width, 3) and normalises them itself."""
-
-
-class Preprocessed(nn.Module):
-    """A model that takes uint8 images (n, height, width, 3)."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        super().__init__()
-        self.model = model
-        self.recipe = recipe
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(normalised(images.permute(0, 3, 1, 2), self.recipe))
-        return logits
+        A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
+        called once the check has passed.
+        """
 
 
 def normalised(images: Tensor, recipe: Recipe) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from acdc_cli.data import loaders
 from acdc_cli.deploy import contract, parity
-from acdc_cli.deploy.contract import Facts, Preprocessed, Traced
+from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.tracing import Preprocessed, Traced
 from acdc_cli.errors import RunError
 from acdc_cli.files import assembling
 from acdc_cli.jobs import setup
@@ -85,6 +86,8 @@ def export(source: Path, format: str, asked: Asked | None = None, overrides: Seq
     with assembling(out) as partial:
         kind.write(model, facts, options, partial)
         agreed = parity.check(model, kind.read(partial, facts), inputs, batches, str(out))
+    if publish := getattr(kind, "publish", None):
+        publish(out, facts, options)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     return Exported(out, sum(file.stat().st_size for file in files), agreed)
 

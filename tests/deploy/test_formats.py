@@ -9,22 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from command import Acdc
+from conftest import ExportedAs
 from torch import Tensor
 
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.formats import packed
 from acdc_cli.errors import ModelError, RunError
-from acdc_cli.jobs.export_run import Asked, Exported, export
 from acdc_cli.recipe.discovery import FORMATS
 
 
-@pytest.fixture(scope="module", params=FORMATS.names())
-def exported(request: pytest.FixtureRequest, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp(request.param)
-    return export(run, request.param, Asked(out=folder / "new" / "model"))
-
-
-def test_an_export_agrees_with_its_model_and_leaves_nothing_else(exported: Exported) -> None:
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_an_export_agrees_with_its_model_and_leaves_nothing_else(name: str, exported_as: ExportedAs) -> None:
+    exported = exported_as(name)
     assert exported.parity.images == 32
     assert exported.parity.batches == (1, 16)
     assert exported.parity.difference <= parity.TOLERANCE
