@@ -85,11 +85,20 @@ def export(source: Path, format: str, asked: Asked | None = None, overrides: Seq
     inputs = facts.inputs(_images(recipe.data, max(batches)))
     with assembling(out) as partial:
         kind.write(model, facts, options, partial)
+        _refuse_if_of_others(out, partial)
         agreed = parity.check(model, kind.read(partial, facts), inputs, batches, str(out))
     if publish := getattr(kind, "publish", None):
         publish(out, facts, options)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
     return Exported(out, sum(file.stat().st_size for file in files), agreed)
+
+
+def _refuse_if_of_others(out: Path, new: Path) -> None:
+    """A folder is replaced as a whole, so that it has to be one of such an export."""
+    others = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    others -= {path.name for path in new.iterdir()} if new.is_dir() else set()
+    if others:
+        raise RunError(f"{out} is not replaced, because it also holds {min(others)}; choose another place with --out")
 
 
 def _on_cpu(recipe: Recipe, side: int | None) -> Recipe:

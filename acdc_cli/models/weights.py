@@ -66,8 +66,8 @@ def read(path: Path) -> Any:
     """
     if not path.is_file():
         raise ModelError(
-            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
-            "or torch file"
+            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
+            "packed or torch file"
         )
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:

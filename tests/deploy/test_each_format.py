@@ -17,6 +17,7 @@ from command import Acdc
 from safetensors.torch import load_file
 
 from acdc_cli.deploy.formats import timm as timm_format
+from acdc_cli.errors import RunError
 from acdc_cli.jobs.export_run import Asked, export
 
 
@@ -118,11 +119,17 @@ def test_the_folder_is_a_checkpoint_of_acdc_too(exported_as, run: Path, acdc: Ac
     assert numbers[0].stdout == numbers[1].stdout
 
 
-def test_a_folder_is_replaced_as_a_whole(exported_as, run: Path, tmp_path: Path) -> None:
+def test_a_folder_is_replaced_as_a_whole_if_it_holds_nothing_else(exported_as, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     shutil.copytree(exported_as("timm").path, out)
-    (out / "old").touch()
+    (out / "notes").touch()
+    for name in ("timm", "packed"):
+        with pytest.raises(RunError, match="not replaced, because it also holds"):
+            export(run, name, Asked(out=out, overwrite=True))
+    (out / "notes").unlink()
+    (out / "README.md").write_text("old")
     export(run, "timm", Asked(out=out, overwrite=True))
+    assert (out / "README.md").read_text() != "old"
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

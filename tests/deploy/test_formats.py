@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from torch import Tensor
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.formats import packed
 from acdc_cli.errors import ModelError, RunError
+from acdc_cli.jobs.export_run import Exported
 from acdc_cli.recipe.discovery import FORMATS
+
+ExportedAs = Callable[[str], Exported]
 
 
 @pytest.mark.parametrize("name", FORMATS.names())
