@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data import sets
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.kinds import offered
+from acdc_cli.recipe.discovery import DATA_SETS
 from acdc_cli.recipe.suggest import did_you_mean
 
 SPLITS = ("train", "val")
@@ -42,7 +41,7 @@ class KnownSet:
 def known_sets() -> Mapping[str, KnownSet]:
     """By name, the largest first and those of any size last. A new set is one new file of `sets/` that names it in a
     dictionary `SETS`."""
-    named: dict[str, KnownSet] = offered(sets, "SETS")
+    named: dict[str, KnownSet] = DATA_SETS.table("SETS")
     return dict(sorted(named.items(), key=lambda item: -(item[1].train_images or 0)))
 
 

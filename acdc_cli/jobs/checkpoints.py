@@ -15,6 +15,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
 from acdc_cli.models import weights
+from acdc_cli.models.packed import is_packed
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -90,8 +91,10 @@ def _model_of(run: RunDir, which: Which | None) -> Path:
     )
 
 
-def _recorded_recipe(file: Path) -> dict[str, Any] | None:
-    if file.suffix == ".safetensors":
+def header_of(file: Path) -> dict[str, Any] | None:
+    """The recipe, and of a model the metrics, that a file of ours says of itself; None of anybody else's."""
+    metadata: Any
+    if file.suffix == ".safetensors" or is_packed(file):
         metadata = read_metadata(file)
     else:
         try:
@@ -100,7 +103,11 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
             # torch's old format cannot be mapped; of any other file this says what is wrong with it
             state = weights.read(file)
         metadata = state.get("metadata") if isinstance(state, dict) else None
-    recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
+    return metadata if isinstance(metadata, dict) else None
+
+
+def _recorded_recipe(file: Path) -> dict[str, Any] | None:
+    recipe = (header_of(file) or {}).get("recipe")
     return recipe if isinstance(recipe, dict) else None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from acdc_cli import __version__, console, files
+from acdc_cli import console, files
 from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
@@ -142,7 +142,7 @@ def assemble(
         checkpoint=recipe.checkpoint,
         log_every=recipe.track.log_every,
         eval_every=recipe.eval_every,
-        metadata={"recipe": recipe.as_dict(), "version": __version__},
+        metadata={"recipe": recipe.as_dict()},
         probes=probes,
         average=average,
         cost=cost,

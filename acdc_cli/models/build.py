@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from acdc_cli import models
 from acdc_cli.errors import ModelError
 from acdc_cli.models import foreign
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read
-from acdc_cli.recipe import kinds
+from acdc_cli.recipe import discovery
 from acdc_cli.recipe.schema import ModelBlock
 
 Options = Mapping[str, bool | int | float | str]
@@ -124,7 +123,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
 
 def _local() -> Mapping[str, Constructor]:
     """A new model is one new file in this folder that names its constructors in a dictionary `MODELS`."""
-    return kinds.offered(models, "MODELS")
+    return discovery.MODELS.table("MODELS")
 
 
 def _torchvision() -> Mapping[str, Constructor]:

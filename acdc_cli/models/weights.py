@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import pickle
 import pickletools
 import re
@@ -19,6 +18,7 @@ from torch import Size, Tensor, nn
 from acdc_cli import console, files
 from acdc_cli.errors import ModelError
 from acdc_cli.models import foreign
+from acdc_cli.models.packed import is_packed, unpack
 from acdc_cli.models.tensors import load_tensors, read_header
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -31,7 +31,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights of a .safetensors or torch file into the model, every one of them.
+    """Copy the weights of a .safetensors, packed or torch file into the model, every one of them.
 
     They may lie anywhere in a torch file, in the containers and with the prefixes of any wrapper; masks and thresholds
     beside them are applied (`models.foreign`). What is done to them is said.
@@ -86,7 +86,7 @@ def _check_age(model: nn.Module, path: Path) -> None:
     since = getattr(model, "weights_since", None)
     if since is None or path.suffix != ".safetensors" or "acdc" not in (header := read_header(path)):
         return
-    version = json.loads(header["acdc"]).get("version", "0.1.0")
+    version = header.get("acdc version", "0.1.0")
     if Version(version) < Version(since):
         raise ModelError(
             f"{path} is of acdc {version}; this model computes another function since {since} (see CHANGELOG.md), so "
@@ -99,17 +99,24 @@ def _plain(name: str) -> str:
 
 
 def read(path: Path) -> Any:
-    """What a .safetensors or torch file holds. Raises ModelError if it is missing, damaged or could run code."""
+    """What a .safetensors, packed or torch file holds.
+
+    Raises ModelError if it is missing, damaged or could run code.
+    """
     if not path.is_file():
         raise ModelError(
-            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
-            "or torch file"
+            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
+            "packed or torch file"
         )
+    kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors calls a file missing that may not be read
         path.open("rb").close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
+        if is_packed(path):
+            kind = "packed"
+            return unpack(path.read_bytes())[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not fit")
         return _load_inertly(path)
@@ -121,9 +128,10 @@ def read(path: Path) -> Any:
             "trust the file, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from error
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     # torch's restricted unpickler raises whatever a damaged file leads it to
     except Exception as error:
-        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
         cause = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0].rstrip(": ")
         raise ModelError(
             f"cannot read the weights in {path} (no {kind} file, or a damaged one: {cause}); fetch or write the file "

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, create_model
 
+from acdc_cli.recipe.discovery import METHODS
 from acdc_cli.recipe.schema import Recipe, SparsityBlock
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.syntax import KeyPath
 
-_METHODS = "acdc_cli.sparsity.methods"
-
 
 def methods() -> list[str]:
     """The methods of sparse training, in alphabetical order: one file of `sparsity/methods` each. Imports none."""
-    folder = Path(__file__).resolve().parent.parent / "sparsity" / "methods"
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-
-
-def offered(package: ModuleType, table: str) -> dict[str, Any]:
-    """What the files of a package name in a dictionary `table`, each name once: models and data sets."""
-    entries: dict[str, Any] = {}
-    for file in pkgutil.iter_modules(package.__path__):
-        more = getattr(importlib.import_module(f"{package.__name__}.{file.name}"), table, {})
-        assert not entries.keys() & more.keys(), f"{file.name} takes a name again: {entries.keys() & more.keys()}"
-        entries |= more
-    return entries
+    return METHODS.names()
 
 
 def method_config(method: str) -> type[SparsityBlock]:
-    """The `Config` of a method's file, which lies above this layer and is therefore imported by name."""
-    config: type[SparsityBlock] = importlib.import_module(f"{_METHODS}.{method}").Config
+    """The `Config` of a method's file."""
+    config: type[SparsityBlock] = METHODS.module(method).Config
     return config
 
 
 def method_class(method: str) -> type[Any]:
     """The `Method` of a method's file: the `Sparsifier` that its `Config` describes."""
-    hooks: type[Any] = importlib.import_module(f"{_METHODS}.{method}").Method
+    hooks: type[Any] = METHODS.module(method).Method
     return hooks
 
 

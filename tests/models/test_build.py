@@ -49,7 +49,9 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     from acdc_cli import models
 
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    paths = [*models.__path__, str(tmp_path)]
+    monkeypatch.setattr(models, "__path__", paths)
+    monkeypatch.setattr(models.__spec__, "submodule_search_locations", paths)
     assert "tiny" in build.names()
     assert build.build(ModelBlock(name="tiny"), 3)(torch.zeros(1, 3, 2, 2)).shape == (1, 3)
 

@@ -175,5 +175,5 @@ def test_a_file_of_acdc_from_before_the_shortcuts_changed_is_refused(tmp_path: P
     save_file(plain_state_dict(small()), path, {"acdc": "{}"})
     with pytest.raises(ModelError, match=r"is of acdc 0\.1\.0; this model computes another function since 0\.2\.0"):
         load_weights(small(), path)
-    save_file(plain_state_dict(small()), path, {"acdc": '{"version": "0.2.0"}'})
+    save_file(plain_state_dict(small()), path, {"acdc": "{}", "acdc version": "0.2.0"})
     load_weights(small(), path)
