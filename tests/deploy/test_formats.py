@@ -108,7 +108,7 @@ IMAGES = torch.arange(48.0).reshape(16, 3)
 @pytest.mark.parametrize(
     ("spoilt", "said"),
     [
-        (lambda x: x * 1.001, r"logits differ by 1.0e-03 of the largest"),
+        (lambda x: x * 1.002, r"logits differ by 2.0e-03 of the largest"),
         (lambda x: torch.where(x == 47, torch.nan, x), "differ by nan"),
         (lambda x: x.flip(1), "top-1 agrees on 0.00%"),
         (lambda x: x[:, :2], r"gives \[16, 2\] logits, not \[16, 3\]"),
@@ -118,6 +118,11 @@ IMAGES = torch.arange(48.0).reshape(16, 3)
 def test_the_check_finds_every_difference(spoilt: contract.Logits, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         parity.check(lambda x: x, spoilt, IMAGES, (1, 16), "it")
+
+
+def test_classes_count_even_where_logits_hardly_differ() -> None:
+    with pytest.raises(ModelError, match=r"differ by 2.0e-05 of the largest, top-1 agrees on 0.00%"):
+        parity.check(lambda x: 1e5 + x % 3, lambda x: 1e5 + (x % 3).flip(1), IMAGES, (4,), "it")
 
 
 def test_the_check_tries_every_image_in_every_batch_size() -> None:
