@@ -25,7 +25,8 @@ class Config(AlternationBlock):
     """Share of the weights that stay pruned in the dense phases too (P2 L, "sparse decompression"): those smallest at
     the end of the warm-up, which is fully dense. Sparse phases choose anew among the others. 0: none."""
     reset_momentum: bool = True
-    """Zero the optimiser's state of the pruned layers on entering a dense phase."""
+    """Zero the optimiser's state of every parameter on entering a dense phase: momentum, Adam's averages and its step
+    count (P1 3.2: "once all weights are re-introduced")."""
 
     revive: Revive = "as_paper"
     """How a dense phase frees filters that the sparse phase left without a weight: `as_paper`, like all others;
