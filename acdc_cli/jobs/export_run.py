@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.data import loaders
+from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.contract import Facts
 from acdc_cli.deploy.tracing import Preprocessed, Traced
@@ -93,11 +94,11 @@ class Opened:
     model: nn.Module
     """In eval mode, on the CPU; it takes `facts.inputs`."""
     facts: Facts
+    data: DataSet
 
     def inputs(self, at_least: int) -> Tensor:
         """Validation images, evenly spread over the set, and repeated where it has fewer than `at_least`."""
-        device, count = torch.device("cpu"), max(_IMAGES, at_least)
-        loader = loaders.val_loader(self.facts.recipe.data, device, count=count)
+        loader = loaders.val_loader(self.data, torch.device("cpu"), count=max(_IMAGES, at_least))
         try:
             loader.warm_up()
             with loader.epoch(0) as batches:
@@ -114,20 +115,20 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
     recipe = judged(recipe, weights, asked.data)
     header = header_of(weights) or {"recipe": setup.without_start(recipe).as_dict()}
     recipe = _on_cpu(recipe, traced.input_size)
-    data = loaders.open_set(recipe.data)
+    data = open_set(recipe.data)
     ready = setup.build(recipe, data.classes)
     setup.require_sizes(ready, [recipe.data.val_crop])
     is_result = source.is_dir() and weights == weights_of(source)
     facts = Facts(
         name=f"{recipe.name}-{recipe.seed}",
         recipe=recipe,
-        classes=data.class_names or tuple(map(str, range(data.classes))),
+        classes=data.class_names,
         header=header,
         outcome=outcome(open_run(source)).values if is_result else {},
         with_preprocessing=traced.with_preprocessing,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    return Opened(Preprocessed(model, recipe).eval() if traced.with_preprocessing else model, facts)
+    return Opened(Preprocessed(model, recipe).eval() if traced.with_preprocessing else model, facts, data)
 
 
 def _refuse_if_of_others(out: Path, new: Path) -> None:

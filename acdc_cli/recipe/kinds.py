@@ -1,4 +1,4 @@
-"""The blocks of a recipe that come in several kinds: optimisers, schedules and the methods of sparse training."""
+"""What a recipe names comes in several kinds: methods, models, data sets, optimisers and schedules."""
 
 from __future__ import annotations
 

@@ -80,16 +80,14 @@ def test_an_mnn_file_stores_no_zeros(exported_as) -> None:
     assert exported_as("mnn").bytes < 0.5 * exported_as("onnx").bytes
 
 
-def test_stdout_is_clean_whatever_mnn_prints(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export(run, "mnn", Asked(out=tmp_path / "model.mnn"), ["batch=1"])
-    assert capfd.readouterr().out == ""
-
-
-def test_what_mnn_cannot_convert_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_mnn_cannot_convert_is_refused_on_a_clean_stdout(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(mnn.onnx, "write", lambda model, facts, options, out: out.write_bytes(b"no ONNX"))
     with pytest.raises(ModelError, match="MNN cannot convert timm:test_resnet"):
         export(run, "mnn", Asked(out=tmp_path / "model.mnn"))
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().out == ""
 
 
 def test_timm_creates_the_model_from_its_folder(exported_as, run: Path) -> None:
