@@ -171,7 +171,7 @@ def corrupted(block: DataBlock) -> CorruptedLabels | None:
     else:
         labels, classes = BetonFile(place).labels, len(manifests.read(place).class_names)
     used = spread(min(len(labels), block.images or len(labels)), len(labels))
-    return corrupted_labels.corrupt(labels, used, classes, asked.count, asked.seed)
+    return corrupted_labels.corrupt(labels, used, classes, asked.count, asked.seed, asked.classes == "all")
 
 
 def corrupted_loader(
