@@ -201,6 +201,27 @@ def test_convolutions_start_with_variance_two_over_fan_out() -> None:
     assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
 
 
+def test_depthwise_convolutions_start_with_a_standard_deviation_of_019() -> None:
+    torch.manual_seed(0)
+    blocks = build.find("mobilenet_v1")(num_classes=10).get_submodule("blocks")
+    for block in blocks:
+        # uniform within a third, the root of a fan-in of 9
+        assert block.depthwise.weight.std().item() == pytest.approx(1 / 3 / 3**0.5, rel=0.1)
+        assert block.pointwise.weight.std().item() == pytest.approx((2 / len(block.pointwise.weight)) ** 0.5, rel=0.1)
+    assert blocks[-1].depthwise.weight.abs().max().item() <= 1 / 3
+
+
+def test_str_starts_with_variance_two_over_fan_in_and_a_classifier_without_bias() -> None:
+    torch.manual_seed(0)
+    model = build.find("resnet50")(num_classes=1000, init="fan_in", classifier_bias=False)
+    for name, fan_in in (("conv1", 3 * 49), ("layer2.0.downsample.0", 256), ("layer3.1.conv2", 9 * 256), ("fc", 2048)):
+        assert model.get_submodule(name).weight.var().item() == pytest.approx(2 / fan_in, rel=0.05)
+    assert model.get_submodule("fc").bias is None
+    assert parameter_count(model) == 25_557_032 - 1000
+    with pytest.raises(ModelError, match="init is fan_out or fan_in"):
+        build.build(ModelBlock(name="resnet18", options={"init": "fan"}), 10)
+
+
 def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None:
     block = build.find("resnet8")(num_classes=10).get_submodule("layer2.0")
     for parameter in block.parameters():

@@ -204,7 +204,33 @@ def test_str_trains_as_its_paper_does() -> None:
     }  # fmt: skip
     assert (ours["task"]["label_smoothing"], ours["optim"]["weight_decay"]) == (0.1, 2.251757813e-5)
     assert ours["optim"] | {"weight_decay": 2**-15} == theirs["optim"]
-    assert (ours["epochs"], ours["model"], ours["data"]) == (100, theirs["model"], theirs["data"])
+    assert (ours["epochs"], ours["data"]) == (100, theirs["data"])
+    assert ours["model"] == theirs["model"] | {"options": {"init": "fan_in", "classifier_bias": False}}
+
+
+def test_woodfisher_trains_as_its_authors_configuration_says() -> None:
+    found = planned("woodfisher_resnet50_95")
+    rates = [epoch.lr_start for epoch in found.epochs]
+    assert [epoch for epoch in range(1, 100) if rates[epoch] != rates[epoch - 1]] == [
+        41,
+        47,
+        53,
+        59,
+        65,
+        71,
+        77,
+        83,
+        89,
+    ]
+    assert rates[-1] == pytest.approx(0.028 * 0.6**9)
+    # 0.95 - 0.9 (1 - t/40)^3: a cubic from 5 %
+    assert [found.epochs[epoch].sparsity for epoch in (0, 4, 5, 20, 39, 40)] == pytest.approx(
+        [0.05, 0.05, 0.95 - 0.9 * 0.875**3, 0.95 - 0.9 / 8, 0.95 - 0.9 / 512, 0.95], abs=1e-6
+    )
+
+
+def test_snfs_on_imagenet_has_its_authors_prune_rate() -> None:
+    assert sparsity(load("snfs_resnet50_95"))["fraction"] == 0.2
 
 
 @pytest.mark.parametrize("name", CORRUPT)
