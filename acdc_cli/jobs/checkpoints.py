@@ -37,7 +37,7 @@ def recipe_of(
     if source.is_dir():
         run = open_run(source)
         if model is not None:
-            raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
+            raise RunError(f"{source} is a run directory, whose recipe names the model; leave --model out")
         return load(run.resolved, overrides)
     if which is not None:
         raise RunError("--which chooses between the models of a run directory; a file holds one")
@@ -45,10 +45,12 @@ def recipe_of(
     if recipe is not None:
         recorded = from_dict(recipe, str(source), overrides)
         if model is not None:
-            raise RunError(f"{source} says itself that it is a {recorded.model.name}; leave --model out")
+            raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave --model out")
         return recorded
     if model is None or data is None:
-        raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
+        raise CheckpointError(
+            f"{source} was not written by acdc: name its architecture and data with --model and --data"
+        )
     return _foreign(model, data, overrides)
 
 
@@ -116,9 +118,9 @@ def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
         overrides,
     )
     block = recipe.data
-    # nothing in the file says what its model was trained to see
+    # the file does not say which crops and normalisation its model was trained with
     console.say(
-        f"judged at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; for "
-        "other training: --set data.val_crop=…, data.val_resize, data.mean, data.std"
+        f"evaluated at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; "
+        "if it was trained otherwise: --set data.val_crop=…, data.val_resize, data.mean, data.std"
     )
     return recipe

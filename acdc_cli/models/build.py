@@ -77,17 +77,18 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
         if not block.options:
             raise
         given = ", ".join(f"{key}: {value!r}" for key, value in block.options.items())
-        raise ModelError(f"{block.name} refuses model.options {{{given}}}: {error}") from error
+        raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}") from error
 
 
 def _local() -> Mapping[str, Constructor]:
     """A new model is one new file in this folder that names its constructors in a dictionary `MODELS`."""
-    found: dict[str, Constructor] = {}
+    constructors: dict[str, Constructor] = {}
     for file in pkgutil.iter_modules(models.__path__):
         offered = getattr(importlib.import_module(f"{models.__name__}.{file.name}"), "MODELS", {})
-        assert not found.keys() & offered.keys(), f"{file.name} names a model again: {found.keys() & offered.keys()}"
-        found |= offered
-    return found
+        again = constructors.keys() & offered.keys()
+        assert not again, f"{file.name} redefines models of another file: {again}"
+        constructors |= offered
+    return constructors
 
 
 def _torchvision() -> Mapping[str, Constructor]:

@@ -63,7 +63,7 @@ CHECKPOINTS = [
         "folder that is no run",
         nothing,
         "eval --checkpoint photos",
-        "photos is no run directory: it has no resolved.yaml; give one that `acdc train` made",
+        "photos is not a run directory: it has no resolved.yaml; name one that `acdc train` made",
     ),
     Case(
         "run without a model yet",
@@ -93,13 +93,13 @@ CHECKPOINTS = [
         "run and --model",
         nothing,
         "eval --checkpoint run --model resnet8",
-        "run is a run, whose recipe names its model; leave --model out",
+        "run is a run directory, whose recipe names the model; leave --model out",
     ),
     Case(
         "our file and --model",
         nothing,
         "eval --checkpoint run/dense.safetensors --model resnet8",
-        "run/dense.safetensors says itself that it is a resnet8; leave --model out",
+        "run/dense.safetensors records its own architecture, resnet8; leave --model out",
     ),
     Case(
         "file and --which",
@@ -111,7 +111,7 @@ CHECKPOINTS = [
         "foreign file without --model",
         saved(dict),
         "eval --checkpoint c.pt --data photos",
-        "c.pt was not written by acdc: name its architecture and data by --model and --data",
+        "c.pt was not written by acdc: name its architecture and data with --model and --data",
     ),
     Case(
         "foreign file of an unknown model",
@@ -295,7 +295,7 @@ CHECKPOINTS = [
         "dense model to start from that is missing",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=photos",
-        "photos is no run directory: …",
+        "photos is not a run directory: …",
     ),
     Case(
         "two models to start from",

@@ -181,7 +181,7 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, re
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     assert (found["samples"], found["sparsity"]) == (100, 0.0)
-    assert "judged at 224 of 256 pixels" in flat(result.stderr)
+    assert "evaluated at 224 of 256 pixels" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
     set_ = [word for item in ("data.val_crop=28", "data.val_resize=28", mean, std) for word in ("--set", item)]
     for file in ("foreign.safetensors", "foreign.pt"):
@@ -235,7 +235,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
     assert "--resume" in refused.stderr
     other = acdc("train", recipe, "--out", "cut", "--resume", "--set", "optim.lr=0.5")
     assert other.exit_code == 2
-    assert "optim.lr: 0.05 there, 0.5 asked for" in flat(other.stderr)
+    assert "optim.lr: 0.05 there, 0.5 here" in flat(other.stderr)
 
     resumed = acdc("train", recipe, "--out", "cut", "--resume", "auto")
     assert resumed.exit_code == 0, resumed.output

@@ -128,14 +128,14 @@ def test_a_run_with_only_the_state_before_the_last_is_not_begun_anew(tmp_path: P
 def test_a_damaged_record_is_named_by_its_line(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.metrics.write_bytes(b'{"epoch": 0}\n{"epo\xff": 1}\n{"epoch": 2}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; put a copy in its place"):
+    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; restore a copy"):
         run.records()
 
 
 def test_damaged_provenance_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     (run.path / "provenance.json").write_text("[{")
-    with pytest.raises(RunError, match=r"provenance\.json is damaged .*; put a copy in its place"):
+    with pytest.raises(RunError, match=r"provenance\.json is damaged .*; restore a copy"):
         run.provenance()
 
 
