@@ -29,11 +29,15 @@ class BasicBlock(nn.Module):
         if self.new_channels == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        # as many before as after: as public code and checkpoints have it
+        return F.pad(x, (0, 0, 0, 0, self.new_channels // 2, self.new_channels // 2))
 
 
 class ResNet(nn.Module):
     """Stages of 16, 32 and 64 channels, `blocks` blocks each; images of any size, made for 28 to 64 pixels."""
+
+    weights_since = "0.2.0"
+    """Before it, shortcuts had all new channels at the end."""
 
     def __init__(self, blocks: int, num_classes: int) -> None:
         super().__init__()
@@ -70,4 +74,24 @@ def resnet32(num_classes: int) -> ResNet:
     return ResNet(5, num_classes)
 
 
-MODELS = {"resnet8": resnet8, "resnet20": resnet20, "resnet32": resnet32}
+def resnet44(num_classes: int) -> ResNet:
+    return ResNet(7, num_classes)
+
+
+def resnet56(num_classes: int) -> ResNet:
+    return ResNet(9, num_classes)
+
+
+def resnet110(num_classes: int) -> ResNet:
+    return ResNet(18, num_classes)
+
+
+SMALL_IMAGES = True
+MODELS = {
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+}

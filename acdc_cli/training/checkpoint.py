@@ -12,11 +12,12 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from acdc_cli import console, files
+from acdc_cli import __version__, console, files
 from acdc_cli.errors import CheckpointError
+from acdc_cli.models.packed import is_packed, read_packed_header
 from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
-FORMAT = 3
+FORMAT = 4
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -78,13 +79,13 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """A .safetensors file with the model's own names; `metadata` goes into its header as JSON."""
-    save_tensors(path, model.state_dict(), {"acdc": json.dumps(metadata)})
+    save_tensors(path, model.state_dict(), {"acdc": json.dumps(metadata), "acdc version": __version__})
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What `save_model` was given, verified only by who loads the weights, too; None for a file of somebody else."""
     try:
-        text = read_header(path).get("acdc")
+        text = (read_packed_header(path) if is_packed(path) else read_header(path)).get("acdc")
         return None if text is None else json.loads(text)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); fetch or write the file again") from error

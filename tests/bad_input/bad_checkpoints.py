@@ -132,13 +132,13 @@ CHECKPOINTS = [
         "another class count",
         saved(of_ten_classes),
         FOREIGN,
-        "c.pt is for 10 classes, the data has 2: choose weights trained on this data, or data with 10 classes",
+        "c.pt is for 10 classes, but the data has 2: choose weights trained on this data, or data with 10 classes",
     ),
     Case(
         "data of another class count",
         of_three_classes,
         "eval --checkpoint run --data three",
-        "run/sparse.safetensors is for 2 classes, the data has 3: choose weights trained on this "
+        "run/sparse.safetensors is for 2 classes, but the data has 3: choose weights trained on this "
         "data, or data with 2 classes",
     ),
     Case(
@@ -212,31 +212,31 @@ CHECKPOINTS = [
         "empty",
         wrote("c.pt", ""),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, or a damaged one: …); fetch or write the file again",
+        "cannot read the weights in c.pt (not a torch file, or a damaged one: …); fetch or write the file again",
     ),
     Case(
         "text",
         wrote("c.pt", "hello"),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, …",
+        "cannot read the weights in c.pt (not a torch file, …",
     ),
     Case(
         "recipe",
         nothing,
         "eval --checkpoint small.yaml",
-        "cannot read the weights in small.yaml (no torch file, …",
+        "cannot read the weights in small.yaml (not a torch file, …",
     ),
     Case(
         "truncated",
         all_of(saved(dict), cut("c.pt", 3000)),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, …",
+        "cannot read the weights in c.pt (not a torch file, …",
     ),
     Case(
         "our checkpoint, truncated",
         cut("run/checkpoints/last.pt", 5000),
         "eval --checkpoint run/checkpoints/last.pt",
-        "cannot read the weights in run/checkpoints/last.pt (no torch file, …",
+        "cannot read the weights in run/checkpoints/last.pt (not a torch file, …",
     ),
     Case(
         "pickled code",
@@ -256,7 +256,7 @@ CHECKPOINTS = [
         "safetensors truncated",
         cut("run/sparse.safetensors", 5000),
         "eval --checkpoint run",
-        "cannot read the weights in run/sparse.safetensors (no safetensors file, or a damaged one: "
+        "cannot read the weights in run/sparse.safetensors (not a safetensors file, or a damaged one: "
         "…); fetch or write the file again",
     ),
     Case(
@@ -280,7 +280,7 @@ CHECKPOINTS = [
         nothing,
         "train small.yaml --set model.weights=no.pt",
         "there is no weight file no.pt; `model.weights` and `sparsity.from_checkpoint` take a "
-        ".safetensors or torch file",
+        ".safetensors, packed or torch file",
     ),
     Case(
         "weights to start from of another model",

@@ -17,6 +17,7 @@ import torch
 from command import Acdc, Finished
 from safetensors.torch import load_file, save_file
 
+from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
@@ -147,7 +148,7 @@ def test_a_run_goes_on_when_the_model_it_started_from_is_gone(acdc: Acdc, recipe
     ("source", "extra", "said"),
     [
         ("nowhere.pt", (), "there is no weight file nowhere.pt"),
-        ("empty", (), "empty is no run directory"),
+        ("empty", (), "empty is not a run directory"),
         ("other.pt", ("--set", "model.weights=one.pt"), "the run starts from this model, and `model.weights` names"),
     ],
 )
@@ -181,15 +182,25 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, re
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     assert (found["samples"], found["sparsity"]) == (100, 0.0)
-    assert "evaluated at 224 of 256 pixels" in flat(result.stderr)
+    assert "preprocessing: 28 pixels, crop 28, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
-    set_ = [word for item in ("data.val_crop=28", "data.val_resize=28", mean, std) for word in ("--set", item)]
+    set_ = [word for item in (mean, std) for word in ("--set", item)]
     for file in ("foreign.safetensors", "foreign.pt"):
         same = acdc("eval", "--checkpoint", file, *by, *set_)
         assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
+        assert "mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
+
+
+def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits: Path) -> None:
+    torch.save(build.find("resnet18")(num_classes=10).state_dict(), "large.pt")
+    few = ("--set", "data.val_images=1")
+    result = acdc("eval", "--checkpoint", "large.pt", "--model", "resnet18", "--data", digits, *few)
+    assert result.exit_code == 0, result.output
+    assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
+    assert "images of 28 pixels are enlarged to 256" in flat(result.stderr)
 
 
 def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:
@@ -399,7 +410,7 @@ def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> 
     for arguments, said in (
         (["nowhere"], "nowhere does not exist"),
         (["run", "--model", "resnet50"], "is a run, whose recipe names its model"),
-        ([str(recipe.parent)], "is no run directory"),
+        ([str(recipe.parent)], "is not a run directory"),
         ([str(recipe)], "no torch file, or a damaged one"),
     ):
         result = acdc("eval", "--checkpoint", *arguments)
@@ -442,7 +453,7 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
             before = contents(run.path)
             refused = acdc("train", recipe, *arguments)
         assert refused.exit_code == 2
-        assert flat(refused.stderr) == "error: another process trains in runs/small-0 now; wait for it, or end it"
+        assert flat(refused.stderr) == "error: another process is training in runs/small-0 now; wait for it, or end it"
         assert contents(run.path) == before
         if "--resume" not in arguments:
             assert acdc("train", recipe, *sets).exit_code == 0
@@ -496,7 +507,7 @@ def test_a_folder_that_is_no_run_is_no_recipe_either(acdc: Acdc, in_tmp: Path) -
     (in_tmp / "empty").mkdir()
     result = acdc("train", "empty", "--resume")
     assert result.exit_code == 2
-    assert "empty is no run directory" in flat(result.stderr)
+    assert "empty is not a run directory" in flat(result.stderr)
 
 
 def test_what_is_said_fits_a_terminal_of_80_columns(finished: Finished) -> None:

@@ -173,8 +173,8 @@ def test_an_average_longer_than_a_third_of_the_last_phase_is_told_with_what_is_s
     assert said(averaged(0.98), steps=100) == []
     assert said(averaged(0.985), steps=100) == []
     assert said(averaged(0.99), steps=100) == [
-        "ema.decay: 0.99 spans about 100 steps, more than a third of the 200 in the last phase; at most 0.985 is "
-        "shorter"
+        "ema.decay: 0.99 spans about 100 steps, more than a third of the 200 in the last phase; "
+        "lower it to 0.985 or less"
     ]
     assert said(averaged(0.985, begin=19), steps=100) == [
         "ema.decay: 0.985 spans about 67 steps, more than a third of the 100 in the last phase; "
@@ -198,6 +198,6 @@ def test_an_average_is_refused_where_freed_weights_come_back_with_values() -> No
     for method in ("topkast", "dpf"):
         changes = from_dict(load("demo").as_dict() | {"sparsity": load(f"demo_{method}").as_dict()["sparsity"]}, "test")
         averaging = from_dict(changes.as_dict() | {"epochs": 20, "ema": {"decay": 0.5}}, "test")
-        with pytest.raises(RecipeError, match=f"ema: {method} frees weights at the values that it kept"):
+        with pytest.raises(RecipeError, match=f"ema: {method} restores the values of weights that it frees"):
             said(averaging)
         assert isinstance(said(changes), list)

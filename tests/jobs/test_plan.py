@@ -297,7 +297,7 @@ def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp:
 
 
 def test_what_the_start_took_to_train_is_not_counted_and_said_so(in_tmp: Path) -> None:
-    note = "what it took to train elsewhere.pt is not counted"
+    note = "the cost of training elsewhere.pt is not counted"
     assert note in planned("demo_woodfisher", "sparsity.from_checkpoint=elsewhere.pt").notes
     assert note in planned("demo_dense", "model.weights=elsewhere.pt").notes
     assert not any("took to train" in each for each in planned("demo_woodfisher").notes)

@@ -154,8 +154,9 @@ def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None
         nn.init.zeros_(parameter)
     images = torch.rand(1, 16, 5, 5)
     out = block(images)
-    assert torch.equal(out[:, :16], images[:, :, [0, 2, 4]][..., [0, 2, 4]])
-    assert out[:, 16:].count_nonzero() == 0
+    # as many before as after, as in public code and checkpoints
+    assert torch.equal(out[:, 8:24], images[:, :, [0, 2, 4]][..., [0, 2, 4]])
+    assert out[:, :8].count_nonzero() == out[:, 24:].count_nonzero() == 0
 
 
 def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
