@@ -196,10 +196,7 @@ class SparseTraining:
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """As `sparsity.sparsifier.Training` says."""
         self.model.load_state_dict(snapshot)
-        for parameter in self.model.parameters():
-            for value in self._optimizer.state.get(parameter, {}).values():
-                if hasattr(value, "zero_"):
-                    value.zero_()
+        self.sparsifier.masked.reset_momentum()
 
     def _moment(self, step: int) -> Moment:
         return Moment(step // self._steps_per_epoch, step, self._epochs, self._steps_per_epoch)

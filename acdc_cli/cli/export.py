@@ -50,18 +50,18 @@ def export(
     from acdc_cli.errors import RunError
 
     if source is None or format is None:
+        if source is not None or format is not None:
+            raise RunError(f"name what to export and --format: {', '.join(FORMATS.names())}")
         console.table(("format", "what it is"), FORMATS.described().items())
-        if source is not None:
-            raise RunError("--format chooses one of these formats")
         return
     from acdc_cli.jobs.export_run import Asked
     from acdc_cli.jobs.export_run import export as job
 
-    given = {"batch": batch, "input_size": input_size, "opset": opset, "push": push}
-    options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    options += ["with_preprocessing=true"] if with_preprocessing else []
+    flags = {"batch": batch, "input_size": input_size, "opset": opset, "push": push}
+    flags["with_preprocessing"] = "true" if with_preprocessing else None
+    given = {flag: value for flag, value in flags.items() if value is not None}
     asked = Asked(which.value if which else None, model, data, out, overwrite)
-    done = job(source, format, asked, (*options, *(set_ or ())))
+    done = job(source, format, asked, set_ or (), given)
     if json:
         console.out_json(done.as_dict())
         return

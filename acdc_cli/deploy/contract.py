@@ -39,7 +39,7 @@ class Facts:
     header: Mapping[str, Any]
     """The recipe and the metrics that the weights' file says of itself."""
     outcome: Mapping[str, float | None]
-    """Of `runs.outcome`; empty where no run directory was named."""
+    """`runs.outcome` of the run whose result the model is; empty for any other model."""
     with_preprocessing: bool = False
     """Is the normalisation part of the model?"""
 

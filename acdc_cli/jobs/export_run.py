@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acdc_cli.data import loaders
 from acdc_cli.data.data_set import DataSet, open_set
@@ -51,47 +52,83 @@ class Exported:
         return {"path": str(self.path), "bytes": self.bytes, "check": self.parity.as_dict()}
 
 
-def export(source: Path, format: str, asked: Asked | None = None, overrides: Sequence[str] = ()) -> Exported:
+def export(
+    source: Path,
+    format: str,
+    asked: Asked | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, object] = MappingProxyType({}),
+) -> Exported:
     """Writes one file, or one folder; what differs from the original is not kept.
 
-    overrides: `key=value` of the format's options and of the recipe's keys.
+    overrides: `key=value` of the format's options and of the recipe's keys.  flags: further options of the format.
     Raises ModelError where the model cannot be exported or differs then, and RunError where there is no such format,
     a package is missing, or something lies at the place already.
     """
     asked = asked or Asked()
     kind, schema = contract.find(format)
     own, others = sorted_overrides(schema, overrides)
-    options = block_of(schema, own, f"export {format}")
-    recipe = recipe_of(source, asked.which, asked.model, asked.data, others)
-    weights = weights_of(source, asked.which)
+    if unknown := [flag for flag in flags if flag not in schema.model_fields]:
+        raise RunError(f"format {format} takes no --{unknown[0].replace('_', '-')}")
+    options = block_of(schema, [*own, *(f"{key}={value}" for key, value in flags.items())], f"export {format}")
+    weights = weights_of(source, asked.which) if source.exists() else source
     out = asked.out or (source / "export" if source.is_dir() else source.parent) / f"{weights.stem}{kind.SUFFIX}"
     if out.exists() and not asked.overwrite:
         raise RunError(f"{out} exists; replace it with --overwrite, or choose another place with --out")
     traced = options if isinstance(options, Traced) else Traced()
-    recipe = _on_cpu(judged(recipe, weights, asked.data), traced.input_size)
+    opened = open_model(source, asked, others, traced)
+    batches = _BATCHES if traced.batch == "dynamic" else (traced.batch,)
+    inputs = opened.inputs(max(batches))
+    with assembling(out) as partial:
+        kind.write(opened.model, opened.facts, options, partial)
+        _refuse_if_of_others(out, partial)
+        agreed = parity.check(opened.model, kind.read(partial, opened.facts), inputs, batches, str(out))
+    if publish := getattr(kind, "publish", None):
+        publish(out, opened.facts, options)
+    files = [file for file in (out, *out.rglob("*")) if file.is_file()]
+    return Exported(out, sum(file.stat().st_size for file in files), agreed)
+
+
+@dataclass(frozen=True)
+class Opened:
+    model: nn.Module
+    """In eval mode, on the CPU; it takes `facts.inputs`."""
+    facts: Facts
+    data: DataSet
+
+    def inputs(self, at_least: int) -> Tensor:
+        """Validation images, evenly spread over the set, and repeated where it has fewer than `at_least`."""
+        loader = loaders.val_loader(self.data, torch.device("cpu"), count=max(_IMAGES, at_least))
+        try:
+            loader.warm_up()
+            with loader.epoch(0) as batches:
+                images = torch.cat([batch.images.clone(memory_format=torch.contiguous_format) for batch in batches])
+        finally:
+            loader.close()
+        return self.facts.inputs(images.repeat(-(-at_least // len(images)), 1, 1, 1))
+
+
+def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Traced) -> Opened:
+    """Raises CheckpointError, RunError, ModelError and DataError for what cannot be opened."""
+    recipe = recipe_of(source, asked.which, asked.model, asked.data, overrides)
+    weights = weights_of(source, asked.which)
+    recipe = judged(recipe, weights, asked.data)
+    header = header_of(weights) or {"recipe": setup.without_start(recipe).as_dict()}
+    recipe = _on_cpu(recipe, traced.input_size)
     data = open_set(recipe.data)
     ready = setup.build(recipe, data.classes)
     setup.require_sizes(ready, [recipe.data.val_crop])
+    is_result = source.is_dir() and weights == weights_of(source)
     facts = Facts(
         name=f"{recipe.name}-{recipe.seed}",
         recipe=recipe,
         classes=data.class_names,
-        header=header_of(weights) or {"recipe": recipe.as_dict()},
-        outcome=outcome(open_run(source)).values if source.is_dir() else {},
+        header=header,
+        outcome=outcome(open_run(source)).values if is_result else {},
         with_preprocessing=traced.with_preprocessing,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    model = Preprocessed(model, recipe).eval() if facts.with_preprocessing else model
-    batches = _BATCHES if traced.batch == "dynamic" else (traced.batch,)
-    inputs = facts.inputs(_images(data, max(batches)))
-    with assembling(out) as partial:
-        kind.write(model, facts, options, partial)
-        _refuse_if_of_others(out, partial)
-        agreed = parity.check(model, kind.read(partial, facts), inputs, batches, str(out))
-    if publish := getattr(kind, "publish", None):
-        publish(out, facts, options)
-    files = [file for file in (out, *out.rglob("*")) if file.is_file()]
-    return Exported(out, sum(file.stat().st_size for file in files), agreed)
+    return Opened(Preprocessed(model, recipe).eval() if traced.with_preprocessing else model, facts, data)
 
 
 def _refuse_if_of_others(out: Path, new: Path) -> None:
@@ -109,15 +146,3 @@ def _on_cpu(recipe: Recipe, side: int | None) -> Recipe:
         resize = round(block.val_resize * side / block.val_crop)
         block = block.model_copy(update={"val_crop": side, "val_resize": resize})
     return recipe.model_copy(update={"device": "cpu", "data": block})
-
-
-def _images(data: DataSet, at_least: int) -> Tensor:
-    """uint8 (n, 3, side, side), n >= at_least: repeated where there are fewer."""
-    loader = loaders.val_loader(data, torch.device("cpu"), count=max(_IMAGES, at_least))
-    try:
-        loader.warm_up()
-        with loader.epoch(0) as batches:
-            images = torch.cat([batch.images.clone(memory_format=torch.contiguous_format) for batch in batches])
-    finally:
-        loader.close()
-    return images.repeat(-(-at_least // len(images)), 1, 1, 1)

@@ -84,7 +84,8 @@ def _description(content: Any) -> str:
 def _check_age(model: nn.Module, path: Path) -> None:
     """Raises ModelError for a file of ours from before the model's function changed."""
     since = getattr(model, "weights_since", None)
-    if since is None or path.suffix != ".safetensors" or "acdc" not in (header := read_header(path)):
+    has_header = path.suffix == ".safetensors" or is_packed(path)
+    if since is None or not has_header or "acdc" not in (header := read_header(path)):
         return
     version = header.get("acdc version", "0.1.0")
     if Version(version) < Version(since):

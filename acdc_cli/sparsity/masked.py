@@ -139,10 +139,13 @@ class MaskedParameters:
         return found == 0
 
     def reset_momentum(self) -> None:
-        """Zero the optimiser's state of all prunable weights, Adam's step count included: its bias correction
-        belongs to the averages and starts again with them."""
-        for _, state in self._optimizer_state():
-            state.zero_()
+        """Zero the optimiser's state of every parameter, those that are never pruned included, on the device.
+
+        Adam's step count too: its bias correction belongs to the averages and starts again with them.
+        """
+        of_parameters = [] if self._optimizer is None else self._optimizer.state.values()
+        if states := [value for state in of_parameters for value in state.values() if isinstance(value, Tensor)]:
+            torch._foreach_zero_(states)
 
     def magnitudes(self) -> dict[str, Tensor]:
         """|w|, and -1 for masked weights: they rank below those that live, even below those that live as zeros."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from acdc_cli import __version__, console, files
 from acdc_cli.errors import CheckpointError
-from acdc_cli.models.packed import is_packed, read_packed_header
 from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
 FORMAT = 4
@@ -79,13 +78,18 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """A .safetensors file with the model's own names; `metadata` goes into its header as JSON."""
-    save_tensors(path, model.state_dict(), {"acdc": json.dumps(metadata), "acdc version": __version__})
+    save_tensors(path, model.state_dict(), model_header(metadata))
+
+
+def model_header(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a file with a model's weights says, so that every command knows the file as ours."""
+    return {"acdc": json.dumps(metadata), "acdc version": __version__}
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """What `save_model` was given, verified only by who loads the weights, too; None for a file of somebody else."""
     try:
-        text = (read_packed_header(path) if is_packed(path) else read_header(path)).get("acdc")
+        text = read_header(path).get("acdc")
         return None if text is None else json.loads(text)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); fetch or write the file again") from error

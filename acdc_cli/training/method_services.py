@@ -61,10 +61,7 @@ class MethodServices:
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         parts = self._parts
         parts.model.load_state_dict(snapshot)
-        for parameter in parts.model.parameters():
-            for value in parts.optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        parts.sparsifier.masked.reset_momentum()
         if parts.average:
             parts.average.restart()
 

@@ -16,9 +16,13 @@ import yaml
 from command import Acdc
 from safetensors.torch import load_file
 
+from acdc_cli.deploy.formats import mnn
 from acdc_cli.deploy.formats import timm as timm_format
-from acdc_cli.errors import RunError
+from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs.export_run import Asked, export
+from acdc_cli.models.build import build
+from acdc_cli.recipe.load import load
+from acdc_cli.training.checkpoint import save_model
 
 
 def digit(run: Path) -> np.ndarray:
@@ -76,8 +80,13 @@ def test_an_mnn_file_stores_no_zeros(exported_as) -> None:
     assert exported_as("mnn").bytes < 0.5 * exported_as("onnx").bytes
 
 
-def test_stdout_is_clean_whatever_mnn_prints(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export(run, "mnn", Asked(out=tmp_path / "model.mnn"), ["batch=1"])
+def test_what_mnn_cannot_convert_is_refused_on_a_clean_stdout(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mnn.onnx, "write", lambda model, facts, options, out: out.write_bytes(b"no ONNX"))
+    with pytest.raises(ModelError, match="MNN cannot convert timm:test_resnet"):
+        export(run, "mnn", Asked(out=tmp_path / "model.mnn"))
+    assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().out == ""
 
 
@@ -134,6 +143,18 @@ def test_a_folder_is_replaced_as_a_whole_if_it_holds_nothing_else(exported_as, r
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def save_other_model(run: Path, folder: Path, *changes: str) -> Path:
+    """A model of random weights that was made by the run's recipe with other keys."""
+    recipe = load(run / "resolved.yaml", changes)
+    save_model(folder / "other.safetensors", build(recipe.model, 10), {"recipe": recipe.as_dict()})
+    return folder / "other.safetensors"
+
+
+def test_our_resnets_are_timms(run: Path, tmp_path: Path) -> None:
+    source = save_other_model(run, tmp_path, "model.name=resnet18")
+    assert export(source, "timm").path == tmp_path / "other-timm"
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -144,12 +165,8 @@ def test_a_folder_is_replaced_as_a_whole_if_it_holds_nothing_else(exported_as, r
 def test_what_timm_does_not_know_is_refused(
     run: Path, tmp_path: Path, acdc: Acdc, model: tuple[str, ...], said: str
 ) -> None:
-    from acdc_cli.models.build import build
-    from acdc_cli.recipe.load import load
-    from acdc_cli.training.checkpoint import save_model
 
-    recipe = load(run / "resolved.yaml", model)
-    save_model(tmp_path / "other.safetensors", build(recipe.model, 10), {"recipe": recipe.as_dict()})
+    save_other_model(run, tmp_path, *model)
     done = acdc("export", tmp_path / "other.safetensors", "--format", "timm")
     assert done.exit_code == 2, done.output
     assert said in done.stderr

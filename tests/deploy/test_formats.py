@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Acdc
+from safetensors.torch import load_file
 from torch import Tensor
 
 from acdc_cli.deploy import contract, parity
@@ -82,17 +83,32 @@ def test_the_formats_are_listed(acdc: Acdc) -> None:
     ("options", "said"),
     [
         (("--format", "onxx"), "there is no format onxx, only"),
-        (("--format", "packed", "--opset", "18"), "opset: unknown key"),
+        (("--format", "packed", "--opset", "18"), "format packed takes no --opset"),
+        (("--format", "timm", "--with-preprocessing"), "format timm takes no --with-preprocessing"),
+        (("--format", "packed", "--set", "opset=18"), "opset: unknown key"),
         (("--format", "packed", "--which", "dense-ema"), "has no dense-ema model"),
         (("--format", "onnx", "--batch", "many"), "batch: expected"),
         (("--format", "onnx", "--opset", "7"), "opset: expected"),
-        ((), "--format chooses one of these formats"),
+        ((), "name what to export and --format: mnn, onnx, packed"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(run: Path, acdc: Acdc, options: tuple[str, ...], said: str) -> None:
-    done = acdc("export", run, *options)
+def test_what_cannot_be_exported_is_refused(
+    run: Path, acdc: Acdc, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = acdc("export", run, *options, "--out", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
     assert done.exit_code == 2, done.output
     assert said in done.stderr
+
+
+def test_anybodys_checkpoint_becomes_one_of_ours(run: Path, acdc: Acdc, tmp_path: Path) -> None:
+    torch.save(load_file(run / "sparse.safetensors"), tmp_path / "weights.pt")
+    said = ("--model", "timm:test_resnet", "--data", run.parent / "images", "--set", "data.val_crop=28")
+    done = acdc("export", tmp_path / "weights.pt", "--format", "packed", *said, "--set", "data.val_resize=28")
+    assert done.exit_code == 0, done.output
+    found = acdc("eval", "--checkpoint", tmp_path / "weights.packed", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["samples"] == 100
 
 
 def test_a_missing_package_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from acdc_cli.errors import CheckpointError, ModelError
 from acdc_cli.models import weights
+from acdc_cli.models.build import find
 from acdc_cli.models.packed import MAGIC, DType, pack, unpack
 from acdc_cli.training.checkpoint import read_metadata
 
@@ -121,6 +122,13 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
         weights.read(file)
     with pytest.raises(CheckpointError, match="cut off, or no packed file"):
         read_metadata(file)
+
+
+def test_a_packed_file_from_before_its_model_changed_is_refused(tmp_path: Path) -> None:
+    model, file = find("resnet8")(num_classes=10), tmp_path / "old.packed"
+    file.write_bytes(pack(model.state_dict(), {"acdc": "{}"}))
+    with pytest.raises(ModelError, match=r"is of acdc 0\.1\.0"):
+        weights.load_weights(model, file)
 
 
 def test_without_zstandard_the_file_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

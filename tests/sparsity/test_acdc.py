@@ -141,6 +141,20 @@ def test_phases_prune_once_free_as_zeros_and_forget_momentum() -> None:
     assert run.values() == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
 
 
+def test_entering_a_dense_phase_forgets_the_momentum_of_what_is_never_pruned_too() -> None:
+    # P1 4: "We reset SGD momentum at the beginning of every decompression phase"
+    run, bias = Run(), nn.Parameter(torch.tensor([1.0]))
+    run.optimizer.add_param_group({"params": [bias]})
+    seen = []
+    for epoch, gradient in enumerate([1.0, 2.0, 4.0, 8.0]):
+        run.start(epoch)
+        bias.grad = torch.tensor([gradient])
+        run.step(epoch, gradient=0.0)
+        seen.append((run.optimizer.state[bias]["momentum_buffer"].item(), bias.item()))
+    # momentum 1 | 0.5 · 1 + 2 | 4, from nothing again | 0.5 · 4 + 8
+    assert seen == [(1, 0), (2.5, -2.5), (4, -6.5), (10, -16.5)]
+
+
 def test_momentum_lives_on_where_the_recipe_says_so() -> None:
     run = Run(reset_momentum=False)
     run.start(0)

@@ -4,11 +4,14 @@ import io
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from acdc_cli.errors import CheckpointError
+from acdc_cli.recipe.schema import Optim
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.training.optim import build_optimizer
 
 MASKS = {
     "a": torch.tensor([[True, False, True], [False, True, True]]),
@@ -167,21 +170,22 @@ def test_setting_masks_keeps_the_state_of_living_weights_and_the_step_count() ->
     assert (state["exp_avg"].tolist(), state["step"].item()) == ([0, average], 1)
 
 
-def test_resetting_momentum_forgets_all_state_of_the_prunable_weights_and_no_other() -> None:
-    masked, bias = MaskedParameters(weights()), nn.Parameter(torch.ones(2))
-    for optimizer in (
-        SGD([*masked.parameters.values(), bias], lr=0.1, momentum=0.9),
-        AdamW([*masked.parameters.values(), bias], lr=0.1),
-    ):
-        masked.attach(optimizer)
-        bias.grad = torch.ones(2)
-        for weight in masked.parameters.values():
-            weight.grad = torch.ones_like(weight)
-        optimizer.step()
-        masked.reset_momentum()
-        for weight in masked.parameters.values():
-            assert not any(value.any() for value in optimizer.state[weight].values())
-        assert all(value.all() for value in optimizer.state[bias].values())
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
+def test_resetting_momentum_forgets_the_state_of_every_parameter(name: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    masked = MaskedParameters({"0.weight": model[0].weight})
+    block = TypeAdapter(Optim).validate_python({"name": name, "lr": 0.1, "schedule": {"name": "cosine"}})
+    optimizer = build_optimizer(model, block)
+    masked.attach(optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(any(value.any() for value in optimizer.state[parameter].values()) for parameter in model.parameters())
+    places = [value.data_ptr() for state in optimizer.state.values() for value in state.values()]
+    masked.reset_momentum()
+    assert len(places) == (12 if name == "adamw" else 8 if name == "lamb" else 4)
+    assert not any(value.any() for state in optimizer.state.values() for value in state.values())
+    assert [value.data_ptr() for state in optimizer.state.values() for value in state.values()] == places
 
 
 def test_adamw_takes_its_first_step_again_after_a_reset() -> None:

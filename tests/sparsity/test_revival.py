@@ -1,9 +1,8 @@
-import pytest
 import torch
 from torch import nn
 
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.revival import clip_filters, has_empty_filter
+from acdc_cli.sparsity.revival import clip_filters, filters_with_weights
 
 
 def layer(gradient: list[list[float]]) -> MaskedParameters:
@@ -13,33 +12,44 @@ def layer(gradient: list[list[float]]) -> MaskedParameters:
     return MaskedParameters({"a": weight})
 
 
-def gradients(masked: MaskedParameters) -> list[list[float]]:
-    gradient = masked.parameters["a"].grad
-    assert gradient is not None
-    rows: list[list[float]] = gradient.flatten(1).tolist()
+def clipped(gradient: list[list[float]], living: list[bool]) -> list[list[float]]:
+    masked = layer(gradient)
+    clip_filters(masked, {"a": torch.tensor(living)})
+    kept = masked.parameters["a"].grad
+    assert kept is not None
+    rows: list[list[float]] = kept.flatten(1).tolist()
     return rows
 
 
-@pytest.mark.parametrize(("last", "empty"), [([True, False], False), ([False, False], True)])
-def test_a_filter_is_empty_without_a_single_weight(last: list[bool], empty: bool) -> None:
-    masks = {"a": torch.ones(3, 2, 1, 1, dtype=torch.bool), "b": torch.tensor([[False, True], last])}
-    assert has_empty_filter(masks) is empty
+def test_the_filters_with_weights_are_told_where_some_have_none() -> None:
+    masks = {"a": torch.ones(3, 2, 1, 1, dtype=torch.bool), "b": torch.tensor([[False, True], [True, False]])}
+    assert filters_with_weights(masks) == {}
+    masks["b"][1] = False
+    living = filters_with_weights(masks)
+    assert {name: filters.tolist() for name, filters in living.items()} == {"a": [True] * 3, "b": [True, False]}
 
 
-def test_no_filters_gradient_is_longer_than_two_medians_of_its_layer() -> None:
-    # norms 1, 5, 10 and 50; the filter without a gradient does not count, so the median is the lower of the middle two
-    masked = layer([[1, 0], [3, 4], [0, 0], [6, 8], [30, 40]])
-    clip_filters(masked)
-    assert gradients(masked) == [[1, 0], [3, 4], [0, 0], [6, 8], [pytest.approx(6), pytest.approx(8)]]
+def test_no_filters_gradient_is_longer_than_the_median_of_those_with_weights() -> None:
+    # norms 1, 5 and 10 of filters with weights, of which 5 is the median; 50 of one that returns
+    gradient = [[1, 0], [3, 4], [6, 8], [30, 40]]
+    assert clipped(gradient, [True, True, True, False]) == [[1, 0], [3, 4], [3, 4], [3, 4]]
 
 
-def test_a_layer_without_gradients_keeps_its_zeros() -> None:
-    masked = layer([[0, 0], [0, 0]])
-    clip_filters(masked)
-    assert gradients(masked) == [[0, 0], [0, 0]]
+def test_a_filter_without_a_gradient_does_not_lower_the_median() -> None:
+    assert clipped([[0, 0], [0, 0], [3, 4], [6, 8]], [True, True, True, False]) == [[0, 0], [0, 0], [3, 4], [3, 4]]
+
+
+def test_a_layer_without_any_weight_does_not_return() -> None:
+    assert clipped([[3, 4], [0, 0]], [False, False]) == [[0, 0], [0, 0]]
+
+
+def test_where_every_filter_of_every_layer_has_a_weight_nothing_is_clipped() -> None:
+    masked = layer([[1, 0], [3, 4]])
+    clip_filters(masked, filters_with_weights(masked.masks))
+    gradient = masked.parameters["a"].grad
+    assert gradient is not None
+    assert gradient.flatten(1).tolist() == [[1, 0], [3, 4]]
 
 
 def test_an_infinite_gradient_stays_for_the_step_to_be_skipped() -> None:
-    masked = layer([[1, 0], [float("inf"), 0], [0, 1]])
-    clip_filters(masked)
-    assert not torch.tensor(gradients(masked)).isfinite().all()
+    assert not torch.tensor(clipped([[1, 0], [float("inf"), 0], [0, 1]], [True, True, True])).isfinite().all()

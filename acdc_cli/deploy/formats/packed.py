@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
@@ -11,12 +10,13 @@ from acdc_cli.deploy.contract import Facts, Logits
 from acdc_cli.models.packed import pack
 from acdc_cli.models.weights import plain_state_dict
 from acdc_cli.recipe.schema import Block
+from acdc_cli.training.checkpoint import model_header
 
 SUFFIX = ".packed"
 
 
 def write(model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
-    out.write_bytes(pack(plain_state_dict(model), {"acdc": json.dumps(facts.header)}))
+    out.write_bytes(pack(plain_state_dict(model), model_header(facts.header)))
 
 
 def read(path: Path, facts: Facts) -> Logits:

@@ -77,7 +77,7 @@ def _config(facts: Facts, theirs: Any) -> dict[str, object]:
         "input_size": [3, data.val_crop, data.val_crop],
         "crop_pct": data.val_crop / data.val_resize,
         "crop_mode": "center",
-        "interpolation": "bilinear",
+        "interpolation": data.val_interpolation,
         "mean": data.mean,
         "std": data.std,
     }

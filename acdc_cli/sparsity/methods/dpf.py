@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from acdc_cli.recipe.schema import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.revival import Revive, clip_filters, has_empty_filter
+from acdc_cli.sparsity.revival import Revive, clip_filters, filters_with_weights
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import ranks_after
 
@@ -28,8 +29,7 @@ class Config(CubicKeys):
     """Epochs between two steps of the sparsity."""
     revive: Revive = "as_paper"
     """How dense weights learn while the pruned model has a filter without a weight: `as_paper`, or `clipped`, with each
-    filter's gradient clipped to twice the median of its layer, which prevents a collapse at high sparsity
-    (docs/results)."""
+    filter's gradient clipped to its layer's median, which prevents a collapse at high sparsity (docs/results)."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
@@ -52,8 +52,8 @@ class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)
-        self._clips = False
-        """Whether gradients are clipped until the next ranking."""
+        self._living: dict[str, Tensor] = {}
+        """Where gradients are clipped, the filters that have weights in the pruned model."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -73,8 +73,7 @@ class Method(Sparsifier[Config]):
         self._prune(moment)
 
     def on_gradients(self, moment: Moment) -> bool:
-        if self._clips:
-            clip_filters(self.masked)
+        clip_filters(self.masked, self._living)
         if not self._dense:
             self.latent.install()
         return True
@@ -112,4 +111,5 @@ class Method(Sparsifier[Config]):
         self._choose_clipping()
 
     def _choose_clipping(self) -> None:
-        self._clips = self.config.revive == "clipped" and has_empty_filter(self.masked.masks)
+        if self.config.revive == "clipped":
+            self._living = filters_with_weights(self.masked.masks)
