@@ -38,7 +38,7 @@ def verify_resume(
         console.out("the same to the bit: weights, masks, optimiser, records")
         return
     rows = [(what, how, verdict.by_itself.get(what, "the same")) for what, how in verdict.differences.items()]
-    console.table(("differs", "killed from undisturbed", "two undisturbed"), rows)
+    console.table(("differs", "killed from uninterrupted", "two uninterrupted"), rows)
     console.out(
-        "two undisturbed runs differ as well, so nothing is shown to the bit; --set deterministic=true demands it"
+        "two uninterrupted runs differ as well, so nothing is shown to the bit; --set deterministic=true demands it"
     )

@@ -63,7 +63,7 @@ def analyze(
         findings = analysis.analyze(subjects, options, workspace)
     except KeyboardInterrupt:
         if workspace.keeps_something:
-            console.say("broken off; what is done so far is kept, and the same command goes on with it")
+            console.say("interrupted; the work so far is saved, and the same command resumes it")
         raise
     about = {
         "analysis": name,

@@ -41,7 +41,7 @@ def recipe_of(
     if source.is_dir():
         run = open_run(source)
         if model is not None:
-            raise RunError(f"{source} is a run, whose recipe names its model; leave --model out")
+            raise RunError(f"{source} is a run directory, whose recipe names the model; leave --model out")
         return load(run.resolved, overrides)
     if which is not None:
         raise RunError("--which chooses between the models of a run directory; a file holds one")
@@ -49,10 +49,12 @@ def recipe_of(
     if recipe is not None:
         recorded = from_dict(recipe, str(source), overrides)
         if model is not None:
-            raise RunError(f"{source} says itself that it is a {recorded.model.name}; leave --model out")
+            raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave --model out")
         return recorded
     if model is None or data is None:
-        raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
+        raise CheckpointError(
+            f"{source} was not written by acdc: name its architecture and data with --model and --data"
+        )
     return _foreign(source, model, data, overrides)
 
 
@@ -144,7 +146,7 @@ def _say_preprocessing(recipe: Recipe, origin: str, side: int) -> None:
     """side: of the first image."""
     block, options = recipe.data, recipe.model.options
     if options:
-        console.say(f"built with {options}, which the file's names ask for")
+        console.say(f"built with {options}, which the file's tensor names require")
     console.say(
         f"preprocessing: {block.val_resize} pixels, crop {block.val_crop}, {block.val_interpolation}, mean "
         f"{list(block.mean)}, std {list(block.std)} ({origin}); to change it: --set data.val_resize=…, data.val_crop, "

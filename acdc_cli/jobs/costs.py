@@ -27,7 +27,7 @@ def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measure
         model = setup.without_weights(recipe, classes)
         return Measured({side: operations(model, side) for side in sides}, CONVENTION)
     except ModelError as e:
-        console.warn(f"what the run costs will not be counted: {e}")
+        console.warn(f"the run's FLOPs will not be counted: {e}")
         return None
 
 

@@ -26,7 +26,7 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
     block.require(size)
     if recipe.ema and sparsifier.revives_values:
         raise RecipeError(
-            f"ema: {block.method} frees weights at the values that it kept for them, where their average is zero; "
+            f"ema: {block.method} restores the values of weights that it frees, but their average is zero; "
             "leave ema out, or take another method"
         )
     return [
@@ -58,10 +58,10 @@ def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epo
     reached = max(1 - density for density in densities if density is not None)
     target = recipe.sparsity.target
     if not reached:
-        yield f"sparsity.target: at {target:g} no weight is pruned, and the run ends dense; method dense says so"
-    # the sparsities of `layers` are asked for, and with them another one of the whole
+        yield f"sparsity.target: at {target:g} no weight is pruned, and the run ends dense; use method dense"
+    # the sparsities of `layers` are explicit, and change that of the whole
     elif target - reached > _ROUNDING and not recipe.sparsity.layers:
-        yield f"sparsity.target: {target:g} is never reached; the pruned layers get to {reached:.4g}"
+        yield f"sparsity.target: {target:g} is never reached; the pruned layers reach {reached:.4g} at most"
 
 
 def _warmup(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
@@ -79,13 +79,13 @@ def _learning_rate(recipe: Recipe) -> Iterator[str]:
     if optim.lr_batch is not None and optim.lr_batch != batch:
         scaled = optim.lr * batch / optim.lr_batch
         yield (
-            f"optim.lr: {optim.lr:g} was chosen for batch {optim.lr_batch}, and data.batch_size is {batch}; the linear "
+            f"optim.lr: {optim.lr:g} was chosen for batch {optim.lr_batch}, but data.batch_size is {batch}; the linear "
             f"scaling rule gives --set optim.lr={scaled:g} --set optim.lr_batch={batch}"
         )
 
 
 def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> Iterator[str]:
-    """Compares with the last phase, because the final model should be no average with weights under other masks."""
+    """Compares with the last phase, because the final model should not average weights under different masks."""
     if recipe.ema is None:
         return
     begin = max(epochs_of(recipe.ema.begin, recipe.epochs), sparsifier.phases.phases[-1].start)
@@ -94,7 +94,7 @@ def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) 
         yield (
             f"ema.decay: {recipe.ema.decay:g} spans about {span:,.0f} steps, more than a third of the {steps:,} "
             + ("in the last phase; " if begin else "of the run; ")
-            + (f"at most {1 - 3 / steps:.4g} is shorter" if steps > 3 else "train longer")
+            + (f"lower it to {1 - 3 / steps:.4g} or less" if steps > 3 else "train longer")
         )
 
 
@@ -103,5 +103,5 @@ def _sizes(recipe: Recipe) -> Iterator[str]:
     is_off = recipe.compile in (False, "off") or (recipe.compile == "auto" and recipe.device == "cpu")
     if not is_off and len(sizes) > _MANY_SIZES:
         yield (
-            f"data.resolution: torch.compile compiles the model anew for each of {len(sizes)} sizes; take a larger step"
+            f"data.resolution: torch.compile recompiles the model for each of {len(sizes)} sizes; take a larger step"
         )

@@ -21,7 +21,7 @@ def explained(plan: Plan) -> str:
     return (
         f"{plan.name}, priced by convention {convention} ({NAMES[convention]})\n"
         "zeros, all: % of the pruned layers' weights, % of all conv and linear weights\n"
-        "fwd, train: GFLOPs of an image; cost: of training so far, in dense trainings"
+        "fwd, train: GFLOPs per image; cost: training so far, in dense trainings"
     )
 
 
@@ -84,7 +84,7 @@ def total_rows(plan: Plan) -> list[tuple[str, str]]:
         ("training", f"{float(totals.train_flops) / 1e18:.3g} EFLOPs, {totals.train_ratio:.3f} of dense"),
         ("images seen", f"{totals.images:,} in {totals.steps:,} optimiser steps"),
         ("memory", f"{_mega(sum(asdict(memory).values()))} and activations: {of_memory}"),
-        ("checkpoint", f"{_mega(plan.checkpoint)}, and as much for the one before"),
+        ("checkpoint", f"{_mega(plan.checkpoint)}, and as much for the previous one"),
     ]
 
 

@@ -62,50 +62,51 @@ def verify_resume(
 
     keep: folder for the runs; None: they are removed.
     Raises RunError when a run does not come to its end, and when the killed run differs although runs of this recipe
-    must not: with `deterministic: true`, on the CPU, or where two undisturbed runs are the same.
+    must not: with `deterministic: true`, on the CPU, or where two uninterrupted runs are the same.
     """
     recipe = load(source, overrides)
     with _folder(keep) as folder:
         command = [sys.executable, "-m", "acdc_cli", "train", source, "--set", "track.wandb=disabled"]
         command += [word for override in overrides for word in ("--set", override)]
         command += ["--gpus", str(gpus)] if gpus > 1 else []
-        console.say("training undisturbed …")
+        console.say("training uninterrupted …")
         began = time.monotonic()
         start = _run_to_end(command, folder / "undisturbed")
         length = time.monotonic() - began - start
-        console.say(f"… {length:.0f} s, and {start:.0f} s to start; now again, killed {kills} times")
+        console.say(f"… {length:.0f} s after {start:.0f} s of start-up; now again, killed {kills} times")
         done = _disturbed(command, folder / "disturbed", kills, start, length, random.Random(seed))
-        found = differences(RunDir(folder / "undisturbed"), RunDir(folder / "disturbed"))
+        by_kills = differences(RunDir(folder / "undisturbed"), RunDir(folder / "disturbed"))
         by_itself: dict[str, str] = {}
-        if found:
-            console.say("they differ; training undisturbed once more, to see whether two such runs do")
+        if by_kills:
+            console.say("they differ; training uninterrupted once more, to see whether two such runs differ too")
             _run_to_end(command, folder / "again")
             by_itself = differences(RunDir(folder / "undisturbed"), RunDir(folder / "again"))
-    verdict = Verdict(done, found, by_itself)
+    verdict = Verdict(done, by_kills, by_itself)
     demanded = recipe.deterministic or choose_device(recipe.device).type == "cpu"
-    if found and (demanded or not by_itself):
-        listed = "; ".join(f"{what}: {how}" for what, how in found.items())
-        undisturbed = "differ as well, which they must not" if by_itself else "are the same to the bit"
-        raise RunError(f"the run does not survive being killed: {listed}. Two undisturbed runs {undisturbed}")
+    if by_kills and (demanded or not by_itself):
+        listed = "; ".join(f"{what}: {how}" for what, how in by_kills.items())
+        uninterrupted = "differ as well" if by_itself else "are the same to the bit"
+        raise RunError(f"the run does not survive being killed: {listed}. Two uninterrupted runs {uninterrupted}")
     return verdict
 
 
 def differences(one: RunDir, other: RunDir) -> dict[str, str]:
-    """What is not the same to the bit in two finished runs: records, masks, models and the last state."""
-    found = {}
-    ours, theirs = _untimed(one.records()), _untimed(other.records())
-    if ours != theirs:
-        first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
-        where = f"{len(ours)} records and {len(theirs)}" if first is None else f"from epoch {ours[first]['epoch']} on"
-        found["metrics.jsonl"] = where
+    """What differs by at least a bit between two finished runs: records, masks, models and the last state."""
+    different = {}
+    records, others = _untimed(one.records()), _untimed(other.records())
+    if records != others:
+        first = next((i for i, (a, b) in enumerate(zip(records, others, strict=False)) if a != b), None)
+        different["metrics.jsonl"] = (
+            f"{len(records)} records and {len(others)}" if first is None else f"from epoch {records[first]['epoch']} on"
+        )
     for pattern in ("*.safetensors", "masks/*.safetensors", "checkpoints/*.safetensors"):
         names = {path.relative_to(run.path) for run in (one, other) for path in run.path.glob(pattern)}
         for name in sorted(names):
             if difference := _of_files(one.path / name, other.path / name):
-                found[str(name)] = difference
+                different[str(name)] = difference
     if difference := _of_values(_last_state(one), _last_state(other), "it"):
-        found["last state"] = difference
-    return found
+        different["last state"] = difference
+    return different
 
 
 def _last_state(run: RunDir) -> dict[str, Any]:
@@ -120,13 +121,13 @@ def _disturbed(
     done: list[Kill] = []
     while len(done) < kills:
         sent = _SIGNALS[len(done) % len(_SIGNALS)]
-        # so that all the kills are spread over the run, whose parts are as long as what each leaves of it
+        # spreads the kills over the whole run: a killed run repeats little of what it has done
         if not _kill(command, out, sent, start + draw.uniform(0, 2 * length / (kills + 1))):
             console.say(f"the run was over after {len(done)} kills")
             return done
         state = checkpoint.load_state(out / "checkpoints")
         done.append(Kill(sent.name, *((state["epoch"], state["step"]) if state else (0, 0))))
-        console.say(f"{sent.name}; goes on from epoch {done[-1].epoch}, step {done[-1].step}")
+        console.say(f"{sent.name}; resumes from epoch {done[-1].epoch}, step {done[-1].step}")
     _run_to_end(command, out)
     return done
 
@@ -138,11 +139,11 @@ def _kill(command: list[str], out: Path, sent: signal.Signals, after: float) -> 
             process.wait(after)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, sent)
-        _, said = process.communicate()
+        _, stderr = process.communicate()
         if process.returncode == 0:
             return False
         if process.returncode not in (-sent, 128 + sent, RESUME_ME, 130):
-            raise RunError(f"the run ended by itself, with exit code {process.returncode}: {said.strip()[-2000:]}")
+            raise RunError(f"the run ended by itself, with exit code {process.returncode}: {stderr.strip()[-2000:]}")
         return True
 
 
@@ -154,9 +155,9 @@ def _run_to_end(command: list[str], out: Path) -> float:
         while process.poll() is None and not (out / "resolved.yaml").exists():
             time.sleep(0.05)
         start = time.monotonic() - began
-        _, said = process.communicate()
+        _, stderr = process.communicate()
         if process.returncode != 0:
-            raise RunError(f"the run ended with exit code {process.returncode}: {said.strip()[-2000:]}")
+            raise RunError(f"the run ended with exit code {process.returncode}: {stderr.strip()[-2000:]}")
     return start
 
 

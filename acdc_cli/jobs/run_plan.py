@@ -226,16 +226,16 @@ def _totals(
 
 def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool) -> Iterator[str]:
     if not is_there:
-        yield f"{recipe.data.name} was not found: its {images:,} training images are what is known of it by name"
+        yield f"{recipe.data.name} was not found: its {images:,} training images are assumed"
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
-        yield f"what it took to train {source} is not counted"
+        yield f"the cost of training {source} is not counted"
     if learned:
-        yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, which it stays below"
+        yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, an upper bound"
     elif ranked:
         yield (
-            "how dense each layer will be is unknown before training, because the weights themselves decide: "
-            "FLOPs are those of the same density in all pruned layers"
+            "the densities of single layers depend on the weights and are unknown before training: "
+            "FLOPs assume the same density in all pruned layers"
         )
 
 
@@ -261,7 +261,7 @@ def _kept_dense(layer: Layer, recipe: Recipe) -> str | None:
     if not isinstance(recipe.sparsity, PrunedBlock):
         return f"method: {recipe.sparsity.method}"
     if isinstance(recipe.sparsity, TargetBlock) and Selector.of(recipe.sparsity).left_dense({layer.name: layer.shape}):
-        return f"pattern: {recipe.sparsity.pattern} needs other channels"
+        return f"pattern: {recipe.sparsity.pattern} does not divide the channels"
     return None
 
 

@@ -179,7 +179,7 @@ def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACES[0])
         if workspace not in _WORKSPACES:
             raise RunError(
-                f"deterministic: CUBLAS_WORKSPACE_CONFIG is {workspace}, with which cuBLAS gives other bits each time; "
+                f"deterministic: CUBLAS_WORKSPACE_CONFIG is {workspace}, which makes cuBLAS nondeterministic; "
                 f"unset it, or set it to {' or '.join(_WORKSPACES)}"
             )
     if compiled:
@@ -223,8 +223,8 @@ def _dense_model(source: Path) -> Path:
     file = open_run(source).model_file("dense")
     if not file.exists():
         raise RunError(
-            f"sparsity.from_checkpoint: {source} has no dense model: no dense phase of it has ended, or its "
-            "method has none; give another run, or a file"
+            f"sparsity.from_checkpoint: {source} has no dense model: no dense phase has ended, or its method "
+            "has none; name another run, or a file"
         )
     return file
 

@@ -53,9 +53,9 @@ def launch(gpus: int, source: str, overrides: Sequence[str], out: Path | None, r
         tries = 1 if _progress(run) != before else tries + 1
         lost = f"a process was lost (exit codes {', '.join(map(str, sorted(codes)))})"
         if tries > _TRIES:
-            console.error(f"{lost}, {tries} times without a new checkpoint; what it said is above")
+            console.error(f"{lost}, {tries} times without a new checkpoint; its output is above")
             return 1
-        console.warn(f"{lost}; all start again from the last checkpoint, try {tries} of {_TRIES}")
+        console.warn(f"{lost}; all processes restart from the last checkpoint, attempt {tries} of {_TRIES}")
         resume = "auto"
 
 

@@ -208,12 +208,12 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
                 "or start a new run with --out"
             )
         return None
-    theirs, ours = flat(state["metadata"]["recipe"]), _bearing(recipe)
+    saved, current = flat(state["metadata"]["recipe"]), _bearing(recipe)
     # only keys that both have: the versions of acdc may differ
-    if differing := [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key]]:
+    if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
         key = min(differing)
         raise CheckpointError(
-            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {theirs[key]} there, {ours[key]} "
+            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {saved[key]} there, {current[key]} "
             "here); restore this run's own, or start a new run with --out"
         )
     return state
@@ -230,24 +230,24 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
 
 
 def changes(run: RunDir, recipe: Recipe) -> list[str]:
-    """Where the recipe is another than the run's, in what bears on its numbers."""
+    """Where the recipe differs from the run's, in keys that bear on its numbers."""
     before, now = _bearing(load(run.resolved)), _bearing(recipe)
     return [
-        f"{key}: {before.get(key)} there, {now.get(key)} asked for"
+        f"{key}: {before.get(key)} there, {now.get(key)} here"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
 
 
 def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
-    """What the machine, not the recipe, decides: other images are an error, other arithmetic is said."""
+    """Compares what the machine decides: other images are an error, another device or loader is a warning."""
     if not (entries := run.provenance()):
-        raise RunError(f"{run.path} has no provenance.json, which says on what it was trained; bring it back")
+        raise RunError(f"{run.path} has no provenance.json, which identifies its training data; restore it")
     before = entries[-1]
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
-            f"the images in {now['data']['path']} are not those that {run.path} was trained on; bring those back "
-            "(data.path may be another), or use --out for a new run"
+            f"the images in {now['data']['path']} are not those that {run.path} was trained on; restore those, at any "
+            "data.path, or use --out for a new run"
         )
     machine = ("device", "precision", "threads")
     changed = [(what, before[what], now[what]) for what in machine if before[what] != now[what]]
@@ -256,7 +256,10 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
     if before["data"]["loader"] != now["data"]["loader"]:
         changed.append(("loader", before["data"]["loader"], now["data"]["loader"]))
     for what, old, new in changed:
-        console.warn(f"the run began with {what} {old} and goes on with {new}: it will not end as it would have")
+        console.warn(
+            f"the run began with {what} {old} and resumes with {new}: its numbers will differ from those of one "
+            "uninterrupted run"
+        )
 
 
 def _bearing(recipe: Recipe) -> dict[str, Any]:
@@ -289,6 +292,6 @@ def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str,
         console.say(setup.split(recipe, ready.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     if wrong := recipe.data.corrupt_labels:
-        console.say(f"{wrong.count:,} training labels are made wrong on purpose: {run.corrupted_labels} lists them")
+        console.say(f"{wrong.count:,} training labels are corrupted on purpose: {run.corrupted_labels} lists them")
     for warning in warnings:
         console.warn(warning)

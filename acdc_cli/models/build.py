@@ -118,7 +118,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
         if not block.options:
             raise
         given = ", ".join(f"{key}: {value!r}" for key, value in block.options.items())
-        raise ModelError(f"{block.name} refuses model.options {{{given}}}: {error}") from error
+        raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}") from error
 
 
 def _local() -> Mapping[str, Constructor]:

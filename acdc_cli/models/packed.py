@@ -90,7 +90,7 @@ def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises ValueError if the content is damaged or contradicts itself, ModelError where zstandard is not installed.
     """
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
-        raise ValueError("it is damaged: its checksum does not fit")
+        raise ValueError("it is damaged: its checksum does not match")
     header, start = _header(content)
     entries = header.tensors
     if len({entry.name for entry in entries}) < len(entries):

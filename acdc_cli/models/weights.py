@@ -119,7 +119,7 @@ def read(path: Path) -> Any:
             kind = "packed"
             return unpack(path.read_bytes())[0]
         if files.seal_holds(path) is False:
-            raise ValueError("it is damaged: its checksum does not fit")
+            raise ValueError("it is damaged: its checksum does not match")
         return _load_inertly(path)
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
@@ -135,8 +135,8 @@ def read(path: Path) -> Any:
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0].rstrip(": ")
         raise ModelError(
-            f"cannot read the weights in {path} (no {kind} file, or a damaged one: {cause}); fetch or write the file "
-            "again"
+            f"cannot read the weights in {path} (not a {kind} file, or a damaged one: {cause}); fetch or write the "
+            "file again"
         ) from error
 
 
@@ -183,7 +183,7 @@ def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[
     if not missing and not unknown and (classes := _class_counts(model, expected, found, reshaped)):
         ours, theirs = classes
         raise ModelError(
-            f"{path} is for {theirs} classes, the data has {ours}: choose weights trained on this data, or data "
+            f"{path} is for {theirs} classes, but the data has {ours}: choose weights trained on this data, or data "
             f"with {theirs} classes"
         )
     shapes = [f"{name} is {list(found[name].shape)}, not {list(expected[name].shape)}" for name in reshaped]

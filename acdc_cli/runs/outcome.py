@@ -60,7 +60,7 @@ def _summary(run: RunDir) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(run.summary.read_text())
     except ValueError as error:
-        raise RunError(f"{run.summary} is damaged ({error}); put a copy in its place") from error
+        raise RunError(f"{run.summary} is damaged ({error}); restore a copy") from error
     return summary
 
 
@@ -78,4 +78,4 @@ def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
                 count += round((1 - sparsity) * math.prod(tensors.get_slice(name).get_shape()))
             return count
     except (OSError, safetensors.SafetensorError) as error:
-        raise RunError(f"{file} is damaged ({error}); put a copy in its place") from error
+        raise RunError(f"{file} is damaged ({error}); restore a copy") from error

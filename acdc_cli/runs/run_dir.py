@@ -94,7 +94,7 @@ class RunDir:
         try:
             entries: list[dict[str, Any]] = json.loads(self._provenance.read_text())
         except ValueError as error:
-            raise RunError(f"{self._provenance} is damaged ({error}); put a copy in its place") from error
+            raise RunError(f"{self._provenance} is damaged ({error}); restore a copy") from error
         return entries
 
     @contextmanager
@@ -102,7 +102,7 @@ class RunDir:
         """Only one process trains here. Raises RunError for the others. What a dead one left half written goes."""
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        busy = RunError(f"another process trains in {self.path} now; wait for it, or end it")
+        busy = RunError(f"another process is training in {self.path}; wait for it, or stop it")
         with files.locked(self._lock, busy):
             files.remove_leftovers(self.path)
             yield
@@ -126,10 +126,10 @@ class RunDir:
         try:
             record: dict[str, Any] = json.loads(line)
             if not isinstance(record, dict) or "epoch" not in record:
-                raise ValueError("it is no epoch's record")
+                raise ValueError("it is not an epoch's record")
         except ValueError as error:
             raise RunError(
-                f"line {number} of {self.metrics} is damaged ({error}); put a copy in its place, or take the line out"
+                f"line {number} of {self.metrics} is damaged ({error}); restore a copy, or remove the line"
             ) from error
         return record
 
@@ -152,10 +152,10 @@ class RunDir:
             raise RunError(f"{self.path} holds a finished run, which is never overwritten; choose another with --out")
         if self.records() or any(self.checkpoints.glob("*.pt")):
             raise RunError(
-                f"{self.path} holds an unfinished run; go on with it by --resume, or choose another place with --out"
+                f"{self.path} holds an unfinished run; resume it with --resume, or choose another folder with --out"
             )
         if self.path.exists() and not self.resolved.exists() and not self._is_barely_begun():
-            raise RunError(f"{self.path} exists and is not a run of acdc; choose another place with --out")
+            raise RunError(f"{self.path} exists and is not a run of acdc; choose another folder with --out")
 
     def _is_barely_begun(self) -> bool:
         """Nothing is there but, maybe, the lock and what a process that died in `start` had written."""
@@ -177,5 +177,5 @@ def open_run(path: Path) -> RunDir:
     """An existing run; raises RunError if there is none."""
     run = RunDir(path)
     if not run.resolved.exists():
-        raise RunError(f"{path} is no run directory: it has no resolved.yaml; give one that `acdc train` made")
+        raise RunError(f"{path} is not a run directory: it has no resolved.yaml; name one that `acdc train` made")
     return run

@@ -119,7 +119,7 @@ class Wandb(Tracker):
 
     def _lost(self, error: Exception) -> None:
         self._run = None
-        console.warn(f"W&B is not available ({error}); the run goes on, metrics.jsonl has every number")
+        console.warn(f"W&B is not available ({error}); the run continues, and metrics.jsonl has every number")
 
 
 def _identity(path: Path) -> str:
@@ -136,7 +136,7 @@ def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) 
         if (mode := wandb_mode(block.wandb)) != "disabled":
             mirror = [Wandb(block, run, name, config, mode)]
     except ImportError as error:
-        console.warn(f"W&B is not available ({error}); the run goes on, metrics.jsonl has every number")
+        console.warn(f"W&B is not available ({error}); the run continues, and metrics.jsonl has every number")
     return [JsonLines(run.metrics), *mirror]
 
 

@@ -96,7 +96,7 @@ def is_study(folder: Path) -> bool:
 def of_study(folder: Path) -> list[Run]:
     """Every run that the study's queue knows, in its order. Raises RunError where there is no queue."""
     if not is_study(folder):
-        raise RunError(f"{folder} is no study directory: it has no ledger.sqlite; give one that `acdc sweep` made")
+        raise RunError(f"{folder} is no study directory: it has no ledger.sqlite; name one that `acdc sweep` made")
     rows = RunQueue(folder / "ledger.sqlite").rows()
     runs = [_read(row.key, row.cell.axes, row.directory, row.state, row.error) for row in rows]
     begun = next((run.recipe for run in runs if run.recipe), None)
@@ -118,7 +118,9 @@ def of_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [_read(str(folder), {}, folder, "waiting", None) for folder in folders]
     for run in runs:
         if run.recipe is None:
-            raise RunError(f"{run.path} is no run directory: it has no resolved.yaml; give one that `acdc train` made")
+            raise RunError(
+                f"{run.path} is not a run directory: it has no resolved.yaml; name one that `acdc train` made"
+            )
     return _told_apart(runs)
 
 
@@ -143,7 +145,7 @@ def _summary(directory: RunDir) -> Mapping[str, Any]:
     try:
         summary: Mapping[str, Any] = json.loads(directory.summary.read_text())
     except ValueError as error:
-        raise RunError(f"{directory.summary} is damaged ({error}); put a copy in its place") from error
+        raise RunError(f"{directory.summary} is damaged ({error}); restore a copy") from error
     return summary
 
 

@@ -44,10 +44,10 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             problems.append(f"{path} cannot be read ({error})")
             continue
         if problems:
-            console.warn(f"{problems[0]}: {path}, which was saved before it, is taken instead")
+            console.warn(f"{problems[0]}: {path}, which was saved before it, is used instead")
         return state
     if problems:
-        raise CheckpointError(f"{'; '.join(problems)}: put a copy in its place, or train anew with --out")
+        raise CheckpointError(f"{'; '.join(problems)}: restore a copy, or start a new run with --out")
     return None
 
 
@@ -58,18 +58,18 @@ class _DamagedError(Exception):
 def _read_state(path: Path) -> dict[str, Any]:
     holds = files.seal_holds(path)
     if holds is False:
-        raise _DamagedError("it is damaged: its checksum does not fit")
+        raise _DamagedError("it is damaged: its checksum does not match")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     # torch's restricted unpickler raises whatever a damaged or foreign file leads it to
     except Exception as error:
-        raise _DamagedError("it is damaged, or no checkpoint of acdc") from error
+        raise _DamagedError("it is damaged, or not a checkpoint of acdc") from error
     if not isinstance(state, dict) or "format" not in state:
-        raise _DamagedError("it is no checkpoint of acdc")
+        raise _DamagedError("it is not a checkpoint of acdc")
     if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {state['format']}, and this acdc reads {FORMAT}; resume with the version that "
-            "wrote it (provenance.json names its commit), or train anew with --out"
+            f"{path} has format {state['format']}, but this acdc reads {FORMAT}; resume with the version that "
+            "wrote it (provenance.json names its commit), or start a new run with --out"
         )
     if holds is None:
         raise _DamagedError("it is damaged: its checksum is missing")
@@ -108,7 +108,7 @@ def load_masks(path: Path) -> dict[str, Tensor]:
         shapes = json.loads(metadata["shapes"])
         return {name: _unpack(bits, shapes[name]) for name, bits in packed.items()}
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"the masks in {path} cannot be read ({error}); put a copy in its place") from error
+        raise CheckpointError(f"the masks in {path} cannot be read ({error}); restore a copy") from error
 
 
 def _unpack(bits: Tensor, shape: list[int]) -> Tensor:

@@ -158,4 +158,4 @@ def _reason(compilation: str) -> str:
     for metrics in get_compilation_metrics():
         if metrics.compile_id == compilation and metrics.recompile_reason:
             return metrics.recompile_reason.splitlines()[0].partition(": ")[2]
-    return "torch does not say why"
+    return "torch gives no reason"

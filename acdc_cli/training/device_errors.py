@@ -37,5 +37,5 @@ def mendable(attempt: str, way_out: str) -> Iterator[None]:
 
 def in_words(images: Tensor, parts: int) -> str:
     """images: of a batch, (batch, channels, height, width), passed through the model in so many parts."""
-    in_parts = f", in {parts} parts one after the other" if parts > 1 else ""
+    in_parts = f", in {parts} parts" if parts > 1 else ""
     return f"a batch of {images.shape[0]} images of {images.shape[-1]} pixels{in_parts}"

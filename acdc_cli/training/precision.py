@@ -98,7 +98,9 @@ def _round_float32(to_tf32: bool) -> None:
 
 def _choose(name: PrecisionName, device: torch.device) -> Literal["bf16", "fp16", "tf32", "fp32"]:
     if name == "tf32" and device.type != "cuda":
-        raise RunError(f"precision: tf32 is a way of CUDA to compute, not of a {device.type}; use --set precision=fp32")
+        raise RunError(
+            f"precision: tf32 exists on CUDA only, and the device is {device.type}; use --set precision=fp32"
+        )
     if name == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return name

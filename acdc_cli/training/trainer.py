@@ -139,8 +139,8 @@ class Trainer:
     def _start_epoch(self) -> None:
         parts = self._parts
         charge_probes(parts, self._epoch)
-        attempt = f"what {parts.sparsifier.config.method} does at the start of epoch {self._epoch}"
-        with mendable(attempt, "lower what the sparsity block asks for, or use a device with more memory"):
+        attempt = f"the mask update of {parts.sparsifier.config.method} at the start of epoch {self._epoch}"
+        with mendable(attempt, "lower the sizes in the sparsity block, or use a device with more memory"):
             parts.sparsifier.on_epoch_start(self._moment(0))
 
     def _take_step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:

@@ -219,4 +219,4 @@ def test_who_breaks_off_is_told_how_to_go_on(
     monkeypatch.setattr(calibration, "calibrate", broken_off)
     found = acdc("analyze", "calibration", trained, "--out", "found")
     assert found.exit_code == 130
-    assert "the same command goes on with it" in " ".join(found.stderr.split())
+    assert "the same command resumes it" in " ".join(found.stderr.split())

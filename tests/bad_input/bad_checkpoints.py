@@ -63,7 +63,7 @@ CHECKPOINTS = [
         "folder that is no run",
         nothing,
         "eval --checkpoint photos",
-        "photos is no run directory: it has no resolved.yaml; give one that `acdc train` made",
+        "photos is not a run directory: it has no resolved.yaml; name one that `acdc train` made",
     ),
     Case(
         "run without a model yet",
@@ -93,13 +93,13 @@ CHECKPOINTS = [
         "run and --model",
         nothing,
         "eval --checkpoint run --model resnet8",
-        "run is a run, whose recipe names its model; leave --model out",
+        "run is a run directory, whose recipe names the model; leave --model out",
     ),
     Case(
         "our file and --model",
         nothing,
         "eval --checkpoint run/dense.safetensors --model resnet8",
-        "run/dense.safetensors says itself that it is a resnet8; leave --model out",
+        "run/dense.safetensors records its own architecture, resnet8; leave --model out",
     ),
     Case(
         "file and --which",
@@ -111,7 +111,7 @@ CHECKPOINTS = [
         "foreign file without --model",
         saved(dict),
         "eval --checkpoint c.pt --data photos",
-        "c.pt was not written by acdc: name its architecture and data by --model and --data",
+        "c.pt was not written by acdc: name its architecture and data with --model and --data",
     ),
     Case(
         "foreign file of an unknown model",
@@ -132,13 +132,13 @@ CHECKPOINTS = [
         "another class count",
         saved(of_ten_classes),
         FOREIGN,
-        "c.pt is for 10 classes, the data has 2: choose weights trained on this data, or data with 10 classes",
+        "c.pt is for 10 classes, but the data has 2: choose weights trained on this data, or data with 10 classes",
     ),
     Case(
         "data of another class count",
         of_three_classes,
         "eval --checkpoint run --data three",
-        "run/sparse.safetensors is for 2 classes, the data has 3: choose weights trained on this "
+        "run/sparse.safetensors is for 2 classes, but the data has 3: choose weights trained on this "
         "data, or data with 2 classes",
     ),
     Case(
@@ -212,31 +212,31 @@ CHECKPOINTS = [
         "empty",
         wrote("c.pt", ""),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, or a damaged one: …); fetch or write the file again",
+        "cannot read the weights in c.pt (not a torch file, or a damaged one: …); fetch or write the file again",
     ),
     Case(
         "text",
         wrote("c.pt", "hello"),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, …",
+        "cannot read the weights in c.pt (not a torch file, …",
     ),
     Case(
         "recipe",
         nothing,
         "eval --checkpoint small.yaml",
-        "cannot read the weights in small.yaml (no torch file, …",
+        "cannot read the weights in small.yaml (not a torch file, …",
     ),
     Case(
         "truncated",
         all_of(saved(dict), cut("c.pt", 3000)),
         FOREIGN,
-        "cannot read the weights in c.pt (no torch file, …",
+        "cannot read the weights in c.pt (not a torch file, …",
     ),
     Case(
         "our checkpoint, truncated",
         cut("run/checkpoints/last.pt", 5000),
         "eval --checkpoint run/checkpoints/last.pt",
-        "cannot read the weights in run/checkpoints/last.pt (no torch file, …",
+        "cannot read the weights in run/checkpoints/last.pt (not a torch file, …",
     ),
     Case(
         "pickled code",
@@ -256,7 +256,7 @@ CHECKPOINTS = [
         "safetensors truncated",
         cut("run/sparse.safetensors", 5000),
         "eval --checkpoint run",
-        "cannot read the weights in run/sparse.safetensors (no safetensors file, or a damaged one: "
+        "cannot read the weights in run/sparse.safetensors (not a safetensors file, or a damaged one: "
         "…); fetch or write the file again",
     ),
     Case(
@@ -295,7 +295,7 @@ CHECKPOINTS = [
         "dense model to start from that is missing",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=photos",
-        "photos is no run directory: …",
+        "photos is not a run directory: …",
     ),
     Case(
         "two models to start from",

@@ -32,7 +32,7 @@ MODELS = [
         "unknown option of a model",
         nothing,
         f"{TRAIN} --set 'model.options={{depth: 3}}'",
-        "resnet8 refuses model.options {depth: 3}: …",
+        "resnet8 rejects model.options {depth: 3}: …",
     ),
     Case(
         "option that follows from the data",
@@ -82,13 +82,13 @@ PLACES = [
         "unfinished run",
         removed("run/summary.json"),
         f"{TRAIN} --out run",
-        "run holds an unfinished run; go on with it by --resume, or choose another place with --out",
+        "run holds an unfinished run; resume it with --resume, or choose another folder with --out",
     ),
     Case(
         "file",
         nothing,
         f"{TRAIN} --out small.yaml",
-        "small.yaml exists and is not a run of acdc; choose another place with --out",
+        "small.yaml exists and is not a run of acdc; choose another folder with --out",
     ),
     Case(
         "below a file",
@@ -100,7 +100,7 @@ PLACES = [
         "foreign folder",
         nothing,
         f"{TRAIN} --out photos",
-        "photos exists and is not a run of acdc; choose another place with --out",
+        "photos exists and is not a run of acdc; choose another folder with --out",
     ),
     Case(
         "place where nothing can be",
@@ -119,14 +119,14 @@ PLACES = [
         "run of another recipe to resume",
         removed("run/summary.json"),
         "train run --resume --set optim.lr=1",
-        "run was started with another recipe (optim.lr: 0.05 there, 1.0 asked for); use --out for a new run",
+        "run was started with another recipe (optim.lr: 0.05 there, 1.0 here); use --out for a new run",
     ),
     Case(
         "run of other images to resume",
         removed("run/summary.json", "photos/train/cat/00.png"),
         "train run --resume",
-        "the images in photos are not those that run was trained on; bring those back (data.path may "
-        "be another), or use --out for a new run",
+        "the images in photos are not those that run was trained on; restore those, at any "
+        "data.path, or use --out for a new run",
     ),
     Case(
         "figures into a file",
@@ -167,7 +167,7 @@ ARGUMENTS = [
         "folder to train",
         nothing,
         "train photos",
-        "photos is no run directory: …",
+        "photos is not a run directory: …",
     ),
     Case("no checkpoint", nothing, "eval", "Missing option '--checkpoint'."),
     Case(
@@ -210,7 +210,7 @@ ARGUMENTS = [
         "analysis of no run",
         nothing,
         "analyze curves photos",
-        "photos is no run directory: …",
+        "photos is not a run directory: …",
     ),
     Case(
         "analysis of a run without epochs",
@@ -223,7 +223,7 @@ ARGUMENTS = [
         wrote("run/metrics.jsonl", "{\n"),
         "analyze curves run",
         "line 1 of run/metrics.jsonl is damaged (Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1)); put a copy in its place, or take the line out",
+        "line 1 column 2 (char 1)); restore a copy, or remove the line",
     ),
     Case(
         "unknown recipe to show",

@@ -165,9 +165,9 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits_with_the_same_labels(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["data.corrupt_labels.count=30"], "data.corrupt_labels.count: 40 there, 30 asked for"),
-        ([COUNT, "data.corrupt_labels.seed=1"], "data.corrupt_labels.seed: 0 there, 1 asked for"),
-        ([], "data.corrupt_labels.count: 40 there, None asked for"),
+        (["data.corrupt_labels.count=30"], "data.corrupt_labels.count: 40 there, 30 here"),
+        ([COUNT, "data.corrupt_labels.seed=1"], "data.corrupt_labels.seed: 0 there, 1 here"),
+        ([], "data.corrupt_labels.count: 40 there, None here"),
     ],
 )
 def test_another_choice_is_another_run(
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_an_error_before_anything_is_written(
 
 def test_train_says_where_the_wrong_labels_are_listed(acdc: Acdc, small: Path, in_tmp: Path) -> None:
     said = acdc("train", small, "--set", COUNT, "--set", "epochs=3", "--set", "sparsity.method=dense").stderr
-    assert "40 training labels are made wrong on purpose: runs/small-0/corrupted_labels.csv lists them" in flat(said)
+    assert "40 training labels are corrupted on purpose: runs/small-0/corrupted_labels.csv lists them" in flat(said)
     assert "acdc analyze memorisation runs/small-0" in flat(said)
 
 

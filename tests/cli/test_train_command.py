@@ -148,7 +148,7 @@ def test_a_run_goes_on_when_the_model_it_started_from_is_gone(acdc: Acdc, recipe
     ("source", "extra", "said"),
     [
         ("nowhere.pt", (), "there is no weight file nowhere.pt"),
-        ("empty", (), "empty is no run directory"),
+        ("empty", (), "empty is not a run directory"),
         ("other.pt", ("--set", "model.weights=one.pt"), "the run starts from this model, and `model.weights` names"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
     assert "--resume" in refused.stderr
     other = acdc("train", recipe, "--out", "cut", "--resume", "--set", "optim.lr=0.5")
     assert other.exit_code == 2
-    assert "optim.lr: 0.05 there, 0.5 asked for" in flat(other.stderr)
+    assert "optim.lr: 0.05 there, 0.5 here" in flat(other.stderr)
 
     resumed = acdc("train", recipe, "--out", "cut", "--resume", "auto")
     assert resumed.exit_code == 0, resumed.output
@@ -410,7 +410,7 @@ def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> 
     for arguments, said in (
         (["nowhere"], "nowhere does not exist"),
         (["run", "--model", "resnet50"], "is a run, whose recipe names its model"),
-        ([str(recipe.parent)], "is no run directory"),
+        ([str(recipe.parent)], "is not a run directory"),
         ([str(recipe)], "no torch file, or a damaged one"),
     ):
         result = acdc("eval", "--checkpoint", *arguments)
@@ -453,7 +453,7 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
             before = contents(run.path)
             refused = acdc("train", recipe, *arguments)
         assert refused.exit_code == 2
-        assert flat(refused.stderr) == "error: another process trains in runs/small-0 now; wait for it, or end it"
+        assert flat(refused.stderr) == "error: another process is training in runs/small-0 now; wait for it, or end it"
         assert contents(run.path) == before
         if "--resume" not in arguments:
             assert acdc("train", recipe, *sets).exit_code == 0
@@ -507,7 +507,7 @@ def test_a_folder_that_is_no_run_is_no_recipe_either(acdc: Acdc, in_tmp: Path) -
     (in_tmp / "empty").mkdir()
     result = acdc("train", "empty", "--resume")
     assert result.exit_code == 2
-    assert "empty is no run directory" in flat(result.stderr)
+    assert "empty is not a run directory" in flat(result.stderr)
 
 
 def test_what_is_said_fits_a_terminal_of_80_columns(finished: Finished) -> None:

@@ -68,7 +68,7 @@ def test_a_run_that_does_what_it_is_for_raises_no_doubt(sparsity: dict[str, Any]
 
 def test_a_run_that_prunes_nothing_ends_dense() -> None:
     assert said(recipe(SOUND | {"target": 0.0})) == [
-        "sparsity.target: at 0 no weight is pruned, and the run ends dense; method dense says so"
+        "sparsity.target: at 0 no weight is pruned, and the run ends dense; use method dense"
     ]
 
 
@@ -76,7 +76,7 @@ def test_a_target_that_a_pattern_cannot_reach_is_told_with_the_sparsity_that_wil
     # of 216 + 576 + 128 + 160 weights the first 216 stay: 432 of 1,080 are pruned
     assert said(recipe(SOUND | {"pattern": "2:4", "target": 0.5})) == [
         "sparsity.pattern: 2:4 does not divide the input channels of 0; they stay dense",
-        "sparsity.target: 0.5 is never reached; the pruned layers get to 0.4",
+        "sparsity.target: 0.5 is never reached; the pruned layers reach 0.4 at most",
     ]
 
 
@@ -124,7 +124,7 @@ def test_a_learning_rate_that_still_rises_when_weights_are_pruned_is_told() -> N
 
 def test_a_batch_that_is_not_the_learning_rates_is_told_with_what_scaling_gives() -> None:
     assert said(recipe(SOUND, lr_batch=256)) == [
-        "optim.lr: 0.1 was chosen for batch 256, and data.batch_size is 64; the linear scaling rule gives "
+        "optim.lr: 0.1 was chosen for batch 256, but data.batch_size is 64; the linear scaling rule gives "
         "--set optim.lr=0.025 --set optim.lr_batch=64"
     ]
 
@@ -173,23 +173,24 @@ def test_an_average_longer_than_a_third_of_the_last_phase_is_told_with_what_is_s
     assert said(averaged(0.98), steps=100) == []
     assert said(averaged(0.985), steps=100) == []
     assert said(averaged(0.99), steps=100) == [
-        "ema.decay: 0.99 spans about 100 steps, more than a third of the 200 in the last phase; at most 0.985 is "
-        "shorter"
+        "ema.decay: 0.99 spans about 100 steps, more than a third of the 200 in the last phase; "
+        "lower it to 0.985 or less"
     ]
     assert said(averaged(0.985, begin=19), steps=100) == [
-        "ema.decay: 0.985 spans about 67 steps, more than a third of the 100 in the last phase; at most 0.97 is shorter"
+        "ema.decay: 0.985 spans about 67 steps, more than a third of the 100 in the last phase; "
+        "lower it to 0.97 or less"
     ]
     dense = from_dict(averaged(0.9).as_dict() | {"sparsity": {"method": "dense"}, "ema": {"decay": 0.99}}, "test")
     assert said(dense, steps=15) == []
     assert said(dense, steps=14) == [
-        "ema.decay: 0.99 spans about 100 steps, more than a third of the 280 of the run; at most 0.9893 is shorter"
+        "ema.decay: 0.99 spans about 100 steps, more than a third of the 280 of the run; lower it to 0.9893 or less"
     ]
 
 
 def test_more_image_sizes_than_are_compiled_are_told() -> None:
     ramp = {"start_size": 20, "end_size": 40, "end": "100%"}
     found = said(averaged(0.5, resolution=ramp | {"step": 2}))
-    assert found == ["data.resolution: torch.compile compiles the model anew for each of 11 sizes; take a larger step"]
+    assert found == ["data.resolution: torch.compile recompiles the model for each of 11 sizes; take a larger step"]
     assert said(averaged(0.5, resolution=ramp | {"step": 4})) == []
 
 
@@ -197,6 +198,6 @@ def test_an_average_is_refused_where_freed_weights_come_back_with_values() -> No
     for method in ("topkast", "dpf"):
         changes = from_dict(load("demo").as_dict() | {"sparsity": load(f"demo_{method}").as_dict()["sparsity"]}, "test")
         averaging = from_dict(changes.as_dict() | {"epochs": 20, "ema": {"decay": 0.5}}, "test")
-        with pytest.raises(RecipeError, match=f"ema: {method} frees weights at the values that it kept"):
+        with pytest.raises(RecipeError, match=f"ema: {method} restores the values of weights that it frees"):
             said(averaging)
         assert isinstance(said(changes), list)

@@ -155,7 +155,7 @@ def test_layers_say_why_they_stay_dense(in_tmp: Path) -> None:
     (first, *_) = planned("demo", "sparsity={method: dense}").layers
     assert (first.prunable, first.why, first.density) == (False, "method: dense", 1)
     (first, *_) = planned("demo", "sparsity.pattern=2:4", "sparsity.target=0.5", "sparsity.keep_dense=[]").layers
-    assert (first.prunable, first.why, first.density) == (False, "pattern: 2:4 needs other channels", 1)
+    assert (first.prunable, first.why, first.density) == (False, "pattern: 2:4 does not divide the channels", 1)
 
 
 def test_layers_have_the_density_of_the_sparsest_epoch_where_it_is_fixed(in_tmp: Path) -> None:
@@ -169,8 +169,8 @@ def test_layers_have_the_density_of_the_sparsest_epoch_where_it_is_fixed(in_tmp:
 def test_one_ranking_of_all_weights_is_priced_evenly_and_said_so(in_tmp: Path) -> None:
     (note,) = [note for note in planned("demo").notes if "density" in note]
     assert note == (
-        "how dense each layer will be is unknown before training, because the weights themselves decide: "
-        "FLOPs are those of the same density in all pruned layers"
+        "the densities of single layers depend on the weights and are unknown before training: "
+        "FLOPs assume the same density in all pruned layers"
     )
 
 
@@ -284,7 +284,7 @@ def test_planning_resnet50_takes_no_second(in_tmp: Path) -> None:
 def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) -> None:
     found = planned("resnet50_95")
     assert found.totals.steps == 100 * (1_281_167 // 1024)
-    assert "imagenet was not found: its 1,281,167 training images are what is known of it by name" in found.notes
+    assert "imagenet was not found: its 1,281,167 training images are assumed" in found.notes
     with pytest.raises(DataError, match="the data set folder has no train and val"):
         planned("demo", "data.name=folder")
     with pytest.raises(DataError, match=r"data.batch_size 5000 is more than the 4000 images of demo"):
@@ -297,7 +297,7 @@ def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp:
 
 
 def test_what_the_start_took_to_train_is_not_counted_and_said_so(in_tmp: Path) -> None:
-    note = "what it took to train elsewhere.pt is not counted"
+    note = "the cost of training elsewhere.pt is not counted"
     assert note in planned("demo_woodfisher", "sparsity.from_checkpoint=elsewhere.pt").notes
     assert note in planned("demo_dense", "model.weights=elsewhere.pt").notes
     assert not any("took to train" in each for each in planned("demo_woodfisher").notes)

@@ -117,7 +117,7 @@ def test_options_reach_the_constructor() -> None:
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:resnet18", "timm:resnet18"])
 def test_a_wrong_option_is_named(name: str) -> None:
-    with pytest.raises(ModelError, match=r"refuses model.options \{drop_pat: 0.1\}: .*'drop_pat'"):
+    with pytest.raises(ModelError, match=r"rejects model.options \{drop_pat: 0.1\}: .*'drop_pat'"):
         build.build(ModelBlock(name=name, options={"drop_pat": 0.1}), 10)
 
 

@@ -111,14 +111,14 @@ HOSTILE = {
 def test_a_header_that_lies_is_refused(change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path) -> None:
     file = tmp_path / "forged.packed"
     file.write_bytes(forged(change))
-    with pytest.raises(ModelError, match=f"no packed file, or a damaged one: ValueError: .*{said}"):
+    with pytest.raises(ModelError, match=f"not a packed file, or a damaged one: ValueError: .*{said}"):
         weights.read(file)
 
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "long.packed"
     file.write_bytes(MAGIC + (1 << 63).to_bytes(8, "little") + b"{}" * 40)
-    with pytest.raises(ModelError, match="no packed file, or a damaged one"):
+    with pytest.raises(ModelError, match="not a packed file, or a damaged one"):
         weights.read(file)
     with pytest.raises(CheckpointError, match="cut off, or no packed file"):
         read_metadata(file)

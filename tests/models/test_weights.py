@@ -116,7 +116,7 @@ def test_a_file_without_a_state_dict_says_what_it_holds(content: object, found: 
 
 def test_another_number_of_classes_is_told_as_that(tmp_path: Path) -> None:
     path = save_torch(small(classes=1000).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(ModelError, match="is for 1000 classes, the data has 10"):
+    with pytest.raises(ModelError, match="is for 1000 classes, but the data has 10"):
         load_weights(small(), path)
 
 

@@ -82,7 +82,7 @@ def test_a_record_cut_off_while_it_was_written_is_none(tmp_path: Path) -> None:
 
 def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    with run.locked(), pytest.raises(RunError, match="another process trains in"), RunDir(run.path).locked():
+    with run.locked(), pytest.raises(RunError, match="another process is training in"), RunDir(run.path).locked():
         pass
     with run.locked():
         pass
@@ -108,7 +108,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once_though_its_children_live_o
         assert holder.stdout is not None
         child = int(holder.stdout.readline())
         try:
-            with pytest.raises(RunError, match="another process trains in"), run.locked():
+            with pytest.raises(RunError, match="another process is training in"), run.locked():
                 pass
             holder.kill()
             holder.wait()
@@ -128,14 +128,14 @@ def test_a_run_with_only_the_state_before_the_last_is_not_begun_anew(tmp_path: P
 def test_a_damaged_record_is_named_by_its_line(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.metrics.write_bytes(b'{"epoch": 0}\n{"epo\xff": 1}\n{"epoch": 2}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; put a copy in its place"):
+    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; restore a copy"):
         run.records()
 
 
 def test_damaged_provenance_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     (run.path / "provenance.json").write_text("[{")
-    with pytest.raises(RunError, match=r"provenance\.json is damaged .*; put a copy in its place"):
+    with pytest.raises(RunError, match=r"provenance\.json is damaged .*; restore a copy"):
         run.provenance()
 
 
@@ -146,7 +146,7 @@ def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no run directory"):
+    with pytest.raises(RunError, match="is not a run directory"):
         open_run(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_a_truncated_state_means_the_one_before_said_in_one_line(two_states: Pat
     said = loaded_from_damaged(two_states, data[: int(keep * len(data))])
     assert re.fullmatch(
         r"warning: \S+last.pt cannot be read \(it is damaged.*\): \S+previous.pt, which was saved before it, "
-        r"is taken instead",
+        r"is used instead",
         said,
     )
 
@@ -98,7 +98,7 @@ def foreign(content: object) -> bytes:
     "data", [b"no checkpoint", foreign(torch.ones(3)), foreign({"weight": torch.ones(3)}), foreign([1, 2])]
 )
 def test_a_foreign_file_means_the_state_before(two_states: Path, data: bytes) -> None:
-    assert "no checkpoint of acdc" in loaded_from_damaged(two_states, data)
+    assert "not a checkpoint of acdc" in loaded_from_damaged(two_states, data)
 
 
 def test_torch_itself_reads_a_state(two_states: Path) -> None:
@@ -107,7 +107,7 @@ def test_torch_itself_reads_a_state(two_states: Path) -> None:
 
 def test_a_state_of_another_format_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(foreign({"format": 2, "epoch": 7}))
-    with pytest.raises(CheckpointError, match=r"has format 2, and this acdc reads 4; resume with the version that"):
+    with pytest.raises(CheckpointError, match=r"has format 2, but this acdc reads 4; resume with the version that"):
         checkpoint.load_state(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_without_a_whole_state_there_is_an_error_with_the_way_out(tmp_path: Path
     for name in ("last.pt", "previous.pt"):
         flip(tmp_path / name, 300)
     with pytest.raises(
-        CheckpointError, match=r"last\.pt cannot be read .*; .*previous\.pt cannot be read .*: put a copy .* --out$"
+        CheckpointError, match=r"last\.pt cannot be read .*; .*previous\.pt cannot be read .*: restore a copy .* --out$"
     ):
         checkpoint.load_state(tmp_path)
 
@@ -217,12 +217,12 @@ def test_metadata_that_changed_is_refused_with_the_weights(tmp_path: Path) -> No
     checkpoint.save_model(path, model, {"classes": 10})
     path.write_bytes(path.read_bytes().replace(b"10}", b"11}"))
     assert checkpoint.read_metadata(path) == {"classes": 11}
-    with pytest.raises(ModelError, match="it is damaged: its checksum does not fit"):
+    with pytest.raises(ModelError, match="it is damaged: its checksum does not match"):
         load_weights(model, path)
 
 
 def test_a_damaged_state_is_no_source_of_weights(two_states: Path, tmp_path: Path) -> None:
     shutil.copy(two_states / "last.pt", tmp_path / "last.pt")
     flip(tmp_path / "last.pt", 300)
-    with pytest.raises(ModelError, match="it is damaged: its checksum does not fit"):
+    with pytest.raises(ModelError, match="it is damaged: its checksum does not match"):
         load_weights(nn.Linear(1, 1), tmp_path / "last.pt")

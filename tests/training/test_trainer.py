@@ -331,7 +331,7 @@ def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch:
         return torch.empty(2**55, dtype=torch.float32)
 
     run.trainer._replica.forward = full
-    said = "out of memory with a batch of 4 images of 8 pixels, in 2 parts one after the other: raise optim.accumulate"
+    said = "out of memory with a batch of 4 images of 8 pixels, in 2 parts: raise optim.accumulate"
     with pytest.raises(RunError, match=said):
         run.fit()
 
