@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -79,6 +82,22 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
         refresh_per_second=4,
         disable=not _err.is_terminal,
     )
+
+
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """What a library writes on stdout, past Python, is dropped: stdout is data."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            # of the C library's own buffer
+            ctypes.CDLL(None).fflush(None)
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
 def screen() -> Live | None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,27 @@ def replacing(path: Path, error: type[AcdcError] = RunError, keep: Path | None =
             # what is left of it is overwritten by the next attempt
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def assembling(path: Path) -> Iterator[Path]:
+    """A path of the same name in an empty folder beside it, for a file or a folder that others write.
+
+    What lies there when the block ends without an exception takes the place of `path`; all else in the folder goes.
+    Raises RunError where the system does not let it be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as workspace:
+            new, old = Path(workspace, path.name), Path(workspace, "replaced")
+            yield new
+            for written in (new, *new.rglob("*")):
+                sync(written)
+            if path.is_dir():
+                # a folder takes the place of an empty one only
+                os.replace(path, old)
+            os.replace(new, path)
+            sync(path.parent)
 
 
 def _replace_and_keep(partial: Path, path: Path, keep: Path) -> None:

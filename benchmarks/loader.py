@@ -18,6 +18,7 @@ from torchvision.transforms import Compose, PILToTensor, RandomHorizontalFlip, R
 
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import open_set
 from acdc_cli.recipe.schema import DataBlock
 from benchmarks import photos
 from benchmarks.measure import Contestant, Target, Timing, alternate, compare, cpus, timed, walls
@@ -85,7 +86,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
                     "resolution": side,
                 }
             )
-            loader = loaders.train_loader(block, seed=0, epochs=100, device=torch.device("cpu"))
+            loader = loaders.train_loader(open_set(block), seed=0, epochs=100, device=torch.device("cpu"))
             return epochs_of(stack.enter_context(closing(loader)))
 
         found = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from acdc_cli.data import datasets
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.known_sets import known_set
+from acdc_cli.data.sets.photographs import ORIGINAL
 from acdc_cli.data.write_beton import Source, write
 from benchmarks.skipped import SkippedError
 
@@ -63,7 +64,7 @@ def prepare(count: int) -> Photos:
             write(
                 source,
                 folder / "train.beton",
-                datasets.known_set("imagenet").train,
+                known_set("imagenet").train,
                 workers=_workers(count),
                 force=True,
             )
@@ -151,7 +152,7 @@ def _write_copies(folder: Path, split: str, jpegs: Path, count: int, distinct: i
     names = [_name(index % distinct) for index in range(count)]
     labels = _labels(distinct)[np.arange(count) % distinct]
     source = Source("photos", split, names, labels, CLASSES, fingerprint, jpegs)
-    write(source, destination, datasets.ORIGINAL, workers=_workers(count), force=True)
+    write(source, destination, ORIGINAL, workers=_workers(count), force=True)
 
 
 def _name(index: int) -> str:

@@ -81,7 +81,8 @@ def _pins(python: str, *files: str) -> dict[str, str]:
 def test_the_lock_files_pin_every_dependency_within_its_range(python: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    wanted = [*project["project"]["dependencies"], *extras["demo"], *project["dependency-groups"]["dev"]]
+    locked = [line for extra in ("demo", "deploy", "mnn") for line in extras[extra]]
+    wanted = [*project["project"]["dependencies"], *locked, *project["dependency-groups"]["dev"]]
     pins = _pins(python, "requirements.lock")
     for line in wanted:
         requirement = Requirement(line)

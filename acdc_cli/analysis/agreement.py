@@ -24,7 +24,6 @@ from acdc_cli.analysis.base.outputs import (
     Difference,
     Pair,
     Split,
-    class_names,
     compare,
     same_images,
 )
@@ -56,7 +55,7 @@ class Options(Block):
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Raises RunError where one file is named alone."""
     first, *others = both_of(subjects[0]) if len(subjects) == 1 else subjects
-    names = class_names(first)
+    names = first.data.class_names
     found, differences = {}, {}
     for other in others:
         with same_images(first, other, options.split) as images:

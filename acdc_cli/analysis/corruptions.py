@@ -92,8 +92,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             made = MadeAnew(stack.enter_context(Corrupter(options.noise_seed, options.workers)))
             _say_what_severities_mean({subject.recipe.data.val_crop for subject in subjects})
         for group in _seeing_the_same(subjects):
-            recipe = group[0].recipe
-            images = made or Folders(Path(options.path or ""), recipe.data, choose_device(recipe.device))
+            device = choose_device(group[0].recipe.device)
+            images = made or Folders(Path(options.path or ""), group[0].data, device)
             if isinstance(images, Folders):
                 images.require(corruptions, options.severities)
             models = {subject.name: subject.load() for subject in group}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.analysis.base import analyses
+from acdc_cli.recipe.discovery import ANALYSES
 
 
 class Which(StrEnum):
@@ -17,7 +17,7 @@ class Which(StrEnum):
 
 
 Name = Annotated[
-    str | None, typer.Argument(help=f"{', '.join(analyses.names())}. None lists what they are.", show_default=False)
+    str | None, typer.Argument(help=f"{', '.join(ANALYSES.names())}. None lists what they are.", show_default=False)
 ]
 Runs = Annotated[
     list[Path] | None,
@@ -60,7 +60,7 @@ def analyze(
     from acdc_cli import console
 
     if name is None:
-        console.table(("analysis", "what it is"), analyses.described().items())
+        console.table(("analysis", "what it is"), ANALYSES.described().items())
         console.say("P1 is AC/DC, arXiv 2106.12379; P2 is AC/DC++, arXiv 2308.02060")
         console.say("next: acdc analyze NAME for its options, acdc analyze NAME RUN for its results")
         return

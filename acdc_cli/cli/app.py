@@ -14,7 +14,21 @@ import typer
 from typer.core import TyperGroup
 
 from acdc_cli import __version__
-from acdc_cli.cli import advise, analyze, data, demo, doctor, eval, plan, recipes, report, sweep, train, verify_resume
+from acdc_cli.cli import (
+    advise,
+    analyze,
+    data,
+    demo,
+    doctor,
+    eval,
+    export,
+    plan,
+    recipes,
+    report,
+    sweep,
+    train,
+    verify_resume,
+)
 from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
 
@@ -54,6 +68,7 @@ app.command("verify-resume")(verify_resume.verify_resume)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("export")(export.export)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("report")(report.report)
 app.command("advise")(advise.advise)

@@ -101,6 +101,8 @@ class Plan:
     relabelled: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     """Positions in the data set, and the labels of the images there instead of the stored ones."""
     shard: Shard = UNDIVIDED
+    bicubic: bool = False
+    """Whether CENTRED images are resized with it, not bilinearly; FFCV's loader does not have it."""
 
     def samples(self, stored: int) -> int:
         """Images of the split that are used, of so many in the set."""

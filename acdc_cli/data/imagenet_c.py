@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc_cli.data import datasets, loaders
 from acdc_cli.data.augment import CENTRED, Crop
 from acdc_cli.data.batches import Batch, Loader, Plan
+from acdc_cli.data.data_set import DataSet
 from acdc_cli.data.image_corruption import Corrupter, Corruption, Make
+from acdc_cli.data.image_folder import folder_source
 from acdc_cli.data.torch import FolderImages, TorchLoader
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
 
 
 class Corrupted:
@@ -72,10 +73,9 @@ class Folders:
     """ImageNet-C's own images, which were cropped before they were corrupted: they are resized to the recipe's crop, if
     at all, and come in the order of the validation set's classes."""
 
-    def __init__(self, root: Path, block: DataBlock, device: torch.device) -> None:
-        """block: describes the validation set that the images were made from."""
-        self._root, self._block, self._device = root, block, device
-        self._clean = loaders.open_set(block)
+    def __init__(self, root: Path, clean: DataSet, device: torch.device) -> None:
+        """clean: its validation images are those that were corrupted."""
+        self._root, self._clean, self._device = root, clean, device
 
     def require(self, corruptions: Sequence[Corruption], severities: Sequence[int]) -> None:
         """Raises DataError where folders are missing."""
@@ -89,14 +89,13 @@ class Folders:
     @contextmanager
     def under(self, _: Loader, corruption: Corruption, severity: int) -> Iterator[Loader]:
         """Raises DataError where they are not as many images of the same classes."""
-        source = pictures(self._root, corruption, severity, self._clean.class_names or ())
-        if len(source.labels) != self._clean.val:
+        source = pictures(self._root, corruption, severity, self._clean.class_names)
+        if len(source.labels) != (clean := self._clean.stored("val")):
             raise DataError(
                 f"{self._root / corruption / str(severity)} holds {len(source.labels)} images of the validation set's "
-                f"classes, and that has {self._clean.val}; unpack it again, or name the set that it was made from by "
-                "--data"
+                f"classes, and that has {clean}; unpack it again, or name the set that it was made from by --data"
             )
-        block = self._block
+        block = self._clean.block
         plan = Plan(
             batch_size=block.val_batch_size or block.batch_size,
             size=lambda epoch: block.val_crop,
@@ -113,8 +112,8 @@ def pictures(root: Path, corruption: Corruption, severity: int, class_names: Seq
 
     Raises DataError where a class's folder is missing or empty.
     """
-    found = datasets.folder_source("imagenet-c", str(severity), root / corruption)
-    if missing := [name for name in class_names if name not in found.class_names]:
+    source = folder_source("imagenet-c", str(severity), root / corruption)
+    if missing := [name for name in class_names if name not in source.class_names]:
         raise DataError(
             f"{root / corruption / str(severity)} has no folder for {len(missing)} of the {len(class_names)} classes: "
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. Its folders must have the validation set's "
@@ -122,8 +121,8 @@ def pictures(root: Path, corruption: Corruption, severity: int, class_names: Seq
         )
     # -1: a class that is left out
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of.get(name, -1) for name in found.class_names], np.int64)[found.labels]
+    labels = np.array([label_of.get(name, -1) for name in source.class_names], np.int64)[source.labels]
     order = np.argsort(labels, kind="stable")
     order = order[labels[order] >= 0]
-    paths = [found.images[each] for each in order]
-    return Source(found.name, found.split, paths, labels[order], tuple(class_names), found.fingerprint, found.root)
+    paths = [source.images[each] for each in order]
+    return replace(source, images=paths, labels=labels[order], class_names=tuple(class_names))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from acdc_cli import console
-from acdc_cli.data import datasets, manifest
-from acdc_cli.data.datasets import SETS, SPLITS, KnownSet
+from acdc_cli.data import manifest
+from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets
 from acdc_cli.data.manifest import Manifest
-from acdc_cli.data.write_beton import Settings, write
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 
 HOME = Path("data")
@@ -38,13 +40,13 @@ def list_sets() -> list[dict[str, Any]]:
     """The known sets, and how many images of each lie in `data/<name>`."""
     return [
         {
-            "name": known.name,
+            "name": name,
             "classes": known.classes,
             "image_size": known.image_size,
             "description": known.description,
-            "written": _written(HOME / known.name),
+            "written": _written(HOME / name),
         }
-        for known in SETS.values()
+        for name, known in known_sets().items()
     ]
 
 
@@ -54,11 +56,10 @@ def _written(folder: Path) -> dict[str, int]:
 
 
 def write_set(name: str, options: WriteOptions) -> list[Manifest]:
-    known = datasets.known_set(name)
+    known = known_set(name)
     settings = {split: _settings(known, split, options) for split in SPLITS}
-    train, val = known.read(known, options.source, options.download)
+    train, val = known.read(name, options.source, options.download)
     folder = options.out or HOME / name
-    workers = options.workers if options.workers is not None else _default_workers(known)
     written = []
     # the small split first: what is wrong with the source shows within minutes
     for source in (val, train):
@@ -66,7 +67,7 @@ def write_set(name: str, options: WriteOptions) -> list[Manifest]:
             source,
             folder / f"{source.split}.beton",
             settings[source.split],
-            workers=workers,
+            workers=_default_workers(source) if options.workers is None else options.workers,
             skip_bad=options.skip_bad,
             force=options.force,
         )
@@ -78,8 +79,9 @@ def write_demo() -> None:
     write_set("demo", WriteOptions())
 
 
-def _default_workers(known: KnownSet) -> int:
-    return 0 if known.in_memory else len(os.sched_getaffinity(0))
+def _default_workers(source: Source) -> int:
+    """Images that lie in memory are too small to be worth processes."""
+    return 0 if isinstance(source.images, np.ndarray) else len(os.sched_getaffinity(0))
 
 
 def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
@@ -94,7 +96,7 @@ def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
         if encoding:
             asked = ", ".join("--" + key.replace("_", "-") for key in encoding)
             raise DataError(f"--original stores the source's own bytes, so {asked} cannot hold; leave one of them out")
-        return datasets.ORIGINAL
+        return Settings(original=True)
     default = known.train if split == "train" or options.original is False else known.val
     return default if default.original else replace(default, **encoding)
 
@@ -124,7 +126,7 @@ def check(target: str) -> list[Manifest]:
 
 def _betons(target: str) -> list[Path]:
     path = Path(target)
-    if not path.exists() and target in SETS:
+    if not path.exists() and target in known_sets():
         path = HOME / target
     if path.is_dir():
         betons = sorted({*path.glob("*.beton"), *_promised(path)})
@@ -132,7 +134,7 @@ def _betons(target: str) -> list[Path]:
             raise DataError(f"{path}: no .beton files in this folder. `acdc data write` makes them.")
         return betons
     if not path.exists():
-        known = f" (sets: {', '.join(SETS)})" if path.parent == Path() else ""
+        known = f" (sets: {', '.join(known_sets())})" if path.parent == Path() else ""
         raise DataError(f"{path}: there is no such file, folder or written set{known}. `acdc data write` makes one.")
     if path.suffix != ".beton":
         raise DataError(f"{path} is no .beton file; give one, the folder that holds them, or a set's name")

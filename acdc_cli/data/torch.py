@@ -114,6 +114,7 @@ class Drawer:
 
     images: Images
     look: Augmentation
+    bicubic: bool = False
 
     def draw(self, request: Request) -> Tensor:
         """(batch, size, size, 3)"""
@@ -129,7 +130,7 @@ class Drawer:
         require_room(crop, min(height, width), size)
         if crop.kind == CENTRED:
             # as published checkpoints are judged: the whole image is resized, then cut
-            image = _resized(image, [nearest(size / crop.share)])
+            image = _resized(image, [nearest(size / crop.share)], self.bicubic)
             image = functional.center_crop(image, [size, size])
         else:
             image = functional.crop(image, *crop_box(crop, seed, epoch, index, height, width, size))
@@ -137,8 +138,9 @@ class Drawer:
         return functional.horizontal_flip(image) if is_flipped(flip, seed, epoch, index) else image
 
 
-def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
-    resized: Tensor = functional.resize(image, size, functional.InterpolationMode.BILINEAR, antialias=True)
+def _resized(image: Tensor, size: Sequence[int], bicubic: bool = False) -> Tensor:
+    mode = functional.InterpolationMode.BICUBIC if bicubic else functional.InterpolationMode.BILINEAR
+    resized: Tensor = functional.resize(image, size, mode, antialias=True)
     return resized
 
 
@@ -192,7 +194,7 @@ class TorchLoader:
         self._plan = plan
         self._transfer = Transfer(device)
         self._requests = _Requests()
-        self._batches = _RequestedBatches(Drawer(images, plan.augmentation))
+        self._batches = _RequestedBatches(Drawer(images, plan.augmentation, plan.bicubic))
         self._workers: DataLoader[Tensor | DataError] | None = None
         self._prepared: _Drawing | None = None
         if workers:

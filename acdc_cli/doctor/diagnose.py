@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from acdc_cli import console
-from acdc_cli.data.datasets import SETS
 from acdc_cli.data.inventory import HOME
+from acdc_cli.data.known_sets import known_sets
 from acdc_cli.doctor import gpu, machine, software
 from acdc_cli.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.errors import AcdcError
@@ -67,16 +67,17 @@ def run(checks: dict[str, Check]) -> list[Finding]:
 
 def data_set(folder: Path) -> Verdict:
     """Raises DataError where the set is not there, or is damaged as far as a quick look can tell."""
-    from acdc_cli.data import loaders
+    from acdc_cli.data.data_set import open_set
 
-    found = loaders.open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
-    return ok(f"{folder}: {found.train:,} training and {found.val:,} validation images of {found.classes:,} classes")
+    data = open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
+    train, val = data.stored("train"), data.stored("val")
+    return ok(f"{folder}: {train:,} training and {val:,} validation images of {data.classes:,} classes")
 
 
 def _folder(data: str) -> Path:
     """As recipes find it: a set of this name lies in data/NAME."""
     path = Path(data)
-    if not path.exists() and data in SETS:
+    if not path.exists() and data in known_sets():
         return HOME / data
     return path if path.is_dir() or path.suffix != ".beton" else path.parent
 

@@ -22,6 +22,7 @@ from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import Tracker
 from acdc_cli.training import checkpoint
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.trainer import Trainer
@@ -147,8 +148,8 @@ class _Patterns:
         pass
 
 
-class _Records:
-    """`runs.Tracker` that keeps the losses."""
+class _Records(Tracker):
+    """Keeps the losses."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -156,9 +157,3 @@ class _Records:
     def log(self, record: dict[str, Any]) -> None:
         loss = record["train_loss"]
         self.losses.append(math.nan if loss is None else loss)
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        pass
-
-    def close(self, failed: bool = False) -> None:
-        pass

@@ -16,8 +16,8 @@ from acdc_cli.analysis.base.findings import Findings, plain
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
-from acdc_cli.recipe.load import block_of
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.load import block_of, sorted_overrides
+from acdc_cli.recipe.schema import Block
 
 _LONGEST = 100
 """Characters of a file's name, without what tables, figures and formats add."""
@@ -50,7 +50,7 @@ def analyze(
     raises.
     """
     analysis, schema = analyses.find(name)
-    own, others = _sorted(schema, overrides)
+    own, others = sorted_overrides(schema, overrides)
     options = block_of(schema, own, f"analyze {name}")
     asked = asked or Asked()
     subjects = open_subjects(sources, Asked(asked.which, asked.model, asked.data, (*asked.overrides, *others)))
@@ -83,17 +83,6 @@ def options_of(name: str) -> list[tuple[str, str, str]]:
         (key, json.dumps(field.get_default()), " ".join((field.description or "").split()))
         for key, field in schema.model_fields.items()
     ]
-
-
-def _sorted(schema: type[Block], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The analysis's own, among them those that nobody knows, and those of the recipe."""
-    own: list[str] = []
-    others: list[str] = []
-    for override in overrides:
-        key = re.split(r"[.=]", override, maxsplit=1)[0].strip()
-        is_own = key in schema.model_fields or (bool(schema.model_fields) and key not in Recipe.model_fields)
-        (own if is_own else others).append(override)
-    return own, others
 
 
 def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:

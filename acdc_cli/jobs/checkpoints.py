@@ -9,9 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 
 from acdc_cli import console
+from acdc_cli.data import loaders
+from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
+from acdc_cli.models import build as models
 from acdc_cli.models import weights
+from acdc_cli.models.packed import is_packed
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -49,7 +53,7 @@ def recipe_of(
         return recorded
     if model is None or data is None:
         raise CheckpointError(f"{source} was not written by acdc: name its architecture and data by --model and --data")
-    return _foreign(model, data, overrides)
+    return _foreign(source, model, data, overrides)
 
 
 def names_its_model(source: Path) -> bool:
@@ -87,8 +91,10 @@ def _model_of(run: RunDir, which: Which | None) -> Path:
     )
 
 
-def _recorded_recipe(file: Path) -> dict[str, Any] | None:
-    if file.suffix == ".safetensors":
+def header_of(file: Path) -> dict[str, Any] | None:
+    """The recipe, and of a model the metrics, that a file of ours says of itself; None of anybody else's."""
+    metadata: Any
+    if file.suffix == ".safetensors" or is_packed(file):
         metadata = read_metadata(file)
     else:
         try:
@@ -97,28 +103,55 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
             # torch's old format cannot be mapped; of any other file this says what is wrong with it
             state = weights.read(file)
         metadata = state.get("metadata") if isinstance(state, dict) else None
-    recipe = metadata.get("recipe") if isinstance(metadata, dict) else None
+    return metadata if isinstance(metadata, dict) else None
+
+
+def _recorded_recipe(file: Path) -> dict[str, Any] | None:
+    recipe = (header_of(file) or {}).get("recipe")
     return recipe if isinstance(recipe, dict) else None
 
 
-def _foreign(model: str, data: str, overrides: Sequence[str]) -> Recipe:
-    """The least recipe that a checkpoint of others can be judged by, with torchvision's decoding and resizing."""
-    recipe = from_dict(
-        {
-            "name": "eval",
-            "epochs": 1,
-            "model": {"name": model},
-            "data": {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"},
-            "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
-            "sparsity": {"method": "dense"},
-        },
-        "acdc eval",
-        overrides,
-    )
-    block = recipe.data
-    # nothing in the file says what its model was trained to see
-    console.say(
-        f"judged at {block.val_crop} of {block.val_resize} pixels, mean {list(block.mean)}, std {list(block.std)}; for "
-        "other training: --set data.val_crop=…, data.val_resize, data.mean, data.std"
-    )
+def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> Recipe:
+    """The least recipe that a checkpoint of others can be judged by, with the preprocessing of published weights."""
+    # here, because it imports torchvision and timm
+    from acdc_cli.models.preprocessing import preprocessing
+
+    shown = preprocessing(model, source)
+    block = {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"}
+    block |= {"path": data} if Path(data).is_dir() else {}
+    least = {
+        "name": "eval",
+        "epochs": 1,
+        "model": {"name": model, "options": dict(models.options_for(model, source))},
+        "data": block,
+        "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
+        "sparsity": {"method": "dense"},
+    }
+    side = min(loaders.first_size(open_set(from_dict(least, "acdc eval", overrides).data)))
+    block |= {
+        "val_resize": shown.resize or side,
+        "val_crop": shown.crop or side,
+        "val_interpolation": shown.interpolation,
+        "mean": list(shown.mean),
+        "std": list(shown.std),
+    }
+    recipe = from_dict(least, "acdc eval", overrides)
+    _say_preprocessing(recipe, shown.origin, side)
     return recipe
+
+
+def _say_preprocessing(recipe: Recipe, origin: str, side: int) -> None:
+    """side: of the first image."""
+    block, options = recipe.data, recipe.model.options
+    if options:
+        console.say(f"built with {options}, which the file's names ask for")
+    console.say(
+        f"preprocessing: {block.val_resize} pixels, crop {block.val_crop}, {block.val_interpolation}, mean "
+        f"{list(block.mean)}, std {list(block.std)} ({origin}); to change it: --set data.val_resize=…, data.val_crop, "
+        "data.val_interpolation, data.mean, data.std"
+    )
+    if block.val_resize > 2 * side:
+        console.warn(
+            f"images of {side} pixels are enlarged to {block.val_resize}: name a model for small images, or --set "
+            f"data.val_resize={side} --set data.val_crop={side}"
+        )

@@ -36,4 +36,4 @@ def demo(out: Path) -> None:
     console.out("")
     console.out(f"figure  {curves.figure}")
     console.out(f"models  {run.model_file('sparse')}  {run.model_file('dense')}")
-    console.out("next    acdc recipes list · acdc recipes show demo · acdc train demo_gmp")
+    console.out(f"next    acdc export {out} --format onnx · acdc recipes list · acdc train demo_gmp")

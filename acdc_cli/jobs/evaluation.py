@@ -12,6 +12,7 @@ from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
+from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
@@ -50,17 +51,17 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     """
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
-    data = loaders.open_set(recipe.data)
+    data = open_set(recipe.data)
     ready = setup.build(recipe, data.classes)
     setup.require_sizes(ready, [recipe.data.val_crop])
-    loader = loaders.val_loader(recipe.data, ready.device, options.split)
+    loader = loaders.val_loader(data, ready.device, options.split)
     try:
         loader.warm_up()
         metrics = evaluate(ready.model, ready.forward, loader, ready.task, ready.precision, options.split)
     finally:
         loader.close()
-    found = metrics | sparsities(ready.layers) | _cost(recipe, ready, data.classes)
-    return {key: found[key] for key in (*KEYS, "layers")}
+    metrics |= sparsities(ready.layers) | _cost(recipe, ready, data.classes)
+    return {key: metrics[key] for key in (*KEYS, "layers")}
 
 
 def _cost(recipe: Recipe, ready: setup.ReadyModel, classes: int) -> dict[str, Any]:

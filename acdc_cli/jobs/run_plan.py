@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from acdc_cli.cost.conventions import CONVENTION, Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.cost.training_cost import Flops, kept_weights, nominal
-from acdc_cli.data import loaders
+from acdc_cli.data.data_set import expected_set
+from acdc_cli.data.loaders import steps_per_epoch
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.lint import lint
@@ -118,8 +119,8 @@ class Plan:
 
 def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
     """Raises an AcdcError for whatever `acdc train` would refuse in the recipe."""
-    classes, images, found = loaders.expected_set(recipe.data)
-    steps = loaders.steps_per_epoch(recipe.data, images)
+    classes, images, is_there = expected_set(recipe.data)
+    steps = steps_per_epoch(recipe.data, images)
     model = setup.without_weights(recipe, classes)
     all_layers = layers(model, setup.keep_dense(recipe))
     sparsifier = setup.sparsifier(recipe, all_layers)
@@ -137,7 +138,7 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
         memory=memory,
         checkpoint=_checkpoint(recipe, model, sparsifier, memory),
         inference_resolution=recipe.data.val_crop,
-        notes=list(_notes(recipe, images, found, learned=densities[-1] is None, ranked=kept is None)),
+        notes=list(_notes(recipe, images, is_there, learned=densities[-1] is None, ranked=kept is None)),
         warnings=warnings,
     )
 
@@ -223,8 +224,8 @@ def _totals(
     )
 
 
-def _notes(recipe: Recipe, images: int, found: bool, learned: bool, ranked: bool) -> Iterator[str]:
-    if not found:
+def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool) -> Iterator[str]:
+    if not is_there:
         yield f"{recipe.data.name} was not found: its {images:,} training images are what is known of it by name"
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:

@@ -13,6 +13,7 @@ from typing import Literal
 from acdc_cli.analysis.base.subject import Kind, Loaded
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import judged, names_its_model, recipe_of, weights_of
@@ -60,6 +61,10 @@ class Checkpoint:
         with self.weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @cached_property
+    def data(self) -> DataSet:
+        return open_set(self.recipe.data)
+
     def of(self, kind: Kind) -> Checkpoint:
         if self.run is None:
             raise RunError(f"{self.source} is one file with weights; name a run directory, which holds both models")
@@ -69,14 +74,13 @@ class Checkpoint:
 
     def load(self, weights: Path | None = None) -> Loaded:
         recipe = judged(self.recipe, weights or self.weights, self.asked.data)
-        ready = setup.build(recipe, loaders.open_set(recipe.data).classes)
+        ready = setup.build(recipe, self.data.classes)
         setup.require_sizes(ready, [recipe.data.val_crop])
         return ready
 
     @contextmanager
     def images(self, split: Literal["train", "val"] = "val", count: int | None = None) -> Iterator[Loader]:
-        block = judged(self.recipe, self.source, self.asked.data).data
-        loader = loaders.val_loader(block, choose_device(self.recipe.device), split, count=count)
+        loader = loaders.val_loader(self.data, choose_device(self.recipe.device), split, count=count)
         try:
             loader.warm_up()
             yield loader
@@ -93,7 +97,7 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
     runs = [source.is_dir() for source in sources]
     ours = [names_its_model(source) for source in sources]
     names = _names(sources)
-    found = []
+    subjects = []
     for source, name, is_run, is_ours in zip(sources, names, runs, ours, strict=True):
         # what fits none of them is given to all, and refused
         which = asked.which if is_run or not any(runs) else None
@@ -101,8 +105,8 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
         recipe = recipe_of(source, which, model, asked.data, asked.overrides)
         recipe = recipe.model_copy(update={"data": judged(recipe, source, asked.data).data})
         one = replace(asked, which=which, model=model)
-        found.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))
-    return found
+        subjects.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))
+    return subjects
 
 
 def _names(sources: Sequence[Path]) -> list[str]:

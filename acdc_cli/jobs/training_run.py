@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.corrupted_labels import CorruptedLabels
+from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
@@ -70,7 +70,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             run.refuse_if_taken()
     if ranks.size > 1:
         setup.split(recipe, ranks)
-    data = loaders.open_set(recipe.data)
+    data = open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run has its weights in its checkpoint: the file it started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
@@ -79,16 +79,16 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     setup.require_sizes(ready, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, ready.device, ranks.shard)
+        train_loader = loaders.train_loader(data, recipe.seed, recipe.epochs, ready.device, ranks.shard)
         stack.callback(train_loader.close)
-        val_loader = loaders.val_loader(recipe.data, ready.device, shard=ranks.shard)
+        val_loader = loaders.val_loader(data, ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)
-        wrong = loaders.corrupted(recipe.data)
-        probes = [_memorisation(recipe, ready, wrong, stack)] if wrong else []
+        wrong = data.corrupted_labels
+        probes = [_memorisation(data, wrong, ready, stack)] if wrong else []
         cost = costs.measured_cost(recipe, data.classes, sides)
         parts = assemble(recipe, ready, train_loader, val_loader, cost, probes)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
-        facts = dataclasses.asdict(data) | {"loader": train_loader.kind, "path": str(data.path)}
+        facts = data.facts() | {"loader": train_loader.kind}
         entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         state: dict[str, Any] | None = None
         if ranks.first:
@@ -101,7 +101,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
             if wrong:
                 files.write_text(run.corrupted_labels, wrong.csv())
-        _describe(recipe, run, ready, data, train_loader.kind, warnings)
+        _describe(recipe, run, ready, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
             # a process whose launcher died would never be ended
@@ -150,9 +150,9 @@ def assemble(
     )
 
 
-def _memorisation(recipe: Recipe, ready: setup.ReadyModel, wrong: CorruptedLabels, stack: ExitStack) -> Probe:
+def _memorisation(data: DataSet, wrong: CorruptedLabels, ready: setup.ReadyModel, stack: ExitStack) -> Probe:
     """Measures memorisation of the samples with wrong labels."""
-    loader = loaders.corrupted_loader(recipe.data, wrong, ready.device, ready.ranks.shard)
+    loader = loaders.corrupted_loader(data, wrong, ready.device, ready.ranks.shard)
     stack.callback(loader.close)
     true, given = (torch.from_numpy(classes).to(ready.device) for classes in (wrong.true, wrong.given))
     return Probe("corrupted samples", loader, Memorisation(true, given))
@@ -276,15 +276,13 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
     console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
 
 
-def _describe(
-    recipe: Recipe, run: RunDir, ready: setup.ReadyModel, data: loaders.DataSet, loader: str, warnings: Sequence[str]
-) -> None:
+def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, warnings: Sequence[str]) -> None:
     """The run's first lines."""
     weights = sum(layer.parameter.numel() for layer in ready.layers)
     prunable = sum(parameter.numel() for parameter in pruned(ready.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
     console.say(
-        f"{recipe.name}: {recipe.model.name} on {data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
+        f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, {recipe.sparsity.method}, {recipe.epochs} epochs, "
         f"{ready.device.type} {ready.precision.name}, loader {loader}"
     )
     if ready.ranks.size > 1:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
-from acdc_cli import models
 from acdc_cli.errors import ModelError
+from acdc_cli.models import foreign
 from acdc_cli.models.blurpool import apply_blurpool
-from acdc_cli.models.weights import load_weights
+from acdc_cli.models.initialisation import Undrawn
+from acdc_cli.models.weights import load_weights, plain_state_dict, read
+from acdc_cli.recipe import discovery
 from acdc_cli.recipe.schema import ModelBlock
 
+Options = Mapping[str, bool | int | float | str]
 Constructor = Callable[..., nn.Module]
 """Called with `num_classes` and the recipe's `options`; gives a model that is initialised at random."""
 
@@ -58,11 +63,47 @@ def find(name: str) -> Constructor:
     three have the same parameter names.
     Raises ModelError for a name that none of them has.
     """
-    source, _, model = name.rpartition(":")
+    return _SOURCES[source(name)]()[name.rpartition(":")[2]]
+
+
+def source(name: str) -> str:
+    """Which of `local`, `torchvision` and `timm` the model is taken from. Raises ModelError as `find` does."""
+    wanted, _, model = name.rpartition(":")
     for each, offers in _SOURCES.items():
-        if source in ("", each) and model in (offered := offers()):
-            return offered[model]
+        if wanted in ("", each) and model in offers():
+            return each
     raise ModelError(_unknown(name, model))
+
+
+def takes_images_as_they_are(model: str) -> bool:
+    """Is this local model made for small images, which are neither resized nor cropped for it?"""
+    return bool(getattr(_module_of(_local()[model]), "SMALL_IMAGES", False))
+
+
+def options_for(name: str, file: Path) -> Options:
+    """The options with which this model has the names of that file; a file of models lists what is tried in VARIANTS.
+
+    Raises ModelError if the file cannot be read.
+    """
+    variants: tuple[Options, ...] = getattr(_module_of(find(name)), "VARIANTS", ())
+    if source(name) != "local" or not variants:
+        return {}
+    content = read(file)
+
+    def differences(options: Options) -> int:
+        # any number of classes: names alone are compared
+        with torch.device("meta"), Undrawn():
+            names = plain_state_dict(_construct(ModelBlock(name=name, options=dict(options)), 10))
+        states = foreign.state_dicts(content, {name: tensor.shape for name, tensor in names.items()})
+        return len(states[0].tensors.keys() ^ names.keys()) if states else 0
+
+    return min(({}, *variants), key=differences)
+
+
+def _module_of(constructor: Constructor) -> Any:
+    while isinstance(constructor, partial):
+        constructor = constructor.func
+    return sys.modules[constructor.__module__]
 
 
 def _construct(block: ModelBlock, classes: int) -> nn.Module:
@@ -82,12 +123,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
 
 def _local() -> Mapping[str, Constructor]:
     """A new model is one new file in this folder that names its constructors in a dictionary `MODELS`."""
-    found: dict[str, Constructor] = {}
-    for file in pkgutil.iter_modules(models.__path__):
-        offered = getattr(importlib.import_module(f"{models.__name__}.{file.name}"), "MODELS", {})
-        assert not found.keys() & offered.keys(), f"{file.name} names a model again: {found.keys() & offered.keys()}"
-        found |= offered
-    return found
+    return discovery.MODELS.table("MODELS")
 
 
 def _torchvision() -> Mapping[str, Constructor]:

@@ -43,11 +43,15 @@ class BasicBlock(nn.Module):
         if self.new_channels == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+        # as many before as after: as public code and checkpoints have it
+        return F.pad(x, (0, 0, 0, 0, self.new_channels // 2, self.new_channels // 2))
 
 
 class ResNet(nn.Module):
     """Stages of 16, 32 and 64 channels, `blocks` blocks each; images of any size, made for 28 to 64 pixels."""
+
+    weights_since = "0.2.0"
+    """Before it, shortcuts had all new channels at the end."""
 
     def __init__(self, blocks: int, num_classes: int, shortcut: Shortcut = "pad") -> None:
         super().__init__()
@@ -74,4 +78,6 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortc
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
-MODELS = {f"resnet{6 * blocks + 2}": partial(ResNet, blocks) for blocks in (1, 3, 5)}
+SMALL_IMAGES = True
+VARIANTS = ({"shortcut": "conv"},)
+MODELS = {f"resnet{6 * blocks + 2}": partial(ResNet, blocks) for blocks in (1, 3, 5, 7, 9, 18)}

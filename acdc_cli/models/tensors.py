@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from acdc_cli import files
+from acdc_cli.models.packed import is_packed, read_packed_header
 
 _DIGEST = "acdc sha256"
 
@@ -37,7 +38,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata alone, unverified."""
+    """The metadata alone, unverified; of a packed file, too."""
+    if is_packed(path):
+        return read_packed_header(path)
     with safetensors.safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
+import pickletools
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from packaging.version import Version
+from torch import Size, Tensor, nn
 
-from acdc_cli import files
+from acdc_cli import console, files
 from acdc_cli.errors import ModelError
-from acdc_cli.models.tensors import load_tensors
+from acdc_cli.models import foreign
+from acdc_cli.models.packed import is_packed, unpack
+from acdc_cli.models.tensors import load_tensors, read_header
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _SHOWN = 3
@@ -25,65 +31,108 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights of a .safetensors or torch file into the model, every one of them.
+    """Copy the weights of a .safetensors, packed or torch file into the model, every one of them.
 
-    A torch file may hold the state dict itself or have it under `state_dict` or `model`; names may carry the
-    prefixes of DistributedDataParallel and torch.compile.
+    They may lie anywhere in a torch file, in the containers and with the prefixes of any wrapper; masks and thresholds
+    beside them are applied (`models.foreign`). What is done to them is said.
     Raises ModelError if the file cannot be read or does not fit; the model is then unchanged.
     """
     path = Path(path).expanduser()
-    found = _plainly_named(_state_dict(read(path), path), path)
     expected = plain_state_dict(model)
-    _check_fit(model, expected, found, path)
+    state = _matching(read(path), {name: tensor.shape for name, tensor in expected.items()}, path)
+    _check_fit(model, expected, state.tensors, path)
+    _check_age(model, path)
+    for remark in state.said:
+        console.say(f"{path}: {remark}")
     with torch.no_grad():
-        for name in expected.keys() & found.keys():
-            expected[name].copy_(found[name])
+        for name in expected.keys() & state.tensors.keys():
+            expected[name].copy_(state.tensors[name])
+
+
+def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
+    """The state dict that fits best, by the model's names."""
+    try:
+        states = foreign.state_dicts(content, expected)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}; save the one you mean") from error
+    if not states:
+        raise ModelError(f"{path} holds no weights of this model: {_description(content)}")
+    best, *others = states
+    for name, tensor in best.tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+            raise ModelError(
+                f"{path}: {name} is sparse, quantised, complex or without data; save it as a dense tensor of numbers"
+            )
+    foreign.rename(best, expected)
+    rivals = [state.prefix.rstrip(".") for state in others if len(state.tensors) >= len(expected) <= len(best.tensors)]
+    if rivals:
+        best.said.append(f"{best.prefix.rstrip('.') or 'the top level'} is taken; the file also holds {_list(rivals)}")
+    return best
+
+
+def _description(content: Any) -> str:
+    """What a file holds, for a message."""
+    tensors = [f"{name} {list(tensor.shape)}" for name, tensor in foreign.flatten(content)]
+    if tensors:
+        return f"its {len(tensors)} tensors are {_list(tensors)}; name the model that the file was made with"
+    what = f"keys {_list(list(map(str, content)))}" if isinstance(content, Mapping) and content else None
+    if isinstance(content, _Inert):
+        what = f"an object of class {content.path}; save its state_dict() instead"
+    return f"it has no tensors ({what or f'a {type(content).__name__}'})"
+
+
+def _check_age(model: nn.Module, path: Path) -> None:
+    """Raises ModelError for a file of ours from before the model's function changed."""
+    since = getattr(model, "weights_since", None)
+    has_header = path.suffix == ".safetensors" or is_packed(path)
+    if since is None or not has_header or "acdc" not in (header := read_header(path)):
+        return
+    version = header.get("acdc version", "0.1.0")
+    if Version(version) < Version(since):
+        raise ModelError(
+            f"{path} is of acdc {version}; this model computes another function since {since} (see CHANGELOG.md), so "
+            "train it again, or evaluate it with that version"
+        )
 
 
 def _plain(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def _plainly_named(content: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, tensor in content.items():
-        plain = _plain(name)
-        if plain in found:
-            raise ModelError(f"{path} holds {plain} twice, with and without a wrapper's prefix; save the one you mean")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
-            raise ModelError(
-                f"{path}: {name} is sparse, quantised, complex or without data; save it as a dense tensor of numbers"
-            )
-        found[plain] = tensor
-    return found
-
-
 def read(path: Path) -> Any:
-    """What a .safetensors or torch file holds. Raises ModelError if it is missing, damaged or could run code."""
+    """What a .safetensors, packed or torch file holds.
+
+    Raises ModelError if it is missing, damaged or could run code.
+    """
     if not path.is_file():
         raise ModelError(
-            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors "
-            "or torch file"
+            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
+            "packed or torch file"
         )
+    kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors calls a file missing that may not be read
         path.open("rb").close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
+        if is_packed(path):
+            kind = "packed"
+            return unpack(path.read_bytes())[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not fit")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_inertly(path)
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} is damaged, or holds more than tensors and plain values; other Python objects are refused because "
-            "opening them can run code. If you trust the file, save its tensors alone: "
+            f"{path} is damaged, or holds objects that are refused because opening them can run code ({error}). If you "
+            "trust the file, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from error
+    except ModelError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     # torch's restricted unpickler raises whatever a damaged file leads it to
     except Exception as error:
-        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
         cause = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0].rstrip(": ")
         raise ModelError(
             f"cannot read the weights in {path} (no {kind} file, or a damaged one: {cause}); fetch or write the file "
@@ -91,19 +140,37 @@ def read(path: Path) -> Any:
         ) from error
 
 
-def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
-    keys = list(map(str, content)) if isinstance(content, Mapping) else []
-    for key in ("state_dict", "model"):
-        if key in keys and isinstance(content[key], Mapping):
-            content = content[key]
-            break
-    named = content.items() if keys else ()
-    if not named or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in named):
-        what = f"keys {_list(keys)}" if keys else f"a {type(content).__name__}"
-        raise ModelError(
-            f"{path} holds no state dict ({what}): expected tensors by name, alone or under 'state_dict' or 'model'"
-        )
-    return content  # type: ignore[no-any-return]
+class _Inert:
+    """Stands for an object of a class that is never imported: optimisers, arguments, numbers of NumPy."""
+
+    path = ""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load_inertly(path: Path) -> Any:
+    """A torch file, with an `_Inert` in place of each object that is no tensor, number, string or container."""
+    stands_for: list[Any] = [(type("Inert", (_Inert,), {"path": name}), name) for name in _classes_in(path)]
+    with torch.serialization.safe_globals(stands_for):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _classes_in(path: Path) -> set[str]:
+    """Names of all classes and functions that a torch file's pickles name; nothing is unpickled."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            streams = [archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+            operations = [operation for stream in streams for operation in pickletools.genops(stream)]
+    else:
+        # torch's first format: four pickles (magic number, protocol, machine, content), then the numbers
+        with path.open("rb") as file:
+            operations = [operation for _ in range(4) for operation in pickletools.genops(file)]
+    named = (str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL")
+    return {name.replace(" ", ".") for name in named}
 
 
 def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
@@ -120,15 +187,24 @@ def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[
             f"with {theirs} classes"
         )
     shapes = [f"{name} is {list(found[name].shape)}, not {list(expected[name].shape)}" for name in reshaped]
+    absent = [f"{name} {list(expected[name].shape)}{_nearest(name, expected, found, unknown)}" for name in missing]
+    more = [f"{name} {list(found[name].shape)}" for name in unknown]
     parts = [
         f"{len(names)} {what}: {_list(names)}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        for what, names in (("missing", absent), ("unknown", more), ("of another shape", shapes))
         if names
     ]
     raise ModelError(
         f"{path} does not fit the model ({len(expected)} tensors); {'; '.join(parts)}. Name the model that the file "
         "was made with (timm: and torchvision: may name the same network's weights differently)"
     )
+
+
+def _nearest(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
+    """The file's tensor that might be meant."""
+    same_shape = [other for other in unknown if found[other].shape == expected[name].shape]
+    near = difflib.get_close_matches(name, same_shape, n=1, cutoff=0)
+    return f" (nearest: {near[0]})" if near else ""
 
 
 def _class_counts(

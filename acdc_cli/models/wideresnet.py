@@ -71,6 +71,7 @@ def wideresnet28_10(num_classes: int, dropout: float = 0.0) -> WideResNet:
     return WideResNet(28, 10, num_classes, dropout)
 
 
+SMALL_IMAGES = True
 MODELS = {
     "wideresnet16_4": wideresnet16_4,
     "wideresnet16_8": wideresnet16_8,

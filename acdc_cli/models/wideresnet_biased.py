@@ -64,4 +64,5 @@ def _stage(in_channels: int, out_channels: int, stride: int, dropout: float) -> 
     return nn.Sequential(first, *(BiasedBlock(out_channels, out_channels, 1, dropout) for _ in range(3)))
 
 
+SMALL_IMAGES = True
 MODELS = {"wideresnet28_10_biased": BiasedWideResNet}

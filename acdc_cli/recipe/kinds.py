@@ -1,37 +1,32 @@
-"""The blocks of a recipe that come in several kinds: optimisers, schedules and the methods of sparse training."""
+"""What a recipe names comes in several kinds: methods, models, data sets, optimisers and schedules."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, create_model
 
+from acdc_cli.recipe.discovery import METHODS
 from acdc_cli.recipe.schema import Recipe, SparsityBlock
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.syntax import KeyPath
 
-_METHODS = "acdc_cli.sparsity.methods"
-
 
 def methods() -> list[str]:
     """The methods of sparse training, in alphabetical order: one file of `sparsity/methods` each. Imports none."""
-    folder = Path(__file__).resolve().parent.parent / "sparsity" / "methods"
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return METHODS.names()
 
 
 def method_config(method: str) -> type[SparsityBlock]:
-    """The `Config` of a method's file, which lies above this layer and is therefore imported by name."""
-    config: type[SparsityBlock] = importlib.import_module(f"{_METHODS}.{method}").Config
+    """The `Config` of a method's file."""
+    config: type[SparsityBlock] = METHODS.module(method).Config
     return config
 
 
 def method_class(method: str) -> type[Any]:
     """The `Method` of a method's file: the `Sparsifier` that its `Config` describes."""
-    hooks: type[Any] = importlib.import_module(f"{_METHODS}.{method}").Method
+    hooks: type[Any] = METHODS.module(method).Method
     return hooks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,17 @@ def block_of(schema: type[B], overrides: Sequence[str], origin: str) -> B:
     if given.problems:
         raise _refusal(given, given.problems)
     return block
+
+
+def sorted_overrides(schema: type[Block], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The `--set` values of the block's keys, among them those that nobody knows, and those of a recipe's keys."""
+    own: list[str] = []
+    others: list[str] = []
+    for override in overrides:
+        key = re.split(r"[.=]", override, maxsplit=1)[0].strip()
+        is_own = key in schema.model_fields or (bool(schema.model_fields) and key not in Recipe.model_fields)
+        (own if is_own else others).append(override)
+    return own, others
 
 
 def resolved_yaml(recipe: Recipe) -> str:

@@ -186,6 +186,8 @@ class DataBlock(Block):
     """Validation images are resized to this shorter side …"""
     val_crop: Pixels = 224
     """… and cropped to this square in the centre."""
+    val_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How validation images are resized. `bicubic` is for checkpoints of others; FFCV does not have it."""
     mean: Annotated[tuple[Share, Share, Share], Field(strict=False)] = (0.485, 0.456, 0.406)
     """Subtracted from the channels (red, green, blue), whose range is 0 to 1. Default: ImageNet's."""
     std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], Field(strict=False)] = (0.229, 0.224, 0.225)

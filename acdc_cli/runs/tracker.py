@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 from acdc_cli import console, files
@@ -19,9 +19,14 @@ from acdc_cli.runs.run_dir import RunDir
 WandbMode = Literal["online", "offline", "disabled"]
 
 
-class Tracker(Protocol):
+class Tracker:
+    """Where an epoch's numbers go; as it stands, nowhere."""
+
     def log(self, record: dict[str, Any]) -> None:
         """One epoch's record: plain numbers and strings, and `layers` with the sparsity of each."""
+
+    def alert(self, text: str) -> None:
+        """Something that the user should see while the run goes on."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The run ended well."""
@@ -30,7 +35,7 @@ class Tracker(Protocol):
         """The process ends; `failed` if the run is not finished."""
 
 
-class JsonLines:
+class JsonLines(Tracker):
     """Appends each record to metrics.jsonl as one line that has reached the disk when `log` returns."""
 
     def __init__(self, path: Path) -> None:
@@ -39,14 +44,8 @@ class JsonLines:
     def log(self, record: dict[str, Any]) -> None:
         files.append_line(self._path, json.dumps(record))
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        pass
 
-    def close(self, failed: bool = False) -> None:
-        pass
-
-
-class Wandb:
+class Wandb(Tracker):
     """Mirrors the records into one W&B run, under the same names; `layers` becomes a table.
 
     No step is logged twice, in whatever process: `wandb-step` names the last one.
@@ -100,6 +99,9 @@ class Wandb:
         self._last_step = record["step"]
         table = wandb.Table(columns=["layer", "sparsity"], data=[list(item) for item in record["layers"].items()])
         self._run.log(record | {"layers": table}, step=record["step"])
+
+    def alert(self, text: str) -> None:
+        self._attempt(lambda: self._run.alert(title="collapse", text=text, level="WARN"))
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(summary))

@@ -82,6 +82,29 @@ def zero_counts(layers: Sequence[Layer]) -> dict[str, tuple[int, int]]:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """What a collapse shows in (`runs.collapse`)."""
+
+    largest_weight: float
+    """Largest |w| of all layers."""
+    empty_layers: int
+    """Layers without any weight other than zero."""
+    empty_channels: int
+    """Output channels without any, of all layers."""
+
+
+def extent(layers: Sequence[Layer]) -> Extent:
+    """With one fetch from the device."""
+    rows = [layer.parameter.detach().flatten(1) for layer in layers]
+    # of each output channel, the largest |w|
+    channels = [row.abs().amax(dim=1) for row in rows]
+    largest = torch.stack([channel.amax().double() for channel in channels])
+    empty = torch.stack([(channel == 0).sum() for channel in channels]).double()
+    peaks, counts = torch.stack([largest, empty]).tolist()
+    return Extent(max(peaks), sum(peak == 0 for peak in peaks), int(sum(counts)))
+
+
+@dataclass(frozen=True)
 class _Weight:
     """A weight that can be pruned, and the module that owns it."""
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
 from acdc_cli.statistics import Spread, distance, rises
 from acdc_cli.studies.summary import Group, Series, Summary
 
-Verdict = Literal["under-trained", "looks under-trained", "not under-trained", "past its best length"]
+Verdict = Literal["collapsed", "under-trained", "looks under-trained", "not under-trained", "past its best length"]
 
 CLEAR = 2.0
 """Pooled standard deviations over seeds by which loss and entropy must both differ, for a verdict."""
@@ -146,6 +147,8 @@ def _pairs(group: Group, reference: Group) -> list[tuple[Spread | None, Spread |
 def _verdict(
     group: Group, reference: Group | None, equals: Sequence[Group], series: Series
 ) -> tuple[Verdict | None, str]:
+    if signs := [sign for run in group.done if (sign := sign_of_collapse(run.records))]:
+        return "collapsed", f"{len(signs)} of {len(group.done)} runs: {signs[0]}; {REMEDY}"
     if reference is None:
         return None, "no dense run, and none more accurate, of the same data and model is among these"
     sides = {other: _side(group, other) for other in (reference, *equals)}

@@ -12,11 +12,11 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from acdc_cli import console, files
+from acdc_cli import __version__, console, files
 from acdc_cli.errors import CheckpointError
 from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
-FORMAT = 3
+FORMAT = 4
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -78,7 +78,12 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
     """A .safetensors file with the model's own names; `metadata` goes into its header as JSON."""
-    save_tensors(path, model.state_dict(), {"acdc": json.dumps(metadata)})
+    save_tensors(path, model.state_dict(), model_header(metadata))
+
+
+def model_header(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a file with a model's weights says, so that every command knows the file as ours."""
+    return {"acdc": json.dumps(metadata), "acdc version": __version__}
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

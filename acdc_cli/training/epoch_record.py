@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from acdc_cli.sparsity.prunable import Layer, zero_counts
+from acdc_cli.sparsity.prunable import Layer, extent, zero_counts
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.running import Running
 
@@ -40,6 +41,7 @@ def epoch_record(
         "train_loss": finite_or_none(train_loss),
         **_metrics_by_name(parts, metrics),
         **parts.sparsifier.metrics(),
+        **asdict(extent(parts.layers)),
         **_sparsities(parts.layers, zeros),
         **average_metrics,
         **cost,

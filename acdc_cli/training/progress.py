@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from acdc_cli import console
+from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import Tracker
 from acdc_cli.training.compiling import COMPILING, LOG
 
 
@@ -68,6 +71,16 @@ def print_header() -> None:
 
 def print_epoch(record: dict[str, Any]) -> None:
     console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _COLUMNS))
+
+
+def warn_of_collapse(run: RunDir, trackers: Sequence[Tracker]) -> None:
+    """Once, after the epoch whose record shows it first. Processes without trackers have none to warn."""
+    records = run.records() if trackers else []
+    sign = sign_of_collapse(records)
+    if sign and not sign_of_collapse(records[:-1]):
+        console.warn(f"{sign}: the run may be collapsing; {REMEDY}")
+        for tracker in trackers:
+            tracker.alert(f"{sign}; {REMEDY}")
 
 
 def tell_compiled() -> dict[str, float]:

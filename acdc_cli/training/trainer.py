@@ -31,7 +31,7 @@ from acdc_cli.training.method_services import MethodServices
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.products import Products
-from acdc_cli.training.progress import RunProgress, print_epoch, print_header, tell_compiled
+from acdc_cli.training.progress import RunProgress, print_epoch, print_header, tell_compiled, warn_of_collapse
 from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.requests import Request, Requests
 from acdc_cli.training.running import Losses, Running
@@ -83,6 +83,7 @@ class Trainer:
             self._products.save(record)
             for tracker in self._trackers:
                 tracker.log(record)
+            warn_of_collapse(self._run, self._trackers)
             phase_ends = parts.sparsifier.phases.ends(self._epoch)
             self._epoch, self._step = self._epoch + 1, 0
             self._running.begin()

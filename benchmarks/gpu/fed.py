@@ -15,6 +15,7 @@ import torch
 
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import open_set
 from acdc_cli.recipe.load import load
 from benchmarks import photos
 from benchmarks.assemble import Assembly, Resident, assemble, moment
@@ -52,7 +53,7 @@ def run(trial: Trial) -> None:
     }
     recipe = load("resnet50_95", [f"{key}={value}" for key, value in settings.items()])
     trial.record(photos=images.facts)
-    with closing(loaders.train_loader(recipe.data, recipe.seed, recipe.epochs, trial.device)) as loader:
+    with closing(loaders.train_loader(open_set(recipe.data), recipe.seed, recipe.epochs, trial.device)) as loader:
         loader.warm_up()
         resident = Resident(batch_size, side, loader.steps, trial.device)
         assembly = assemble(recipe, resident)

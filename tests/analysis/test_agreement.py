@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acdc_cli.analysis import agreement
 from acdc_cli.analysis.agreement import draw_differences, partners
-from acdc_cli.analysis.base.outputs import Pairs, class_names, compare, mcnemar, of_sums, same_images, sums, top_class
+from acdc_cli.analysis.base.outputs import Pairs, compare, mcnemar, of_sums, same_images, sums, top_class
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError
@@ -253,7 +253,7 @@ def test_sets_of_other_classes_are_refused(trained: Path, few_digits: Path, tmp_
         pass
     # one that is named for both serves both
     first, second = open_subjects([trained, trained / "dense.safetensors"], Asked(data=str(tmp_path)))
-    assert class_names(second)[1] == "digit 1"
+    assert second.data.class_names[1] == "digit 1"
     with same_images(first, second) as images:
         assert images.samples == 100
 

@@ -19,6 +19,7 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
+from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.schema import Block, Recipe
 
 
@@ -118,10 +119,10 @@ def test_looks_differ_without_colours() -> None:
     assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
 
 
-@pytest.mark.parametrize("name", analyses.names())
+@pytest.mark.parametrize("name", ANALYSES.names())
 def test_every_analysis_keeps_its_contract(name: str) -> None:
     _, options = analyses.find(name)
-    assert len(analyses.described()[name]) > 20
+    assert len(ANALYSES.described()[name]) > 20
     assert options() == options.model_validate({})
     assert not set(options.model_fields) & set(Recipe.model_fields), "`--set` could not tell them apart"
     for key, field in options.model_fields.items():
@@ -130,7 +131,7 @@ def test_every_analysis_keeps_its_contract(name: str) -> None:
 
 def test_analyses_are_listed_with_what_they_are(acdc: Acdc) -> None:
     listed = acdc("analyze").stdout
-    assert all(name in listed for name in analyses.names())
+    assert all(name in listed for name in ANALYSES.names())
     assert "shaded" in listed
 
 

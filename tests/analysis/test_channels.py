@@ -209,7 +209,7 @@ def search(model: nn.Module) -> dict[str, Tensor]:
     reached = through("conv1", reached)
     for name, block in model.named_modules():
         if hasattr(block, "new_channels"):
-            shortcut = F.pad(reached, (0, block.new_channels))
+            shortcut = F.pad(reached, (block.new_channels // 2, block.new_channels // 2))
             reached = through(f"{name}.conv2", through(f"{name}.conv1", reached)) | shortcut
     through("fc", reached)
     return found

@@ -29,9 +29,9 @@ def test_the_example_runs(name: str, trained: Path, in_tmp: Path, capsys: pytest
 
 
 def test_every_analysis_is_documented_with_a_figure_that_is_there() -> None:
-    from acdc_cli.analysis.base import analyses
+    from acdc_cli.recipe.discovery import ANALYSES
 
-    assert set(SECTIONS) == set(analyses.names())
+    assert set(SECTIONS) == set(ANALYSES.names())
     for name, text in SECTIONS.items():
         figures = re.findall(r"!\[[^]]+\]\((analyses/[\w-]+\.svg)\)", text)
         assert figures, name

@@ -280,7 +280,7 @@ CHECKPOINTS = [
         nothing,
         "train small.yaml --set model.weights=no.pt",
         "there is no weight file no.pt; `model.weights` and `sparsity.from_checkpoint` take a "
-        ".safetensors or torch file",
+        ".safetensors, packed or torch file",
     ),
     Case(
         "weights to start from of another model",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,12 @@ import pytest
 import torch
 from command import Acdc
 from numpy.typing import NDArray
+from PIL import Image
 from processes import VIT, together, untimed
 from safetensors.torch import load_file
 
-from acdc_cli.data import loaders
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.data_set import open_set
 from acdc_cli.jobs.training_run import train
 from acdc_cli.models import build as models
 from acdc_cli.recipe.load import load
@@ -73,7 +76,7 @@ def predictions(run: RunDir, digits: Path) -> NDArray[np.int64]:
 def test_the_samples_and_both_their_labels_are_stored(corrupted: RunDir, digits: Path) -> None:
     assert corrupted.corrupted_labels.read_text().splitlines()[0] == "index,true,given"
     index, true, given = listed(corrupted).T
-    wrong = loaders.corrupted(load(corrupted.resolved).data)
+    wrong = open_set(load(corrupted.resolved).data).corrupted_labels
     assert wrong is not None
     assert np.array_equal(index, wrong.indices)
     assert np.array_equal(true, BetonFile(digits / "train.beton").labels[index])
@@ -102,6 +105,25 @@ def test_eval_goes_by_the_true_labels_of_the_training_images(acdc: Acdc, corrupt
     predicted = predictions(corrupted, digits)
     assert found["top1"] == (predicted == labels).mean()
     assert (predicted == labels).mean() != (predicted == told).mean()
+
+
+def test_a_run_on_image_folders_walks_each_of_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = [tmp_path / "images" / split / name for split in ("train", "val") for name in ("cat", "dog")]
+    for folder in classes:
+        folder.mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (28, 28), (index, 0, 0)).save(folder / f"{index}.png")
+    walks: Counter[Path] = Counter()
+    walk = os.walk
+
+    def counted(top: Path, **options: Any) -> Any:
+        walks[Path(top)] += 1
+        return walk(top, **options)
+
+    monkeypatch.setattr(os, "walk", counted)
+    data = ("data.name=folder", f"data.path={tmp_path / 'images'}", "data.batch_size=4", "data.workers=0")
+    train("demo_static", ["epochs=2", "data.corrupt_labels.count=2", *data], tmp_path / "run")
+    assert walks == dict.fromkeys(classes, 1)
 
 
 def test_the_wrong_labels_are_learned(corrupted: RunDir, small: Path) -> None:

@@ -31,7 +31,9 @@ class Loop:
         self.model = nn.Sequential(*(nn.Sequential(nn.Tanh(), nn.Linear(*width)) for width in widths))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         loaded = api.load_recipe(recipe, overrides)
-        self.sparse = api.SparseTraining(self.model, self.optimizer, loaded, STEPS, self._losses if losses else None)
+        self.sparse = api.SparseTraining(
+            self.model, self.optimizer, loaded, STEPS, self._losses if losses else None, input_shape=(8,)
+        )
 
     def _losses(self, batch_size: int) -> Iterator[Tensor]:
         for inputs, labels in zip(

@@ -17,6 +17,7 @@ import torch
 from command import Acdc, Finished
 from safetensors.torch import load_file, save_file
 
+from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
@@ -181,15 +182,25 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, re
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     assert (found["samples"], found["sparsity"]) == (100, 0.0)
-    assert "judged at 224 of 256 pixels" in flat(result.stderr)
+    assert "preprocessing: 28 pixels, crop 28, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
-    set_ = [word for item in ("data.val_crop=28", "data.val_resize=28", mean, std) for word in ("--set", item)]
+    set_ = [word for item in (mean, std) for word in ("--set", item)]
     for file in ("foreign.safetensors", "foreign.pt"):
         same = acdc("eval", "--checkpoint", file, *by, *set_)
         assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
+        assert "mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
+
+
+def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits: Path) -> None:
+    torch.save(build.find("resnet18")(num_classes=10).state_dict(), "large.pt")
+    few = ("--set", "data.val_images=1")
+    result = acdc("eval", "--checkpoint", "large.pt", "--model", "resnet18", "--data", digits, *few)
+    assert result.exit_code == 0, result.output
+    assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
+    assert "images of 28 pixels are enlarged to 256" in flat(result.stderr)
 
 
 def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:

@@ -15,6 +15,7 @@ from acdc_cli.data import loaders
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels, corrupt
+from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
@@ -139,9 +140,9 @@ def block(path: Path, count: int | None = 10, **values: Any) -> DataBlock:
 
 
 def wrong_labels(asked: DataBlock) -> CorruptedLabels:
-    found = loaders.corrupted(asked)
-    assert found is not None
-    return found
+    wrong = open_set(asked).corrupted_labels
+    assert wrong is not None
+    return wrong
 
 
 def labels_seen(loader: Loader, epoch: int = 0) -> dict[int, int]:
@@ -155,7 +156,7 @@ def labels_seen(loader: Loader, epoch: int = 0) -> dict[int, int]:
 
 
 def train(opened: list[Loader], asked: DataBlock, shard: Shard = UNDIVIDED) -> Loader:
-    opened.append(loaders.train_loader(asked, 0, 2, CPU, shard))
+    opened.append(loaders.train_loader(open_set(asked), 0, 2, CPU, shard))
     return opened[-1]
 
 
@@ -193,7 +194,7 @@ def test_each_of_several_processes_is_told_the_same_labels(kind: str, opened: li
 def test_whoever_validates_is_told_the_true_labels(
     kind: str, opened: list[Loader], root: Path, split: str, count: int
 ) -> None:
-    opened.append(loaders.val_loader(block(root, loader=kind), CPU, split))
+    opened.append(loaders.val_loader(open_set(block(root, loader=kind)), CPU, split))
     assert labels_seen(opened[-1]) == dict(enumerate(STORED[:count].tolist()))
 
 
@@ -205,9 +206,9 @@ def test_of_a_trial_only_samples_that_are_used_are_chosen(kind: str, opened: lis
     seen = labels_seen(train(opened, asked))
     assert seen == dict(zip(wrong.indices.tolist(), wrong.given.tolist(), strict=True))
     with pytest.raises(DataError, match="21 labels of 20 training images"):
-        loaders.train_loader(block(root, 21, images=20, loader=kind), 0, 2, CPU)
+        loaders.train_loader(open_set(block(root, 21, images=20, loader=kind)), 0, 2, CPU)
     with pytest.raises(DataError, match="21 labels of 20 training images"):
-        loaders.expected_set(block(root, 21, images=20, loader=kind))
+        expected_set(block(root, 21, images=20, loader=kind))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 64])
@@ -216,8 +217,8 @@ def test_the_corrupted_samples_come_once_each_as_validation_shows_them_by_their_
 ) -> None:
     asked = block(root, loader=kind, val_batch_size=batch_size)
     wrong = wrong_labels(asked)
-    opened.append(loaders.corrupted_loader(asked, wrong, CPU))
-    opened.append(loaders.val_loader(asked, CPU, "train"))
+    opened.append(loaders.corrupted_loader(open_set(asked), wrong, CPU))
+    opened.append(loaders.val_loader(open_set(asked), CPU, "train"))
     probe, whole = opened
     assert (probe.samples, probe.steps) == (10, -(-10 // batch_size))
     with probe.epoch(0) as batches:
@@ -233,7 +234,7 @@ def test_the_corrupted_samples_come_once_each_as_validation_shows_them_by_their_
 def test_several_processes_share_the_corrupted_samples(kind: str, opened: list[Loader], root: Path) -> None:
     asked = block(root, loader=kind, val_batch_size=4)
     wrong = wrong_labels(asked)
-    opened += [loaders.corrupted_loader(asked, wrong, CPU, Shard(rank, 2)) for rank in range(2)]
+    opened += [loaders.corrupted_loader(open_set(asked), wrong, CPU, Shard(rank, 2)) for rank in range(2)]
     # of the batches of 4, 4 and 2 the first and the last are the first process's
     seen = [labels_seen(loader) for loader in opened]
     assert sorted(len(part) for part in seen) == [4, 6]
@@ -252,7 +253,7 @@ def test_folders_and_worker_processes_give_the_same_wrong_labels(
     names = sorted(NAMES)
     assert wrong.true.tolist() == [names.index(Path(path).parent.name) for path in _paths(tmp_path, wrong)]
     assert labels_seen(train(opened, asked)) == labels_seen(train(opened, block(tmp_path, loader="torch", workers=0)))
-    opened.append(loaders.corrupted_loader(asked, wrong, CPU))
+    opened.append(loaders.corrupted_loader(open_set(asked), wrong, CPU))
     with opened[-1].epoch(0) as batches:
         shown = torch.cat([batch.images[:, 0, 0, 0] for batch in batches])
     reds = [5 * int(path.stem) for path in _paths(tmp_path, wrong)]
@@ -266,4 +267,4 @@ def _paths(root: Path, wrong: CorruptedLabels) -> list[Path]:
 
 
 def test_the_data_set_is_the_same_with_wrong_labels(root: Path) -> None:
-    assert loaders.open_set(block(root)) == loaders.open_set(block(root, None))
+    assert open_set(block(root)).facts() == open_set(block(root, None)).facts()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader, Shard
-from acdc_cli.data.loaders import open_set
+from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
@@ -56,26 +56,35 @@ def _block(path: Path | None, **values: Any) -> DataBlock:
 
 
 def _train(opened: list[Loader], block: DataBlock, epochs: int = 10) -> Loader:
-    opened.append(loaders.train_loader(block, 0, epochs, CPU))
+    opened.append(loaders.train_loader(open_set(block), 0, epochs, CPU))
     return opened[-1]
 
 
 def _val(opened: list[Loader], block: DataBlock, split: str = "val") -> Loader:
-    opened.append(loaders.val_loader(block, CPU, split))
+    opened.append(loaders.val_loader(open_set(block), CPU, split))
     return opened[-1]
 
 
 def test_a_written_set_is_described_by_its_manifests(root: Path) -> None:
-    found = open_set(_block(root))
-    assert (found.name, found.path, found.classes, found.class_names) == ("tiny", root, 3, NAMES)
-    assert (found.train, found.val) == (50, 23)
-    assert len(set(found.fingerprint.values())) == 2
+    data = open_set(_block(root))
+    fingerprint = data.fingerprint
+    assert data.facts() == {
+        "name": "tiny",
+        "path": str(root),
+        "classes": 3,
+        "class_names": NAMES,
+        "train": 50,
+        "val": 23,
+        "fingerprint": fingerprint,
+    }
+    assert set(fingerprint) == {"train", "val"}
+    assert len(set(fingerprint.values())) == 2
 
 
 def test_image_folders_are_a_set_as_they_are(folders: Path) -> None:
-    found = open_set(_block(folders))
-    assert (found.classes, found.class_names, found.train, found.val) == (2, ("cat", "dog"), 6, 4)
-    assert set(found.fingerprint) == {"train", "val"}
+    data = open_set(_block(folders))
+    assert (data.classes, data.class_names, data.stored("train"), data.stored("val")) == (2, ("cat", "dog"), 6, 4)
+    assert set(data.fingerprint) == {"train", "val"}
 
 
 def test_a_set_that_is_not_there_is_an_error_that_says_where_it_was_sought_and_how_it_is_made(in_tmp: Path) -> None:
@@ -91,16 +100,16 @@ def test_a_set_that_is_not_there_is_an_error_that_says_where_it_was_sought_and_h
 
 def test_a_split_that_is_not_there_is_missed_when_it_is_asked_for(folders: Path) -> None:
     (folders / "train").rename(folders / "elsewhere")
-    assert open_set(_block(folders)).train == 0
+    assert open_set(_block(folders)).stored("train") == 0
     with pytest.raises(DataError, match="the data set tiny has no train"):
-        loaders.train_loader(_block(folders), 0, 1, CPU)
+        loaders.train_loader(open_set(_block(folders)), 0, 1, CPU)
 
 
 def test_the_path_defaults_to_the_sets_name_below_data(in_tmp: Path, folders: Path) -> None:
     (in_tmp / "data").mkdir()
     (folders / "train").rename(in_tmp / "train")
     (in_tmp / "data" / "pets").symlink_to(folders)
-    assert open_set(_block(None, name="pets")).val == 4
+    assert open_set(_block(None, name="pets")).stored("val") == 4
 
 
 def test_a_damaged_file_is_refused_when_the_set_is_opened(root: Path, tmp_path: Path) -> None:
@@ -173,17 +182,17 @@ def test_auto_does_without_ffcv_and_says_why_once(
 @pytest.mark.usefixtures("without_ffcv")
 def test_ffcv_asked_for_but_not_there_is_an_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"FFCV cannot be used.*pip install 'acdc-cli\[ffcv\]'.*data\.loader=torch"):
-        loaders.train_loader(_block(root, loader="ffcv"), 0, 1, CPU)
+        loaders.train_loader(open_set(_block(root, loader="ffcv")), 0, 1, CPU)
 
 
 def test_ffcv_asked_for_a_folder_is_an_error(folders: Path) -> None:
     with pytest.raises(DataError, match=r"holds images: .*acdc data write folder --source.*data\.loader=torch"):
-        loaders.train_loader(_block(folders, loader="ffcv"), 0, 1, CPU)
+        loaders.train_loader(open_set(_block(folders, batch_size=2, loader="ffcv")), 0, 1, CPU)
 
 
 def test_a_batch_larger_than_the_set_is_an_error(kind: str, root: Path) -> None:
     with pytest.raises(DataError, match=r"batch_size 51 is more than the 50 images"):
-        loaders.train_loader(_block(root, batch_size=51, loader=kind), 0, 1, CPU)
+        loaders.train_loader(open_set(_block(root, batch_size=51, loader=kind)), 0, 1, CPU)
 
 
 def test_training_drops_the_last_partial_batch(kind: str, opened: list[Loader], root: Path) -> None:
@@ -208,7 +217,7 @@ def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader
 
 def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: list[Loader], root: Path) -> None:
     block = _block(root, loader=kind, images=20, val_images=5)
-    train, val = loaders.train_loader(block, 0, 2, CPU), loaders.val_loader(block, CPU)
+    train, val = loaders.train_loader(open_set(block), 0, 2, CPU), loaders.val_loader(open_set(block), CPU)
     opened += [train, val]
     assert (train.samples, train.steps, val.samples, val.steps) == (20, 2, 5, 1)
     with val.epoch(0) as batches:
@@ -221,9 +230,9 @@ def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: 
     # every 50/20th
     assert seen <= {5 * index // 2 for index in range(20)}
     assert len(seen) > 16
-    assert loaders.expected_set(block) == (3, 20, True)
+    assert expected_set(block) == (3, 20, True)
     with pytest.raises(DataError, match="more than the 7 images"):
-        loaders.train_loader(_block(root, loader=kind, images=7), 0, 2, CPU)
+        loaders.train_loader(open_set(_block(root, loader=kind, images=7)), 0, 2, CPU)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
@@ -269,8 +278,8 @@ def test_workers_default_to_the_cores_that_this_process_may_use(
     asked: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
     monkeypatch.setattr(ffcv, "FFCVLoader", lambda file, plan, workers, device: asked.append(workers))
-    loaders.val_loader(_block(root, workers=None, loader="ffcv"), CPU)
-    loaders.val_loader(_block(root, workers=0, loader="ffcv"), CPU)
+    loaders.val_loader(open_set(_block(root, workers=None, loader="ffcv")), CPU)
+    loaders.val_loader(open_set(_block(root, workers=0, loader="ffcv")), CPU)
     # two processes of a machine share its cores
-    loaders.val_loader(_block(root, workers=None, loader="ffcv"), CPU, shard=Shard(0, 2, local_size=2))
+    loaders.val_loader(open_set(_block(root, workers=None, loader="ffcv")), CPU, shard=Shard(0, 2, local_size=2))
     assert asked == [3, 1, 1]

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from acdc_cli.data.augment import CENTRED, PADDED, RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
-from acdc_cli.data.datasets import folder_source
+from acdc_cli.data.image_folder import folder_source
 from acdc_cli.data.torch import BetonImages, FolderImages, Images, TorchLoader
 from acdc_cli.errors import DataError
 

@@ -15,13 +15,16 @@ def test_the_local_models_are_listed() -> None:
     assert build.names() == [
         "mobilenet_v1",
         "resnet101",
+        "resnet110",
         "resnet152",
         "resnet18",
         "resnet20",
         "resnet32",
         "resnet34",
+        "resnet44",
         "resnet50",
         "resnet50_half",
+        "resnet56",
         "resnet8",
         "wideresnet16_4",
         "wideresnet16_8",
@@ -47,7 +50,9 @@ def test_a_new_file_is_a_new_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     from acdc_cli import models
 
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    paths = [*models.__path__, str(tmp_path)]
+    monkeypatch.setattr(models, "__path__", paths)
+    monkeypatch.setattr(models.__spec__, "submodule_search_locations", paths)
     assert "tiny" in build.names()
     assert build.build(ModelBlock(name="tiny"), 3)(torch.zeros(1, 3, 2, 2)).shape == (1, 3)
 
@@ -81,7 +86,7 @@ def test_all_resnet50_have_the_same_parameters() -> None:
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [
-        ("resnet5", "did you mean resnet50 (local, torchvision, timm)"),
+        ("resnet_50", "did you mean resnet50 (local, torchvision, timm)"),
         ("ResNet20", "did you mean resnet20 (local)"),
         ("torchvision:vit_small_patch16_224", "did you mean vit_small_patch16_224 (timm)"),
         ("timm:resnet50.a1_in1k", "did you mean resnet50 (local, torchvision, timm)"),

@@ -1,5 +1,7 @@
 """The local models have the sizes that their papers state, derived by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -228,8 +230,9 @@ def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None
         nn.init.zeros_(parameter)
     images = torch.rand(1, 16, 5, 5)
     out = block(images)
-    assert torch.equal(out[:, :16], images[:, :, [0, 2, 4]][..., [0, 2, 4]])
-    assert out[:, 16:].count_nonzero() == 0
+    # as many before as after, as in public code and checkpoints
+    assert torch.equal(out[:, 8:24], images[:, :, [0, 2, 4]][..., [0, 2, 4]])
+    assert out[:, :8].count_nonzero() == out[:, 24:].count_nonzero() == 0
 
 
 def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
@@ -237,3 +240,9 @@ def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
     assert list(half) == list(whole)
     assert half["layer3.1.conv2.weight"].shape == (128, 128, 3, 3)
     assert half["layer3.1.conv3.weight"].shape == (1024, 128, 1, 1)
+
+
+def test_a_file_with_convolutions_in_its_shortcuts_is_a_model_with_them(tmp_path: Path) -> None:
+    for options in ({}, {"shortcut": "conv"}):
+        torch.save(build.find("resnet20")(num_classes=10, **options).state_dict(), tmp_path / "model.pt")
+        assert build.options_for("resnet20", tmp_path / "model.pt") == options

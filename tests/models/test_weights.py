@@ -110,7 +110,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("content", "found"), [({"epoch": 3, "loss": 0.1}, "keys epoch, loss"), ([1, 2], "a list"), ({}, "a dict")]
 )
 def test_a_file_without_a_state_dict_says_what_it_holds(content: object, found: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=rf"holds no state dict \({found}\)"):
+    with pytest.raises(ModelError, match=rf"holds no weights of this model: it has no tensors \({found}\)"):
         load_weights(small(), save_torch(content, tmp_path / "other.pt"))
 
 
@@ -131,7 +131,7 @@ def test_every_misfit_is_counted_and_the_first_are_listed(tmp_path: Path) -> Non
     with pytest.raises(ModelError) as caught:
         load_weights(model, save_torch(state, tmp_path / "weights.pt"))
     message = str(caught.value)
-    assert "4 missing: conv1.weight, bn1.weight, bn1.bias, … 1 more" in message
+    assert "4 missing: conv1.weight [16, 3, 3, 3], bn1.weight [16], bn1.bias [16], … 1 more" in message
     assert "1 unknown: head.weight" in message
     assert "1 of another shape: layer1.0.conv1.weight is [16, 16, 1, 1], not [16, 16, 3, 3]" in message
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

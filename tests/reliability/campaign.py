@@ -25,10 +25,11 @@ from killing import NEVER, Moment, Process, Watch, after, while_saving
 from PIL import Image
 
 from acdc_cli import console, files
-from acdc_cli.data import demo_digits, inventory, manifest, write_beton
+from acdc_cli.data import inventory, manifest, write_beton
 from acdc_cli.data.augment import PADDED, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.sets import demo_digits
 from acdc_cli.errors import DataError
 from acdc_cli.jobs import training_run
 from acdc_cli.jobs.resume_check import differences

@@ -20,7 +20,7 @@ import torch
 
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import Plan
-from acdc_cli.data.datasets import folder_source
+from acdc_cli.data.image_folder import folder_source
 from acdc_cli.data.torch import FolderImages, TorchLoader
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every method must do, whatever it is: a method joins by a row in RUNS, a variant of it by another."""
+"""What every method must do: the runs of a method, one for each variant, are in runs/<method>.yaml."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,63 +30,11 @@ EPOCHS, STEPS = 12, 3
 TARGET = 0.85
 
 RUNS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "acdc": {
-        "target": TARGET,
-        "warmup_epochs": 2,
-        "sparse_epochs": 2,
-        "dense_epochs": 2,
-        "last_dense_epochs": 2,
-        "last_sparse_epochs": 2,
-    },
-    "acdc dense fine-tuning": {
-        "target": TARGET,
-        "warmup_epochs": 2,
-        "sparse_epochs": 1,
-        "dense_epochs": 1,
-        "last_dense_epochs": 3,
-        "last_sparse_epochs": 4,
-        "last_phase": "dense_best",
-    },
-    "acdc ramp": {
-        "target": TARGET,
-        "ramp_from": 0.5,
-        "warmup_epochs": 2,
-        "sparse_epochs": 2,
-        "dense_epochs": 1,
-        "last_dense_epochs": 2,
-        "last_sparse_epochs": 3,
-    },
-    "acdc sparse decompression": {
-        "target": TARGET,
-        "dense_sparsity": 0.5,
-        "warmup_epochs": 2,
-        "period_epochs": 3,
-        "sparse_fraction": 0.333,
-        "last_dense_epochs": 2,
-        "last_sparse_epochs": 4,
-    },
-    "deepr": {"target": TARGET, "every": 1, "l1": 0.01, "temperature": 0.001},
-    "dpf": {"target": TARGET, "every": 2},
-    "dsd": {"target": TARGET, "sparse_from": 3, "dense_from": 8},
-    "gmp": {"target": TARGET, "every_epochs": 2},
-    "granet": {"target": TARGET, "every": 2, "initial_sparsity": 0.5},
-    "granet from dense": {"target": TARGET, "every_epochs": 1, "initial_sparsity": 0.0, "end": "75%"},
-    "lottery": {"target": TARGET, "prune": 0.75},
-    "lottery from an early epoch": {"target": TARGET, "prune": 0.97, "rewind_to": "50%"},
-    "oneshot": {"target": TARGET, "at": 3},
-    "rigl": {"target": TARGET, "every": 4, "average_batches": 2},
-    "set": {"target": TARGET, "every_epochs": 1},
-    "snip": {"target": TARGET, "batches": 2},
-    "snfs": {"target": TARGET, "every": 2},
-    "snfs by epochs": {"target": TARGET, "every_epochs": 1, "end": 8},
-    "static": {"target": TARGET},
-    "str": {"s_init": -3.0},
-    "synflow": {"target": TARGET, "rounds": 5},
-    "topkast": {"target": TARGET, "backward_sparsity": 0.5, "every": 2},
-    "woodfisher": {"target": TARGET, "every_epochs": 2, "samples": 5, "fisher_batch_size": 4, "fisher_block": 50},
-    "woodfisher at once": {"target": TARGET, "begin": 3, "end": 3, "samples": 5, "fisher_block": 9, "memory_gib": 1e-6},
+    name: keys
+    for file in sorted((Path(__file__).parent / "runs").glob("*.yaml"))
+    for name, keys in yaml.safe_load(file.read_text()).items()
 }
+"""The keys of each run of the suite, by name: the method, then what sets a variant apart. Targets are TARGET."""
 
 
 def densities(method: Sparsifier[Any], epoch: int) -> tuple[float | None, float | None]:

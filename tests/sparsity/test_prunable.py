@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.sparsity.prunable import layer_name, layers, pruned, zero_counts
+from acdc_cli.sparsity.prunable import Extent, extent, layer_name, layers, pruned, zero_counts
 
 
 class BlurredConv2d(nn.Conv2d):
@@ -43,6 +43,14 @@ def test_every_convolution_and_linear_weight_is_a_layer_in_registration_order() 
     assert found[2].shape == (4, 4, 1, 1)
     assert {layer.kept_dense for layer in found} == {None}
     assert list(pruned(found)) == ["0.weight", "2.weight", "3.weight", "4.weight", "5.weight", "6.weight"]
+
+
+def test_the_extent_names_the_largest_weight_and_counts_what_is_empty() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.5, 0.0], [0.0, 0.0], [-7.0, 1.0]]).view(3, 2, 1, 1))
+        model[1].weight.zero_()
+    assert extent(layers(model, [])) == Extent(largest_weight=7.0, empty_layers=1, empty_channels=3)
 
 
 def test_words_and_patterns_hold_layers_back_and_the_first_reason_is_told() -> None:

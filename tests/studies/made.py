@@ -31,6 +31,8 @@ class Made:
     """Epochs; by default all, or those of a run that waits: none."""
     overrides: Sequence[str] = ()
     axes: dict[str, Value] = field(default_factory=dict)
+    largest_weight: float = 1.0
+    """After the last epoch; before it 1."""
 
     @property
     def key(self) -> str:
@@ -60,6 +62,7 @@ class Made:
             "mask_sparsity": share,
             "sparsity": share,
             "sparsity_all": share / 2,
+            "largest_weight": 1.0 if before else self.largest_weight,
         }
 
     def write(self, path: Path) -> Path:

@@ -44,6 +44,16 @@ def test_loss_and_entropy_above_the_dense_models_and_longer_runs_better_is_under
     assert verdict(DENSE, runs(0.9, 8, 0.7, 0.2, 0.4), runs(0.9, 16, 0.8, 0.15, 0.3)) == "under-trained"
 
 
+def test_a_collapsed_run_is_called_that_whatever_its_loss() -> None:
+    group = runs(0.98, 8, 0.4, 2.0, 2.0)
+    group[1] = replace(group[1], largest_weight=219.0)
+    told = advice(DENSE, group)
+    assert told.verdict == "collapsed"
+    assert told.reason.startswith(
+        "1 of 3 runs: the largest weight grew from 1 to 219 in the sparse phase of epoch 7; set "
+    )
+
+
 def test_without_longer_runs_it_only_looks_so() -> None:
     assert verdict(DENSE, runs(0.9, 8, 0.7, 0.2, 0.4)) == "looks under-trained"
 

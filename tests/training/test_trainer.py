@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from mini_trainer import ADAMW, SGD, MiniRun, StopAtCall
+from torch import nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.tracker import JsonLines, Tracker
 from acdc_cli.training import checkpoint
+from acdc_cli.training.progress import warn_of_collapse
 from acdc_cli.training.running import Running
 
 ACDC = {
@@ -74,6 +77,10 @@ def test_every_record_has_what_the_epoch_was(folder: Path) -> None:
     assert record["sparsity"] == record["sparsity_all"] == pytest.approx(729 / 810)
     zeros = record["layers"]["0"] * 162 + record["layers"]["6"] * 648
     assert zeros == pytest.approx(729)
+    weights = [module.weight.detach() for module in run.model if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert record["largest_weight"] == pytest.approx(max(weight.abs().max().item() for weight in weights))
+    empty = sum(int((weight.flatten(1) == 0).all(dim=1).sum()) for weight in weights)
+    assert (record["empty_channels"], record["empty_layers"]) == (empty, 0)
     expected = {"epoch", "step", "phase", "lr", "resolution", "train_loss", "val_loss", "top1", "top5", "entropy"}
     assert expected | {"sparsity", "sparsity_all", "layers", "images_per_second", "seconds"} <= record.keys()
 
@@ -200,6 +207,29 @@ def test_a_checkpoint_is_written_at_every_phase_end(folder: Path) -> None:
         patch.setattr(checkpoint, "save_state", lambda path, state: saved.append(state["epoch"]))
         run.fit()
     assert saved == [phase.end for phase in run.sparsifier.phases.phases]
+
+
+class Alerts(Tracker):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def alert(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_collapse_is_warned_of_once_and_not_again_after_a_resume(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, alerts = RunDir(folder), Alerts()
+    tracker = JsonLines(run.metrics)
+    run.start("", "", {})
+    for epoch, largest in enumerate([0.5, 49.0, 50.0, 5000.0]):
+        tracker.log({"epoch": epoch, "phase": "dense", "largest_weight": largest, "layers": {}})
+        # a resumed run knows what was recorded, and nothing else
+        warn_of_collapse(RunDir(folder), [alerts])
+    told = "the largest weight grew from 0.5 to 50 in the dense phase of epoch 2"
+    assert [text.partition(";")[0] for text in alerts.texts] == [told]
+    assert " ".join(capsys.readouterr().err.split()).count(told) == 1
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -75,29 +75,21 @@ def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterat
 
     Raises DataError where the two are not judged on the same classes and as many images.
     """
-    names = class_names(first), class_names(second)
-    if names[0] != names[1]:
-        raise DataError(
-            f"{first.name} is judged on {_listed(names[0])}, {second.name} on {_listed(names[1])}; name a set "
-            "for both by --data"
-        )
-    size = min(block.val_batch_size or block.batch_size for block in (first.recipe.data, second.recipe.data))
+    data = first.data, second.data
+    if data[0].class_names != data[1].class_names:
+        judged = (f"{subject.name} is judged on {_listed(subject.data.class_names)}" for subject in (first, second))
+        raise DataError(f"{', '.join(judged)}; name a set for both by --data")
+    size = {"val_batch_size": min(each.block.val_batch_size or each.block.batch_size for each in data)}
     first_view, second_view = (
-        (subject.recipe.data.model_copy(update={"val_batch_size": size}), choose_device(subject.recipe.device))
-        for subject in (first, second)
+        (replace(each, block=each.block.model_copy(update=size)), choose_device(subject.recipe.device))
+        for each, subject in zip(data, (first, second), strict=True)
     )
     with ExitStack() as stack:
         opened = []
-        for block, device in [first_view] if first_view == second_view else [first_view, second_view]:
-            opened.append(stack.enter_context(closing(loaders.val_loader(block, device, split))))
+        for each, device in [first_view] if first_view == second_view else [first_view, second_view]:
+            opened.append(stack.enter_context(closing(loaders.val_loader(each, device, split))))
             opened[-1].warm_up()
         yield Pairs(*opened)
-
-
-def class_names(subject: Subject) -> tuple[str, ...]:
-    """Of the set that it is judged on, numbers where they have none. Raises DataError where the set is missing."""
-    found = loaders.open_set(subject.recipe.data)
-    return found.class_names or tuple(map(str, range(found.classes)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import DataSet
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
@@ -61,6 +62,10 @@ class Subject(Protocol):
     @property
     def weights(self) -> Path:
         """The file with the model's weights. Raises CheckpointError where the run has none yet."""
+
+    @property
+    def data(self) -> DataSet:
+        """What it is judged on. Raises DataError where it is missing."""
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from acdc_cli.recipe.schema import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.revival import Revive, clip_filters, filters_with_weights
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
@@ -26,6 +27,11 @@ class Config(AlternationBlock):
     reset_momentum: bool = True
     """Zero the optimiser's state of every parameter on entering a dense phase: momentum, Adam's averages and its step
     count (P1 3.2: "once all weights are re-introduced")."""
+
+    revive: Revive = "as_paper"
+    """How a dense phase frees filters that the sparse phase left without a weight: `as_paper`, like all others;
+    `clipped`, with each filter's gradient clipped to its layer's median, which prevents a collapse at high
+    sparsity (docs/results). Where every filter has a weight the two are the same."""
 
     @model_validator(mode="after")
     def _sparsities_in_order(self) -> Self:
@@ -71,6 +77,8 @@ class Method(Sparsifier[Config]):
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}
         """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
+        self._living: dict[str, Tensor] = {}
+        """In a dense phase that clips gradients, the filters that had weights before it."""
         self._best_top1 = -1.0
         self._best: dict[str, Tensor] = {}
         """The dense model with that top-1, where it is to be fine-tuned; empty before there is one and after."""
@@ -92,6 +100,10 @@ class Method(Sparsifier[Config]):
         elif moment.epoch > 0:
             self._decompress()
 
+    def on_gradients(self, moment: Moment) -> bool:
+        clip_filters(self.masked, self._living)
+        return super().on_gradients(moment)
+
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
         phase = self.phases.at(moment.epoch)
         competes = phase.kind == "dense" and phase.start > 0 and phase.end < self.epochs
@@ -102,6 +114,8 @@ class Method(Sparsifier[Config]):
         state = super().state_dict()
         if self._dense_masks:
             state["dense_masks"] = _cloned(self._dense_masks)
+        if self._living:
+            state["living"] = _cloned(self._living)
         if self._best:
             state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
         return state
@@ -114,10 +128,12 @@ class Method(Sparsifier[Config]):
         super().load_state_dict(state)
         if dense := state.get("dense_masks"):
             self._dense_masks = {name: dense[name].clone() for name in self.masked.parameters}
+        self._living = _cloned(state.get("living", {}))
         if best := state.get("best"):
             self._best_top1, self._best = best["top1"], _cloned(best["model"])
 
     def _compress(self, moment: Moment) -> None:
+        self._living = {}
         magnitudes = self.masked.magnitudes()
         if self.config.dense_sparsity and not self._dense_masks:
             # later rankings would give the same: what is masked in a dense phase ranks below all that lives there
@@ -125,6 +141,8 @@ class Method(Sparsifier[Config]):
         self.masked.set(self.selector.masks(magnitudes, self.sparsity(moment)))
 
     def _decompress(self) -> None:
+        if self.config.revive == "clipped":
+            self._living = filters_with_weights(self.masked.masks)
         if self._dense_masks:
             self.masked.set(self._dense_masks)
         else:

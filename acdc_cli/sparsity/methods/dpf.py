@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 
 from acdc_cli.recipe.schema import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.sparsity.revival import Revive, clip_filters, filters_with_weights
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import ranks_after
 
@@ -25,6 +27,9 @@ class Config(CubicKeys):
     """Steps between two rankings of the dense weights, to the end of the run (the paper's p: 16)."""
     every_epochs: PositiveInt = 1
     """Epochs between two steps of the sparsity."""
+    revive: Revive = "as_paper"
+    """How dense weights learn while the pruned model has a filter without a weight: `as_paper`, or `clipped`, with each
+    filter's gradient clipped to its layer's median, which prevents a collapse at high sparsity (docs/results)."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
@@ -47,6 +52,8 @@ class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)
+        self._living: dict[str, Tensor] = {}
+        """Where gradients are clipped, the filters that have weights in the pruned model."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -66,6 +73,7 @@ class Method(Sparsifier[Config]):
         self._prune(moment)
 
     def on_gradients(self, moment: Moment) -> bool:
+        clip_filters(self.masked, self._living)
         if not self._dense:
             self.latent.install()
         return True
@@ -89,6 +97,7 @@ class Method(Sparsifier[Config]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.latent.load_state_dict(state["latent"])
+        self._choose_clipping()
 
     @property
     def _dense(self) -> bool:
@@ -99,3 +108,8 @@ class Method(Sparsifier[Config]):
         """The model, which holds the dense weights, becomes the pruned one."""
         masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment))
         self.masked.set(masks, backward={name: torch.ones_like(mask) for name, mask in masks.items()})
+        self._choose_clipping()
+
+    def _choose_clipping(self) -> None:
+        if self.config.revive == "clipped":
+            self._living = filters_with_weights(self.masked.masks)

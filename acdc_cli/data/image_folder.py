@@ -1,0 +1,68 @@
+"""Folders of images, one a class, in the order and with the labels of torchvision's ImageFolder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from acdc_cli.data.write_beton import Source
+from acdc_cli.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Files with other names are no part of an image folder, as torchvision has it."""
+
+
+def folder_source(name: str, split: str, root: Path) -> Source:
+    """The images of `root/split/<class>/`. The fingerprint is over their paths and sizes."""
+    folder = root / split
+    class_names = class_folders(folder)
+    paths: list[str] = []
+    labels: list[int] = []
+    fingerprint = hashlib.sha256()
+    for label, class_name in enumerate(class_names):
+        images = _images_below(folder / class_name, root)
+        if not images:
+            raise DataError(f"{folder / class_name}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class's folder")
+        for path, size in images:
+            fingerprint.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
+            paths.append(path)
+            labels.append(label)
+    return Source(name, split, paths, np.asarray(labels, np.int64), class_names, fingerprint.hexdigest(), root)
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Their names, sorted. Raises DataError when there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            contents = list(entries)
+    except OSError as cause:
+        raise DataError(
+            f"{folder}: {cause.strerror}. The images must lie in train/CLASS/ and val/CLASS/ of the --source folder."
+        ) from cause
+    class_names = tuple(sorted(entry.name for entry in contents if entry.is_dir()))
+    if not class_names:
+        loose = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in contents)
+        holds = f"{loose:,} images but no class folders" if loose else "no class folders"
+        raise DataError(f"{folder}: holds {holds}. Sort the images into one folder a class, as in train/.")
+    return class_names
+
+
+def _images_below(folder: Path, root: Path) -> list[tuple[str, int]]:
+    """(path relative to root, bytes) of the images, sorted folder by folder."""
+    return [
+        (os.path.relpath(os.path.join(parent, name), root), _size(os.path.join(parent, name)))
+        for parent, _, names in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(names)
+        if name.lower().endswith(IMAGE_SUFFIXES)
+    ]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        # a broken link, say: writing lists it among the unreadable images
+        return -1

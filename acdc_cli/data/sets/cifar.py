@@ -1,0 +1,56 @@
+"""CIFAR-10 and CIFAR-100, from the archives of their authors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc_cli.data.known_sets import SPLITS, KnownSet, array_source
+from acdc_cli.data.write_beton import Source
+from acdc_cli.errors import DataError
+
+
+def read_archive(name: str, root: Path | None, download: bool) -> tuple[Source, Source]:
+    """Raises DataError when the archive is not in `root` and may not be downloaded."""
+    if root is None:
+        raise DataError(f"{name}: --source FOLDER says where the archive lies, or where --download may put it")
+    # here, so that `acdc data list` does not load torch
+    from torchvision import datasets
+
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    train, val = (_split(dataset, name, split, root, download) for split in SPLITS)
+    return train, val
+
+
+def _split(dataset: Any, name: str, split: str, root: Path, download: bool) -> Source:
+    from torchvision.datasets.utils import check_integrity
+
+    archive = root / dataset.filename
+    # torchvision unpacks an archive only when it is told to download, and then downloads nothing that is there
+    download = download or check_integrity(str(archive), dataset.tgz_md5)
+    try:
+        with warnings.catch_warnings():
+            # the archives hold dtypes pickled by NumPy 1
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            images = dataset(root, train=split == "train", download=download)
+    except (OSError, RuntimeError) as cause:
+        raise DataError(
+            f"{name}: neither {archive} nor its unpacked folder lies there whole ({cause}). "
+            f"Put the archive there, or let it be fetched: acdc data write {name} --source {root} --download"
+        ) from cause
+    return array_source(name, split, images.data, np.asarray(images.targets, np.int64), tuple(images.classes))
+
+
+SETS = {
+    f"cifar{classes}": KnownSet(
+        description=f"CIFAR-{classes}: --source FOLDER with cifar-{classes}-python.tar.gz, or --download",
+        classes=classes,
+        train_images=50_000,
+        image_size="32x32",
+        read=read_archive,
+    )
+    for classes in (10, 100)
+}

@@ -1,0 +1,98 @@
+"""Export formats: every file of `formats/` is one, and nothing else needs to be told of it.
+
+Such a file has a docstring, whose first line says what it is; `SUFFIX`, `write` and `read` of `Format`; and where there
+is something to choose, a `Block` named `Options`. Its packages are imported at its top: one that is missing is refused
+by `find`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from acdc_cli.errors import RunError
+from acdc_cli.models.build import build
+from acdc_cli.recipe.discovery import FORMATS
+from acdc_cli.recipe.schema import Block, Recipe
+
+Logits = Callable[[Tensor], Tensor]
+"""A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""
+
+_EXTRAS = {"onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tools": "mnn"}
+"""Of this package, by what they bring."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the model besides its weights."""
+
+    name: str
+    recipe: Recipe
+    """Of the model as it is exported: `model.weights` is the file that it was read from."""
+    classes: tuple[str, ...]
+    """Names, in the order of the logits."""
+    header: Mapping[str, Any]
+    """The recipe and the metrics that the weights' file says of itself."""
+    outcome: Mapping[str, float | None]
+    """`runs.outcome` of the run whose result the model is; empty for any other model."""
+    with_preprocessing: bool = False
+    """Is the normalisation part of the model?"""
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the exported model takes, of uint8 images (n, 3, side, side): those images normalised, or with
+        preprocessing as an image reader gives them, uint8 (n, side, side, 3)."""
+        if self.with_preprocessing:
+            return images.permute(0, 2, 3, 1).contiguous()
+        return normalised(images, self.recipe).contiguous()
+
+    def example(self, batch: int) -> Tensor:
+        """Inputs of a batch of black images."""
+        side = self.recipe.data.val_crop
+        return self.inputs(torch.zeros(batch, 3, side, side, dtype=torch.uint8))
+
+    def rebuilt(self, weights: Path) -> nn.Module:
+        """The recipe's model, in eval mode, with the weights of a file that `models.weights` reads."""
+        return build(self.recipe.model.model_copy(update={"weights": str(weights)}), len(self.classes)).eval()
+
+
+class Format(Protocol):
+    SUFFIX: str
+    """How the name of a file of this format ends, or that of a folder."""
+
+    def write(self, model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
+        """model: in eval mode, on the CPU; it takes `facts.inputs`.  out: nothing is there; the folder that it lies in
+        is empty and is removed, so that other files may be left there.
+
+        Raises ModelError for a model that the format cannot hold.
+        """
+
+    def read(self, path: Path, facts: Facts) -> Logits:
+        """What was written, run as whoever gets it would.
+
+        A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
+        called once the check has passed.
+        """
+
+
+def normalised(images: Tensor, recipe: Recipe) -> Tensor:
+    """uint8 (n, 3, height, width) to float32, as the model was trained to see them."""
+    shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
+    return (images - shift) / scale
+
+
+def find(name: str) -> tuple[Format, type[Block]]:
+    """A format and its options. Raises RunError where there is none of that name, or its packages are missing."""
+    try:
+        module = FORMATS.module(name)
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        extra = _EXTRAS.get(missing)
+        package = f'"acdc-cli[{extra}]"' if extra else missing
+        raise RunError(f"format {name} needs the package {missing}, which is missing: pip install {package}") from error
+    options: type[Block] = getattr(module, "Options", Block)
+    return cast(Format, module), options

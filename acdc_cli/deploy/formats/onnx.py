@@ -1,0 +1,59 @@
+"""ONNX, for ONNX Runtime and other engines; class names, recipe and metrics are in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import onnxruntime
+import onnxscript  # noqa: F401 — torch's exporter imports it, but only when it runs
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.tracing import Traced, trace
+from acdc_cli.errors import ModelError
+
+SUFFIX = ".onnx"
+
+
+class Options(Traced):
+    opset: Annotated[int, Field(ge=18)] | None = None
+    """Version of the operators; null: the one that torch's exporter prefers."""
+
+
+def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
+    traced = trace(model, facts, options)
+    try:
+        program = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=options.opset,
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    # of several kinds, which are no public names
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise ModelError(f"torch cannot write {facts.recipe.model.name} as ONNX: {cause}") from error
+    assert program is not None
+    program.model.metadata_props.update(
+        acdc=json.dumps(facts.header),
+        class_names=json.dumps(facts.classes),
+        input="uint8 RGB" if facts.with_preprocessing else "float32 RGB / 255, less mean, over std",
+        mean=json.dumps(facts.recipe.data.mean),
+        std=json.dumps(facts.recipe.data.std),
+    )
+    program.save(out, external_data=False)
+
+
+def read(path: Path, facts: Facts) -> Logits:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def logits(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": inputs.numpy()})[0])
+
+    return logits

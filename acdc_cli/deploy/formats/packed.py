@@ -1,0 +1,23 @@
+"""The exact weights in a small file: bit masks, byte-shuffled values, zstd; every acdc command reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.models.packed import pack
+from acdc_cli.models.weights import plain_state_dict
+from acdc_cli.recipe.schema import Block
+from acdc_cli.training.checkpoint import model_header
+
+SUFFIX = ".packed"
+
+
+def write(model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
+    out.write_bytes(pack(plain_state_dict(model), model_header(facts.header)))
+
+
+def read(path: Path, facts: Facts) -> Logits:
+    return facts.rebuilt(path)

@@ -1,0 +1,26 @@
+"""torch.export's program, which torch loads without this package or the model's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.tracing import Traced, trace
+
+SUFFIX = ".pt2"
+Options = Traced
+
+
+def write(model: nn.Module, facts: Facts, options: Traced, out: Path) -> None:
+    program = trace(model, facts, options)
+    # a file, because torch warns of a path that does not end in .pt2
+    with out.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def read(path: Path, facts: Facts) -> Logits:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()

@@ -1,0 +1,85 @@
+"""The README.md of a model: what it is, what it scores, what it cost, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jinja2 import Template
+
+from acdc_cli.deploy.contract import Facts
+from acdc_cli.recipe.discovery import METHODS
+from acdc_cli.recipe.syntax import dump
+
+_SHARES = {
+    "top1": "top-1",
+    "sparsity": "sparsity of the pruned layers",
+    "sparsity_all": "sparsity of all conv and linear layers",
+}
+_CARD = Template(
+    """---
+library_name: timm
+pipeline_tag: image-classification
+tags: [image-classification, timm, sparsity, pruning]
+---
+# {{ facts.name }}
+
+A {{ model.name }} of {{ facts.classes | length }} classes, trained by [acdc](https://pypi.org/project/acdc-cli/) on
+{{ facts.recipe.data.name }}. Method `{{ method }}`: {{ about }}
+
+| measure | value |
+|---|---|
+{%- for name, value in rows %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+
+```python
+import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True)      # this folder; "hf-hub:USER/NAME" on the Hub
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+Pruned weights are stored as exact zeros.
+
+## Recipe
+
+```yaml
+{{ recipe -}}
+```
+
+## Citation
+
+- Peste, Iofinova, Vladu, Alistarh: AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks.
+  NeurIPS 2021, [arXiv:2106.12379](https://arxiv.org/abs/2106.12379)
+- Kuznedelev, Kurtic, Iofinova, Frantar, Peste, Alistarh: Accurate Neural Network Pruning Requires Rethinking Sparse
+  Optimization. 2023, [arXiv:2308.02060](https://arxiv.org/abs/2308.02060)
+""",
+    keep_trailing_newline=True,
+)
+
+
+def model_card(facts: Facts) -> str:
+    method = facts.recipe.sparsity.method
+    card: str = _CARD.render(
+        facts=facts,
+        model=facts.recipe.model,
+        method=method,
+        about=METHODS.described()[method],
+        rows=list(_rows(facts)),
+        recipe=dump(facts.header["recipe"]),
+    )
+    return card
+
+
+def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What is known of the model, measured at the end of its last epoch, and of its run."""
+    metrics = facts.header.get("metrics") or {}
+    for key, name in _SHARES.items():
+        if (value := metrics.get(key)) is not None:
+            yield name, f"{value:.2%}"
+    counts = {"inference_flops_measured": "FLOPs of an image", "train_flops_measured": "FLOPs of the training"}
+    for key, name in counts.items():
+        if (value := facts.outcome.get(key)) is not None:
+            yield name, f"{value:.3g}"
+    if (seconds := facts.outcome.get("seconds")) is not None:
+        yield "hours of training", f"{seconds / 3600:.2f}"

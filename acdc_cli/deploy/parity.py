@@ -1,0 +1,69 @@
+"""Whether an exported model says of real images what the original says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc_cli.deploy.contract import Logits
+from acdc_cli.errors import ModelError
+
+TOLERANCE = 1e-3
+"""Of the largest logit: engines add in other orders, and MNN approximates exp and erf (1e-4 on a ViT)."""
+AGREEMENT = 0.95
+"""Of the top classes: an image may lie on the border between two."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    images: int
+    batches: tuple[int, ...]
+    """Sizes that were tried."""
+    difference: float
+    """Largest difference of two logits, as a share of the largest absolute logit."""
+    top1_agreement: float
+    """Share of the images whose top class is the same."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} validation images in batches of {' and '.join(map(str, self.batches))}: logits differ by "
+            f"{self.difference:.1e} of the largest, top-1 agrees on {self.top1_agreement:.2%}"
+        )
+
+
+def check(original: Logits, exported: Logits, inputs: Tensor, batches: Sequence[int], what: str) -> Parity:
+    """inputs: as many as the largest batch or more; those that fill no batch of a fixed size are left out.
+
+    Raises ModelError where the two differ, or `exported` cannot be run.
+    """
+    with torch.inference_mode():
+        expected = torch.cat([original(part) for part in torch.split(inputs, 16)]).double()
+        shares = [_outputs(exported, inputs, size, what) for size in batches]
+    if any(each.shape != expected[: len(each)].shape for each in shares):
+        raise ModelError(f"{what} gives {list(shares[0].shape)} logits, not {list(expected.shape)}; nothing is kept")
+    differences = [(each - expected[: len(each)]).abs().max() / expected.abs().max() for each in shares]
+    agreed = [(each.argmax(1) == expected[: len(each)].argmax(1)).double().mean() for each in shares]
+    # of several maxima NaN wins only in torch's
+    found = Parity(len(inputs), tuple(batches), float(torch.stack(differences).max()), float(min(agreed)))
+    if not (found.difference <= TOLERANCE and found.top1_agreement >= AGREEMENT):
+        raise ModelError(f"{what} is not the same model and is not kept: {found}")
+    return found
+
+
+def _outputs(exported: Logits, inputs: Tensor, size: int, what: str) -> Tensor:
+    whole = inputs[: len(inputs) // size * size]
+    try:
+        return torch.cat([exported(part) for part in torch.split(whole, size)]).double()
+    # whatever an engine raises over a model that it cannot run
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{what} was written but cannot be run in batches of {size}, and is not kept: {cause}"
+        ) from error

@@ -1,0 +1,180 @@
+"""State dicts as others write them: where they lie in a file, and what their names mean.
+
+Nothing is listed by project. A file is flattened to tensors by dotted paths; the prefix under which most of the model's
+own names lie is the state dict, whatever containers and wrappers that prefix names. Beside it lie masks and thresholds,
+which are applied, and other names of the same layers, which are matched by shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+WRAPPERS = ("module", "_orig_mod", "_layer", "_fsdp_wrapped_module")
+"""Names that DistributedDataParallel, torch.compile, AC/DC's authors and FSDP put into the path of a weight."""
+_IN_PATH = re.compile(rf"(?<![^.])({'|'.join(WRAPPERS)})\.")
+_COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+"""Of batch norm, of torch's averaged models and of thop: no function of the model's depends on them."""
+_MASKS = (
+    ("{}.weight_orig", "{}.weight_mask"),
+    ("{}.parametrizations.weight.original", "{}.parametrizations.weight.0.mask"),
+    ("{}.weight", "{}._weight_mask"),
+    ("{}.weight", "{}.weight_mask"),
+    ("{}.weight", "{}.mask"),
+    ("{}.bias", "{}._bias_mask"),
+)
+"""torch's pruning, its sparsifiers, and the codes of AC/DC and WoodFisher, of GMP and RigL."""
+
+
+@dataclass
+class StateDict:
+    """Tensors by the model's names, as far as these are known."""
+
+    prefix: str
+    """Where they lie in the file."""
+    tensors: dict[str, Tensor]
+    said: list[str] = field(default_factory=list)
+    """What was done to them, for the user."""
+
+
+def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested mappings, by their keys joined with dots."""
+    if isinstance(content, Tensor):
+        yield path, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from flatten(value, f"{path}.{key}" if path else str(key))
+
+
+def plain(name: str) -> str:
+    """Without wrappers' names."""
+    return _IN_PATH.sub("", name)
+
+
+def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
+    """The state dicts in a file that hold some of the names expected, those that hold most of them first.
+
+    expected: shapes by the model's names.  Raises ValueError where a name occurs twice, with and without a wrapper.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, tensor in flatten(content):
+        if plain(path) in tensors:
+            raise ValueError(f"it holds {plain(path)} twice, with and without a wrapper's prefix")
+        tensors[plain(path)] = tensor
+    covered: dict[str, int] = {}
+    for path in tensors:
+        for start in [0, *(match.end() for match in re.finditer(r"\.", path))]:
+            if _base(path[start:]) in expected:
+                covered[path[:start]] = covered.get(path[:start], 0) + 1
+    # averages come last among equals, and what is an optimiser's of no parameter's name at all
+    ranked = sorted(covered, key=lambda prefix: (-covered[prefix], "ema" in prefix.lower()))
+    return [_below(prefix, tensors) for prefix in ranked]
+
+
+def _base(name: str) -> str:
+    """The weight that this is a stored form of."""
+    return name.replace(".parametrizations.weight.original", ".weight").replace(".weight_orig", ".weight")
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> StateDict:
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state = StateDict(prefix, own)
+    _apply_masks(state)
+    _apply_thresholds(state)
+    return state
+
+
+def _apply_masks(state: StateDict) -> None:
+    tensors, applied = state.tensors, 0
+    for stored, of_mask in _MASKS:
+        ending, mask_ending = stored.format(""), of_mask.format("")
+        for name in [name for name in tensors if name.endswith(mask_ending)]:
+            layer = name.removesuffix(mask_ending)
+            weight = tensors.get(layer + ending)
+            if weight is None or weight.shape != tensors[name].shape:
+                continue
+            mask = tensors.pop(name)
+            del tensors[layer + ending]
+            tensors[_base(layer + ending)] = weight * mask.to(weight.dtype)
+            applied += not bool(mask.all())
+    if applied:
+        state.said.append(f"{applied} masks applied")
+
+
+def _apply_thresholds(state: StateDict) -> None:
+    """STR (arXiv 2002.03231, eq. 4): a layer computes with sign(w) relu(|w| - sigmoid(s))."""
+    tensors, ending = state.tensors, ".sparseThreshold"
+    layers = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+    for layer in layers:
+        weight, threshold = tensors[f"{layer}.weight"], torch.sigmoid(tensors.pop(layer + ending))
+        tensors[f"{layer}.weight"] = weight.sign() * (weight.abs() - threshold.flatten()[0]).relu()
+    if layers:
+        state.said.append(f"the thresholds of {len(layers)} layers applied, as STR does")
+
+
+def rename(state: StateDict, expected: Mapping[str, Size]) -> None:
+    """Give the layers that go by other names the model's own, where shapes leave no doubt.
+
+    A renaming replaces one part of a path by another, in all names at once, and leads from names that the model lacks
+    to names that the file lacks, of the same shapes.
+    """
+    tensors = state.tensors
+    for name in [name for name in tensors if name not in expected and _is_leftover(name)]:
+        del tensors[name]
+    missing = {name for name in expected if name not in tensors and not _is_leftover(name)}
+    unknown = [name for name in tensors if name not in expected]
+    for old, new in sorted({pair for name in unknown for other in missing for pair in _substitution(name, other)}):
+        renamed = {name: _replaced(name, old, new) for name in unknown if name in tensors}
+        renamed = {name: other for name, other in renamed.items() if other != name}
+        fits = all(_fits(tensors[name], expected.get(other)) for name, other in renamed.items())
+        if renamed and fits and set(renamed.values()) <= missing:
+            for name, other in renamed.items():
+                tensors[other] = tensors.pop(name).reshape(expected[other])
+            missing -= set(renamed.values())
+            state.said.append(f"{old} is {new} here")
+    for name in expected:
+        # a classifier that is a 1x1 convolution, as STR's
+        if name in tensors and tensors[name].shape != expected[name] and _fits(tensors[name], expected[name]):
+            tensors[name] = tensors[name].reshape(expected[name])
+    _add_zero_bias(state, expected, missing)
+
+
+def _add_zero_bias(state: StateDict, expected: Mapping[str, Size], missing: set[str]) -> None:
+    """A classifier without a bias is one whose bias is zero."""
+    if len(missing) == 1 and (name := next(iter(missing))).endswith(".bias"):
+        weight = state.tensors.get(name.removesuffix("bias") + "weight")
+        if weight is not None and weight.ndim == 2:
+            state.tensors[name] = weight.new_zeros(expected[name])
+            state.said.append(f"{name} is zero, because the file has none")
+
+
+def _is_leftover(name: str) -> bool:
+    """What code around a model stores beside it, and no model computes with."""
+    leaf = name.rpartition(".")[2]
+    return leaf in _COUNTERS or leaf.startswith("_")
+
+
+def _substitution(name: str, other: str) -> Iterator[tuple[str, str]]:
+    """(old, new), if the names are the same but for one part, or two in a row."""
+    parts, others = name.split("."), other.split(".")
+    if parts[-1] == others[-1] and len(parts) == len(others):
+        differing = [(old, new) for old, new in zip(parts, others, strict=True) if old != new]
+        if len(differing) == 1:
+            yield differing[0]
+
+
+def _replaced(name: str, old: str, new: str) -> str:
+    return ".".join(new if part == old else part for part in name.split("."))
+
+
+def _fits(tensor: Tensor, shape: Size | None) -> bool:
+    """Of this shape, or of one with trailing axes of size 1 more."""
+    if shape is None:
+        return False
+    extra = tensor.shape[len(shape) :]
+    return tensor.shape[: len(shape)] == shape and all(side == 1 for side in extra)

@@ -1,0 +1,67 @@
+"""Folders of which every file is one thing of a kind: nothing else lists methods, models, data sets and formats."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files lie above this layer, and are therefore imported by name."""
+
+    package: str
+    kind: str
+    """What one is called in errors."""
+
+    def _paths(self) -> list[str]:
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None
+        return list(spec.submodule_search_locations or ())
+
+    def names(self) -> list[str]:
+        """In alphabetical order. Imports none."""
+        return sorted(module.name for module in pkgutil.iter_modules(self._paths()) if not module.ispkg)
+
+    def described(self) -> dict[str, str]:
+        """The first line of each file's docstring, by name. Imports none."""
+        found = [(module.name, Path(path)) for path in self._paths() for module in pkgutil.iter_modules([path])]
+        return {name: _first_line(path / f"{name}.py") for name, path in sorted(found) if name in self.names()}
+
+    def module(self, name: str) -> ModuleType:
+        """Raises RunError where there is none of that name."""
+        if name not in self.names():
+            hint = did_you_mean(name, self.names())
+            raise RunError(f"there is no {self.kind} {name}, only {', '.join(self.names())}{hint}")
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def table(self, key: str) -> dict[str, Any]:
+        """What the files name in dictionaries called `key`. Imports all of them."""
+        entries: dict[str, Any] = {}
+        for name in self.names():
+            more = getattr(self.module(name), key, {})
+            assert not entries.keys() & more.keys(), f"{name} redefines {entries.keys() & more.keys()}"
+            entries |= more
+        return entries
+
+
+METHODS = Folder("acdc_cli.sparsity.methods", "method")
+ANALYSES = Folder("acdc_cli.analysis", "analysis")
+MODELS = Folder("acdc_cli.models", "model")
+DATA_SETS = Folder("acdc_cli.data.sets", "data set")
+FORMATS = Folder("acdc_cli.deploy.formats", "format")
+
+
+def _first_line(file: Path) -> str:
+    text = ast.get_docstring(ast.parse(file.read_text()))
+    assert text is not None, f"{file} has no docstring"
+    return text.splitlines()[0]

@@ -1,0 +1,36 @@
+"""Signs of a collapse in a run's records: a layer without a weight, or weights that explode within a phase.
+
+Behind batch norm, a filter that returns from all zeros gets a gradient multiplied by up to 1/sqrt(eps). A global
+ranking then takes its weights for the most important ones, and empties other layers (docs/results).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+GROWTH = 100
+"""Factor by which the largest weight grows within a phase before it is called an explosion."""
+REMEDY = "set optim.clip_norm: 1, or with acdc and dpf sparsity.revive: clipped; docs/results explains why"
+
+
+def sign_of_collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first sign in these records, one for each epoch from the first on; None where there is none.
+
+    Records without `largest_weight`, those of acdc before 0.2, show no growth.
+    """
+    start = None
+    for number, record in enumerate(records):
+        before = records[number - 1] if number else record
+        if empty := [name for name, share in record.get("layers", {}).items() if share == 1]:
+            more = f" and {len(empty) - 1} more have" if len(empty) > 1 else " has"
+            return f"{empty[0]}{more} no weight left after epoch {record['epoch']}"
+        if number == 0 or record["phase"] != before["phase"]:
+            start = before.get("largest_weight")
+        largest = record.get("largest_weight")
+        if start and largest and largest >= GROWTH * start:
+            return (
+                f"the largest weight grew from {start:.3g} to {largest:.3g} in the {record['phase']} phase of epoch "
+                f"{record['epoch']}"
+            )
+    return None

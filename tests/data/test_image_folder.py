@@ -1,0 +1,48 @@
+from pathlib import Path
+
+from PIL import Image
+
+from acdc_cli.data.image_folder import folder_source
+
+
+def _images(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    return root
+
+
+def test_a_folder_has_the_order_and_labels_of_torchvisions_image_folder(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    root = _images(
+        tmp_path,
+        *("train/zebra/b.png", "train/zebra/a.JPG", "train/zebra/10.jpeg", "train/zebra/9.jpeg"),
+        *("train/Ant/x.bmp", "train/bee/deep/er/1.png", "train/bee/deep/0.png", "train/bee/z.png"),
+        *(f"train/Ant/{folder}/1.png" for folder in "qgxbzmaf"),
+    )
+    (root / "train/zebra/notes.txt").write_text("not an image")
+
+    source = folder_source("folder", "train", root)
+
+    theirs = ImageFolder(str(root / "train"))
+    assert [(str(root / path), label) for path, label in zip(source.images, source.labels, strict=True)] == theirs.imgs
+    assert list(source.class_names) == theirs.classes == ["Ant", "bee", "zebra"]
+    assert source.root == root
+
+
+def test_the_fingerprint_of_a_folder_follows_names_and_sizes_but_not_where_it_lies(tmp_path: Path) -> None:
+    names = ("train/a/1.png", "train/b/2.png")
+    first, second = (folder_source("folder", "train", _images(tmp_path / place, *names)) for place in ("x", "y"))
+    assert first.fingerprint == second.fingerprint
+    (tmp_path / "x/train/a/1.png").write_bytes(b"longer or shorter")
+    assert folder_source("folder", "train", tmp_path / "x").fingerprint != first.fingerprint
+    (tmp_path / "y/train/a/1.png").rename(tmp_path / "y/train/a/3.png")
+    assert folder_source("folder", "train", tmp_path / "y").fingerprint != first.fingerprint
+
+
+def test_a_broken_link_is_left_for_writing_to_report(tmp_path: Path) -> None:
+    root = _images(tmp_path, "train/a/1.png")
+    (root / "train/a/2.png").symlink_to(root / "nowhere")
+    assert folder_source("folder", "train", root).images == ["train/a/1.png", "train/a/2.png"]
