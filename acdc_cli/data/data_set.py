@@ -101,8 +101,7 @@ class DataSet:
             return None
         labels = self.split("train").labels
         used = spread(min(len(labels), self.block.images or len(labels)), len(labels))
-        drawn_from_all = asked.classes == "all"
-        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed, drawn_from_all)
+        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed, asked.classes == "all")
 
     def facts(self) -> dict[str, Any]:
         """For a run's provenance."""

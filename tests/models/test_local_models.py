@@ -1,5 +1,7 @@
 """The local models have the sizes that their papers state, derived by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -238,3 +240,9 @@ def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
     assert list(half) == list(whole)
     assert half["layer3.1.conv2.weight"].shape == (128, 128, 3, 3)
     assert half["layer3.1.conv3.weight"].shape == (1024, 128, 1, 1)
+
+
+def test_a_file_with_convolutions_in_its_shortcuts_is_a_model_with_them(tmp_path: Path) -> None:
+    for options in ({}, {"shortcut": "conv"}):
+        torch.save(build.find("resnet20")(num_classes=10, **options).state_dict(), tmp_path / "model.pt")
+        assert build.options_for("resnet20", tmp_path / "model.pt") == options
