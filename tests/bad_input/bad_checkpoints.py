@@ -117,15 +117,15 @@ CHECKPOINTS = [
         "foreign file of an unknown model",
         saved(dict),
         "eval --checkpoint c.pt --model resnet9 --data photos",
-        "there is no model 'resnet9'; did you mean resnet8 (local), resnet50 (local, torchvision, timm), "
-        "resnet34 (local, torchvision, timm)? Local models: <our models>. For the others, use …",
+        "there is no model 'resnet9'; did you mean resnet8 (local), resnet56 (local), "
+        "resnet50 (local, torchvision, timm)? Local models: <our models>. For the others, use …",
     ),
     Case(
         "another model",
         saved(dict),
         "eval --checkpoint c.pt --model resnet20 --data photos",
-        "c.pt does not fit the model (116 tensors); 60 missing: layer1.1.conv1.weight, "
-        "layer1.1.bn1.weight, layer1.1.bn1.bias, … 57 more. Name the model that the file was made "
+        "c.pt does not fit the model (116 tensors); 60 missing: layer1.1.conv1.weight [16, 16, 3, 3], "
+        "layer1.1.bn1.weight [16], layer1.1.bn1.bias [16], … 57 more. Name the model that the file was made "
         "with (timm: and torchvision: may name the same network's weights differently)",
     ),
     Case(
@@ -145,7 +145,7 @@ CHECKPOINTS = [
         "missing keys",
         saved(lambda weights: without(weights, "conv1.weight", "fc.bias")),
         FOREIGN,
-        "c.pt does not fit the model (44 tensors); 2 missing: conv1.weight, fc.bias. Name the model "
+        "c.pt does not fit the model (44 tensors); 2 missing: conv1.weight [16, 3, 3, 3], fc.bias [2]. Name the model "
         "that the file was made with (timm: and torchvision: may name the same network's weights "
         "differently)",
     ),
@@ -153,7 +153,7 @@ CHECKPOINTS = [
         "extra keys",
         saved(lambda weights: weights | {"head.weight": torch.zeros(2)}),
         FOREIGN,
-        "c.pt does not fit the model (44 tensors); 1 unknown: head.weight. Name the model that the "
+        "c.pt does not fit the model (44 tensors); 1 unknown: head.weight [2]. Name the model that the "
         "file was made with (timm: and torchvision: may name the same network's weights differently)",
     ),
     Case(
@@ -168,21 +168,20 @@ CHECKPOINTS = [
         "numbers for tensors",
         saved(lambda weights: {"conv1.weight": 3, "fc.weight": 4}),
         FOREIGN,
-        "c.pt holds no state dict (keys conv1.weight, fc.weight): expected tensors by name, alone or "
-        "under 'state_dict' or 'model'",
+        "c.pt holds no weights of this model: it has no tensors (keys conv1.weight, fc.weight)",
     ),
     Case(
         "numbers for names",
         saved(lambda weights: dict(enumerate(weights.values()))),
         FOREIGN,
-        "c.pt holds no state dict (keys 0, 1, 2, … 41 more): expected tensors by name, alone or under"
-        " 'state_dict' or 'model'",
+        "c.pt holds no weights of this model: its 44 tensors are 0 [], 1 [], 2 [], … 41 more; name the "
+        "model that the file was made with",
     ),
     Case(
         "one name twice",
         saved(lambda weights: {"module.fc.bias": torch.ones(2)} | weights),
         FOREIGN,
-        "c.pt holds fc.bias twice, with and without a wrapper's prefix; save the one you mean",
+        "c.pt: it holds fc.bias twice, with and without a wrapper's prefix; save the one you mean",
     ),
     Case(
         "complex weights",
@@ -200,13 +199,13 @@ CHECKPOINTS = [
         "no state dict",
         saved(lambda weights: {"epoch": 3, "loss": 0.1}),
         FOREIGN,
-        "c.pt holds no state dict (keys epoch, loss): expected tensors by name, alone or under 'state_dict' or 'model'",
+        "c.pt holds no weights of this model: it has no tensors (keys epoch, loss)",
     ),
     Case(
         "list of weights",
         saved(lambda weights: list(weights.values())),
         FOREIGN,
-        "c.pt holds no state dict (a list): expected tensors by name, alone or under 'state_dict' or 'model'",
+        "c.pt holds no weights of this model: it has no tensors (a list)",
     ),
     Case(
         "empty",
@@ -242,8 +241,8 @@ CHECKPOINTS = [
         "pickled code",
         saved(lambda weights: {"state_dict": weights, "args": RunsCode()}),
         FOREIGN,
-        "c.pt is damaged, or holds more than tensors and plain values; other Python objects are "
-        "refused because opening them can run code. If you trust the file, save its tensors alone: "
+        "c.pt is damaged, or holds objects that are refused because loading them can run code (posix.mkdir). "
+        "If you trust the file, save its tensors alone: "
         "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)",
     ),
     Case(
@@ -287,8 +286,8 @@ CHECKPOINTS = [
         nothing,
         "train small.yaml --set model.name=resnet20 --set model.weights=run/dense.safetensors",
         "run/dense.safetensors does not fit the model (116 tensors); 60 missing: "
-        "layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, … 57 more. Name the model "
-        "that the file was made with (timm: and torchvision: may name the same network's weights "
+        "layer1.1.conv1.weight [16, 16, 3, 3], layer1.1.bn1.weight [16], layer1.1.bn1.bias [16], … 57 more. "
+        "Name the model that the file was made with (timm: and torchvision: may name the same network's weights "
         "differently)",
     ),
     Case(
