@@ -22,9 +22,9 @@ _CAUSES = {
     errno.EACCES: "permission denied; make the folder writable, or choose another place",
     errno.EPERM: "permission denied; make the folder writable, or choose another place",
     errno.EFBIG: "the file gets larger than is allowed here; raise `ulimit -f`, or choose another place",
-    errno.EIO: "the disk reports an input/output error; look at the system's log, or choose another disk",
+    errno.EIO: "the disk reports an input/output error; see the system's log, or choose another disk",
     errno.EMFILE: "too many files are open; raise `ulimit -n`",
-    errno.ENFILE: "too many files are open on this machine; end other programs",
+    errno.ENFILE: "too many files are open on this machine; stop other programs",
     errno.ENOLCK: "the file system gives no locks; have its lock service started, or choose another place",
 }
 _SEAL = re.compile(rb"\nacdc sha256 ([0-9a-f]{64})\n")
@@ -39,7 +39,7 @@ def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
         yield
     except OSError as cause:
         reason = _CAUSES.get(cause.errno or 0) or cause.strerror or str(cause)
-        raise error(f"{path} cannot be written: {reason}. What was there before is kept.") from cause
+        raise error(f"{path} cannot be written: {reason}. The previous file is kept.") from cause
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def calibrate(
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
-        raise RunError("there is no image to judge the model on; name another set by --data")
+        raise RunError("there is no image to evaluate the model on; name another set by --data")
     return of_sums(totals)
 
 

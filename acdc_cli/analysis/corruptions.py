@@ -55,13 +55,11 @@ class Options(Block):
     @model_validator(mode="after")
     def _each_is_used(self) -> Self:
         if self.path is not None and (idle := {"noise_seed", "workers"} & self.model_fields_set):
-            raise ValueError(
-                f"{' and '.join(sorted(idle))}: nothing is made where `path` names ImageNet-C's own images"
-            )
+            raise ValueError(f"{' and '.join(sorted(idle))}: has no effect where `path` names ImageNet-C's own images")
         for key in ("corruptions", "severities"):
             values = getattr(self, key) or []
             if len(set(values)) < len(values):
-                raise ValueError(f"{key}: each is measured once, and {values} names one twice")
+                raise ValueError(f"{key}: each is measured once, but {values} names one twice")
         return self
 
 

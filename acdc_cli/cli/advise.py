@@ -32,13 +32,13 @@ def advise(
     )
     console.out("")
     columns = ("series", "epochs", "loss", "entropy", "reference")
-    console.table(columns, distance_rows(found), "Above the reference by so many pooled standard deviations")
+    console.table(columns, distance_rows(found), "Distance above the reference, in pooled standard deviations")
     console.out("")
     for advice in found.advice:
         console.out(f"{named(advice.group)}: {advice.verdict or 'no verdict'}: {advice.reason}")
     for lengths in found.lengths:
-        supported = ", ".join(map(str, lengths.supported)) or "none can be told"
+        supported = ", ".join(map(str, lengths.supported)) or "none"
         console.out(f"{lengths.series}: lengths supported: {supported} ({lengths.note})")
     for key in found.unfinished:
-        console.say(f"left out, because it has not ended: {key}")
+        console.say(f"left out, because it is unfinished: {key}")
     console.say(RULE)

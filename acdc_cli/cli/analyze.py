@@ -17,18 +17,20 @@ class Which(StrEnum):
 
 
 Name = Annotated[
-    str | None, typer.Argument(help=f"{', '.join(ANALYSES.names())}. None lists what they are.", show_default=False)
+    str | None, typer.Argument(help=f"{', '.join(ANALYSES.names())}. Omit it to list the analyses.", show_default=False)
 ]
 Runs = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="RUN…",
-        help="Run directories or checkpoint files. None lists the analysis's options.",
+        help="Run directories or checkpoint files. Omit them to list the analysis's options.",
         show_default=False,
     ),
 ]
 WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
-Model = Annotated[str | None, typer.Option(help="Architecture of a checkpoint that is not ours.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option(help="Architecture of a checkpoint that acdc did not write.", show_default=False)
+]
 Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
 Set = Annotated[
     list[str] | None,
@@ -55,7 +57,7 @@ def analyze(
 ) -> None:
     """Look inside models: numbers as JSON and CSV, and figures.
 
-    What takes minutes goes on where it was broken off when the same command is given again.
+    Long analyses save their progress; after an interruption the same command resumes them.
     """
     from acdc_cli import console
 

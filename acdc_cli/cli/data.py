@@ -56,12 +56,13 @@ def write(
             show_default="the set's",
         ),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes; 0: none but this.", show_default="one a core")
+        int | None,
+        typer.Option(min=0, help="Worker processes; 0 works in this process alone.", show_default="one a core"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set (CIFAR).")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is written already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a data set as .beton files, with manifests."""
     from acdc_cli.data.inventory import WriteOptions, write_set

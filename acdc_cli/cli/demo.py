@@ -9,7 +9,7 @@ import typer
 
 
 def demo(out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo")) -> None:
-    """Two minutes on two cores: train a small ResNet on real digits to 90 % sparsity, and look at it."""
+    """Two minutes on two cores: train a small ResNet on real digits to 90 % sparsity, and evaluate it."""
     from acdc_cli.jobs.demo_run import demo as job
 
     job(out)

@@ -9,8 +9,10 @@ import typer
 
 
 def doctor(
-    data: Annotated[str | None, typer.Option(metavar="PATH|NAME", help="A data set, too.", show_default="demo")] = None,
-    out: Annotated[Path, typer.Option(help="Where runs will lie.")] = Path("runs"),
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="A data set to check, too.", show_default="demo")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, to check its disk.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Can this machine train? Versions, GPU, FFCV, disks, memory, W&B, and two seconds of training."""
@@ -29,8 +31,8 @@ def doctor(
             rows.append((finding.status, finding.check, finding.found))
             if finding.fix:
                 rows.append(("", "", f"→ {finding.fix}"))
-        console.table(("status", "check", "found, and → the way out"), rows)
+        console.table(("status", "check", "result, and → what to do"), rows)
     count = {status: sum(finding.status == status for finding in findings) for status in ("warning", "error")}
     if count["error"]:
-        raise RunError(f"{count['error']} of {len(findings)} checks failed: each names the way out")
+        raise RunError(f"{count['error']} of {len(findings)} checks failed; the lines with → say what to do")
     console.say(f"acdc can train here; warnings: {count['warning']}")

@@ -29,13 +29,15 @@ class Loader(StrEnum):
 
 Checkpoint = Annotated[Path, typer.Option(help="A run directory, or a checkpoint file.", show_default=False)]
 WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
-Model = Annotated[str | None, typer.Option(help="Architecture of a checkpoint that is not ours.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option(help="Architecture of a checkpoint that acdc did not write.", show_default=False)
+]
 Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images at a time.", show_default=False)]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in a batch.", show_default=False)]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: device=cpu. May be repeated.")
 ]
-LoaderOption = Annotated[Loader | None, typer.Option(help="What reads the images.", show_default="the recipe's")]
+LoaderOption = Annotated[Loader | None, typer.Option(help="Loader of the images.", show_default="the recipe's")]
 
 
 def evaluate(
@@ -43,7 +45,7 @@ def evaluate(
     which: WhichOption = None,
     model: Model = None,
     data: Data = None,
-    split: Annotated[Split, typer.Option(help="Which part of the data set.")] = Split.VAL,
+    split: Annotated[Split, typer.Option(help="Split of the data set.")] = Split.VAL,
     batch_size: BatchSize = None,
     loader: LoaderOption = None,
     set_: Set = None,

@@ -18,11 +18,11 @@ class Convention(StrEnum):
     C = "C"
 
 
-Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with acdc.")]
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
 ]
-Every = Annotated[int | None, typer.Option(min=1, help="Print every Nth epoch.", show_default="ranges of like epochs")]
+Every = Annotated[int | None, typer.Option(min=1, help="Print every Nth epoch.", show_default="ranges of equal epochs")]
 Counted = Annotated[Convention, typer.Option(help="What counts as a FLOP: A weights, B all operations, C RigL's.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw sparsity, learning rate and resolution.", show_default=False)]
 

@@ -33,10 +33,10 @@ def show(
     name: Name,
     overrides: Override = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="With all that it extends and every default; --set implies it.")
+        bool, typer.Option("--resolved", help="Include everything that it extends and every default; implied by --set.")
     ] = False,
 ) -> None:
-    """Print a recipe or a study as its file stands, or a recipe with every key resolved."""
+    """Print a recipe or a study as it is written, or a recipe with every key resolved."""
     from acdc_cli import console
     from acdc_cli.recipe.listing import show as job
 
@@ -50,7 +50,7 @@ def copy(
         Path | None, typer.Argument(help="A new file, or a folder. Default: here.", show_default=False)
     ] = None,
 ) -> None:
-    """Copy a recipe or a study to edit it; what it builds on stays with acdc."""
+    """Copy a recipe or a study to edit it; the files it extends stay with acdc."""
     from acdc_cli import console
     from acdc_cli.recipe.listing import copy as job
     from acdc_cli.recipe.listing import is_study

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 Study = Annotated[
-    str, typer.Argument(help="A study as it was given to `acdc sweep`, or its directory; it may still be running.")
+    str, typer.Argument(help="A study file, a shipped study's name, or a study directory; it may still be running.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the report. Default: STUDY/report.", show_default=False)]
 

@@ -17,7 +17,7 @@ class Launcher(StrEnum):
     SLURM = "slurm"
 
 
-Study = Annotated[str, typer.Argument(help="A study file, or the name of one that comes with acdc.")]
+Study = Annotated[str, typer.Argument(help="A study file, or a shipped study's name.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder of the queue and of the runs. Default: studies/<name>.", show_default=False),
@@ -25,10 +25,10 @@ Out = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Runs at a time. Default: one a GPU; without one, as many as the cores hold.", show_default=False
+        min=1, help="Runs at a time. Default: one per GPU, or as many as there are cores.", show_default=False
     ),
 ]
-Start = Annotated[Launcher, typer.Option(help="Where the runs go: to this machine, or into Slurm's queue.")]
+Start = Annotated[Launcher, typer.Option(help="Run on this machine, or submit to Slurm.")]
 Slurm = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,9 +39,9 @@ Slurm = Annotated[
         show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost, and what is done already.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost and its state.")]
 Json = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Try the runs again that have failed for good.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Retry runs that failed for good.")]
 
 
 class Command(TyperCommand):
@@ -72,10 +72,9 @@ def sweep(
     retry_failed: Retry = False,
     json: Json = False,
 ) -> None:
-    """Make all runs of a study that are missing: over lengths, sparsities, seeds, or any keys.
+    """Train every missing run of a study: a grid over lengths, sparsities, seeds or any keys.
 
-    It may be killed at any time and started again, and several may work at one study, on one machine or on many that
-    share its folder.
+    A sweep may be killed at any time and started again. Several sweeps may share a study's folder.
     """
     if slurm and launcher is not Launcher.SLURM:
         raise typer.BadParameter("it is for --launcher slurm", param_hint=f"{_SLURM}{slurm[0].partition('=')[0]}")
@@ -97,11 +96,11 @@ def _plan(study: str, out: Path | None, as_json: bool) -> None:
     if as_json:
         console.out_json(found.as_dict())
     else:
-        title = f"{found.study}, in {found.folder}\nof dense: of what a dense training on the same images costs"
+        title = f"{found.study}, in {found.folder}\nof dense: cost relative to dense training on the same images"
         console.table(run_columns(found), run_rows(found), title)
         console.out("")
         console.table(total_columns(found), total_rows(found))
         if found.until_converged:
-            console.say("longer runs follow where accuracy still rises, as far as the budget goes")
+            console.say("longer runs are added where accuracy still rises, within the budget")
     for warning in found.warnings:
         console.warn(warning)

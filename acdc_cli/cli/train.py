@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-Recipe = Annotated[
-    str, typer.Argument(help="A recipe file, the name of one that comes with acdc, or a run directory to resume.")
-]
+Recipe = Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run directory to resume.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
 ]
@@ -19,14 +17,16 @@ Resume = Annotated[
     str | None,
     typer.Option(
         metavar="[auto]",
-        help="Go on with the unfinished run in the run directory; auto: if there is one, else start.",
+        help="Resume the unfinished run in the run directory; auto starts one if there is none.",
         show_default=False,
     ),
 ]
 Gpus = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Train on this many GPUs of this machine, or as processes on its CPU.", show_default=False
+        min=1,
+        help="Train on this many GPUs of this machine, or with this many processes on its CPU.",
+        show_default=False,
     ),
 ]
 
@@ -47,10 +47,10 @@ class Command(TyperCommand):
 def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = None, gpus: Gpus = None) -> None:
     """Train a model as a recipe says.
 
-    For several machines start it by torchrun or srun, which say what its processes have to know.
+    For several machines start it with torchrun or srun, which set the rank and address of each process.
     """
     if resume not in (None, "yes", "auto"):
-        raise typer.BadParameter(f"'{resume}': it stands alone, or before auto", param_hint="--resume")
+        raise typer.BadParameter(f"'{resume}': expected nothing or auto", param_hint="--resume")
     how: bool | Literal["auto"] = "auto" if resume == "auto" else resume == "yes"
     if gpus is None:
         from acdc_cli.jobs.training_run import train as job

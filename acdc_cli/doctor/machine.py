@@ -69,7 +69,9 @@ def judge_memory(total: int, free: int, limit: int | None) -> Verdict:
     """In bytes; limit: the control group's."""
     found = f"{_gib(free)} free of {_gib(total)}" + ("" if limit is None else f", limited to {_gib(limit)}")
     if min(free, total if limit is None else limit) < _LITTLE_MEMORY:
-        return warning(f"{found}: little for training", "lower data.batch_size and data.workers, or end other programs")
+        return warning(
+            f"{found}: little for training", "lower data.batch_size and data.workers, or stop other programs"
+        )
     return ok(found)
 
 
@@ -123,9 +125,9 @@ def judge_disk(facts: Disk, elsewhere: str) -> Verdict:
         return error(f"{found}, but no file can be written: {facts.problem}", elsewhere)
     if facts.free < _LITTLE_DISK:
         return warning(f"{found}: too little for a ResNet-50's run or a set of photographs", elsewhere)
-    found = f"{found}; a file is on disk after {1000 * facts.seconds:.0f} ms"
+    found = f"{found}; writing a file takes {1000 * facts.seconds:.0f} ms"
     if facts.seconds > _SLOW_SYNC:
-        return warning(f"{found}: every checkpoint will wait", elsewhere)
+        return warning(f"{found}: every checkpoint will be slow", elsewhere)
     return ok(found)
 
 

@@ -107,7 +107,7 @@ def judge_torchvision(versions: Mapping[str, str], torch: Requirement, problem: 
     if problem:
         return error(f"{pair} do not work together: {problem}", fix)
     if not _satisfied(torch, versions):
-        return error(f"{pair} are no pair: this torchvision is made for torch {_range(torch)}", fix)
+        return error(f"{pair} do not match: this torchvision is made for torch {_range(torch)}", fix)
     return ok(f"{pair} fit together: its compiled operations run")
 
 
@@ -163,7 +163,7 @@ def wandb() -> Verdict:
 
         return judge_wandb(mode := wandb_mode("auto"), os.environ.get("WANDB_MODE") == mode)
     except ImportError as cause:
-        return warning(f"W&B cannot be imported ({cause}): runs keep metrics.jsonl alone", "pip install wandb")
+        return warning(f"W&B cannot be imported ({cause}): runs write metrics.jsonl only", "pip install wandb")
 
 
 def judge_wandb(mode: Literal["online", "offline", "disabled"], asked: bool) -> Verdict:

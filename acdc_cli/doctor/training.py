@@ -65,7 +65,7 @@ def training() -> Verdict:
 
 def judge(facts: Facts) -> Verdict:
     where = f"on {facts.device}, {facts.precision}"
-    fix = "try --set device=cpu, --set precision=fp32 in turn: what helps is where the fault lies"
+    fix = "try --set device=cpu, --set precision=fp32 in turn: the one that helps shows the cause"
     first, last = facts.losses[0], facts.losses[-1]
     # so written that a loss that is no number counts as one that does not fall
     if not last < first:
@@ -75,7 +75,7 @@ def judge(facts: Facts) -> Verdict:
     if abs(facts.sparsity - facts.target) > 1e-3:
         return error(f"{where}: a sparsity of {facts.sparsity:.2%} where {facts.target:.2%} was asked for", fix)
     if not facts.read_back:
-        return error(f"{where}: the checkpoint read back is not the one written", "mend the disk of the folder TMPDIR")
+        return error(f"{where}: the checkpoint read back is not the one written", "check the disk of the folder TMPDIR")
     found = f"{len(facts.losses)} epochs of AC/DC {where}, in {facts.seconds:.1f} s: loss {first:.2f} to {last:.2f}"
     return ok(f"{found}, {facts.sparsity:.0%} of the weights exactly zero, checkpoint read back")
 

@@ -129,9 +129,11 @@ def read(path: Path) -> Any:
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
     except pickle.UnpicklingError as error:
+        # torch's own text is a page about torch.load
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
         raise ModelError(
-            f"{path} is damaged, or holds objects that are refused because opening them can run code. If you trust "
-            "the file, save its tensors alone: "
+            f"{path} is damaged, or holds objects that are refused because loading them can run code"
+            f"{f' ({blocked[1]})' if blocked else ''}. If you trust the file, save its tensors alone: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from error
     except ModelError as error:

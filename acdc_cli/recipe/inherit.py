@@ -81,7 +81,7 @@ def _with_parents(path: Path, children: list[Path]) -> tuple[Entry, list[Problem
     file = _parent_file(parent, path)
     if file in chain:
         circle = " → ".join(shown(each) for each in [*chain[chain.index(file) :], file])
-        raise RecipeError(f"{parent.place}: extends: goes round in a circle: {circle}; one must not extend")
+        raise RecipeError(f"{parent.place}: extends: is circular: {circle}; one must not extend")
     if len(chain) > DEEPEST:
         raise RecipeError(
             f"{parent.place}: extends: more than {DEEPEST} files extend one another in a row; write fewer"

@@ -26,9 +26,7 @@ def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
     if not (resolved or overrides):
         return read_text(_find(name))
     if is_study(name):
-        raise RecipeError(
-            f"{name} is a study, which makes many recipes; its runs are told by: acdc sweep {name} --dry-run"
-        )
+        raise RecipeError(f"{name} is a study, which makes many recipes; list them with: acdc sweep {name} --dry-run")
     return resolved_yaml(load(name, overrides))
 
 

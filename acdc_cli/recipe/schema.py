@@ -123,14 +123,16 @@ class ResolutionRamp(Block):
     def _in_steps(self) -> Self:
         for key in ("start_size", "end_size"):
             if getattr(self, key) % self.step:
-                raise ValueError(f"{key}: {getattr(self, key)} is no multiple of step, {self.step}; change one of them")
+                raise ValueError(
+                    f"{key}: {getattr(self, key)} is not a multiple of step, {self.step}; change one of them"
+                )
         return self
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
         begin, end = epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
         if begin >= end:
-            return [("end", f"the ramp ends at epoch {end}, and begins at epoch {begin}; it must end later")]
+            return [("end", f"the ramp begins at epoch {begin} and ends at epoch {end}; it must end later")]
         if end > epochs:
             return [("end", f"the ramp ends at epoch {end} of {epochs}, after the run")]
         return []

@@ -45,7 +45,7 @@ _HINTS = {
     "incompatible YAML document": "remove the line that begins with %YAML",
 }
 _TOO_DEEP = f"blocks or lists more than {DEEPEST} deep in one another; a recipe has four levels"
-_NO_CHARACTER = "an escape that stands for no character; write the character itself"
+_NO_CHARACTER = "an unknown escape; write the character itself"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def read_text(path: Path) -> str:
             raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
-        raise RecipeError(f"{source}: no recipe, or one that is not saved as UTF-8 text") from e
+        raise RecipeError(f"{source}: not a recipe, or not saved as UTF-8 text") from e
     except OSError as e:
         raise RecipeError(f"{source}: cannot be read: {e.strerror}") from e
 
@@ -249,7 +249,7 @@ class _Reading:
     def _build(self, node: yaml.Node, path: KeyPath, around: tuple[yaml.Node, ...]) -> Any:
         """The value of a node; `around` are the nodes it lies in."""
         if node in around:
-            raise self._error(node.start_mark.line, "an anchor that holds itself; remove the alias in it")
+            raise self._error(node.start_mark.line, "an anchor that contains itself; remove the alias in it")
         if len(around) >= DEEPEST:
             raise self._error(node.start_mark.line, _TOO_DEEP)
         self._values += 1

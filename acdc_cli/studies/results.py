@@ -101,7 +101,7 @@ def of_study(folder: Path) -> list[Run]:
     runs = [_read(row.key, row.cell.axes, row.directory, row.state, row.error) for row in rows]
     begun = next((run.recipe for run in runs if run.recipe), None)
     if begun is None:
-        raise RunError(f"no run of {folder} has begun yet, so there is nothing to tell")
+        raise RunError(f"no run of {folder} has begun yet, so there is nothing to report")
     # what is no axis is the same in all
     return [replace(run, axes={"epochs": begun["epochs"], "seed": begun["seed"], **run.axes}) for run in runs]
 
@@ -133,7 +133,7 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
         # the queue hears of it a moment later
         state, error = "done", None
         if not records:
-            raise RunError(f"{path} has ended, and its {directory.metrics.name} is empty or gone; put a copy there")
+            raise RunError(f"{path} has ended, and its {directory.metrics.name} is empty or missing; restore a copy")
     elif state == "done":
         state, error = "failed", "its summary.json is gone"
     if recipe:

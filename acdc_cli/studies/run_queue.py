@@ -95,7 +95,9 @@ class RunQueue:
         with self._reading() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
-            raise RunError(f"{path} is of another version of acdc ({version}, not {_VERSION}); use that, or --out")
+            raise RunError(
+                f"{path} was written by another version of acdc ({version}, not {_VERSION}); use that, or --out"
+            )
         # who only reads may not be allowed to write
         if version == 0:
             with self._writing() as db:

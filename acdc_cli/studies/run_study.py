@@ -100,7 +100,7 @@ def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes
     with queue.alone():
         files.write_text(folder / "study.yaml", study.text)
     if gone := queue.forget(lambda cell: cell.key in asked):
-        console.say(f"{len(gone)} runs that the study no longer asks for are left as they are: {', '.join(gone)}")
+        console.say(f"{len(gone)} runs are no longer part of the study and stay as they are: {', '.join(gone)}")
     queue.add(asked.values())
     return queue
 
@@ -187,7 +187,7 @@ def _conclude(rows: Sequence[Row], source: str, folder: Path, stopped: bool) -> 
         cells = [(row.key, str(row.attempts), (row.error or "").splitlines()[-1]) for row in failed]
         console.table(("failed run", "attempts", "error"), cells)
     if stopped and done + len(failed) < len(rows):
-        raise Stopped(f"stopped; {done} of {len(rows)} runs are done; go on with: acdc sweep {source}")
+        raise Stopped(f"stopped; {done} of {len(rows)} runs are done; resume with: acdc sweep {source}")
     if failed:
         raise RunError(
             f"{len(failed)} of {len(rows)} runs failed; what they said is in {folder / 'logs'}; once that is mended, "

@@ -109,7 +109,7 @@ class Sweep:
                 raise
             self._started.append(_Started(row, job, log, logged))
             begun = RunDir(row.directory).resolved.exists()
-            self._show.say(f"{row.key}: {'goes on' if begun else 'starts'}")
+            self._show.say(f"{row.key}: {'resumes' if begun else 'starts'}")
 
     def _collect(self) -> None:
         ended = [(each, code) for each in self._started if (code := each.job.poll()) is not None]
@@ -125,7 +125,7 @@ class Sweep:
             self._show.say(f"{row.key}: done{_accuracy(run)}")
         elif code == RESUME_ME or (self._stopping and code in _ENDED_EARLY):
             self._queue.release(row.key, self._owner)
-            self._show.say(f"{row.key}: saved, to go on later")
+            self._show.say(f"{row.key}: saved, to resume later")
         elif run.in_use:
             self._queue.release(row.key, self._owner)
             self._show.say(f"{row.key}: another process still trains it")
@@ -144,7 +144,9 @@ class Sweep:
             if not each.lost and each.row.key not in own:
                 each.lost = True
                 each.job.stop(signal.SIGKILL)
-                self._show.say(f"{each.row.key}: this sweep was silent for so long that another has taken it over")
+                self._show.say(
+                    f"{each.row.key}: this sweep sent no heartbeat for so long that another sweep took it over"
+                )
 
     def _stop(self) -> None:
         if self._stopping:
@@ -160,7 +162,7 @@ class Sweep:
     def _let_go(self) -> None:
         for each in self._started:
             self._queue.release(each.row.key, self._owner)
-        self._show.say(f"{len(self._started)} runs go on without this sweep; the next one watches them again")
+        self._show.say(f"{len(self._started)} runs continue without this sweep; the next sweep watches them again")
         self._started.clear()
 
     def _grow(self) -> None:

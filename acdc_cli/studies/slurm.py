@@ -209,7 +209,7 @@ class Slurm:
             states = self._states()
         except SlurmSilentError as error:
             if not self._silent:
-                console.warn(f"Slurm does not answer ({error}); it is asked again every {self._look_every:.0f} s")
+                console.warn(f"Slurm does not answer ({error}); asking again every {self._look_every:.0f} s")
             self._silent = True
             return
         finally:
@@ -276,7 +276,7 @@ class Slurm:
         elif time.monotonic() - job.gone_since > self._patience:
             how = "is gone from the queue" if state is None else f"has ended as {state}"
             _tell(
-                job.element.log, f"error: Slurm's job {submitted.job_id} {how}; what it said is in {first.paths.stderr}"
+                job.element.log, f"error: Slurm's job {submitted.job_id} {how}; its output is in {first.paths.stderr}"
             )
             job.code = -signal.SIGKILL if state is None else _OVER[state]
 
@@ -319,7 +319,9 @@ def _parameters(name: str, options: Sequence[str]) -> dict[str, Any]:
     for key, _, value in (option.partition("=") for option in options):
         given[key.replace("_", "-")] = value
     if taken := [key for key in given if key in _OURS]:
-        raise RunError(f"--slurm-{taken[0]} is not yours to set: the launcher does, to find its jobs and what they say")
+        raise RunError(
+            f"--slurm-{taken[0]} is set by the launcher, which uses it to find its jobs and their output; leave it out"
+        )
     try:
         submitits = {key: read(given.pop(key)) for key, read in _SUBMITITS.items() if key in given}
     except ValueError as error:

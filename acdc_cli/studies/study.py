@@ -269,7 +269,7 @@ def _misfits_of_names(root: Entry, block: StudyBlock, path: KeyPath, values: Map
 
 
 def _no_axis(axis: str, names: list[str]) -> str:
-    return f"{axis} is no axis{did_you_mean(axis, names)} (axes: {', '.join(names)})"
+    return f"{axis} is not an axis{did_you_mean(axis, names)} (axes: {', '.join(names)})"
 
 
 def _misfits_of_axis(root: Entry, block: StudyBlock, axis: str) -> Iterator[Problem]:
@@ -313,7 +313,7 @@ def _misfits_of_lengths(root: Entry, block: StudyBlock, axis: str) -> Iterator[P
     if not block.budget.limits():
         yield problem_at(root, path, "without a `budget` it might never end; set one")
     if any("epochs" in group for group in block.zip):
-        yield problem_at(root, path, "`epochs` advances with another axis, of which longer runs would have no value")
+        yield problem_at(root, path, "`epochs` advances with another axis, which has no values for longer runs")
     for number, value in enumerate(given.values):
         length = value.label if isinstance(value, LabelledBlock) else value
         if isinstance(length, bool) or not isinstance(length, int):

@@ -187,13 +187,13 @@ def test_other_images_are_refused() -> None:
     first, second = model(random_logits(1)), model(random_logits(2))
     few, turned = Drawn(3, LABELS), Drawn(3, LABELS)
     few.samples, turned.order = 8, torch.arange(NINE).flip(0)
-    with pytest.raises(DataError, match="one model would be judged on 9 images, the other on 8"):
+    with pytest.raises(DataError, match="one model would be evaluated on 9 images, the other on 8"):
         Pairs(Drawn(3, LABELS), few)
     with pytest.raises(DataError, match="in different orders"):
         compare(first, second, Pairs(Drawn(3, LABELS), turned))
     with pytest.raises(DataError, match="2 images have one label"):
         compare(first, second, Pairs(Drawn(3, LABELS), Drawn(3, [1, *LABELS[1:-1], 1])))
-    with pytest.raises(RunError, match="one model tells 4 classes apart, the other 3"):
+    with pytest.raises(RunError, match="one model has 4 classes, the other 3"):
         compare(first, model(random_logits(2, classes=3)), Pairs(Drawn(3, LABELS)))
 
 

@@ -293,7 +293,7 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("path=x", "workers=2"), "nothing is made where `path` names"),
+        (("path=x", "workers=2"), "has no effect where `path` names"),
         (("severities=[0]",), "severities"),
         (("severities=[2,2]",), "names one twice"),
         (("corruptions=[fogg]",), "fog"),

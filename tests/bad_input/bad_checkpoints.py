@@ -243,8 +243,8 @@ CHECKPOINTS = [
         "pickled code",
         saved(lambda weights: {"state_dict": weights, "args": RunsCode()}),
         FOREIGN,
-        "c.pt is damaged, or holds objects that are refused because opening them can run code. If you trust the file, "
-        "save its tensors alone: "
+        "c.pt is damaged, or holds objects that are refused because loading them can run code (posix.mkdir). "
+        "If you trust the file, save its tensors alone: "
         "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)",
     ),
     Case(

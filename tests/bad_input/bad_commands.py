@@ -94,7 +94,7 @@ PLACES = [
         "below a file",
         nothing,
         f"{TRAIN} --out small.yaml/run",
-        "small.yaml/run cannot be written: Not a directory. What was there before is kept.",
+        "small.yaml/run cannot be written: Not a directory. The previous file is kept.",
     ),
     Case(
         "foreign folder",
@@ -106,7 +106,7 @@ PLACES = [
         "place where nothing can be",
         nothing,
         f"{TRAIN} --out /proc/run",
-        "/proc/run cannot be written: No such file or directory. What was there before is kept.",
+        "/proc/run cannot be written: No such file or directory. The previous file is kept.",
     ),
     Case("finished run to resume", nothing, "train run --resume", "run is finished: there is nothing to resume"),
     Case(
@@ -132,7 +132,7 @@ PLACES = [
         "figures into a file",
         nothing,
         "analyze curves run --out small.yaml",
-        "small.yaml cannot be written: File exists. What was there before is kept.",
+        "small.yaml cannot be written: File exists. The previous file is kept.",
     ),
     Case(
         "plot into nowhere",
@@ -216,7 +216,7 @@ ARGUMENTS = [
         "analysis of a run without epochs",
         begun,
         "analyze curves begun",
-        "begun: no epoch has ended yet, so there is nothing to look at",
+        "begun: no epoch has ended yet, so there is nothing to analyse",
     ),
     Case(
         "analysis of broken metrics",

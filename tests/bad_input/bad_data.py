@@ -341,13 +341,13 @@ WRITTEN = [
         "set into a file",
         nothing,
         "data write folder --source photos --out small.yaml",
-        "small.yaml/val.beton cannot be written: File exists. What was there before is kept.",
+        "small.yaml/val.beton cannot be written: File exists. The previous file is kept.",
     ),
     Case(
         "set where nothing can be",
         nothing,
         "data write folder --source photos --out /proc/new",
-        "/proc/new/val.beton cannot be written: No such file or directory. What was there before is kept.",
+        "/proc/new/val.beton cannot be written: No such file or directory. The previous file is kept.",
     ),
     Case("quality out of range", nothing, f"{WRITE} --quality 0", "JPEG quality 0: 1 to 100 are possible"),
     Case(

@@ -94,7 +94,7 @@ def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been
     os.kill(worker(process.pid, rank=1), signal.SIGKILL)
     said = said_by(process)
     assert process.returncode == 0, said
-    assert "all start again from the last checkpoint, try 1 of 3" in said
+    assert "all processes restart from the last checkpoint, attempt 1 of 3" in said
     assert "resuming after" in said
     assert "Traceback" not in said
     assert_finished_as(undisturbed, run)

@@ -294,7 +294,7 @@ def test_resume_auto_starts_what_is_not_there_and_leaves_what_is_finished(acdc: 
 def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
     refused = acdc("train", recipe, "--resume=always")
     assert refused.exit_code == 2
-    assert "it stands alone, or before auto" in flat(refused.output)
+    assert "expected nothing or auto" in flat(refused.output)
     assert not Path("runs").exists()
 
 
@@ -409,9 +409,9 @@ def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> 
     RunDir(Path("run")).start("", "", {})
     for arguments, said in (
         (["nowhere"], "nowhere does not exist"),
-        (["run", "--model", "resnet50"], "is a run, whose recipe names its model"),
+        (["run", "--model", "resnet50"], "is a run directory, whose recipe names the model"),
         ([str(recipe.parent)], "is not a run directory"),
-        ([str(recipe)], "no torch file, or a damaged one"),
+        ([str(recipe)], "not a torch file, or a damaged one"),
     ):
         result = acdc("eval", "--checkpoint", *arguments)
         assert result.exit_code == 2
@@ -453,7 +453,7 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
             before = contents(run.path)
             refused = acdc("train", recipe, *arguments)
         assert refused.exit_code == 2
-        assert flat(refused.stderr) == "error: another process is training in runs/small-0 now; wait for it, or end it"
+        assert flat(refused.stderr) == "error: another process is training in runs/small-0; wait for it, or stop it"
         assert contents(run.path) == before
         if "--resume" not in arguments:
             assert acdc("train", recipe, *sets).exit_code == 0

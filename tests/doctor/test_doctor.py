@@ -177,9 +177,9 @@ DISK = machine.Disk(Path("/runs"), 100 * GIB, seconds=0.004)
 @pytest.mark.parametrize(
     ("disk", "status", "says"),
     [
-        (DISK, "ok", "100.0 GiB free in /runs; a file is on disk after 4 ms"),
+        (DISK, "ok", "100.0 GiB free in /runs; writing a file takes 4 ms"),
         (replace(DISK, free=GIB), "warning", "too little for a ResNet-50's run"),
-        (replace(DISK, seconds=2.5), "warning", "after 2500 ms: every checkpoint will wait"),
+        (replace(DISK, seconds=2.5), "warning", "takes 2500 ms: every checkpoint will be slow"),
         (replace(DISK, problem="Read-only file system"), "error", "no file can be written: Read-only file system"),
     ],
 )

@@ -213,7 +213,7 @@ RAMP = "start_size: 160, end_size: 192"
     [
         (
             "data.resolution={start_size: 160, end_size: 190, end: 3}",
-            "data.resolution.end_size: 190 is no multiple of step, 32; change one of them",
+            "data.resolution.end_size: 190 is not a multiple of step, 32; change one of them",
         ),
         (f"data.resolution={{{RAMP}, end: 30 %}}", f'data.resolution.end: {LENGTH}, found "30 %"'),
         (
@@ -222,7 +222,7 @@ RAMP = "start_size: 160, end_size: 192"
         ),
         (
             f"data.resolution={{{RAMP}, begin: 30, end: 20%}}",
-            "data.resolution.end: the ramp ends at epoch 20, and begins at epoch 30; it must end later",
+            "data.resolution.end: the ramp begins at epoch 30 and ends at epoch 20; it must end later",
         ),
         (
             f"data.resolution={{{RAMP}, end: 101}}",

@@ -142,7 +142,7 @@ def test_a_duplicate_key_names_both_lines(tmp_path: Path) -> None:
         ('a: "b', 1, "found unexpected end of stream in what begins on line 1; a quote is not closed"),
         ("---\na: 1\n---\nb: 1", 3, "expected a single document in the stream, but found another document"),
         ("a: *b", 1, "found undefined alias 'b'"),
-        ("a: &a [*a]", 1, "an anchor that holds itself"),
+        ("a: &a [*a]", 1, "an anchor that contains itself"),
         ("a: !!python/object:os.system x", 1, "the tag tag:yaml.org,2002:python/object:os.system has no meaning"),
         ("a: !!int x", 1, "'x' is no int"),
         ("a: 1\nb: \x00", 2, "special characters are not allowed"),
@@ -167,5 +167,5 @@ def test_a_recipe_that_is_no_mapping_is_refused(in_tmp: Path, text: str, found: 
 
 def test_a_file_that_is_no_text_is_refused(in_tmp: Path) -> None:
     (in_tmp / "model.pt").write_bytes(b"\x80\x02\xff")
-    with pytest.raises(RecipeError, match=r"^model.pt: no recipe, or one that is not saved as UTF-8"):
+    with pytest.raises(RecipeError, match=r"^model.pt: not a recipe, or not saved as UTF-8"):
         read_file(in_tmp / "model.pt")

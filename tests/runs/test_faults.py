@@ -214,7 +214,7 @@ def strike(kind: Kind, fault: Fault, index: int, folder: Path) -> int:
     with FaultySystem(folder, fault, index) as system:
         error = raised(lambda: kind.write(folder))
     if isinstance(error, AcdcError):
-        assert re.match(rf"{folder}.* cannot be written: .*; .*\. What was there before is kept\.$", str(error))
+        assert re.match(rf"{folder}.* cannot be written: .*; .*\. The previous file is kept\.$", str(error))
     assert fault.kills == isinstance(error, Killed)
     assert fault.kills or not hidden(folder)
     found: list[int] = []

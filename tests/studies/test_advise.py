@@ -228,7 +228,7 @@ def test_runs_of_other_images_are_no_reference(acdc: Acdc, in_tmp: Path) -> None
 def test_a_run_that_goes_on_is_left_out_and_named(acdc: Acdc, in_tmp: Path) -> None:
     going = Made(0.9, 8, 2, done=False, ended=3)
     done = acdc("advise", study(in_tmp / "s", [*DENSE, *runs(0.9, 8, 0.7, 0.2, 0.4, seeds=2), going]))
-    assert f"left out, because it has not ended: {going.key}" in done.stderr.replace("\n", " ")
+    assert f"left out, because it is unfinished: {going.key}" in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

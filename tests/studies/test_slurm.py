@@ -360,7 +360,7 @@ def test_the_cores_that_a_run_is_given_reach_it(sbatch: Path) -> None:
 
 @pytest.mark.parametrize("option", ["array=0-3", "signal=USR2@9", "output=x", "open_mode=truncate"])
 def test_options_that_the_launcher_sets_are_refused(sbatch: Path, option: str) -> None:
-    with pytest.raises(RunError, match="is not yours to set"):
+    with pytest.raises(RunError, match="is set by the launcher"):
         submitted(2, option)
 
 

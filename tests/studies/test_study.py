@@ -123,7 +123,7 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
         ("axes: {seed: [0]}\nzip: [[seed]]", ['4: zip[0]: expected at least two axes, found ["seed"]']),
         (
             "axes: {seed: [0], epochs: [16]}\nzip: [[sed, epochs]]",
-            ["4: zip[0]: sed is no axis; did you mean seed? (axes: seed, epochs)"],
+            ["4: zip[0]: sed is not an axis; did you mean seed? (axes: seed, epochs)"],
         ),
         (
             "axes: {seed: [0, 1], epochs: [16]}\nzip: [[seed, epochs]]",
@@ -140,7 +140,7 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
         (
             "axes: {seed: [0, 1]}\nexclude: [{sead: 0}, {seed: 2}, {}]",
             [
-                "4: exclude[0].sead: sead is no axis; did you mean seed? (axes: seed)",
+                "4: exclude[0].sead: sead is not an axis; did you mean seed? (axes: seed)",
                 "4: exclude[1].seed: expected 0 or 1, found 2",
                 "4: exclude[2]: it names no axis, so it would exclude every run; remove it",
             ],
@@ -156,7 +156,7 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             "axes: {seed: [0, 1]}\nadjust: [{where: {seed: 2, sead: 0}, set: {epochs: 8}}]",
             [
                 "4: adjust[0].where.seed: expected 0 or 1, found 2",
-                "4: adjust[0].where.sead: sead is no axis; did you mean seed? (axes: seed)",
+                "4: adjust[0].where.sead: sead is not an axis; did you mean seed? (axes: seed)",
             ],
         ),
         ("axes: {seed: [0, 1]}\nexclude: [{seed: 0}, {seed: 1}]", ["4: exclude: no run is left"]),
@@ -178,8 +178,8 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             "zip: [[epochs, seed]]\nbudget: {runs: 9}",
             [
                 "3: axes.epochs.values[1]: the label of a length is what it sets `epochs` to; found short",
-                "3: axes.epochs.until_converged: `epochs` advances with another axis, of which longer runs would have "
-                "no value",
+                "3: axes.epochs.until_converged: `epochs` advances with another axis, which has no values for "
+                "longer runs",
                 "3: axes.epochs.values[1]: a length that may be doubled is a whole number; found short",
             ],
         ),
@@ -261,7 +261,7 @@ def recipes(name: str) -> dict[str, Recipe]:
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
         "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "methods", "methods_demo",
-        "patterns", "phase_length", "weight_decay",
+        "patterns", "phase_length", "revive_cifar10", "revive_digits", "weight_decay",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
 

@@ -110,7 +110,7 @@ def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by
     until_half_done(long, stopped, records=4)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(100) == 75, Path("said").read_text()
-    assert "stopped; 2 of 4 runs are done; go on with: acdc sweep" in Path("said").read_text()
+    assert "stopped; 2 of 4 runs are done; resume with: acdc sweep" in Path("said").read_text()
     assert (rows()[long].state, rows()[long].failures) == ("waiting", 0)
 
     both = [sweeping(study, "--workers", "1") for _ in range(2)]

@@ -144,7 +144,7 @@ def test_the_table_has_a_line_a_run_and_what_they_take_together(study: Path, acd
     assert [line[:3] for line in lines[-4:]] == [
         ["done", "0", "0"], ["remaining", "8", "48"], ["all", "8", "48"], ["budget", "-", "100"],
     ]  # fmt: skip
-    assert "longer runs follow" in result.stderr
+    assert "longer runs are added" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,8 @@ def test_runs_that_are_stopped_save_and_wait(queue: RunQueue) -> None:
     assert [(row.state, row.attempts) for row in queue.rows()] == [("waiting", 1), ("waiting", 1), ("waiting", 0)]
     assert said[-3:] == [
         "stopping: 2 runs save and end",
-        "seed=0: saved, to go on later",
-        "seed=1: saved, to go on later",
+        "seed=0: saved, to resume later",
+        "seed=1: saved, to resume later",
     ]
 
 
@@ -252,7 +252,7 @@ def test_who_was_silent_for_so_long_that_the_run_is_anothers_kills_its_own(
     assert time.monotonic() - began < 30, "the run was not killed"
     assert [line for line in said if line.startswith("seed=0")] == [
         "seed=0: starts",
-        "seed=0: this sweep was silent for so long that another has taken it over",
+        "seed=0: this sweep sent no heartbeat for so long that another sweep took it over",
     ]
     row = by_key(queue)["seed=0"]
     assert (row.state, row.failures, row.host) == ("done", 0, "elsewhere")

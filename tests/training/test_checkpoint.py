@@ -118,7 +118,7 @@ def test_without_a_whole_state_there_is_an_error_with_the_way_out(tmp_path: Path
     for name in ("last.pt", "previous.pt"):
         flip(tmp_path / name, 300)
     with pytest.raises(
-        CheckpointError, match=r"last\.pt cannot be read .*; .*previous\.pt cannot be read .*: restore a copy .* --out$"
+        CheckpointError, match=r"last\.pt cannot be read .*; .*previous\.pt cannot be read .*: restore a copy, .*--out$"
     ):
         checkpoint.load_state(tmp_path)
 

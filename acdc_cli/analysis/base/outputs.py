@@ -46,7 +46,7 @@ class Pairs:
         """second: None where both models want the images alike."""
         if second is not None and first.samples != second.samples:
             raise DataError(
-                f"one model would be judged on {first.samples} images, the other on {second.samples}: give both the "
+                f"one model would be evaluated on {first.samples} images, the other on {second.samples}: give both the "
                 "same set, by --data or --set data.val_images=COUNT"
             )
         self._first, self._second = first, second
@@ -77,7 +77,7 @@ def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterat
     """
     data = first.data, second.data
     if data[0].class_names != data[1].class_names:
-        judged = (f"{subject.name} is judged on {_listed(subject.data.class_names)}" for subject in (first, second))
+        judged = (f"{subject.name} is evaluated on {_listed(subject.data.class_names)}" for subject in (first, second))
         raise DataError(f"{', '.join(judged)}; name a set for both by --data")
     size = {"val_batch_size": min(each.block.val_batch_size or each.block.batch_size for each in data)}
     first_view, second_view = (
@@ -133,7 +133,7 @@ def compare(
         a, b = (_logits(model, batch.images) for model, batch in zip((first, second), pair, strict=True))
         if a.shape != b.shape:
             raise RunError(
-                f"{description}: one model tells {a.shape[1]} classes apart, the other {b.shape[1]}; compare models "
+                f"{description}: one model has {a.shape[1]} classes, the other {b.shape[1]}; compare models "
                 "of the same classes"
             )
         labels = pair[0].labels
@@ -141,7 +141,7 @@ def compare(
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
-        raise DataError(f"{description}: there is no image to judge the models on; name another set by --data")
+        raise DataError(f"{description}: there is no image to evaluate the models on; name another set by --data")
     if mismatched := int(totals[_MISMATCHED]):
         raise DataError(
             f"{description}: {mismatched} images have one label for the first model and another for the second, so "

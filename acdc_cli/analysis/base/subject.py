@@ -90,7 +90,7 @@ class Subject(Protocol):
 def run_of(subject: Subject) -> RunDir:
     """Raises RunError where the subject is a file."""
     if subject.run is None:
-        raise RunError(f"{subject.name} is a file with weights, and this analysis reads a run directory; name one")
+        raise RunError(f"{subject.name} is a file with weights, but this analysis reads a run directory; name one")
     return subject.run
 
 
@@ -106,5 +106,5 @@ def records_of(subject: Subject) -> list[dict[str, Any]]:
     """A run's epochs. Raises RunError where none has ended."""
     records: list[dict[str, Any]] = run_of(subject).records()
     if not records:
-        raise RunError(f"{subject.name}: no epoch has ended yet, so there is nothing to look at")
+        raise RunError(f"{subject.name}: no epoch has ended yet, so there is nothing to analyse")
     return records

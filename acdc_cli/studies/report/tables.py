@@ -157,7 +157,7 @@ def supported(summary: Summary) -> Table:
     rows = [
         (
             Cell(found.series),
-            Cell(", ".join(map(str, found.supported)) or "none can be told", marked=bool(found.supported)),
+            Cell(", ".join(map(str, found.supported)) or "none", marked=bool(found.supported)),
             Cell(found.note),
         )
         for found in map(lengths, by_length(summary).series)
