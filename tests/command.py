@@ -1,4 +1,4 @@
-"""The command line, in this process, and the types of the fixtures `acdc` and `finished`."""
+"""The command line, in this process, and what the fixtures `acdc` and `finished` are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typer.testing import CliRunner, Result
 
 Acdc = Callable[..., Result]
 Finished = Callable[..., Result]
+DENSE = ("sparsity={method: dense}", "epochs=1")
+"""Settings of the shortest run."""
 
 
 def run_acdc(*arguments: str | Path) -> Result:

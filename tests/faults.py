@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +32,10 @@ class Fault:
     """If the call is a write, half of it is written first."""
     kills: bool = False
 
+    def differs_in_errno(self, other: Fault) -> bool:
+        """And in nothing else, if at all."""
+        return bool(self.error and other.error) and replace(self, name="", error=0) == replace(other, name="", error=0)
+
 
 FAULTS = [
     Fault("full once", errno.ENOSPC),
@@ -48,6 +52,8 @@ FAULTS = [
     Fault("killed", kills=True),
     Fault("killed in the middle", short=True, kills=True),
 ]
+TWINS = [fault for number, fault in enumerate(FAULTS) if any(map(fault.differs_in_errno, FAULTS[:number]))]
+"""Those that go the way of another, but for what they are called."""
 
 
 class FaultySystem:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from in_memory import InMemory
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.recipe import kinds
@@ -34,32 +35,25 @@ SGD = {"name": "sgd", "lr": 0.05, "weight_decay": 1e-3, "schedule": {"name": "li
 ADAMW = SGD | {"name": "adamw", "lr": 0.01}
 
 
-class FewImages:
+class FewImages(InMemory):
     """A loader whose batches follow from (epoch, step) alone: 12 images of 8 pixels and 3 classes, 4 in a batch."""
 
     def __init__(self, samples: int = 12, batch_size: int = 4) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.images = torch.randint(0, 256, (samples, 3, 8, 8), dtype=torch.uint8, generator=generator)
-        self.labels = torch.randint(0, 3, (samples,), generator=generator)
-        self.samples, self.batch_size, self.steps = samples, batch_size, samples // batch_size
+        images = torch.randint(0, 256, (samples, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        super().__init__(images, torch.randint(0, 3, (samples,), generator=generator), batch_size)
+        self.steps = samples // batch_size
         self.resolutions: list[int | None] = []
         """What each call of `epoch` asked for."""
 
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def order(self, epoch: int) -> Tensor:
+        return torch.from_numpy(np.random.default_rng(epoch).permutation(self.samples))
+
+    def epoch(
+        self, epoch: int, start_step: int = 0, resolution: int | None = None
+    ) -> AbstractContextManager[Iterator[Batch]]:
         self.resolutions.append(resolution)
-        order = torch.from_numpy(np.random.default_rng(epoch).permutation(self.samples))
-        parts = order.split(self.batch_size)[start_step : self.steps]
-        yield (Batch(self.images[part], self.labels[part], part) for part in parts)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        return super().epoch(epoch, start_step, resolution)
 
 
 class StopAtCall:

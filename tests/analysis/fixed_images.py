@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
-
 import torch
-from torch import nn
+from in_memory import InMemory
+from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs.setup import ReadyModel
@@ -18,40 +15,19 @@ from acdc_cli.training.precision import Precision
 CPU = torch.device("cpu")
 
 
-class FixedImages:
+class FixedImages(InMemory):
     """A loader that writes every batch over the one before, as it may."""
-
-    kind: Literal["torch"] = "torch"
 
     def __init__(self, samples: int, batch_size: int, side: int = 5) -> None:
         generator = torch.Generator().manual_seed(samples)
-        self.samples, self._batch_size = samples, batch_size
-        self.images = torch.randint(0, 256, (samples, 3, side, side), dtype=torch.uint8, generator=generator)
-        self.labels = torch.arange(samples) % 3
+        images = torch.randint(0, 256, (samples, 3, side, side), dtype=torch.uint8, generator=generator)
+        super().__init__(images, torch.arange(samples) % 3, batch_size)
+        self._images = torch.empty((batch_size, *images.shape[1:]), dtype=torch.uint8)
+        self._labels = torch.empty(batch_size, dtype=torch.int64)
 
-    @property
-    def steps(self) -> int:
-        return -(-self.samples // self._batch_size)
-
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        yield self._drawn(start_step)
-
-    def _drawn(self, start_step: int) -> Iterator[Batch]:
-        images = torch.empty((self._batch_size, *self.images.shape[1:]), dtype=torch.uint8)
-        labels = torch.empty(self._batch_size, dtype=torch.int64)
-        for part in torch.arange(self.samples).split(self._batch_size)[start_step:]:
-            images[: len(part)], labels[: len(part)] = self.images[part], self.labels[part]
-            yield Batch(images[: len(part)], labels[: len(part)], part)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def batch(self, part: Tensor) -> Batch:
+        self._images[: len(part)], self._labels[: len(part)] = self.images[part], self.labels[part]
+        return Batch(self._images[: len(part)], self._labels[: len(part)], part)
 
 
 def small_bench(seed: int = 0, smoothing: float = 0.0, norm: bool = True) -> ReadyModel:

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import Finished, run_acdc
-from digits import image_folders
+from command import DENSE, Finished, run_acdc
+from digits import HALVED, image_folders
 from typer.testing import Result
 
 
@@ -17,7 +17,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.data.inventory import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
-    write_set("folder", WriteOptions(source=image_folders(home), out=home / "digits", workers=1))
+    write_set("folder", WriteOptions(source=image_folders(home, shrink=2), out=home / "digits", workers=1))
     return home / "digits"
 
 
@@ -28,7 +28,7 @@ def _write_recipe(folder: Path, digits: Path) -> Path:
 name: small
 epochs: 6
 model: {{name: resnet8}}
-data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch}}
+data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch, {HALVED}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """
@@ -42,23 +42,40 @@ def recipe(in_tmp: Path, digits: Path) -> Path:
     return _write_recipe(in_tmp, digits)
 
 
-@pytest.fixture(scope="session")
-def _finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Result]:
-    """The run of `recipe`, and what `acdc train` said."""
-    folder = tmp_path_factory.mktemp("finished")
+def _trained(folder: Path, digits: Path, *sets: str) -> tuple[Path, Result]:
+    """The run of `recipe` with these settings, and what `acdc train` said."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = run_acdc("train", _write_recipe(folder, digits))
+        result = run_acdc("train", _write_recipe(folder, digits), *(word for each in sets for word in ("--set", each)))
     assert result.exit_code == 0, result.output
     return folder / "runs/small-0", result
+
+
+def _copying(run: Path, result: Result) -> Finished:
+    def copied(out: str = "runs/small-0") -> Result:
+        shutil.copytree(run, out)
+        return result
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Result]:
+    return _trained(tmp_path_factory.mktemp("finished"), digits)
+
+
+@pytest.fixture(scope="session")
+def _finished_dense(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Result]:
+    return _trained(tmp_path_factory.mktemp("dense"), digits, *DENSE)
 
 
 @pytest.fixture
 def finished(recipe: Path, _finished: tuple[Path, Result]) -> Finished:
     """Does what `acdc train small.yaml --out OUT` would do, whose run is trained once a session."""
+    return _copying(*_finished)
 
-    def copied(out: str = "runs/small-0") -> Result:
-        shutil.copytree(_finished[0], out)
-        return _finished[1]
 
-    return copied
+@pytest.fixture
+def finished_dense(recipe: Path, _finished_dense: tuple[Path, Result]) -> Finished:
+    """The same with one epoch of dense training."""
+    return _copying(*_finished_dense)

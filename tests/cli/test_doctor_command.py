@@ -75,7 +75,7 @@ def test_a_broken_torch_is_a_finding_and_no_crash(tmp_path: Path) -> None:
     found = {each["check"]: each for each in json.loads(done.stdout)}
     assert list(found) == [*CHECKS, "training"]
     assert "libcudnn.so.9" in found["torchvision"]["found"]
-    assert found["torchvision"]["fix"].startswith("pip install --force-reinstall torch torchvision")
+    assert "--force-reinstall torch" in found["torchvision"]["fix"]
     assert {name for name in found if found[name]["status"] == "ok"} >= {"python", "packages", "memory"}
     assert "Traceback" not in done.stderr
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Acdc, Finished
+from command import DENSE, Acdc, Finished
 from safetensors.torch import load_file, save_file
 
 from acdc_cli.models import build
@@ -31,6 +31,10 @@ def untimed(run: Path) -> list[dict[str, Any]]:
 
 def flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def sets(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def test_a_recipe_becomes_a_run_directory(recipe: Path, finished: Finished) -> None:
@@ -107,10 +111,8 @@ def test_the_sparse_model_has_exactly_the_zeros_that_were_asked_for(finished: Fi
     assert (load_file("runs/small-0/dense.safetensors")[next(iter(masks))] != 0).float().mean() > 0.9
 
 
-def test_a_run_starts_from_the_dense_model_of_another(acdc: Acdc, recipe: Path) -> None:
-    assert (
-        acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=2", "--out", "first").exit_code == 0
-    )
+def test_a_run_starts_from_the_dense_model_of_another(acdc: Acdc, recipe: Path, finished_dense: Finished) -> None:
+    finished_dense("first")
     oneshot = "sparsity={method: oneshot, target: 0.5, at: 0, from_checkpoint: first}"
     still = ("--set", "optim.lr=1e-9", "--set", "epochs=1", "--out", "second")
     assert acdc("train", recipe, "--set", oneshot, *still).exit_code == 0
@@ -125,13 +127,13 @@ def test_a_run_starts_from_the_dense_model_of_another(acdc: Acdc, recipe: Path) 
     assert json.loads(result.stdout)["sparsity"] == pytest.approx(0.5, abs=1e-4)
 
 
-def test_a_run_goes_on_when_the_model_it_started_from_is_gone(acdc: Acdc, recipe: Path) -> None:
-    assert (
-        acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1", "--out", "first").exit_code == 0
-    )
+def test_a_run_goes_on_when_the_model_it_started_from_is_gone(
+    acdc: Acdc, recipe: Path, finished_dense: Finished
+) -> None:
+    finished_dense("first")
     oneshot = ("--set", "sparsity={method: oneshot, target: 0.5, at: 0, from_checkpoint: first}", "--set", "epochs=2")
     assert acdc("train", recipe, *oneshot, "--out", "whole").exit_code == 0
-    assert acdc("train", recipe, *oneshot, "--out", "halted").exit_code == 0
+    shutil.copytree("whole", "halted")
     # as if it had been stopped after its first epoch
     state = torch.load("halted/checkpoints/previous.pt", weights_only=True)
     assert state["epoch"] == 1
@@ -163,32 +165,34 @@ def test_a_dense_model_that_is_not_there_is_said_before_anything_is_written(
     assert not Path("runs").exists()
 
 
-def test_a_run_of_another_machine_is_judged_on_this_one(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
+def test_a_run_of_another_machine_is_judged_on_this_one(acdc: Acdc, finished_dense: Finished) -> None:
+    finished_dense()
     resolved = Path("runs/small-0/resolved.yaml")
     resolved.write_text(resolved.read_text().replace("device: auto", "device: cuda"))
     result = acdc("eval", "--checkpoint", "runs/small-0", "--json", "--set", "device=cpu")
     assert json.loads(result.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
 
 
-def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(acdc: Acdc, recipe: Path, digits: Path) -> None:
-    assert acdc("train", recipe, "--set", "sparsity={method: dense}", "--set", "epochs=1").exit_code == 0
+def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
+    acdc: Acdc, finished_dense: Finished, digits: Path
+) -> None:
+    finished_dense()
     own = load_file("runs/small-0/dense.safetensors")
     save_file({f"module.{name}": value for name, value in own.items()}, "foreign.safetensors")
     torch.save({"state_dict": own}, "foreign.pt")
     by = ("--model", "resnet8", "--data", digits, "--json")
-    result = acdc("eval", "--checkpoint", "foreign.safetensors", *by)
+    result = acdc("eval", "--checkpoint", "foreign.safetensors", *by, "--set", "data.val_images=5")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert list(found) == KEYS
-    assert (found["samples"], found["sparsity"]) == (100, 0.0)
-    assert "preprocessing: 28 pixels, crop 28, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
+    assert (found["samples"], found["sparsity"]) == (5, 0.0)
+    assert "preprocessing: 14 pixels, crop 14, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
-    set_ = [word for item in (mean, std) for word in ("--set", item)]
     for file in ("foreign.safetensors", "foreign.pt"):
-        same = acdc("eval", "--checkpoint", file, *by, *set_)
-        assert json.loads(same.stdout)["top1"] == untimed(Path("runs/small-0"))[0]["top1"]
-        assert "mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
+        same = acdc("eval", "--checkpoint", file, *by, *sets(mean, std))
+        found = json.loads(same.stdout)
+        assert (found["top1"], found["samples"]) == (untimed(Path("runs/small-0"))[0]["top1"], 100)
+        assert "14 pixels, crop 14, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
@@ -200,11 +204,11 @@ def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits:
     result = acdc("eval", "--checkpoint", "large.pt", "--model", "resnet18", "--data", digits, *few)
     assert result.exit_code == 0, result.output
     assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
-    assert "images of 28 pixels are enlarged to 256" in flat(result.stderr)
+    assert "images of 14 pixels are enlarged to 256" in flat(result.stderr)
 
 
-def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--set", "epochs=5", "--set", "sparsity.method=dense").exit_code == 0
+def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path, finished_dense: Finished) -> None:
+    finished_dense()
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
     again = acdc("train", recipe)
     assert again.exit_code == 2
@@ -282,10 +286,10 @@ def test_a_place_that_no_folder_can_have_is_said(acdc: Acdc, recipe: Path) -> No
 
 
 def test_resume_auto_starts_what_is_not_there_and_leaves_what_is_finished(acdc: Acdc, recipe: Path) -> None:
-    started = acdc("train", recipe, "--resume", "auto")
+    started = acdc("train", recipe, "--resume", "auto", *sets(*DENSE))
     assert started.exit_code == 0, started.output
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
-    again = acdc("train", recipe, "--resume", "auto")
+    again = acdc("train", recipe, "--resume", "auto", *sets(*DENSE))
     assert again.exit_code == 0
     assert "runs/small-0 is finished: there is nothing to do" in flat(again.stderr)
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
@@ -299,9 +303,8 @@ def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recipe: Path) -> None:
-    dense = ("epochs=3", "sparsity={method: dense}", "checkpoint.every_epochs=3")
-    sets = [word for each in dense for word in ("--set", each)]
-    assert acdc("train", recipe, "--out", "run", *sets).exit_code == 0
+    dense = sets("epochs=2", "sparsity={method: dense}", "checkpoint.every_epochs=2")
+    assert acdc("train", recipe, "--out", "run", *dense).exit_code == 0
     records = untimed(Path("run"))
     for path in (Path("run/summary.json"), *Path("run/checkpoints").glob("*.pt")):
         path.unlink()
@@ -309,9 +312,9 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recip
     assert untimed(Path("run")) == records
 
 
-def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: Path, finished: Finished) -> None:
-    finished("run-0")
-    assert acdc("train", recipe, "--out", "run-1", "--set", "seed=1").exit_code == 0
+def test_a_run_does_not_go_on_from_another_runs_checkpoint(acdc: Acdc, recipe: Path, finished_dense: Finished) -> None:
+    finished_dense("run-0")
+    assert acdc("train", recipe, "--out", "run-1", *sets(*DENSE, "seed=1")).exit_code == 0
     Path("run-0/summary.json").unlink()
     shutil.copy("run-1/checkpoints/last.pt", "run-0/checkpoints/last.pt")
     before = {path: path.read_bytes() for path in Path("run-0").rglob("*.*") if path.is_file()}
@@ -359,11 +362,11 @@ def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(ac
 
 def test_a_layer_that_a_pattern_does_not_fit_is_told_and_stays_dense(acdc: Acdc, recipe: Path) -> None:
     two_of_four = ("sparsity.pattern=2:4", "sparsity.target=0.5", "sparsity.keep_dense=[last]")
-    result = acdc("train", recipe, *(part for override in two_of_four for part in ("--set", override)))
+    result = acdc("train", recipe, *sets("epochs=4", *two_of_four))
     assert result.exit_code == 0, result.output
     said = "sparsity.pattern: 2:4 does not divide the input channels of conv1; they stay dense"
     assert flat(result.stderr).count(said) == 1
-    masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0005-sparse.safetensors"))
+    masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0003-sparse.safetensors"))
     assert masks.pop("conv1.weight").all()
     for mask in masks.values():
         assert (mask.view(mask.shape[0], -1, 4, *mask.shape[2:]).sum(2) == 2).all()
@@ -377,8 +380,7 @@ def test_sparsities_of_layers_that_do_not_exist_are_refused_before_a_run_begins(
 
 
 def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: Path) -> None:
-    sets = ("epochs=1", "sparsity.method=dense", "optim.lr_batch=100")
-    result = acdc("train", recipe, *(word for item in sets for word in ("--set", item)))
+    result = acdc("train", recipe, *sets(*DENSE, "optim.lr_batch=100"))
     assert result.exit_code == 0
     assert "--set optim.lr=0.025 --set optim.lr_batch=50" in flat(result.stderr)
 
@@ -390,8 +392,8 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
     assert found["params"] == sum(value.numel() for value in learned.values())
     assert found["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
-    # of 28 x 28 pixels, halved for the second and third group of layers, and the classifier's one position
-    positions = {"conv1": 784, "layer1": 784, "layer2": 196, "layer3": 49, "fc": 1}
+    # of 14 x 14 pixels, halved for the second and third group of layers, and the classifier's one position
+    positions = {"conv1": 196, "layer1": 196, "layer2": 49, "layer3": 16, "fc": 1}
     for layer in found["layers"]:
         left = int(weights[f"{layer['name']}.weight"].count_nonzero())
         assert (layer["weights"], layer["nonzero"]) == (weights[f"{layer['name']}.weight"].numel(), left)
@@ -401,7 +403,7 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     table = acdc("eval", "--checkpoint", "runs/small-0", "--layers").stdout
     assert f"nonzero parameters {found['nonzero']:,} of {found['params']:,}" in flat(table)
     assert f"FLOPs of an image, convention A {found['flops'] / 1e9:.4g} G" in flat(table)
-    assert "conv1 16x3x3x3 432 432 100.00% 0.677" in flat(table)
+    assert "conv1 16x3x3x3 432 432 100.00% 0.169" in flat(table)
     assert "conv1" not in acdc("eval", "--checkpoint", "runs/small-0").stdout
 
 
@@ -419,8 +421,8 @@ def test_wrong_checkpoints_are_refused_in_one_line(acdc: Acdc, recipe: Path) -> 
         assert "Traceback" not in result.output
 
 
-def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
-    assert acdc("train", recipe, "--set", "epochs=1", "--set", "sparsity.method=dense").exit_code == 0
+def test_curves_are_drawn_from_a_run(acdc: Acdc, finished_dense: Finished) -> None:
+    finished_dense()
     result = acdc("analyze", "curves", "runs/small-0")
     assert result.exit_code == 0
     assert "runs/small-0/analysis/curves.svg" in result.stdout.split()
@@ -434,21 +436,21 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, recipe: Path) -> None:
 
 
 def test_a_mistake_that_only_the_data_shows_is_mended_and_trained(acdc: Acdc, recipe: Path) -> None:
-    sets = ("--set", "epochs=1", "--set", "sparsity.method=dense")
-    refused = acdc("train", recipe, *sets, "--set", "data.resolution=40")
+    refused = acdc("train", recipe, *sets(*DENSE, "data.resolution=40"))
     assert refused.exit_code == 2
     assert "no crop of 40 fits" in flat(refused.stderr)
-    assert acdc("train", recipe, *sets).exit_code == 0
+    assert acdc("train", recipe, *sets(*DENSE)).exit_code == 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc, recipe: Path) -> None:
+def test_a_second_process_is_refused_in_one_line_and_changes_nothing(
+    acdc: Acdc, recipe: Path, finished_dense: Finished
+) -> None:
     run = RunDir(Path("runs/small-0"))
-    sets = ("--set", "epochs=1", "--set", "sparsity.method=dense")
-    for arguments in (sets, (*sets, "--resume")):
+    for arguments in (sets(*DENSE), [*sets(*DENSE), "--resume"]):
         with run.locked():
             before = contents(run.path)
             refused = acdc("train", recipe, *arguments)
@@ -456,7 +458,8 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
         assert flat(refused.stderr) == "error: another process is training in runs/small-0; wait for it, or stop it"
         assert contents(run.path) == before
         if "--resume" not in arguments:
-            assert acdc("train", recipe, *sets).exit_code == 0
+            shutil.rmtree(run.path)
+            finished_dense()
             run.summary.unlink()
 
 
@@ -464,8 +467,8 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(acdc: Acdc,
 def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, precision: str) -> None:
     optim = "{name: adamw, lr: 0.003, clip_norm: 1.0, accumulate: 2, schedule: {name: step, milestones: [1]}}"
     gmp = "sparsity={method: gmp, target: 0.8, every_epochs: 1}"
-    sets = ("epochs=3", gmp, f"precision={precision}", "data.images=50", "data.val_images=50")
-    result = acdc("train", recipe, "--set", f"optim={optim}", *(word for item in sets for word in ("--set", item)))
+    few = ("data.images=50", "data.val_images=50")
+    result = acdc("train", recipe, *sets("epochs=3", gmp, f"optim={optim}", f"precision={precision}", *few))
     assert result.exit_code == 0, result.output
     records = untimed(Path("runs/small-0"))
     assert [record["lr"] for record in records] == pytest.approx([0.003, 0.0003, 0.0003])
@@ -474,26 +477,23 @@ def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, p
 
 
 def test_resolution_grows_over_the_run(acdc: Acdc, recipe: Path) -> None:
-    sets = ("epochs=5", "sparsity.method=dense", "data.augment=random_resized_crop")
-    sizes = "data.resolution=[{since: 0, size: 16}, {since: 0.8, size: 28}]"
-    result = acdc("train", recipe, "--set", sizes, *(word for item in sets for word in ("--set", item)))
+    sizes = "data.resolution=[{since: 0, size: 8}, {since: 0.8, size: 14}]"
+    crops = "data.augment=random_resized_crop"
+    result = acdc("train", recipe, *sets("epochs=5", "sparsity={method: dense}", crops, sizes))
     assert result.exit_code == 0, result.output
-    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [16, 16, 16, 16, 28]
+    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [8, 8, 8, 8, 14]
 
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, recipe: Path) -> None:
-    assert (
-        acdc("train", recipe, "--set", "epochs=1", "--set", "compile=true", "--set", "sparsity.method=dense").exit_code
-        == 0
-    )
+    assert acdc("train", recipe, *sets(*DENSE, "compile=true")).exit_code == 0
     assert "conv1.weight" in load_file("runs/small-0/dense.safetensors")
 
 
 def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc, recipe: Path) -> None:
     result = acdc("train", recipe, "--set", "model.name=timm:vit_tiny_patch16_224")
     assert result.exit_code == 2
-    assert "the model takes no images of 28 pixels" in flat(result.stderr)
+    assert "the model takes no images of 14 pixels" in flat(result.stderr)
     assert not Path("runs").exists()
 
 

@@ -97,7 +97,7 @@ def test_the_resolution_may_change_from_epoch_to_epoch(noise: Path) -> None:
     for size in (40, 8):
         with loader.epoch(0, resolution=size) as batches:
             assert {batch.images.shape for batch in batches} == {(16, 3, size, size)}
-    with pytest.raises(DataError, match=r"shorter side is 32 pixels.*no crop of 41 fits"), loader.epoch(0, 0, 41):
+    with pytest.raises(DataError, match=r"no crop of 41 fits"), loader.epoch(0, 0, 41):
         pass
 
 

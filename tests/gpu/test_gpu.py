@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gpu_device
 import numpy as np
 import pytest
 import torch
 from gpu_device import CPU, DEVICE, NAME, host_may_wait, host_never_waits
+from in_memory import InMemory
 from PIL import Image
 from torch import Tensor, nn
 
@@ -41,31 +41,19 @@ pytestmark = gpu_device.marks
 CLASSES = 10
 
 
-class Resident:
+class Resident(InMemory):
     """Four batches of random digits' size, on the device."""
-
-    kind: Literal["ffcv", "torch"] = "torch"
-    steps, samples = 4, 4 * 32
 
     def __init__(self, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(1)
-        images = torch.randint(0, 256, (self.samples, 28, 28, 3), dtype=torch.uint8, generator=generator)
-        self.images = images.to(device).permute(0, 3, 1, 2)
-        self.labels = torch.randint(0, CLASSES, (self.samples,), generator=generator).to(device)
+        images = torch.randint(0, 256, (4 * 32, 28, 28, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, CLASSES, (4 * 32,), generator=generator)
+        super().__init__(images.to(device).permute(0, 3, 1, 2), labels.to(device), 32)
 
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
-        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def batch(self, part: Tensor) -> Batch:
+        # by a slice: indices would have to be copied to the device
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        return Batch(self.images[here], self.labels[here], part)
 
 
 class Run:

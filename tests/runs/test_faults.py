@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faults import FAULTS, Fault, FaultySystem, Killed
+from faults import FAULTS, TWINS, Fault, FaultySystem, Killed
 from torch import nn
 
 from acdc_cli import files
@@ -187,8 +187,16 @@ def test_the_bytes_reach_the_disk_before_the_name_does_and_the_name_before_the_e
     assert calls_of(tmp_path, lambda folder: log(folder, 1)) == ["open", "truncate", "write", "fsync", "fsync"]
 
 
-@pytest.mark.parametrize("kind", KINDS, **by_name)
-@pytest.mark.parametrize("fault", FAULTS, **by_name)
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        # to write a data set takes longest, and of faults that differ in their errno one goes the way of all
+        pytest.param(kind, fault, id=f"{fault.name}-{kind.name}", marks=pytest.mark.slow if long else ())
+        for kind in KINDS
+        for fault in FAULTS
+        for long in [kind.files > 1 and fault in TWINS]
+    ],
+)
 @pytest.mark.usefixtures("small_pages")
 def test_after_any_fault_at_any_call_the_old_or_the_new_file_is_whole(kind: Kind, fault: Fault, tmp_path: Path) -> None:
     original = tmp_path / "original"
@@ -308,6 +316,20 @@ def test_no_fault_of_wandbs_own_files_stops_the_run_or_logs_a_step_twice(
 
 # The same from the kernel itself
 
+FILL = """
+import sys
+from pathlib import Path
+from acdc_cli import files
+from acdc_cli.errors import RunError
+
+summary = Path(sys.argv[1]) / "summary.json"
+files.write_text(summary, "before")
+try:
+    files.write_text(summary, "after" * 300_000)
+except RunError as error:
+    print(error)
+print(summary.read_text(), sorted(path.name for path in summary.parent.iterdir()))
+"""
 SAVE = """
 import resource, signal, sys
 from pathlib import Path
@@ -328,9 +350,9 @@ print(checkpoint.load_state(folder)["version"], sorted(path.name for path in fol
 """
 
 
-def saved(folder: Path, *limit: str, inside: tuple[str, ...] = ()) -> list[str]:
+def saved(folder: Path, *limit: str, program: str = SAVE, inside: tuple[str, ...] = ()) -> list[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [*inside, sys.executable, "-c", SAVE, str(folder), *limit]
+    command = [*inside, sys.executable, "-c", program, str(folder), *limit]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.splitlines()
 
@@ -342,13 +364,22 @@ def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(tmp_path: Pat
     assert rest == "1 ['last.pt']"
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "file", "before"),
+    [
+        (FILL, "summary.json", "before"),
+        # which imports torch
+        pytest.param(SAVE, "last.pt", "1", marks=pytest.mark.slow),
+    ],
+    ids=["summary", "checkpoint"],
+)
+def test_a_full_disk_leaves_the_file_before(tmp_path: Path, program: str, file: str, before: str) -> None:
     # a file system of its own, gone with the process
     mount = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
     script = f'mount -t tmpfs -o size=1m tmpfs "{tmp_path}" && exec "$@"'
     tried = subprocess.run([*mount, script, "sh", "true"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
-    message, rest = saved(tmp_path, inside=(*mount, script, "sh"))
-    assert "last.pt cannot be written: the disk is full; free some space there" in message
-    assert rest == "1 ['last.pt']"
+    message, rest = saved(tmp_path, program=program, inside=(*mount, script, "sh"))
+    assert f"{file} cannot be written: the disk is full; free some space there" in message
+    assert rest == f"{before} ['{file}']"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,7 @@ def test_a_file_that_is_no_study_is_refused(in_tmp: Path, text: str) -> None:
 # the studies that come with the package
 
 
+@cache
 def recipes(name: str) -> dict[str, Recipe]:
     found = load_study(name).recipes()
     assert found
@@ -371,11 +373,10 @@ def test_an_unknown_study_is_refused_with_the_nearest_and_all_there_are(in_tmp: 
 
 
 def test_the_comparison_trains_every_method_at_every_sparsity_for_the_same_epochs_and_seeds() -> None:
-    study = load_study("methods_demo")
+    study, found = load_study("methods_demo"), recipes("methods_demo")
     trained: dict[str, set[tuple[float | None, int]]] = {}
-    recipes = study.recipes()
     for cell in study.cells():
-        recipe = recipes[cell.key]
+        recipe = found[cell.key]
         name, sparsity = str(cell.axes["method"]), cell.axes["sparsity"]
         assert recipe.sparsity.method == name.partition(" ")[0]
         assert recipe.epochs == 8

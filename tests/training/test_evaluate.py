@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
+from in_memory import InMemory
 from torch import nn
 
-from acdc_cli.data.batches import Batch
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.evaluate import evaluate, forward_of
 from acdc_cli.training.precision import Precision
@@ -15,31 +12,11 @@ from acdc_cli.training.precision import Precision
 CPU = torch.device("cpu")
 
 
-class Fixed:
-    """Seven images in batches of any size."""
-
-    samples = 7
-
-    def __init__(self, batch_size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8, generator=generator)
-        self.labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-        self.batch_size = batch_size
-        self.steps = -(-7 // batch_size)
-
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        indices = torch.arange(7).split(self.batch_size)
-        yield (Batch(self.images[part], self.labels[part], part) for part in indices)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+def fixed(batch_size: int) -> InMemory:
+    """Seven images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8, generator=generator)
+    return InMemory(images, torch.tensor([0, 1, 2, 0, 1, 2, 0]), batch_size)
 
 
 def model() -> nn.Module:
@@ -51,8 +28,8 @@ def model() -> nn.Module:
 def test_metrics_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     net = model()
     forward = forward_of(net, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), CPU)
-    found = evaluate(net, forward, Fixed(batch_size), Classification(), Precision("fp32", CPU))
-    whole = evaluate(net, forward, Fixed(7), Classification(), Precision("fp32", CPU))
+    found = evaluate(net, forward, fixed(batch_size), Classification(), Precision("fp32", CPU))
+    whole = evaluate(net, forward, fixed(7), Classification(), Precision("fp32", CPU))
     assert found == pytest.approx(whole, rel=1e-6)
     assert found["samples"] == 7
 
@@ -61,13 +38,13 @@ def test_the_model_is_judged_in_eval_mode_and_left_as_it_was() -> None:
     net = model()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net.train()
-    evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), Fixed(3), Classification(), Precision("fp32", CPU))
+    evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), fixed(3), Classification(), Precision("fp32", CPU))
     assert net.training
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 def test_a_loader_that_loses_an_image_is_found_out() -> None:
-    net, loader = model(), Fixed(3)
+    net, loader = model(), fixed(3)
     loader.samples = 8
     with pytest.raises(AssertionError, match="evaluated 7 of 8"):
         evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), loader, Classification(), Precision("fp32", CPU))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ ACDC = {
 DENSE = {"method": "dense"}
 GMP = {"method": "gmp", "target": 0.8, "every_epochs": 1}
 P1 = {"method": "acdc", "target": 0.9, "warmup_epochs": 10}
+Wholes = Callable[[dict[str, Any], dict[str, Any]], MiniRun]
 
 
 @pytest.fixture
@@ -106,14 +107,26 @@ def gone_on(folder: Path, sparsity: dict[str, Any], optim: dict[str, Any], **mor
     return resumed
 
 
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
+    """The run of these blocks that nothing interrupts, trained once."""
+    made: dict[tuple[str, str], MiniRun] = {}
+
+    def whole(sparsity: dict[str, Any], optim: dict[str, Any]) -> MiniRun:
+        key = (sparsity["method"], optim["name"])
+        if key not in made:
+            made[key] = MiniRun(tmp_path_factory.mktemp("whole"), 6, sparsity, optim=optim)
+            made[key].fit()
+        return made[key]
+
+    return whole
+
+
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
 @pytest.mark.parametrize(("stop", "optim"), [(1, SGD), (2, SGD), (4, SGD), (5, SGD), (3, ADAMW)])
 def test_a_resumed_run_ends_bit_identical(
-    tmp_path: Path, sparsity: dict[str, Any], stop: int, optim: dict[str, Any]
+    tmp_path: Path, sparsity: dict[str, Any], wholes: Wholes, stop: int, optim: dict[str, Any]
 ) -> None:
-    whole = MiniRun(tmp_path / "whole", 6, sparsity, optim=optim)
-    whole.fit()
-
     first = MiniRun(tmp_path / "cut", 6, sparsity, optim=optim)
     original = checkpoint.save_state
 
@@ -132,16 +145,14 @@ def test_a_resumed_run_ends_bit_identical(
 
     resumed = gone_on(tmp_path / "cut", sparsity, optim)
     resumed.fit()
-    ends_like(whole, resumed)
+    ends_like(wholes(sparsity, optim), resumed)
 
 
 @pytest.mark.parametrize("sparsity", [ACDC, DENSE, GMP], ids=lambda block: block["method"])
 @pytest.mark.parametrize("optim", [SGD, ADAMW], ids=lambda block: block["name"])
 def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
-    tmp_path: Path, sparsity: dict[str, Any], optim: dict[str, Any]
+    tmp_path: Path, sparsity: dict[str, Any], wholes: Wholes, optim: dict[str, Any]
 ) -> None:
-    whole = MiniRun(tmp_path / "whole", 6, sparsity, optim=optim)
-    whole.fit()
     # three steps and three validation batches an epoch: every fifth is a step of another epoch, or a batch
     resumed = MiniRun(tmp_path / "cut", 6, sparsity, optim=optim, stop_asked=StopAtCall(5))
     stops = []
@@ -155,7 +166,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(
     assert "stopped and saved after step 2 of 3 of epoch 1; resume with: acdc train" in stops[1]
     # one that was stopped in its validation validates again: 36 askings are not 7 stops of 5
     assert len(stops) >= 7
-    ends_like(whole, resumed)
+    ends_like(wholes(sparsity, optim), resumed)
     assert resumed.trainer._seconds > 0
 
 
