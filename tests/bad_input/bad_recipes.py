@@ -348,7 +348,7 @@ FILES = [
         "another encoding",
         wrote("small.yaml", "name: é".encode("latin-1")),
         TRAIN,
-        "small.yaml: no recipe, …",
+        "small.yaml: not a recipe, …",
     ),
     Case(
         "zero byte",
