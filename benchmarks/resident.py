@@ -14,7 +14,7 @@ from acdc_cli.data.augment import CENTRED, PADDED, Crop
 from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.resident import ResidentLoader
-from acdc_cli.data.torch import BetonImages, MemoryImages, TorchLoader
+from acdc_cli.data.torch import MemoryImages, TorchLoader
 from benchmarks.loader import epochs_of, one_core
 from benchmarks.measure import Contestant, Target, alternate, compare, cpus
 
@@ -41,7 +41,7 @@ def run(smoke: bool) -> dict[str, Any]:
                 cpu = torch.device("cpu")
                 contestants = {
                     RESIDENT: ours(ResidentLoader(file, plan, cpu)),
-                    SINGLE: ours(TorchLoader(MemoryImages(BetonImages(file)), plan, 0, cpu)),
+                    SINGLE: ours(TorchLoader(MemoryImages(file), plan, 0, cpu)),
                 }
                 if _has_ffcv():
                     from acdc_cli.data.ffcv import FFCVLoader

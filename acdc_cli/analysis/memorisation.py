@@ -34,10 +34,8 @@ class Shares:
     """As the class that the image shows: the label is ignored."""
     corrupted_given: float
     """As the class that the training was told: the label is memorised."""
-
-    @property
-    def corrupted_neither(self) -> float:
-        return 1 - self.corrupted_true - self.corrupted_given
+    corrupted_neither: float
+    """The three add up to more than 1 where a drawn label is the true one: such a sample counts as both."""
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
@@ -86,11 +84,15 @@ def shares(records: Records, name: str = "the run") -> list[Shares]:
     """
     if any("corrupted_true" not in record for record in records):
         raise RunError(f"{name} has no corrupted labels; train with --set data.corrupt_labels.count=1000")
-    keys = ("epoch", "phase", "sparsity", "corrupted_true", "corrupted_given")
     validated = [record for record in records if record["corrupted_true"] is not None]
     if not validated:
         raise RunError(f"{name} has no validated epoch yet; resume it, or train with a smaller eval_every")
-    return [Shares(*(record[key] for key in keys)) for record in validated]
+    # runs of acdc 0.1.0 do not record it, and have no label that is drawn and true
+    neither = [1 - record["corrupted_true"] - record["corrupted_given"] for record in validated]
+    return [
+        Shares(**{key: record.get(key, rest) for key in _COLUMNS})
+        for record, rest in zip(validated, neither, strict=True)
+    ]
 
 
 def phase_ends(epochs: Sequence[Shares]) -> list[Shares]:

@@ -17,7 +17,7 @@ _NO_EPOCH = 2**64 - 1
 
 @dataclass(frozen=True)
 class CorruptedLabels:
-    """The samples with a wrong label, in the set's order; arrays of (count,)."""
+    """The samples with a drawn label, in the set's order; arrays of (count,)."""
 
     indices: NDArray[np.int64]
     """Positions in the data set."""
@@ -44,15 +44,19 @@ def check(count: int, samples: int, classes: int) -> None:
         raise DataError("data.corrupt_labels: the set has one class only, so that no label can be wrong; leave it out")
 
 
-def corrupt(labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, count: int, seed: int) -> CorruptedLabels:
+def corrupt(
+    labels: NDArray[np.int64], used: NDArray[np.int64], classes: int, count: int, seed: int, among_all: bool = False
+) -> CorruptedLabels:
     """`count` of the samples at the positions `used`, each with a class drawn from all but its own, all equally likely.
 
-    labels: of the whole set, each below `classes`. Raises DataError as `check` does.
+    labels: of the whole set, each below `classes`.  among_all: a sample's own class is as likely as the others.
+    Raises DataError as `check` does.
     """
     check(count, len(used), classes)
     # raw words, since NumPy promises only these to be the same in its every version
     stream = np.random.Philox(key=np.array([seed, _NO_EPOCH], np.uint64))
     ranks = stream.random_raw(len(used))
     indices = np.sort(used[np.argsort(ranks, kind="stable")[:count]])
-    shifts = 1 + (stream.random_raw(count) % np.uint64(classes - 1)).astype(np.int64)
+    fewest = 0 if among_all else 1
+    shifts = fewest + (stream.random_raw(count) % np.uint64(classes - fewest)).astype(np.int64)
     return CorruptedLabels(indices, labels[indices], (labels[indices] + shifts) % classes)

@@ -17,7 +17,7 @@ from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.image_folder import class_folders, folder_source
-from acdc_cli.data.known_sets import SPLITS, known_sets
+from acdc_cli.data.known_sets import SPLITS, known_sets, require_same_classes
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Source
@@ -101,7 +101,7 @@ class DataSet:
             return None
         labels = self.split("train").labels
         used = spread(min(len(labels), self.block.images or len(labels)), len(labels))
-        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed)
+        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed, asked.classes == "all")
 
     def facts(self) -> dict[str, Any]:
         """For a run's provenance."""
@@ -123,12 +123,7 @@ def open_set(block: DataBlock) -> DataSet:
     if not places:
         raise DataError(_missing(block, " and ".join(SPLITS)))
     splits = {name: _opened(place) for name, place in places.items()}
-    first, *others = (split.class_names for split in splits.values())
-    for names in others:
-        if names != first:
-            differing = sorted(set(names) ^ set(first))
-            only = f"; only one of them has {', '.join(differing[:5])}" if differing else " or order them differently"
-            raise DataError(f"{root}: train and val hold different classes{only}. Make both from the same source.")
+    require_same_classes(root, [split.class_names for split in splits.values()])
     return DataSet(block, splits)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from acdc_cli import console
 from acdc_cli.data import manifest
-from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets
+from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
@@ -58,21 +58,20 @@ def _written(folder: Path) -> dict[str, int]:
 def write_set(name: str, options: WriteOptions) -> list[Manifest]:
     known = known_set(name)
     settings = {split: _settings(known, split, options) for split in SPLITS}
-    train, val = known.read(name, options.source, options.download)
+    sources = read_set(name, options.source, options.download)
     folder = options.out or HOME / name
-    written = []
-    # the small split first: what is wrong with the source shows within minutes
-    for source in (val, train):
-        made = write(
-            source,
-            folder / f"{source.split}.beton",
-            settings[source.split],
-            workers=_default_workers(source) if options.workers is None else options.workers,
+    return [
+        write(
+            sources[split],
+            folder / f"{split}.beton",
+            settings[split],
+            workers=_default_workers(sources[split]) if options.workers is None else options.workers,
             skip_bad=options.skip_bad,
             force=options.force,
         )
-        written.append(made)
-    return written
+        # the small split first: what is wrong with the source shows within minutes
+        for split in ("val", "train")
+    ]
 
 
 def write_demo() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,8 +29,8 @@ class KnownSet:
     train_images: int | None
     """None: as many as there are files."""
     image_size: str
-    read: Callable[[str, Path | None, bool], tuple[Source, Source]]
-    """(name of the set, folder of --source, whether --download allows it) -> the splits, `train` and `val`."""
+    read: Callable[[str, str, Path | None, bool], Source]
+    """(name of the set, split, folder of --source, whether it may be downloaded) -> the split's images."""
     train: Settings = AS_PIXELS
     """How training images are stored unless options say otherwise …"""
     val: Settings = AS_PIXELS
@@ -50,6 +50,23 @@ def known_set(name: str) -> KnownSet:
     if name not in (known := known_sets()):
         raise DataError(f"no data set is called {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
     return known[name]
+
+
+def read_set(name: str, root: Path | None = None, download: bool = False) -> dict[str, Source]:
+    """The splits by their names. Raises DataError for an unknown set, and where its images are missing or damaged."""
+    known = known_set(name)
+    splits = {split: known.read(name, split, root, download) for split in SPLITS}
+    require_same_classes(root or name, [source.class_names for source in splits.values()])
+    return splits
+
+
+def require_same_classes(where: object, splits: Sequence[Sequence[str]]) -> None:
+    """Raises DataError when the classes of the first split are not those of all."""
+    for names in splits[1:]:
+        if names != splits[0]:
+            differing = sorted(set(names) ^ set(splits[0]))
+            only = f"only one of them has {', '.join(differing[:5])}" if differing else "they are ordered differently"
+            raise DataError(f"{where}: train and val hold different classes; {only}. Make both from the same source.")
 
 
 def array_source(

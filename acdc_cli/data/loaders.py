@@ -61,7 +61,7 @@ def first_size(data: DataSet, split: str = "val") -> tuple[int, int]:
         return height, width
     from acdc_cli.data.torch import FolderImages
 
-    _, height, width = FolderImages(stored).pixels(0).shape
+    height, width, _ = FolderImages(stored).decode(0).shape
     return height, width
 
 
@@ -130,13 +130,12 @@ def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs:
         return ffcv(stored, plan, max(1, workers), device)
     if stays:
         return ResidentLoader(stored, plan, device)
-    from acdc_cli.data.torch import BetonImages, MemoryImages, TorchLoader, is_small
+    from acdc_cli.data.torch import MemoryImages, TorchLoader, is_small
 
-    images = BetonImages(stored)
     if not is_small(stored):
-        return TorchLoader(images, plan, workers, device)
+        return TorchLoader(stored, plan, workers, device)
     # a few are read each time sooner than all are decoded and kept
-    return TorchLoader(MemoryImages(images) if plan.only is None else images, plan, 0, device)
+    return TorchLoader(MemoryImages(stored) if plan.only is None else stored, plan, 0, device)
 
 
 def _ffcv(block: DataBlock) -> type[FFCVLoader] | None:

@@ -31,30 +31,16 @@ _LOST = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 
 
 class Images(Protocol):
-    """A split that can be sent to another process."""
+    """A split that can be sent to another process: a `BetonFile`, or one of the following."""
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
 
-    def pixels(self, index: int) -> Tensor:
-        """(3, height, width), uint8, RGB. Raises DataError when the image cannot be decoded."""
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """(height, width, 3), RGB. Raises DataError when the image cannot be decoded."""
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """These are asked for next, wherever they are read from."""
-
-
-class BetonImages:
-    """The images of a .beton file."""
-
-    def __init__(self, file: BetonFile) -> None:
-        self.file = file
-        self.labels = file.labels
-
-    def will_need(self, indices: NDArray[np.int64]) -> None:
-        self.file.will_need(indices)
-
-    def pixels(self, index: int) -> Tensor:
-        return torch.from_numpy(self.file.decode(index)).permute(2, 0, 1)
 
 
 class FolderImages:
@@ -69,20 +55,19 @@ class FolderImages:
     def will_need(self, indices: NDArray[np.int64]) -> None:
         pass
 
-    def pixels(self, index: int) -> Tensor:
+    def decode(self, index: int) -> NDArray[np.uint8]:
         path = self.root / self.paths[index].decode(errors="surrogateescape")
         try:
             with warnings.catch_warnings():
                 # Pillow's remarks on odd metadata, of which real photographs have plenty
                 warnings.simplefilter("ignore")
                 with Image.open(path) as image:
-                    array = np.array(image.convert("RGB"))
+                    return np.array(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
             raise DataError(
                 f"{path}: the image cannot be read ({cause}). Repair or remove it, or write the set without such "
                 "images: `acdc data write … --skip-bad`."
             ) from cause
-        return torch.from_numpy(array).permute(2, 0, 1)
 
 
 class MemoryImages:
@@ -90,12 +75,12 @@ class MemoryImages:
 
     def __init__(self, images: Images) -> None:
         self.labels = images.labels
-        self._decoded = [images.pixels(index) for index in range(len(images.labels))]
+        self._decoded = [images.decode(index) for index in range(len(images.labels))]
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         pass
 
-    def pixels(self, index: int) -> Tensor:
+    def decode(self, index: int) -> NDArray[np.uint8]:
         return self._decoded[index]
 
 
@@ -113,7 +98,7 @@ class Drawer:
     """Draws batches, in this process or in a worker."""
 
     images: Images
-    look: Augmentation
+    augmentation: Augmentation
     bicubic: bool = False
 
     def draw(self, request: Request) -> Tensor:
@@ -125,7 +110,8 @@ class Drawer:
         return batch
 
     def _show(self, index: int, epoch: int, size: int) -> Tensor:
-        (crop, flip, seed), image = self.look, self.images.pixels(index)
+        crop, flip, seed = self.augmentation
+        image = torch.from_numpy(self.images.decode(index)).permute(2, 0, 1)
         height, width = image.shape[1:]
         require_room(crop, min(height, width), size)
         if crop.kind == CENTRED:

@@ -91,6 +91,8 @@ def find(name: str) -> tuple[Format, type[Block]]:
         module = FORMATS.module(name)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
+        if missing == "acdc_cli":
+            raise
         extra = _EXTRAS.get(missing)
         package = f'"acdc-cli[{extra}]"' if extra else missing
         raise RunError(f"format {name} needs the package {missing}, which is missing: pip install {package}") from error

@@ -16,7 +16,7 @@ from acdc_cli.errors import ModelError
 from acdc_cli.models import foreign
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.initialisation import Undrawn
-from acdc_cli.models.weights import load_weights, plain_state_dict, read
+from acdc_cli.models.weights import load_weights, plain_state_dict, read, state_dicts
 from acdc_cli.recipe import discovery
 from acdc_cli.recipe.schema import ModelBlock
 
@@ -91,11 +91,14 @@ def options_for(name: str, file: Path) -> Options:
     content = read(file)
 
     def differences(options: Options) -> int:
-        # any number of classes: names alone are compared
+        # any number of classes: names are compared
         with torch.device("meta"), Undrawn():
-            names = plain_state_dict(_construct(ModelBlock(name=name, options=dict(options)), 10))
-        states = foreign.state_dicts(content, {name: tensor.shape for name, tensor in names.items()})
-        return len(states[0].tensors.keys() ^ names.keys()) if states else 0
+            tensors = plain_state_dict(_construct(ModelBlock(name=name, options=dict(options)), 10))
+        expected = {name: tensor.shape for name, tensor in tensors.items()}
+        if not (states := state_dicts(content, expected, file)):
+            return 0
+        foreign.rename(states[0], expected)
+        return len(states[0].tensors.keys() ^ expected.keys())
 
     return min(({}, *variants), key=differences)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -27,9 +27,16 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def initialise_convolutions(model: nn.Module) -> None:
+Fan = Literal["fan_out", "fan_in"]
+
+
+def initialise_convolutions(model: nn.Module, fan: Fan = "fan_out") -> None:
     """As torchvision's ResNets have it (He et al., arXiv 1502.01852): normal with variance 2 / fan-out; norm and linear
-    layers keep PyTorch's defaults."""
+    layers keep PyTorch's defaults.
+
+    fan: `fan_in` is STR's (arXiv 2002.03231), linear weights included, for its classifier is a 1x1 convolution.
+    """
+    kinds = (nn.Conv2d, nn.Linear) if fan == "fan_in" else (nn.Conv2d,)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, kinds):
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")

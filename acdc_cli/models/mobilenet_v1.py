@@ -40,6 +40,10 @@ class MobileNetV1(nn.Module):
         )
         self.fc = nn.Linear(widths[-1], num_classes)
         initialise_convolutions(self)
+        for block in self.blocks:
+            assert isinstance(block, SeparableBlock)
+            # PyTorch's default, std 0.19, as in P1's code; fan-out counts all groups, and gives 0.015 to 0.08
+            block.depthwise.reset_parameters()
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, height, width) -> (n, classes)."""

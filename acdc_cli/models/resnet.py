@@ -7,10 +7,11 @@ here because torchvision takes a second to import, and because P2 halves a ResNe
 from __future__ import annotations
 
 from functools import partial
+from typing import get_args
 
 from torch import Tensor, nn
 
-from acdc_cli.models.initialisation import initialise_convolutions
+from acdc_cli.models.initialisation import Fan, initialise_convolutions
 
 
 class BasicBlock(nn.Module):
@@ -65,6 +66,7 @@ class ResNet(nn.Module):
 
     width: of the inner convolutions, relative to those of the usual model.
     zero_init_residual: each block begins as its shortcut alone, its last batch norm's scale being zero.
+    init, classifier_bias: `fan_in` and False are STR's (arXiv 2002.03231).
     """
 
     def __init__(
@@ -74,8 +76,12 @@ class ResNet(nn.Module):
         num_classes: int,
         width: float = 1.0,
         zero_init_residual: bool = False,
+        init: Fan = "fan_out",
+        classifier_bias: bool = True,
     ) -> None:
         super().__init__()
+        if init not in get_args(Fan):
+            raise ValueError(f"init is {' or '.join(get_args(Fan))}")
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -85,8 +91,8 @@ class ResNet(nn.Module):
         self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], 2, width)
         self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], 2, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
-        initialise_convolutions(self)
+        self.fc = nn.Linear(512 * block.expansion, num_classes, bias=classifier_bias)
+        initialise_convolutions(self, init)
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, BasicBlock | Bottleneck):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal, get_args
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.models.initialisation import initialise_convolutions
 
+Shortcut = Literal["pad", "conv"]
+"""Where the width changes: subsample and pad the new channels with zeros (option A), or a 1x1 convolution and batch
+norm (option B; P1's CIFAR-10)."""
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut of option A: subsample, and pad the new channels with zeros."""
+    """Two 3x3 convolutions and a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
         self.stride = stride
         self.new_channels = out_channels - in_channels
@@ -19,6 +26,10 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Sequential | None = None
+        if self.new_channels and shortcut == "conv":
+            convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -26,6 +37,9 @@ class BasicBlock(nn.Module):
         return F.relu(out + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is not None:
+            projected: Tensor = self.downsample(x)
+            return projected
         if self.new_channels == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
@@ -39,13 +53,15 @@ class ResNet(nn.Module):
     weights_since = "0.2.0"
     """Before it, shortcuts had all new channels at the end."""
 
-    def __init__(self, blocks: int, num_classes: int) -> None:
+    def __init__(self, blocks: int, num_classes: int, shortcut: Shortcut = "pad") -> None:
         super().__init__()
+        if shortcut not in get_args(Shortcut):
+            raise ValueError(f"shortcut is {' or '.join(get_args(Shortcut))}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, blocks, stride=1)
-        self.layer2 = _stage(16, 32, blocks, stride=2)
-        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.layer1 = _stage(16, 16, blocks, 1, shortcut)
+        self.layer2 = _stage(16, 32, blocks, 2, shortcut)
+        self.layer3 = _stage(32, 64, blocks, 2, shortcut)
         self.fc = nn.Linear(64, num_classes)
         initialise_convolutions(self)
 
@@ -57,41 +73,11 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
-
-
-def resnet8(num_classes: int) -> ResNet:
-    return ResNet(1, num_classes)
-
-
-def resnet20(num_classes: int) -> ResNet:
-    return ResNet(3, num_classes)
-
-
-def resnet32(num_classes: int) -> ResNet:
-    return ResNet(5, num_classes)
-
-
-def resnet44(num_classes: int) -> ResNet:
-    return ResNet(7, num_classes)
-
-
-def resnet56(num_classes: int) -> ResNet:
-    return ResNet(9, num_classes)
-
-
-def resnet110(num_classes: int) -> ResNet:
-    return ResNet(18, num_classes)
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
 SMALL_IMAGES = True
-MODELS = {
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-}
+VARIANTS = ({"shortcut": "conv"},)
+MODELS = {f"resnet{6 * blocks + 2}": partial(ResNet, blocks) for blocks in (1, 3, 5, 7, 9, 18)}

@@ -49,12 +49,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             expected[name].copy_(state.tensors[name])
 
 
-def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
-    """The state dict that fits best, by the model's names."""
+def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[foreign.StateDict]:
+    """As `foreign.state_dicts`. Raises ModelError where a name occurs twice."""
     try:
-        states = foreign.state_dicts(content, expected)
+        return foreign.state_dicts(content, expected)
     except ValueError as error:
         raise ModelError(f"{path}: {error}; save the one you mean") from error
+
+
+def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
+    """The state dict that fits best, by the model's names."""
+    states = state_dicts(content, expected, path)
     if not states:
         raise ModelError(f"{path} holds no weights of this model: {_description(content)}")
     best, *others = states
@@ -78,7 +83,7 @@ def _description(content: Any) -> str:
     what = f"keys {_list(list(map(str, content)))}" if isinstance(content, Mapping) and content else None
     if isinstance(content, _Inert):
         what = f"an object of class {content.path}; save its state_dict() instead"
-    return f"it has no tensors ({what or f'a {type(content).__name__}'})"
+    return f"it has no tensors ({what or f'a {type(content).__name__}'}); name a file with the model's weights"
 
 
 def _check_age(model: nn.Module, path: Path) -> None:

@@ -50,7 +50,8 @@ def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
     """Mappings are merged key by key; a list or a value above replaces the one below.
 
     Where `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that
-    only the old kind knows go: `method: gmp` over an AC/DC block keeps its target and loses its phase lengths.
+    only the old kind knows go: `method: gmp` over an AC/DC block keeps its target and loses its phase lengths. Another
+    `model.name` loses the options of the model below.
     """
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
@@ -63,6 +64,8 @@ def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
 
 
 def _dropped(below: Entry, above: Entry, path: KeyPath) -> frozenset[str]:
+    if path == ("model",) and above.plain().get("name", below.plain().get("name")) != below.plain().get("name"):
+        return frozenset({"options"})
     before, after = (keys_of_kind(path, entry.plain()) for entry in (below, above))
     return before - after if before and after else frozenset()
 

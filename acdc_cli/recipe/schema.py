@@ -140,7 +140,10 @@ class ResolutionRamp(Block):
 
 class CorruptLabelsBlock(Block):
     count: PositiveInt = 1000
-    """Training images that get a wrong label: another class, all others being equally likely."""
+    """Training images that get another label."""
+    classes: Literal["others", "all"] = "others"
+    """What it is drawn from: every class but the image's own, or every class, so that one in as many labels as there
+    are classes stays true (P1's code)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Which images and which classes follow from it, the same whatever the recipe's `seed`."""
 

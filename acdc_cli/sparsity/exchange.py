@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from math import cos, floor, pi
+from math import ceil, cos, floor, pi
 
 from torch import Tensor
 
@@ -55,6 +55,24 @@ def living(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """Weights of each layer that live, with one fetch from the device."""
     zeros = count_zeros(list(masks.values()))
     return {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}
+
+
+def dropped_by_layer(
+    share: float, living: Mapping[str, int], sizes: Mapping[str, int], momentum: Mapping[str, float]
+) -> dict[str, int]:
+    """How many weights each layer of SNFS drops: this share of those that live.
+
+    A layer less than a fifth sparse whose mean |momentum| lies above the layers' average drops no larger share than its
+    sparsity (the authors' code, `adjust_prune_rate`): what it drops beyond the weights it lacks has nowhere else to go.
+    """
+    average = sum(momentum.values()) / len(momentum)
+
+    def limit(name: str, count: int) -> int:
+        missing = sizes[name] - count
+        growing = momentum[name] > average and 5 * missing < sizes[name]
+        return ceil(Fraction(missing * count, sizes[name])) if growing else count
+
+    return {name: min(int(share * count), limit(name, count)) for name, count in living.items()}
 
 
 def regrowth(dropped: Mapping[str, int], momentum: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import PositiveInt
 
-from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, Sparsity, TargetBlock, epochs_of
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.when import in_turn
 
@@ -39,7 +39,7 @@ def geometric(done: int, rounds: int, target: float) -> float:
 
 
 class CubicKeys(TargetBlock):
-    """The sparsity rises from 0 to the target along the cubic, in steps of whole epochs."""
+    """The sparsity rises to the target along the cubic, in steps of whole epochs."""
 
     begin: Epochs = 0
     """Epochs of dense training before the sparsity starts to rise, as a number or a share of the run."""
@@ -47,6 +47,8 @@ class CubicKeys(TargetBlock):
     """Epoch at whose start the target is reached, exactly, whether or not a regular update falls on it."""
     every_epochs: PositiveInt = 5
     """Epochs between two steps of the sparsity."""
+    initial_sparsity: Sparsity = 0.0
+    """Sparsity that the cubic starts from, at the start of epoch `begin`. 0: nothing is pruned before the next step."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
@@ -58,14 +60,14 @@ class CubicKeys(TargetBlock):
             yield Misfit(
                 "begin", f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
             )
+        elif self.initial_sparsity > self.target:
+            yield Misfit("initial_sparsity", f"it lies above the target, {self.target:g}, from which nothing rises")
         elif self.n_of_m and begin < end:
             only = f"{self.pattern} has one sparsity only, and {self.method} reaches its target over many"
             yield Misfit("pattern", f"{only}; take another method, such as acdc, or another pattern")
         if 0 < end - begin <= self.every_epochs:
             rises = f"the sparsity has epochs {begin} to {end} to rise, no more than the {self.every_epochs} of one"
-            yield Misfit(
-                "every_epochs", f"{rises} step, so it jumps from 0 to the target; make it smaller", stops=False
-            )
+            yield Misfit("every_epochs", f"{rises} step, so it jumps to the target; make it smaller", stops=False)
 
     def phases(self, epochs: int) -> PhasePlan:
         begin, end = self.ramp(epochs)
@@ -74,13 +76,17 @@ class CubicKeys(TargetBlock):
     def updates_at(self, epoch: int, epochs: int) -> bool:
         """Does the sparsity change at the start of this epoch?"""
         begin, end = self.ramp(epochs)
+        if epoch == begin < end:
+            return self.initial_sparsity > 0
         return epoch == end or (begin < epoch < end and (epoch - begin) % self.every_epochs == 0)
 
     def sparsity(self, epoch: int, epochs: int) -> float:
         """Of the masks in this epoch: a staircase, because it stays between two updates."""
         begin, end = self.ramp(epochs)
+        if epoch < begin:
+            return 0.0
         since_update = max(epoch - begin, 0) % self.every_epochs if epoch < end else 0
-        return Cubic(begin, end, self.target).at(epoch - since_update)
+        return Cubic(begin, end, self.target, self.initial_sparsity).at(epoch - since_update)
 
     def ramp(self, epochs: int) -> tuple[int, int]:
         """The epochs at which the sparsity starts to rise and reaches the target; the same one where it jumps."""

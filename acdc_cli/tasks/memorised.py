@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class Memorisation:
-    names = ("corrupted_true", "corrupted_given")
+    names = ("corrupted_true", "corrupted_given", "corrupted_neither")
 
     def __init__(self, true: Tensor, given: Tensor) -> None:
         """Of each sample the class it has and the one that the training is told; (count,) int64 on the device."""
-        self._classes = dict(zip(self.names, (true, given), strict=True))
+        self._true, self._given = true, given
 
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """labels: (batch,), the samples' numbers."""
         predicted = logits.argmax(dim=1)
-        return {
-            name: (predicted == classes[labels]).sum(dtype=torch.float64) for name, classes in self._classes.items()
-        }
+        as_true, as_given = predicted == self._true[labels], predicted == self._given[labels]
+        counted = as_true, as_given, ~(as_true | as_given)
+        return {name: hits.sum(dtype=torch.float64) for name, hits in zip(self.names, counted, strict=True)}
 
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
-        """Fractions of the samples; what is missing to 1 is classified as neither."""
+        """Fractions of the samples. A sample whose drawn label is its true one counts as both."""
         return {name: value / samples for name, value in sums.items()}

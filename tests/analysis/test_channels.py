@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.channels import Channels, channels, channels_of, over_time, together
 from acdc_cli.errors import ModelError
-from acdc_cli.models.resnet_cifar import resnet8, resnet20
+from acdc_cli.models import resnet_cifar
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.training.checkpoint import load_masks
+
+resnet8, resnet20 = (resnet_cifar.MODELS[name] for name in ("resnet8", "resnet20"))
 
 
 def test_an_output_channel_is_zero_where_all_its_weights_are() -> None:

@@ -258,12 +258,12 @@ def test_what_cannot_be_compared_is_refused(acdc: Acdc, trained: Path, arguments
 
 
 def test_files_of_other_layers_are_refused(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
-    from acdc_cli.models.resnet_cifar import resnet20
+    from acdc_cli.models.resnet_cifar import MODELS
     from acdc_cli.training.checkpoint import read_metadata, save_model
 
     metadata = read_metadata(trained / "sparse.safetensors")
     assert metadata is not None
     metadata["recipe"]["model"]["name"] = "resnet20"
-    save_model(tmp_path / "other.safetensors", resnet20(10), metadata)
+    save_model(tmp_path / "other.safetensors", MODELS["resnet20"](10), metadata)
     result = acdc("analyze", "masks", trained / "sparse.safetensors", tmp_path / "other.safetensors")
     assert (result.exit_code, "do not prune the same layers" in result.output) == (2, True)

@@ -26,8 +26,14 @@ RECORDS: list[dict[str, Any]] = [
 
 def test_shares_are_those_of_the_records() -> None:
     found = shares(RECORDS)
-    assert found[2] == Shares(2, "sparse", 0.9, 0.75, 0.125)
+    assert found[2] == Shares(2, "sparse", 0.9, 0.75, 0.125, 0.125)
     assert [at.corrupted_neither for at in found] == [0.25, 0.25, 0.125, 0.125, 0.0]
+
+
+def test_what_is_classified_as_neither_is_as_recorded_where_a_drawn_label_may_be_true() -> None:
+    assert [at.corrupted_neither for at in shares([record | {"corrupted_neither": 0.5} for record in RECORDS])] == [
+        0.5
+    ] * 5
 
 
 def test_a_run_without_the_option_is_told_of_it() -> None:
@@ -105,7 +111,7 @@ def test_the_analysis_tells_and_draws_several_runs(acdc: Acdc, memorising: tuple
         assert [at["epoch"] for at in found["phase_ends"]] == [0, 1, 2, 3]
         ours = [row for row in rows if row["run"] == path.name]
         for record, at, row in zip(records, found["epochs"], ours, strict=True):
-            for key in ("corrupted_true", "corrupted_given"):
+            for key in ("corrupted_true", "corrupted_given", "corrupted_neither"):
                 assert at[key] == float(row[key]) == record[key]
             assert at["corrupted_neither"] == pytest.approx(1 - at["corrupted_true"] - at["corrupted_given"])
     last = [runs[path.name]["epochs"][-1] for path in memorising]

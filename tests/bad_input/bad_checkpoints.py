@@ -168,14 +168,15 @@ CHECKPOINTS = [
         "numbers for tensors",
         saved(lambda weights: {"conv1.weight": 3, "fc.weight": 4}),
         FOREIGN,
-        "c.pt holds no weights of this model: it has no tensors (keys conv1.weight, fc.weight)",
+        "c.pt holds no weights of this model: it has no tensors (keys conv1.weight, fc.weight); name a file with the "
+        "model's weights",
     ),
     Case(
         "numbers for names",
         saved(lambda weights: dict(enumerate(weights.values()))),
         FOREIGN,
-        "c.pt holds no weights of this model: its 44 tensors are 0 [], 1 [], 2 [], … 41 more; name the "
-        "model that the file was made with",
+        "c.pt holds no weights of this model: its 44 tensors are 0 [], 1 [], 2 [], … 41 more; name the model that the "
+        "file was made with",
     ),
     Case(
         "one name twice",
@@ -199,13 +200,14 @@ CHECKPOINTS = [
         "no state dict",
         saved(lambda weights: {"epoch": 3, "loss": 0.1}),
         FOREIGN,
-        "c.pt holds no weights of this model: it has no tensors (keys epoch, loss)",
+        "c.pt holds no weights of this model: it has no tensors (keys epoch, loss); name a file with the "
+        "model's weights",
     ),
     Case(
         "list of weights",
         saved(lambda weights: list(weights.values())),
         FOREIGN,
-        "c.pt holds no weights of this model: it has no tensors (a list)",
+        "c.pt holds no weights of this model: it has no tensors (a list); name a file with the model's weights",
     ),
     Case(
         "empty",
@@ -286,8 +288,8 @@ CHECKPOINTS = [
         nothing,
         "train small.yaml --set model.name=resnet20 --set model.weights=run/dense.safetensors",
         "run/dense.safetensors does not fit the model (116 tensors); 60 missing: "
-        "layer1.1.conv1.weight [16, 16, 3, 3], layer1.1.bn1.weight [16], layer1.1.bn1.bias [16], … 57 more. "
-        "Name the model that the file was made with (timm: and torchvision: may name the same network's weights "
+        "layer1.1.conv1.weight [16, 16, 3, 3], layer1.1.bn1.weight [16], layer1.1.bn1.bias [16], … 57 more. Name the "
+        "model that the file was made with (timm: and torchvision: may name the same network's weights "
         "differently)",
     ),
     Case(

@@ -29,7 +29,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 
 COUNT = "data.corrupt_labels.count=40"
-KEYS = {"corrupted_true", "corrupted_given"}
+KEYS = {"corrupted_true", "corrupted_given", "corrupted_neither"}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_another_choice_is_another_run(
         ([COUNT, "data.images=39", "data.batch_size=10"], "40 labels of 39 training images cannot be corrupted"),
         (["data.corrupt_labels.count=0"], "data.corrupt_labels.count: expected a whole number above 0, found 0"),
         (["data.corrupt_labels.cuont=3"], "unknown key; did you mean count?"),
-        (["data.corrupt_labels=3"], "expected a block with the keys count, seed or null, found 3"),
+        (["data.corrupt_labels=3"], "expected a block with the keys count, classes, seed or null, found 3"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "plan"])
@@ -243,4 +243,4 @@ def test_two_processes_learn_the_wrong_labels_of_one_and_judge_them_together(sma
     # of 40 samples the first process judges 30, the second 10
     for key in KEYS:
         assert [record[key] for record in two.records()] == [record[key] for record in one.records()]
-    assert len({record["corrupted_true"] for record in two.records()}) > 1
+    assert len({tuple(record[key] for key in sorted(KEYS)) for record in two.records()}) > 1

@@ -15,7 +15,7 @@ from PIL import Image
 
 from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 
 MakeLoader = Callable[..., Loader]
 
@@ -40,7 +40,7 @@ def make_loader(request: pytest.FixtureRequest) -> Iterator[MakeLoader]:
             module = request.getfixturevalue("ffcv")
             made.append(module.FFCVLoader(BetonFile(path), plan, workers or 1, torch.device("cpu")))
         else:
-            made.append(TorchLoader(BetonImages(BetonFile(path)), plan, workers or 0, torch.device("cpu")))
+            made.append(TorchLoader(BetonFile(path), plan, workers or 0, torch.device("cpu")))
         return made[-1]
 
     yield make

@@ -79,6 +79,18 @@ def test_all_other_classes_and_all_samples_are_equally_likely() -> None:
     assert abs(halves - 1000).max() < 120
 
 
+def test_a_label_drawn_from_all_classes_stays_true_one_time_in_as_many_as_there_are_classes() -> None:
+    # P1's code: 1,000 of CIFAR-10's labels, of which about 100 stay true
+    labels = np.arange(50_000) % 10
+    found = corrupt(labels, np.arange(50_000), 10, 1000, seed=0, among_all=True)
+    assert len(set(found.indices.tolist())) == 1000
+    assert np.array_equal(found.true, labels[found.indices])
+    # 100 each, with a standard deviation of 9.5
+    assert abs(np.bincount(found.given, minlength=10) - 100).max() < 40
+    assert 70 < (found.given == found.true).sum() < 130
+    assert np.array_equal(found.indices, corrupt(labels, np.arange(50_000), 10, 1000, seed=0).indices)
+
+
 def test_seeds_choose_other_samples_and_other_classes() -> None:
     one, other = (corrupt(np.zeros(1000, np.int64), np.arange(1000), 10, 100, seed) for seed in (0, 1))
     # of 100 out of 1000, ten are expected in common

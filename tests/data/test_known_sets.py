@@ -2,13 +2,14 @@ import hashlib
 import io
 import pickle
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from acdc_cli.data.known_sets import array_source, known_set, known_sets
+from acdc_cli.data.known_sets import array_source, known_set, known_sets, read_set
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 
@@ -48,8 +49,8 @@ def test_the_fingerprint_of_arrays_follows_pixels_and_labels() -> None:
     assert len({array_source("demo", "val", *pair, ("a",)).fingerprint for pair in pairs}) == 4
 
 
-def _read(name: str, root: Path | None, download: bool = False) -> tuple[Source, Source]:
-    return known_set(name).read(name, root, download)
+def _read(name: str, root: Path | None, download: bool = False) -> Iterable[Source]:
+    return read_set(name, root, download).values()
 
 
 def test_a_folder_set_is_read_as_train_and_val(tmp_path: Path) -> None:

@@ -12,15 +12,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc_cli.data.augment import PADDED, RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.resident import ResidentLoader
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError
 
 CPU = torch.device("cpu")
@@ -28,16 +30,19 @@ LARGEST = 40
 """Side of the largest crops that fit."""
 
 
-class Logged(BetonImages):
+class Logged(BetonFile):
     """Makes a file for each image that is decoded, whichever process does it."""
 
-    def __init__(self, file: BetonFile, log: Path) -> None:
-        super().__init__(file)
+    def __init__(self, path: Path, log: Path) -> None:
+        super().__init__(path)
         self.log = log
 
-    def pixels(self, index: int) -> Tensor:
+    def __reduce__(self) -> tuple[type[BetonFile], tuple[Path, ...]]:
+        return Logged, (self.path, self.log)
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
         (self.log / f"{index} {time.monotonic_ns()}").touch()
-        return super().pixels(index)
+        return super().decode(index)
 
 
 def plan(crop: int = PADDED) -> Plan:
@@ -55,7 +60,7 @@ def make(request: pytest.FixtureRequest, noise: Path) -> Iterator[Callable[[], L
         elif request.param == "resident":
             made.append(ResidentLoader(file, plan(), CPU))
         else:
-            made.append(TorchLoader(BetonImages(file), plan(), 2 if request.param == "torch" else 0, CPU))
+            made.append(TorchLoader(file, plan(), 2 if request.param == "torch" else 0, CPU))
         return made[-1]
 
     yield loader
@@ -131,7 +136,7 @@ def test_closing_drops_what_was_prepared_and_leaves_neither_threads_nor_processe
 
 
 def test_workers_draw_what_is_prepared_before_the_epoch_is_asked_for_and_only_once(noise: Path, tmp_path: Path) -> None:
-    loader = TorchLoader(Logged(BetonFile(noise), tmp_path), plan(), 1, CPU)
+    loader = TorchLoader(Logged(noise, tmp_path), plan(), 1, CPU)
     loader.prepare(1)
     # two batches of four are asked of each worker ahead
     _wait_until(lambda: len(list(tmp_path.iterdir())) == 8)
@@ -167,7 +172,7 @@ def test_ffcv_prepares_nothing_while_an_epoch_is_open(ffcv: ModuleType, noise: P
 
 def test_a_worker_that_has_ended_is_noticed_where_the_epoch_is_drawn(noise: Path) -> None:
     others = {child.pid for child in multiprocessing.active_children()}
-    loader = TorchLoader(BetonImages(BetonFile(noise)), plan(), 1, CPU)
+    loader = TorchLoader(BetonFile(noise), plan(), 1, CPU)
     loader.warm_up()
     (worker,) = {child.pid for child in multiprocessing.active_children()} - others
     assert worker is not None

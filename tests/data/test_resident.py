@@ -16,7 +16,7 @@ from acdc_cli.data.augment import CENTRED, PADDED, RANDOM_RESIZED, WHOLE, Crop
 from acdc_cli.data.batches import Loader, Plan, Shard
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.resident import ResidentLoader, can_stay, cut, cut_on_host
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_batches_are_those_of_the_loader_that_draws_one_image_at_a_time(
     here = plan(crop, size, **({"shuffle": False} if "only" in changes else {}) | changes)
     file = BetonFile(noise)
     assert can_stay(file, here, [size])
-    ours, others = ResidentLoader(file, here, CPU), TorchLoader(BetonImages(file), here, 0, CPU)
+    ours, others = ResidentLoader(file, here, CPU), TorchLoader(file, here, 0, CPU)
     for epoch, start_step in ((0, 0), (3, ours.steps - 1)):
         assert_same(ours, others, epoch, start_step)
 

@@ -18,7 +18,7 @@ from acdc_cli.data.augment import CENTRED, PADDED, RANDOM_RESIZED, WHOLE, Crop, 
 from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.order import epoch_order
-from acdc_cli.data.torch import BetonImages, MemoryImages, TorchLoader
+from acdc_cli.data.torch import MemoryImages, TorchLoader
 
 MakeLoader = Callable[..., Loader]
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_pixels_of_both_loaders_differ_by_no_more_than_resampling(
     """
     here = plan(crop, size, batch_size=20)
     first = ffcv.FFCVLoader(BetonFile(photographs), here, 2, CPU)
-    second = TorchLoader(BetonImages(BetonFile(photographs)), here, 0, CPU)
+    second = TorchLoader(BetonFile(photographs), here, 0, CPU)
     images, labels, indices = drawn(first, 4)
     others, other_labels, other_indices = drawn(second, 4)
     first.close()
@@ -136,7 +136,7 @@ def test_threads_batch_sizes_and_the_step_begun_with_change_no_pixel(ffcv: Modul
 
 def test_processes_batch_sizes_and_the_step_begun_with_change_no_pixel(photographs: Path) -> None:
     def images(workers: int, batch_size: int, start_step: int = 0) -> Tensor:
-        source = BetonImages(BetonFile(photographs))
+        source = BetonFile(photographs)
         loader = TorchLoader(source, plan(Crop(RANDOM_RESIZED), 96, batch_size), workers, CPU)
         result = drawn(loader, 7, start_step)[0]
         loader.close()
@@ -148,7 +148,7 @@ def test_processes_batch_sizes_and_the_step_begun_with_change_no_pixel(photograp
 
 
 def test_a_set_in_memory_is_drawn_as_one_that_is_not(noise: Path) -> None:
-    images, here = BetonImages(BetonFile(noise)), plan(Crop(RANDOM_RESIZED), 20)
+    images, here = BetonFile(noise), plan(Crop(RANDOM_RESIZED), 20)
     slow, fast = (TorchLoader(source, here, 0, CPU) for source in (images, MemoryImages(images)))
     for one, other in zip(drawn(slow, 3), drawn(fast, 3), strict=True):
         assert torch.equal(one, other)
@@ -160,7 +160,7 @@ def test_another_process_draws_the_same_pixels(make_loader: MakeLoader, photogra
     here = hashlib.sha256(drawn(loader, 9)[0].permute(0, 2, 3, 1).numpy().tobytes()).hexdigest()
     make = {
         "ffcv": "from acdc_cli.data.ffcv import FFCVLoader; loader = FFCVLoader(BetonFile(path), plan, 2, cpu)",
-        "torch": "loader = TorchLoader(BetonImages(BetonFile(path)), plan, 0, cpu)",
+        "torch": "loader = TorchLoader(BetonFile(path), plan, 0, cpu)",
     }[loader.kind]
     program = f"""
 import hashlib, sys, torch
@@ -168,7 +168,7 @@ from pathlib import Path
 from acdc_cli.data.augment import RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 path, cpu = Path(sys.argv[1]), torch.device("cpu")
 plan = Plan(16, lambda epoch: 64, Crop(RANDOM_RESIZED), 0.5, 5, True)
 {make}
@@ -208,7 +208,7 @@ def test_batches_on_a_gpu_are_those_on_the_cpu_even_if_it_lags_behind(
     ffcv: ModuleType, photographs: Path, workers: int
 ) -> None:
     here, gpu = plan(Crop(RANDOM_RESIZED), 96, 4), torch.device("cuda")
-    source = BetonImages(BetonFile(photographs))
+    source = BetonFile(photographs)
     pairs = [
         (
             ffcv.FFCVLoader(BetonFile(photographs), here, workers + 1, gpu),

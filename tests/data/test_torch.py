@@ -19,7 +19,7 @@ from acdc_cli.data.augment import CENTRED, PADDED, RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.image_folder import folder_source
-from acdc_cli.data.torch import BetonImages, FolderImages, Images, TorchLoader
+from acdc_cli.data.torch import FolderImages, Images, TorchLoader
 from acdc_cli.errors import DataError
 
 CPU = torch.device("cpu")
@@ -81,12 +81,12 @@ def test_a_folder_is_read_in_the_order_and_with_the_labels_of_torchvisions_image
 
 
 def test_validation_images_are_those_of_torchvisions_resize_and_centre_crop(load: Any, photographs: Path) -> None:
-    images = BetonImages(BetonFile(photographs))
+    images = BetonFile(photographs)
     transform = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(56)])
     with load(images, VALIDATION).epoch(0) as batches:
         for batch in batches:
             for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
-                assert torch.equal(image, transform(images.pixels(index)))
+                assert torch.equal(image, transform(torch.from_numpy(images.decode(index)).permute(2, 0, 1)))
 
 
 def test_an_unreadable_image_of_a_folder_is_an_error_that_names_it(load: Any, folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_jpeg_that_does_not_decode_is_an_error_that_names_it(load: Any, tmp_pa
     broken = data[: len(data) // 2]
     path = tmp_path / "train.beton"
     write_beton(path, (Sample(0, "jpg", 80, 80, broken if index == 9 else data) for index in range(12)), 12)
-    loader = load(BetonImages(BetonFile(path)), SHUFFLED, workers)
+    loader = load(BetonFile(path), SHUFFLED, workers)
     for epoch in range(2):
         with pytest.raises(DataError, match=r"^\S*train\.beton: image 9 does not decode"):
             _drain(loader, epoch)
@@ -111,7 +111,7 @@ def test_a_jpeg_that_does_not_decode_is_an_error_that_names_it(load: Any, tmp_pa
 
 def test_workers_live_on_over_epochs_and_early_leaves_and_end_with_the_loader(load: Any, photographs: Path) -> None:
     others = {child.pid for child in multiprocessing.active_children()}
-    loader = load(BetonImages(BetonFile(photographs)), SHUFFLED, 2)
+    loader = load(BetonFile(photographs), SHUFFLED, 2)
     loader.warm_up()
     workers = {child.pid for child in multiprocessing.active_children()} - others
     assert len(workers) == 2
@@ -127,7 +127,7 @@ def test_workers_live_on_over_epochs_and_early_leaves_and_end_with_the_loader(lo
 
 def test_a_worker_that_is_killed_is_an_error_and_no_hang(load: Any, photographs: Path) -> None:
     others = {child.pid for child in multiprocessing.active_children()}
-    loader = load(BetonImages(BetonFile(photographs)), SHUFFLED, 1)
+    loader = load(BetonFile(photographs), SHUFFLED, 1)
     with loader.epoch(0) as batches:
         next(batches)
         (worker,) = {child.pid for child in multiprocessing.active_children()} - others
@@ -140,14 +140,14 @@ def test_a_worker_that_is_killed_is_an_error_and_no_hang(load: Any, photographs:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_torchs_global_generator_is_neither_used_nor_moved(load: Any, photographs: Path, workers: int) -> None:
     before = torch.get_rng_state()
-    _drain(load(BetonImages(BetonFile(photographs)), SHUFFLED, workers))
+    _drain(load(BetonFile(photographs), SHUFFLED, workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_padded_crops_larger_than_the_padded_image_are_an_error(load: Any, noise: Path) -> None:
     plan = Plan(4, lambda epoch: 41, Crop(PADDED, padding=4), seed=0, shuffle=True)
     with pytest.raises(DataError, match=r"shorter side is 32 pixels.*no crop of 41 fits"):
-        _drain(load(BetonImages(BetonFile(noise)), plan))
+        _drain(load(BetonFile(noise), plan))
 
 
 def test_the_thread_that_copies_takes_its_loaders_device(
@@ -158,7 +158,7 @@ def test_the_thread_that_copies_takes_its_loaders_device(
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: taken.append((threading.current_thread().name, device))
     )
-    loader = load(BetonImages(BetonFile(noise)), SHUFFLED)
+    loader = load(BetonFile(noise), SHUFFLED)
     _drain(loader)
     assert taken == []
     # as on a GPU, but for the copies

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from acdc_cli.data.augment import RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.kinds import methods
@@ -346,7 +346,7 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_loader(kind: str, path: Path, device: torch.device) -> Loader:
     plan = Plan(8, lambda epoch: 128, Crop(RANDOM_RESIZED), 0.5, seed=5, shuffle=True)
     if kind == "torch":
-        return TorchLoader(BetonImages(BetonFile(path)), plan, 2, device)
+        return TorchLoader(BetonFile(path), plan, 2, device)
     try:
         from acdc_cli.data.ffcv import FFCVLoader
     except (ImportError, OSError) as cause:

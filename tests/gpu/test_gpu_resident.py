@@ -14,7 +14,7 @@ from acdc_cli.data.augment import CENTRED, PADDED, WHOLE, Crop
 from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.resident import ResidentLoader, cut
-from acdc_cli.data.torch import BetonImages, TorchLoader
+from acdc_cli.data.torch import TorchLoader
 
 pytestmark = gpu_device.marks
 
@@ -49,7 +49,7 @@ def test_an_epoch_is_drawn_without_waiting_and_its_pixels_are_those_on_the_cpu(
     # several goes an epoch, so that page-locked memory is used anew while copies from it may still be under way
     monkeypatch.setattr(resident, "_DRAWN_AT_ONCE", 64)
     here = plan(crop, size, shuffle)
-    there, reference = ResidentLoader(file, here, DEVICE), TorchLoader(BetonImages(file), here, 0, CPU)
+    there, reference = ResidentLoader(file, here, DEVICE), TorchLoader(file, here, 0, CPU)
     drawn(there, 0)
     busy = torch.randn(2048, 2048, device=DEVICE) if DEVICE.type == "cuda" else torch.zeros(1, 1)
     for epoch in (1, 2):

@@ -30,6 +30,7 @@ def test_the_local_models_are_listed() -> None:
         "wideresnet16_8",
         "wideresnet22_2",
         "wideresnet28_10",
+        "wideresnet28_10_biased",
     ]
 
 

@@ -146,6 +146,23 @@ def test_strs_weights_lie_above_their_threshold(tmp_path: Path) -> None:
     assert not done["fc.bias"].any()
 
 
+@pytest.mark.parametrize("name", ["downsample", "shortcut"])
+def test_a_file_with_convolutions_in_its_shortcuts_asks_for_them(name: str, tmp_path: Path) -> None:
+    source = build.find("resnet8")(num_classes=10, shortcut="conv")
+    weights = {key.replace("downsample", name): tensor for key, tensor in source.state_dict().items()}
+    path = saved({"net": prefixed("module.", weights)}, tmp_path)
+    assert build.options_for("resnet8", path) == {"shortcut": "conv"}
+    assert build.options_for("resnet8", saved(state(), tmp_path)) == {}
+    model = build.find("resnet8")(num_classes=10, shortcut="conv")
+    load_weights(model, saved({"net": prefixed("module.", weights)}, tmp_path))
+    assert_equal(dict(model.state_dict()), dict(source.state_dict()))
+
+
+def test_rigls_masks_beside_masked_weights_change_nothing(tmp_path: Path) -> None:
+    content = {"model": masked(state()), "pruner": {"step": 7, "backward_masks": [torch.ones(16, 3, 3, 3)]}}
+    assert_equal(loaded(content, tmp_path), masked(state()))
+
+
 def test_a_classifier_of_another_name_is_matched_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {name.replace("fc.", "linear."): tensor for name, tensor in state().items()}
     assert_equal(loaded(weights, tmp_path), state())

@@ -1,15 +1,19 @@
 """The local models have the sizes that their papers state, derived by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from acdc_cli.errors import ModelError
 from acdc_cli.models import build
+from acdc_cli.recipe.schema import ModelBlock
 
 
-def build_without_storage(name: str, classes: int) -> nn.Module:
+def build_without_storage(name: str, classes: int, **options: object) -> nn.Module:
     with torch.device("meta"):
-        return build.find(name)(num_classes=classes)
+        return build.find(name)(num_classes=classes, **options)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -84,6 +88,57 @@ def test_a_wide_resnet_counts_as_derived_by_hand() -> None:
     assert parameter_count(build_without_storage("wideresnet22_2", 10)) == by_hand
 
 
+def test_p1s_wide_resnet_counts_as_derived_by_hand() -> None:
+    def stage(before: int, width: int) -> int:
+        # BN of the input; biases: of both convolutions and of the shortcut
+        first = (
+            2 * before + (9 * before * width + width) + 2 * width + (9 * width**2 + width) + (before * width + width)
+        )
+        other = 2 * width + (9 * width**2 + width) + 2 * width + (9 * width**2 + width)
+        return first + 3 * other
+
+    assert stage(16, 160) == 256_832 + 3 * 461_760
+    by_hand = (432 + 16) + stage(16, 160) + stage(160, 320) + stage(320, 640) + 2 * 640 + (640 * 100 + 100)
+    assert parameter_count(build_without_storage("wideresnet28_10_biased", 100)) == by_hand == 36_546_980
+
+
+def test_p1s_wide_resnet_strides_in_the_second_convolution_and_drops_out_before_it() -> None:
+    model = build_without_storage("wideresnet28_10_biased", 100)
+    block = model.get_submodule("layer2.0")
+    assert [block.get_submodule(name).stride for name in ("conv1", "conv2", "shortcut.0")] == [(1, 1), (2, 2), (2, 2)]
+    assert block.get_submodule("dropout").p == 0.3
+    assert all(module.bias is not None for module in model.modules() if isinstance(module, nn.Conv2d))
+    norms = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms == [0.1] * 24 + [0.9]
+
+
+def test_p1s_wide_resnet_starts_with_xaviers_weights_and_biases_of_zero() -> None:
+    torch.manual_seed(0)
+    model = build.find("wideresnet28_10_biased")(num_classes=10)
+    weight = model.get_submodule("layer1.1.conv1").weight
+    # uniform: sqrt(2) · sqrt(6 / (fan-in + fan-out)), whose standard deviation is sqrt(2) · sqrt(2 / (2 · 9 · 160))
+    assert weight.abs().max().item() == pytest.approx((2 * 6 / (2 * 9 * 160)) ** 0.5, rel=1e-3)
+    assert weight.std().item() == pytest.approx((2 * 2 / (2 * 9 * 160)) ** 0.5, rel=0.01)
+    assert not any(module.bias.any() for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def test_shortcuts_of_1x1_convolutions_add_their_weights_and_batch_norm() -> None:
+    model = build_without_storage("resnet20", 10, shortcut="conv")
+    assert parameter_count(model) == RESNET_20 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64) == 272_474
+    plain = build_without_storage("resnet20", 10).state_dict().keys()
+    added = model.state_dict().keys() - plain
+    assert {name.rpartition(".")[0] for name in added} == {
+        f"layer{stage}.0.downsample.{part}" for stage in (2, 3) for part in (0, 1)
+    }
+    assert plain < model.state_dict().keys()
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_an_unknown_shortcut_is_refused() -> None:
+    with pytest.raises(ModelError, match="shortcut is pad or conv"):
+        build.build(ModelBlock(name="resnet8", options={"shortcut": "padd"}), 10)
+
+
 @pytest.mark.parametrize(
     ("name", "side", "expected"),
     [
@@ -148,6 +203,27 @@ def test_convolutions_start_with_variance_two_over_fan_out() -> None:
     assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
 
 
+def test_depthwise_convolutions_start_with_a_standard_deviation_of_019() -> None:
+    torch.manual_seed(0)
+    blocks = build.find("mobilenet_v1")(num_classes=10).get_submodule("blocks")
+    for block in blocks:
+        # uniform within a third, the root of a fan-in of 9
+        assert block.depthwise.weight.std().item() == pytest.approx(1 / 3 / 3**0.5, rel=0.1)
+        assert block.pointwise.weight.std().item() == pytest.approx((2 / len(block.pointwise.weight)) ** 0.5, rel=0.1)
+    assert blocks[-1].depthwise.weight.abs().max().item() <= 1 / 3
+
+
+def test_str_starts_with_variance_two_over_fan_in_and_a_classifier_without_bias() -> None:
+    torch.manual_seed(0)
+    model = build.find("resnet50")(num_classes=1000, init="fan_in", classifier_bias=False)
+    for name, fan_in in (("conv1", 3 * 49), ("layer2.0.downsample.0", 256), ("layer3.1.conv2", 9 * 256), ("fc", 2048)):
+        assert model.get_submodule(name).weight.var().item() == pytest.approx(2 / fan_in, rel=0.05)
+    assert model.get_submodule("fc").bias is None
+    assert parameter_count(model) == 25_557_032 - 1000
+    with pytest.raises(ModelError, match="init is fan_out or fan_in"):
+        build.build(ModelBlock(name="resnet18", options={"init": "fan"}), 10)
+
+
 def test_the_parameter_free_shortcut_subsamples_and_adds_zero_channels() -> None:
     block = build.find("resnet8")(num_classes=10).get_submodule("layer2.0")
     for parameter in block.parameters():
@@ -164,3 +240,9 @@ def test_half_resnet50_has_the_parameter_names_of_resnet50() -> None:
     assert list(half) == list(whole)
     assert half["layer3.1.conv2.weight"].shape == (128, 128, 3, 3)
     assert half["layer3.1.conv3.weight"].shape == (1024, 128, 1, 1)
+
+
+def test_a_file_with_convolutions_in_its_shortcuts_is_a_model_with_them(tmp_path: Path) -> None:
+    for options in ({}, {"shortcut": "conv"}):
+        torch.save(build.find("resnet20")(num_classes=10, **options).state_dict(), tmp_path / "model.pt")
+        assert build.options_for("resnet20", tmp_path / "model.pt") == options

@@ -113,6 +113,13 @@ def test_another_optimizer_or_schedule_does_the_same() -> None:
     }
 
 
+def test_another_model_does_not_inherit_the_options_of_the_one_below() -> None:
+    below = "model: {options: {shortcut: conv}, blurpool: true}\n"
+    assert laid(below, "model.name=resnet18")["model"] == {"name": "resnet18", "blurpool": True}
+    for same in ("model.options.a=1", "model={name: resnet20, options: {a: 1}}"):
+        assert laid(below, same)["model"]["options"] == {"shortcut": "conv", "a": 1}
+
+
 def test_a_key_that_no_kind_knows_is_not_forgotten_silently() -> None:
     Path("parent.yaml").write_text(PARENT.replace("sparse_epochs", "sparse_epoch"))
     assert refusal(child("sparsity: {method: gmp}\n")).startswith(

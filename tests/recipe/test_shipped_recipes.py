@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from acdc_cli.data.known_sets import known_sets
 from acdc_cli.errors import RecipeError
+from acdc_cli.jobs.run_plan import Plan, plan
 from acdc_cli.models import build as models
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.load import load, resolved_yaml
@@ -47,9 +50,12 @@ WOODFISHER = ["woodfisher_resnet50_95"]
 """Which starts from a trained model, and fine-tunes it as in its own paper."""
 LARGE_BATCH = ["resnet50_95_large_batch"]
 """Whose optimiser is not that of the papers."""
-NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform"]]
-CORRUPT = [f"cifar/resnet20_{target}_corrupt_labels" for target in (90, 95)]
-CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")] + CORRUPT
+NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform", "resnet50_2to4"]]
+CIFAR10 = [f"neurips21/cifar10_resnet20_{target}" for target in (50, 75, 90, 95)]
+CORRUPT = [f"{name}_corrupt_labels" for name in CIFAR10]
+CIFAR100 = [f"neurips21/cifar100_wideresnet_{target}" for target in (50, 75, 90, 95)]
+NEURIPS21_CIFAR = [*CIFAR10, *CORRUPT, *CIFAR100]
+CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
 DEMO = [
     "demo",
     *(
@@ -85,7 +91,9 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
-    assert sorted(NAMES) == sorted(ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + CIFAR + DEMO)
+    assert sorted(NAMES) == sorted(
+        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + DEMO
+    )
 
 
 def test_the_top_level_is_listed_first() -> None:
@@ -196,15 +204,103 @@ def test_str_trains_as_its_paper_does() -> None:
     }  # fmt: skip
     assert (ours["task"]["label_smoothing"], ours["optim"]["weight_decay"]) == (0.1, 2.251757813e-5)
     assert ours["optim"] | {"weight_decay": 2**-15} == theirs["optim"]
-    assert (ours["epochs"], ours["model"], ours["data"]) == (100, theirs["model"], theirs["data"])
+    assert (ours["epochs"], ours["data"]) == (100, theirs["data"])
+    assert ours["model"] == theirs["model"] | {"options": {"init": "fan_in", "classifier_bias": False}}
+
+
+def test_woodfisher_trains_as_its_authors_configuration_says() -> None:
+    found = planned("woodfisher_resnet50_95")
+    rates = [epoch.lr_start for epoch in found.epochs]
+    assert [epoch for epoch in range(1, 100) if rates[epoch] != rates[epoch - 1]] == [
+        41,
+        47,
+        53,
+        59,
+        65,
+        71,
+        77,
+        83,
+        89,
+    ]
+    assert rates[-1] == pytest.approx(0.028 * 0.6**9)
+    # 0.95 - 0.9 (1 - t/40)^3: a cubic from 5 %
+    assert [found.epochs[epoch].sparsity for epoch in (0, 4, 5, 20, 39, 40)] == pytest.approx(
+        [0.05, 0.05, 0.95 - 0.9 * 0.875**3, 0.95 - 0.9 / 8, 0.95 - 0.9 / 512, 0.95], abs=1e-6
+    )
+
+
+def test_snfs_on_imagenet_has_its_authors_prune_rate() -> None:
+    assert sparsity(load("snfs_resnet50_95"))["fraction"] == 0.2
 
 
 @pytest.mark.parametrize("name", CORRUPT)
 def test_wrong_labels_are_all_that_sets_p1s_memorisation_runs_apart(name: str) -> None:
     ours, plain = load(name).as_dict(), load(name.removesuffix("_corrupt_labels")).as_dict()
-    ours["data"]["corrupt_labels"] = None
-    assert load(name).as_dict()["data"]["corrupt_labels"] == {"count": 1000, "seed": 0}
-    assert ours == plain | {"name": f"{plain['name']}_corrupt_labels"}
+    assert ours["data"] == plain["data"] | {
+        "augment": "none", "flip": 0.0, "corrupt_labels": {"count": 1000, "classes": "all", "seed": 0},
+    }  # fmt: skip
+    assert ours == plain | {"name": f"{plain['name']}_corrupt_labels", "data": ours["data"]}
+
+
+DENSE_THEN_SPARSE = [10, 30, 50, 70, 90, 110, 130, 150, 170, 200]
+"""Ends of the phases of P1's CIFAR runs: dense, then sparse and dense in turn."""
+
+
+def planned(name: str, *overrides: str) -> Plan:
+    return plan(load(name, list(overrides)))
+
+
+def ends(found: Plan) -> list[int]:
+    """Of the phases, the first of which is dense."""
+    phases = [epoch.phase for epoch in found.epochs] + [""]
+    last = [number + 1 for number, (phase, after) in enumerate(pairwise(phases)) if phase != after]
+    assert [phases[end - 1] for end in last] == ["dense", "sparse"] * (len(last) // 2)
+    return last
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_p1s_runs_on_cifar10_are_those_of_its_public_configuration(name: str) -> None:
+    recipe, found = load(name), planned(name)
+    target = int(name.split("_")[2]) / 100
+    assert ends(found) == DENSE_THEN_SPARSE
+    assert all(
+        epoch.sparsity == (pytest.approx(target, abs=1e-5) if epoch.phase == "sparse" else 0) for epoch in found.epochs
+    )
+    for epoch in found.epochs:
+        lr = 0.1 if epoch.epoch < 66 else 0.01 if epoch.epoch < 126 else 0.001 if epoch.epoch < 186 else 0.0001
+        assert (epoch.lr_start, epoch.lr_end) == (pytest.approx(lr), pytest.approx(lr))
+    pruned = [layer.name for layer in found.layers if layer.prunable]
+    blocks = [f"layer{stage}.{block}.conv{conv}" for stage in (1, 2, 3) for block in range(3) for conv in (1, 2)]
+    assert pruned == ["conv1", *blocks, "fc"]
+    assert [layer.name for layer in found.layers if not layer.prunable] == [
+        "layer2.0.downsample.0", "layer3.0.downsample.0",
+    ]  # fmt: skip
+    assert sum(prod(layer.shape) for layer in found.layers if layer.prunable) == 268_336
+    assert (recipe.data.batch_size, recipe.optim.weight_decay, recipe.optim.decay_norm_and_bias) == (128, 5e-4, True)
+    assert recipe.as_dict()["optim"]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", CIFAR100)
+def test_p1s_runs_on_cifar100_are_those_of_its_public_configuration(name: str) -> None:
+    recipe, found = load(name), planned(name)
+    assert ends(found) == DENSE_THEN_SPARSE
+    # in its warm-up, epoch e begins with e fifths of the peak
+    assert [epoch.lr_start for epoch in found.epochs[:6]] == pytest.approx([0, 0.016, 0.032, 0.048, 0.064, 0.08])
+    for epoch in found.epochs[5:]:
+        lr = 0.08 if epoch.epoch < 76 else 0.008 if epoch.epoch < 116 else 0.0008 if epoch.epoch < 156 else 0.00008
+        assert (epoch.lr_start, epoch.lr_end) == (pytest.approx(lr), pytest.approx(lr))
+    assert all(layer.prunable for layer in found.layers)
+    assert len(found.layers) == 1 + 3 * (4 * 2 + 1) + 1
+    optim = recipe.as_dict()["optim"]
+    assert (optim["momentum"], optim["nesterov"], optim["weight_decay"]) == (0.9, True, 5e-4)
+    assert (recipe.data.batch_size, recipe.model.options, recipe.data.augment) == (128, {"dropout": 0.3}, "pad_crop")
+
+
+def test_p1s_short_dense_phases_are_three_overrides() -> None:
+    lengths = ("dense_epochs=13", "last_dense_epochs=13", "last_sparse_epochs=25")
+    found = planned(CIFAR100[0], *(f"sparsity.{length}" for length in lengths))
+    # pruned at 10, 43, 76, 109, 142 and 175; freed at 30, 63, 96, 129 and 162
+    assert ends(found) == [10, 30, 43, 63, 76, 96, 109, 129, 142, 162, 175, 200]
 
 
 @pytest.mark.parametrize("epochs", [200, 1000])

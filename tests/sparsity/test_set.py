@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.optim import SGD
 
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -26,7 +27,31 @@ def method(seed: int) -> Method:
 def update(made: Method, step: int, gradient: float = 1.0) -> None:
     for weight in made.masked.parameters.values():
         weight.grad = torch.full_like(weight, gradient)
-    assert not made.on_gradients(Moment(step // STEPS, step, EPOCHS, STEPS))
+    moment = Moment(step // STEPS, step, EPOCHS, STEPS)
+    assert made.on_gradients(moment), "the optimiser takes its step"
+    made.after_step(moment)
+
+
+def test_the_weights_are_ranked_after_the_optimisers_step() -> None:
+    # 1 of 4 drops: 0.3/2 (1 + cos 0) · 4 would be 1.2 at step 0; at step 1 of 20, (1 + cos(pi/15)) · 0.15 · 4 = 1.19
+    weight = nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]]))
+    made = Method(
+        Config(method="set", target=0.5, every=1, distribution="uniform"), MaskedParameters({"a.weight": weight}), 4, 0
+    )
+    optimizer, moment = SGD([weight], lr=1.0), Moment(0, 1, 4, 5)
+    made.masked.attach(optimizer)
+    made.masked.set({"a.weight": torch.arange(8).view(1, 8) < 4})
+    # the smallest after the step is the first, which was the largest before it
+    weight.grad = torch.tensor([[3.5, 0.0, 0.0, -1.0, 5.0, 5.0, 5.0, 5.0]])
+    assert made.on_gradients(moment)
+    optimizer.step()
+    assert weight.tolist() == [[0.5, 3, 2, 2, 0, 0, 0, 0]]
+    made.after_step(moment)
+    assert weight[0, 1:4].tolist() == [3, 2, 2]
+    assert made.masked.masks["a.weight"][0, 1:4].all()
+    assert int(made.masked.masks["a.weight"].sum()) == 4
+    assert weight[0, 0] in (0.0, 0.5), "dropped, or drawn again at once"
+    assert made.updates == 1
 
 
 def test_the_smallest_weights_drop_and_others_grow_as_zeros() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.exchange import regrowth
+from acdc_cli.sparsity.exchange import dropped_by_layer, regrowth
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.snfs import Config, Method
 
@@ -80,6 +80,25 @@ def test_one_update_worked_by_hand() -> None:
     ]
     assert layers.momentum == [[0.5, 0, 0.5, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0.5, 0, 0, 0, 0]]
     assert layers.method.metrics() == {"mask_sparsity": 0.5, "mask_updates": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("living", "momentum", "dropped"),
+    [
+        ((317, 100), (3.0, 1.0), [3, 42]),  # a lacks 3 of 320: 3/320 of 317 is 2.97, where 0.426 would be 135
+        ((317, 100), (1.0, 3.0), [135, 42]),  # a does not grow
+        ((256, 100), (3.0, 1.0), [109, 42]),  # a fifth of a is missing: nothing is nearly dense
+        ((257, 100), (3.0, 1.0), [51, 42]),  # 63/320 of 257 is 50.6
+        ((320, 100), (3.0, 1.0), [0, 42]),  # a dense layer that grows drops nothing
+        ((317, 100), (2.0, 2.0), [135, 42]),  # no layer lies above the average
+        ((317, 100), (0.0, 0.0), [135, 42]),
+    ],
+)
+def test_a_nearly_dense_layer_that_grows_drops_at_most_its_sparsity(
+    living: tuple[int, int], momentum: tuple[float, float], dropped: list[int]
+) -> None:
+    alive, means = (dict(zip("ab", each, strict=True)) for each in (living, momentum))
+    assert list(dropped_by_layer(0.4268, alive, {"a": 320, "b": 1000}, means).values()) == dropped
 
 
 @pytest.mark.parametrize(

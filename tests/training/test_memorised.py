@@ -76,7 +76,15 @@ def test_shares_are_of_all_samples_whichever_batch_they_come_in() -> None:
     for numbers, predicted in batches:
         for name, value in measure.sums(one_hot(predicted), torch.tensor(numbers)).items():
             sums[name] = sums.get(name, 0.0) + value.item()
-    assert measure.metrics(sums, 5) == {"corrupted_true": 1 / 5, "corrupted_given": 3 / 5}
+    assert measure.metrics(sums, 5) == {
+        "corrupted_true": 1 / 5, "corrupted_given": 3 / 5, "corrupted_neither": 1 / 5,
+    }  # fmt: skip
+
+
+def test_a_sample_whose_drawn_label_is_its_true_one_counts_as_both() -> None:
+    measure = Memorisation(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 2]))
+    sums = measure.sums(one_hot([0, 0, 2]), torch.tensor([0, 1, 2]))
+    assert [value.item() for value in sums.values()] == [2, 2, 1]
 
 
 def test_each_epochs_record_has_the_shares_of_its_model_in_eval_mode(tmp_path: Path) -> None:
@@ -105,9 +113,10 @@ def test_the_probe_changes_nothing_else(tmp_path: Path) -> None:
     with_it = MiniRun(tmp_path / "with", 4, ACDC, probes=[probe()])
     with_it.fit()
     ours = untimed(with_it.directory.records())
-    assert {"corrupted_true", "corrupted_given"} == ours[0].keys() - untimed(without.directory.records())[0].keys()
+    assert set(Memorisation.names) == ours[0].keys() - untimed(without.directory.records())[0].keys()
     for record in ours:
-        del record["corrupted_true"], record["corrupted_given"]
+        for name in Memorisation.names:
+            del record[name]
     assert ours == untimed(without.directory.records())
     for name, value in without.model.state_dict().items():
         assert torch.equal(value, with_it.model.state_dict()[name]), name

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from acdc_cli.data.known_sets import SPLITS, KnownSet, array_source
+from acdc_cli.data.known_sets import KnownSet, array_source
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
 
-def read_archive(name: str, root: Path | None, download: bool) -> tuple[Source, Source]:
+def read_archive(name: str, split: str, root: Path | None, download: bool) -> Source:
     """Raises DataError when the archive is not in `root` and may not be downloaded."""
     if root is None:
         raise DataError(f"{name}: --source FOLDER says where the archive lies, or where --download may put it")
     # here, so that `acdc data list` does not load torch
     from torchvision import datasets
-
-    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    train, val = (_split(dataset, name, split, root, download) for split in SPLITS)
-    return train, val
-
-
-def _split(dataset: Any, name: str, split: str, root: Path, download: bool) -> Source:
     from torchvision.datasets.utils import check_integrity
 
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     archive = root / dataset.filename
     # torchvision unpacks an archive only when it is told to download, and then downloads nothing that is there
     download = download or check_integrity(str(archive), dataset.tgz_md5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data.known_sets import SPLITS, KnownSet, array_source
+from acdc_cli.data.known_sets import KnownSet, array_source
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
@@ -34,11 +34,8 @@ def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.repeat(grey, 3, axis=3), labels[chosen]
 
 
-def read_digits(name: str, root: Path | None, download: bool) -> tuple[Source, Source]:
-    """Nothing is downloaded, and no folder is read but the package's."""
-    class_names = tuple("0123456789")
-    train, val = (array_source(name, split, *digits(split), class_names) for split in SPLITS)
-    return train, val
+def read_digits(name: str, split: str, root: Path | None, download: bool) -> Source:
+    return array_source(name, split, *digits(split), tuple("0123456789"))
 
 
 def _file() -> Path:

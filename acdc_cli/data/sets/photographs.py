@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc_cli.data.image_folder import folder_source
-from acdc_cli.data.known_sets import SPLITS, KnownSet
+from acdc_cli.data.known_sets import KnownSet
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 
@@ -15,28 +15,21 @@ _TRAIN = Settings(quality=90, max_side=400)
 ORIGINAL = Settings(original=True)
 
 
-def read_folders(name: str, root: Path | None, download: bool) -> tuple[Source, Source]:
-    """Raises DataError when `root` does not hold train/ and val/ with the same classes, as many as the set has."""
+def read_folder(name: str, split: str, root: Path | None, download: bool) -> Source:
+    """Raises DataError when `root` does not hold the split with as many classes as the set has."""
     if root is None:
         raise DataError(
             f"{name}: --source FOLDER says where the images lie: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg"
         )
     if download:
         raise DataError(f"{name} cannot be downloaded; give the folder that holds it with --source")
-    train, val = (folder_source(name, split, root) for split in SPLITS)
-    if train.class_names != val.class_names:
-        difference = sorted(set(train.class_names) ^ set(val.class_names))
+    source, classes = folder_source(name, split, root), SETS[name].classes
+    if classes not in (None, len(source.class_names)):
         raise DataError(
-            f"{root}: train/ and val/ hold different classes; only one of them has {', '.join(difference[:5])}"
-            f"{' …' if len(difference) > 5 else ''}"
-        )
-    classes = SETS[name].classes
-    if classes not in (None, len(train.class_names)):
-        raise DataError(
-            f"{root}: {name} has {classes} classes, but train/ holds {len(train.class_names)} folders. "
+            f"{root}: {name} has {classes} classes, but {split}/ holds {len(source.class_names)} folders. "
             "If that is meant, write it as `folder`."
         )
-    return train, val
+    return source
 
 
 SETS = {
@@ -45,7 +38,7 @@ SETS = {
         classes=1000,
         train_images=1_281_167,
         image_size="varies",
-        read=read_folders,
+        read=read_folder,
         train=_TRAIN,
         val=ORIGINAL,
     ),
@@ -54,7 +47,7 @@ SETS = {
         classes=None,
         train_images=None,
         image_size="varies",
-        read=read_folders,
+        read=read_folder,
         train=_TRAIN,
         val=ORIGINAL,
     ),

@@ -45,7 +45,11 @@ class Config(ExchangeKeys, RandomStartKeys):
 
 class Method(Sparsifier[Config]):
     """At an update the weights themselves take no step. Steps whose gradient decides about growth have a dense
-    backward pass."""
+    backward pass.
+
+    The first update comes after one interval. google-research's code has another at step 0, where no weight has been
+    trained: magnitudes say nothing yet about which to drop.
+    """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)

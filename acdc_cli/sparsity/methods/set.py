@@ -18,7 +18,8 @@ class Config(ExchangeKeys, RandomStartKeys):
 
 
 class Method(Sparsifier[Config]):
-    """At an update the weights themselves take no step, as with RigL."""
+    """An update comes after the optimiser's step of its iteration: the paper trains, then rewires (algorithm 1), and so
+    does google-research's code. RigL's weights take no step there."""
 
     updates = 0
 
@@ -30,14 +31,12 @@ class Method(Sparsifier[Config]):
         if moment.step == 0:
             start_at_random(self.masked, self.selector, self.config.target, self.seed)
 
-    def on_gradients(self, moment: Moment) -> bool:
+    def after_step(self, moment: Moment) -> None:
         # the one place where the host waits, and only at updates
-        if not self.config.updates_at(moment) or not self.masked.finite_gradients().item():
-            return super().on_gradients(moment)
-        scores = random_scores(self.masked.parameters, self.seed, moment.step)
-        self.masked.set(drop_and_grow(self.masked, self.config.exchanged(moment), scores))
-        self.updates += 1
-        return False
+        if self.config.updates_at(moment) and self.masked.finite_gradients().item():
+            scores = random_scores(self.masked.parameters, self.seed, moment.step)
+            self.masked.set(drop_and_grow(self.masked, self.config.exchanged(moment), scores))
+            self.updates += 1
 
     def metrics(self) -> dict[str, float]:
         return super().metrics() | {"mask_updates": float(self.updates)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.schema import Decay, Epochs, Share
 from acdc_cli.schedule.time import Moment, PhasePlan
-from acdc_cli.sparsity.exchange import ExchangeKeys, exchange, living, regrowth
+from acdc_cli.sparsity.exchange import ExchangeKeys, dropped_by_layer, exchange, living, regrowth
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.random_start import RandomStartKeys, start_at_random
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
@@ -85,10 +85,14 @@ class Method(Sparsifier[Config]):
     def update(self, moment: Moment) -> None:
         masks, magnitudes = self.masked.masks, self.masked.magnitudes()
         counts = living(masks)
-        dropped = {name: int(self.config.exchanged(moment) * count) for name, count in counts.items()}
+        means, sizes = (
+            mean_magnitudes(self._momentum, masks, counts),
+            {name: mask.numel() for name, mask in masks.items()},
+        )
+        dropped = dropped_by_layer(self.config.exchanged(moment), counts, sizes, means)
         kept = {name: counts[name] - dropped[name] for name in masks}
-        room = {name: mask.numel() - kept[name] for name, mask in masks.items()}
-        grown = regrowth(dropped, mean_magnitudes(self._momentum, masks, counts), room)
+        room = {name: size - kept[name] for name, size in sizes.items()}
+        grown = regrowth(dropped, means, room)
         scores = {name: momentum.abs() for name, momentum in self._momentum.items()}
         self.masked.set({name: exchange(magnitudes[name], scores[name], kept[name], grown[name]) for name in masks})
         self.updates += 1
