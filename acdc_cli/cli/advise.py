@@ -21,24 +21,24 @@ def advise(
     from acdc_cli.studies.advise_study import advise as job
     from acdc_cli.studies.advise_study import distance_rows, group_rows
 
-    found = job(runs)
+    advised = job(runs)
     if json:
-        console.out_json(found.as_dict())
+        console.out_json(advised.as_dict())
         return
     console.table(
         ("series", "epochs", "n", "top-1 %", "training loss", "entropy"),
-        group_rows(found),
+        group_rows(advised),
         "After the last epoch, mean ± sample standard deviation over seeds",
     )
     console.out("")
     columns = ("series", "epochs", "loss", "entropy", "reference")
-    console.table(columns, distance_rows(found), "Distance above the reference, in pooled standard deviations")
+    console.table(columns, distance_rows(advised), "Distance above the reference, in pooled standard deviations")
     console.out("")
-    for advice in found.advice:
+    for advice in advised.advice:
         console.out(f"{named(advice.group)}: {advice.verdict or 'no verdict'}: {advice.reason}")
-    for lengths in found.lengths:
+    for lengths in advised.lengths:
         supported = ", ".join(map(str, lengths.supported)) or "none"
         console.out(f"{lengths.series}: lengths supported: {supported} ({lengths.note})")
-    for key in found.unfinished:
+    for key in advised.unfinished:
         console.say(f"left out, because it is unfinished: {key}")
     console.say(RULE)

@@ -72,13 +72,13 @@ def analyze(
     from acdc_cli.jobs.analysis_run import analyze as job
     from acdc_cli.jobs.subjects import Asked
 
-    found = job(name, runs, Asked(which.value if which else None, model, data), out, set_ or ())
+    analysed = job(name, runs, Asked(which.value if which else None, model, data), out, set_ or ())
     if json:
-        console.out_json(found.document)
+        console.out_json(analysed.document)
         return
-    console.table(found.findings.summary.columns, found.findings.summary.rows)
+    console.table(analysed.findings.summary.columns, analysed.findings.summary.rows)
     console.out("")
-    for file in found.files:
+    for file in analysed.files:
         console.out(str(file))
 
 

@@ -52,20 +52,20 @@ def plan(
     from acdc_cli.jobs.run_plan import plan as job
     from acdc_cli.recipe.load import load
 
-    found = job(load(recipe, set_ or []), convention.value)
+    planned = job(load(recipe, set_ or []), convention.value)
     if plot is not None:
         from acdc_cli.jobs.plan_figure import draw
 
-        draw(found, plot)
+        draw(planned, plot)
         console.say(f"drawn: {plot}")
     if json:
-        console.out_json(found.as_dict())
+        console.out_json(planned.as_dict())
     else:
-        console.table(EPOCHS, epoch_rows(found, every), explained(found))
+        console.table(EPOCHS, epoch_rows(planned, every), explained(planned))
         console.out("")
-        console.table(LAYERS, layer_rows(found))
-        console.table(TOTALS, total_rows(found))
-        for note in found.notes:
+        console.table(LAYERS, layer_rows(planned))
+        console.table(TOTALS, total_rows(planned))
+        for note in planned.notes:
             console.say(note)
-    for warning in found.warnings:
+    for warning in planned.warnings:
         console.warn(warning)

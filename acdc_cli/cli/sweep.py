@@ -92,15 +92,15 @@ def _plan(study: str, out: Path | None, as_json: bool) -> None:
     from acdc_cli import console
     from acdc_cli.studies.study_plan import run_columns, run_rows, sweep_plan, total_columns, total_rows
 
-    found = sweep_plan(study, out)
+    planned = sweep_plan(study, out)
     if as_json:
-        console.out_json(found.as_dict())
+        console.out_json(planned.as_dict())
     else:
-        title = f"{found.study}, in {found.folder}\nof dense: cost relative to dense training on the same images"
-        console.table(run_columns(found), run_rows(found), title)
+        title = f"{planned.study}, in {planned.folder}\nof dense: cost relative to dense training on the same images"
+        console.table(run_columns(planned), run_rows(planned), title)
         console.out("")
-        console.table(total_columns(found), total_rows(found))
-        if found.until_converged:
+        console.table(total_columns(planned), total_rows(planned))
+        if planned.until_converged:
             console.say("longer runs are added where accuracy still rises, within the budget")
-    for warning in found.warnings:
+    for warning in planned.warnings:
         console.warn(warning)

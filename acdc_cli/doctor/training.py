@@ -112,7 +112,7 @@ def _reads_back(recipe: Recipe, run: RunDir, parts: Parts) -> bool:
     assert state is not None
     Trainer(again, run).load_state_dict(state)
     pairs = ((parts.model.state_dict(), again.model.state_dict()), (_masks(parts), _masks(again)))
-    return all(torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
+    return all(torch.equal(tensor, loaded[name]) for trained, loaded in pairs for name, tensor in trained.items())
 
 
 def _masks(parts: Parts) -> dict[str, Tensor]:

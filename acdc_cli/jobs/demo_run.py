@@ -26,10 +26,10 @@ def demo(out: Path) -> None:
     columns = ("model", "top-1", "loss", "entropy", "sparsity", "of all weights", "images")
     rows = []
     for which in _MODELS:
-        found = evaluate_checkpoint(out, Options(which=which))
-        shares = [f"{found[key]:.2%}" for key in ("sparsity", "sparsity_all")]
-        numbers = [f"{found['top1']:.2%}", f"{found['loss']:.4f}", f"{found['entropy']:.4f}"]
-        rows.append((which, *numbers, *shares, str(int(found["samples"]))))
+        metrics = evaluate_checkpoint(out, Options(which=which))
+        shares = [f"{metrics[key]:.2%}" for key in ("sparsity", "sparsity_all")]
+        numbers = [f"{metrics['top1']:.2%}", f"{metrics['loss']:.4f}", f"{metrics['entropy']:.4f}"]
+        rows.append((which, *numbers, *shares, str(int(metrics["samples"]))))
     console.out("")
     console.table(columns, rows)
     curves = analyze("curves", [out])

@@ -32,7 +32,7 @@ def epoch_rows(plan: Plan, every: int | None = None) -> list[tuple[str, ...]]:
     else:
         last = len(plan.epochs) - 1
         ranges = [[epoch] for epoch in plan.epochs if epoch.epoch % every == 0 or epoch.epoch == last]
-    return [_epoch_row(found[0], found[-1]) for found in ranges]
+    return [_epoch_row(alike[0], alike[-1]) for alike in ranges]
 
 
 def _in_common(epoch: PlannedEpoch) -> tuple[Any, ...]:

@@ -154,7 +154,7 @@ class _Prices:
         self.resolutions = resolutions(recipe)
         sides = sorted({*self.resolutions, recipe.data.val_crop})
         self.operations = {side: _operations(model, side) for side in sides}
-        self.dense = {side: forward_flops(found, None, convention) for side, found in self.operations.items()}
+        self.dense = {side: forward_flops(counted, None, convention) for side, counted in self.operations.items()}
         self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, recipe.data.batch_size, convention)
 
     def dense_training(self) -> Flops:

@@ -63,11 +63,11 @@ def _known(codes: set[int], asked_to_stop: bool) -> int | None:
     """The exit code that says how the run ended; None where a process was lost."""
     if not codes:
         return _DONE
-    found = next((code for code in (_MENDABLE, RESUME_ME) if code in codes), None)
-    if found is None and asked_to_stop:
+    worst = next((code for code in (_MENDABLE, RESUME_ME) if code in codes), None)
+    if worst is None and asked_to_stop:
         # before there was anything to save, or for the second time
         return _INTERRUPTED
-    return found
+    return worst
 
 
 def _require_gpus(recipe: Recipe, gpus: int) -> None:

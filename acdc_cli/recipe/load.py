@@ -134,29 +134,29 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     epochs = _valid(_EPOCHS, given.get("epochs"))
     sparsity = _valid(TypeAdapter(config), given.get("sparsity"))
     schedule = _valid(_SCHEDULE, optim.get("schedule") if isinstance(optim, dict) else None)
-    found = []
+    problems = []
     if isinstance(sparsity, PrunedBlock) and sparsity.from_checkpoint and _weights(given.get("model")):
         text = "the run starts from this model, and `model.weights` names another; leave one of them out"
-        found.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
+        problems.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
     if epochs is None:
-        return found
+        return problems
     size = RunSize(epochs, batch_size=data.batch_size if data else None)
     misfits = sparsity.errors(size) if sparsity else []
-    found += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
+    problems += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
     if ema:
-        found += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]
+        problems += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]
     if misfits:
-        return found
+        return problems
     _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
     if schedule:
-        found += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
+        problems += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
     if data and isinstance(data.resolution, ResolutionRamp):
-        found += [
+        problems += [
             problem_at(root, ("data", "resolution", key), text) for key, text in data.resolution.problems(clocked)
         ]
-    return found
+    return problems
 
 
 def _weights(model: Any) -> Any:

@@ -25,12 +25,12 @@ from pydantic import (
 from acdc_cli.errors import RecipeError
 
 
-def _at_most(most: int) -> AfterValidator:
-    """A bound that only a slip exceeds: it goes without saying where another number is wrong."""
+def _at_most(limit: int) -> AfterValidator:
+    """A bound that only a typing error exceeds; the messages about other errors do not mention it."""
 
     def check(number: int) -> int:
-        if number > most:
-            raise ValueError(f"expected at most {most:,}, found {number:,}"[:80])
+        if number > limit:
+            raise ValueError(f"expected at most {limit:,}, found {number:,}"[:80])
         return number
 
     return AfterValidator(check)

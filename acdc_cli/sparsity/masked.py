@@ -104,12 +104,12 @@ class MaskedParameters:
         if self._ranks is None or self._ranks.size == 1:
             return
         everyone = self._ranks.gather(self._fingerprints())
-        for rank, theirs in enumerate(everyone):
-            if differing := [what for what, found in theirs.items() if found != everyone[0][what]]:
+        for rank, fingerprints in enumerate(everyone):
+            if differing := [what for what, value in fingerprints.items() if value != everyone[0][what]]:
                 raise RunError(
-                    f"process {rank} of {len(everyone)} does not train the same model any more: its {differing[0]} "
-                    f"are not those of process 0 ({len(differing)} of {len(theirs)} differ). Its machine's memory or "
-                    "GPU may be faulty: leave it out, and go on from the last checkpoint with --resume"
+                    f"process {rank} of {len(everyone)} no longer trains the same model: its {differing[0]} differ "
+                    f"from those of process 0 ({len(differing)} of {len(fingerprints)} differ). Its machine's memory "
+                    "or GPU may be faulty: leave that machine out, and resume from the last checkpoint with --resume"
                 )
 
     def apply(self) -> None:
@@ -182,9 +182,9 @@ class MaskedParameters:
 
         Raises CheckpointError if they are not masks of these weights.
         """
-        theirs = {name: mask.shape for name, mask in state["forward"].items()}
-        ours = {name: mask.shape for name, mask in self.masks.items()}
-        if differing := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        saved = {name: mask.shape for name, mask in state["forward"].items()}
+        current = {name: mask.shape for name, mask in self.masks.items()}
+        if differing := [name for name in {**current, **saved} if current.get(name) != saved.get(name)]:
             raise CheckpointError(
                 f"the checkpoint's masks are of other weights: {len(differing)} differ, the first is {differing[0]}; "
                 "resume with the model and the keep_dense of the run that wrote it"

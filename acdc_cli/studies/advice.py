@@ -219,5 +219,5 @@ def named(group: Group) -> str:
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -123,18 +123,18 @@ class Study:
 
         Raises RecipeError with all misfits of all cells, and where two of them are the same run.
         """
-        found: dict[str, Recipe] = {}
+        recipes: dict[str, Recipe] = {}
         misfits: dict[str, list[str]] = {}
         for cell in self._cells:
             try:
-                found[cell.key] = load(self.base_recipe, cell.overrides)
+                recipes[cell.key] = load(self.base_recipe, cell.overrides)
             except RecipeError as e:
                 for line in str(e).splitlines():
                     misfits.setdefault(line, []).append(cell.key)
-        lines = [f"{_some(keys)}: {line}" for line, keys in misfits.items()] or _repeated(found)
+        lines = [f"{_some(keys)}: {line}" for line, keys in misfits.items()] or _repeated(recipes)
         if lines:
             raise RecipeError(_told(lines))
-        return found
+        return recipes
 
     @cached_property
     def _cells(self) -> list[Cell]:
@@ -179,12 +179,12 @@ def _some(keys: Sequence[str]) -> str:
 
 def _repeated(recipes: Mapping[str, Recipe]) -> list[str]:
     first: dict[str, str] = {}
-    found = []
+    repeated = []
     for key, recipe in recipes.items():
         same = first.setdefault(recipe.model_dump_json(), key)
         if same != key:
-            found.append(f"{key} is the same run as {same}; leave it out with `exclude`")
-    return found
+            repeated.append(f"{key} is the same run as {same}; leave it out with `exclude`")
+    return repeated
 
 
 def _base(root: Entry, file: Path) -> tuple[Path, list[Problem]]:

@@ -63,9 +63,9 @@ class SweepPlan:
 
     def as_dict(self) -> dict[str, Any]:
         totals = {"done": self.total(done=True), "remaining": self.total(done=False), "all": self.total()}
-        found = asdict(self) | {"totals": totals, "warnings": self.warnings}
-        del found["doubts"]
-        return found
+        document = asdict(self) | {"totals": totals, "warnings": self.warnings}
+        del document["doubts"]
+        return document
 
 
 class Costs:
@@ -78,8 +78,8 @@ class Costs:
         """Training FLOPs, their ratio to dense training, and warnings."""
         unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
         if unseeded not in self._known:
-            found = plan(recipe)
-            self._known[unseeded] = float(found.totals.train_flops), found.totals.train_ratio, found.warnings
+            priced = plan(recipe)
+            self._known[unseeded] = float(priced.totals.train_flops), priced.totals.train_ratio, priced.warnings
         return self._known[unseeded]
 
 
@@ -139,16 +139,16 @@ def _state(run: RunDir) -> State:
     return "done" if run.finished else "begun" if run.resolved.exists() else "waiting"
 
 
-def run_columns(found: SweepPlan) -> list[str]:
+def run_columns(plan: SweepPlan) -> list[str]:
     """The axes, by the last parts of their keys where that tells them apart."""
-    axes = list(found.runs[0].axes)
+    axes = list(plan.runs[0].axes)
     ends = [axis.rpartition(".")[2] for axis in axes]
     names = [end if ends.count(end) == 1 else axis for axis, end in zip(axes, ends, strict=True)]
-    return [*names, "state", *([] if "epochs" in axes else ["epochs"]), _unit(found), "of dense"]
+    return [*names, "state", *([] if "epochs" in axes else ["epochs"]), _unit(plan), "of dense"]
 
 
-def run_rows(found: SweepPlan) -> list[list[str]]:
-    size = _UNITS[_unit(found)]
+def run_rows(plan: SweepPlan) -> list[list[str]]:
+    size = _UNITS[_unit(plan)]
     return [
         [
             *map(str, run.axes.values()),
@@ -157,18 +157,18 @@ def run_rows(found: SweepPlan) -> list[list[str]]:
             f"{run.train_flops / size:.3f}",
             f"{run.train_ratio:.3f}",
         ]
-        for run in found.runs
+        for run in plan.runs
     ]
 
 
-def total_columns(found: SweepPlan) -> list[str]:
-    return ["", "runs", "epochs", _unit(found)]
+def total_columns(plan: SweepPlan) -> list[str]:
+    return ["", "runs", "epochs", _unit(plan)]
 
 
-def total_rows(found: SweepPlan) -> list[list[str]]:
-    totals = {"done": found.total(done=True), "remaining": found.total(done=False), "all": found.total()}
-    rows = [*totals.items(), *([("budget", found.budget)] if found.budget else [])]
-    return [[name, *_cells(total, _UNITS[_unit(found)])] for name, total in rows]
+def total_rows(plan: SweepPlan) -> list[list[str]]:
+    totals = {"done": plan.total(done=True), "remaining": plan.total(done=False), "all": plan.total()}
+    rows = [*totals.items(), *([("budget", plan.budget)] if plan.budget else [])]
+    return [[name, *_cells(total, _UNITS[_unit(plan)])] for name, total in rows]
 
 
 def _cells(total: Mapping[str, float], size: float) -> Sequence[str]:
@@ -176,7 +176,7 @@ def _cells(total: Mapping[str, float], size: float) -> Sequence[str]:
     return [*(f"{total[key]:.0f}" if key in total else "-" for key in ("runs", "epochs")), flops]
 
 
-def _unit(found: SweepPlan) -> str:
+def _unit(plan: SweepPlan) -> str:
     """In which the largest run has few digits before the point."""
-    largest = max(run.train_flops for run in found.runs)
+    largest = max(run.train_flops for run in plan.runs)
     return [unit for unit, size in _UNITS.items() if largest >= size or unit == "GFLOPs"][-1]

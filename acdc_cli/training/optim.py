@@ -76,21 +76,21 @@ def _skip_on_device(optimizer: Optimizer) -> None:
 
     def bad() -> Tensor | None:
         """Set by the scaler for the time of the step."""
-        found: Tensor | None = getattr(optimizer, "found_inf", None)
-        return found
+        overflow: Tensor | None = getattr(optimizer, "found_inf", None)
+        return overflow
 
-    def keep(*_: Any) -> None:
-        if (found := bad()) is not None:
-            before[:] = torch._foreach_mul(bits(), (found != 0).int())
+    def save(*_: Any) -> None:
+        if (overflow := bad()) is not None:
+            before[:] = torch._foreach_mul(bits(), (overflow != 0).int())
 
     def choose(*_: Any) -> None:
-        if (found := bad()) is not None:
-            torch._foreach_mul_(bits(), (found == 0).int())
+        if (overflow := bad()) is not None:
+            torch._foreach_mul_(bits(), (overflow == 0).int())
             torch._foreach_add_(bits(), before)
             before.clear()
 
     optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
-    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_pre_hook(save)
     optimizer.register_step_post_hook(choose)
 
 

@@ -95,8 +95,10 @@ def print_phase_end(record: dict[str, Any]) -> None:
     """How unevenly the sparsity lies over the layers; metrics.jsonl has each."""
     pruned = {name: share for name, share in record["layers"].items() if share > 0}
     if pruned:
-        few, most = (pick(pruned, key=pruned.__getitem__) for pick in (min, max))
-        console.say(f"     zeros by layer: from {pruned[few]:.1%} of {few} to {pruned[most]:.1%} of {most}")
+        densest, sparsest = (pick(pruned, key=pruned.__getitem__) for pick in (min, max))
+        console.say(
+            f"     zeros by layer: from {pruned[densest]:.1%} of {densest} to {pruned[sparsest]:.1%} of {sparsest}"
+        )
 
 
 def _percent(share: float | None) -> str:

@@ -217,8 +217,8 @@ def _alike(firsts: Iterator[Batch], seconds: Iterator[Batch]) -> Iterator[Pair]:
         yield first, second
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return f"{len(names)} classes ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
+def _listed(names: Sequence[str], shown: int = 5) -> str:
+    return f"{len(names)} classes ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"
 
 
 def _logits(model: Loaded, images: Tensor) -> Tensor:
