@@ -161,7 +161,7 @@ def test_failed_runs_are_tabled_the_others_made_and_one_made_again_has_the_setti
     study.write_text(study.read_text() + "set: {optim.lr: 0.01}\n")
     result = acdc("sweep", study)
     assert result.exit_code == 2
-    assert "was made with another recipe (optim.lr: 0.1 there, 0.01 asked for)" in " ".join(result.stderr.split())
+    assert "was made with another recipe (optim.lr: 0.1 there, 0.01 here)" in " ".join(result.stderr.split())
     assert "0.01" not in Path("studies/tiny/study.yaml").read_text()
     # as the error says
     for row in (nowhere, there):
