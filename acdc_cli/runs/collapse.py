@@ -11,7 +11,7 @@ from typing import Any
 
 GROWTH = 100
 """Factor by which the largest weight grows within a phase before it is called an explosion."""
-REMEDY = "set optim.clip_norm: 1, or with acdc and dpf sparsity.revive: clipped; docs/results explains why"
+REMEDY = "set sparsity.revive: clipped (acdc, dpf) or optim.clip_norm: 1; docs/results explains why"
 
 
 def sign_of_collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
