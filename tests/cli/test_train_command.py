@@ -198,10 +198,10 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
     assert "--model" in refused.stderr
 
 
-def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits: Path) -> None:
-    torch.save(build.find("resnet18")(num_classes=10).state_dict(), "large.pt")
+def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits: Path, tmp_path: Path) -> None:
+    torch.save(build.find("resnet18")(num_classes=10).state_dict(), tmp_path / "large.pt")
     few = ("--set", "data.val_images=1")
-    result = acdc("eval", "--checkpoint", "large.pt", "--model", "resnet18", "--data", digits, *few)
+    result = acdc("eval", "--checkpoint", tmp_path / "large.pt", "--model", "resnet18", "--data", digits, *few)
     assert result.exit_code == 0, result.output
     assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
     assert "images of 14 pixels are enlarged to 256" in flat(result.stderr)
