@@ -72,7 +72,7 @@ class Format(Protocol):
         """
 
     def read(self, path: Path, facts: Facts) -> Logits:
-        """What was written, run as whoever gets it would.
+        """What was written, run as its recipient would run it.
 
         A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
         called once the check has passed.

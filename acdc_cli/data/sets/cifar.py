@@ -22,7 +22,7 @@ def read_archive(name: str, split: str, root: Path | None, download: bool) -> So
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     archive = root / dataset.filename
-    # torchvision unpacks an archive only when it is told to download, and then downloads nothing that is there
+    # torchvision unpacks an archive only with download=True, which downloads nothing that is there
     download = download or check_integrity(str(archive), dataset.tgz_md5)
     try:
         with warnings.catch_warnings():
