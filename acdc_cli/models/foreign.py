@@ -109,7 +109,11 @@ def _apply_masks(state: StateDict) -> None:
 def _apply_thresholds(state: StateDict) -> None:
     """STR (arXiv 2002.03231, eq. 4): a layer computes with sign(w) relu(|w| - sigmoid(s))."""
     tensors, ending = state.tensors, ".sparseThreshold"
-    layers = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+    # another shape, or no weight, is a method that this formula does not describe: it stays, and is refused as unknown
+    layers = [
+        name.removesuffix(ending) for name, held in tensors.items() if name.endswith(ending) and held.numel() == 1
+    ]
+    layers = [layer for layer in layers if f"{layer}.weight" in tensors]
     for layer in layers:
         weight, threshold = tensors[f"{layer}.weight"], torch.sigmoid(tensors.pop(layer + ending))
         tensors[f"{layer}.weight"] = weight.sign() * (weight.abs() - threshold.flatten()[0]).relu()

@@ -146,6 +146,14 @@ def test_strs_weights_lie_above_their_threshold(tmp_path: Path) -> None:
     assert not done["fc.bias"].any()
 
 
+@pytest.mark.parametrize(
+    "more", [{"conv1.sparseThreshold": torch.zeros(16, 1)}, {"gone.sparseThreshold": torch.zeros(1, 1)}]
+)
+def test_thresholds_of_another_kind_are_refused(more: dict[str, Tensor], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"1 unknown: .*sparseThreshold"):
+        load_weights(small(), saved(state() | more, tmp_path))
+
+
 @pytest.mark.parametrize("name", ["downsample", "shortcut"])
 def test_a_file_with_convolutions_in_its_shortcuts_asks_for_them(name: str, tmp_path: Path) -> None:
     source = build.find("resnet8")(num_classes=10, shortcut="conv")
