@@ -59,12 +59,15 @@ def plain(name: str) -> str:
 def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
     """The state dicts in a file that hold some of the names expected, those that hold most of them first.
 
-    expected: shapes by the model's names.  Raises ValueError where a name occurs twice, with and without a wrapper.
+    expected: shapes by the model's names.  Raises ValueError where a name occurs twice, with and without a wrapper, and
+    where a mask does not have its weight's shape.
     """
     tensors: dict[str, Tensor] = {}
     for path, tensor in flatten(content):
         if plain(path) in tensors:
-            raise ValueError(f"it holds {plain(path)} twice, with and without a wrapper's prefix")
+            raise ValueError(
+                f"it holds {plain(path)} twice, with and without a wrapper's prefix; save the one you mean"
+            )
         tensors[plain(path)] = tensor
     covered: dict[str, int] = {}
     for path in tensors:
@@ -96,9 +99,14 @@ def _apply_masks(state: StateDict) -> None:
         for name in [name for name in tensors if name.endswith(mask_ending)]:
             layer = name.removesuffix(mask_ending)
             weight = tensors.get(layer + ending)
-            if weight is None or weight.shape != tensors[name].shape:
+            if weight is None:
                 continue
             mask = tensors.pop(name)
+            if mask.shape != weight.shape:
+                raise ValueError(
+                    f"the mask {name} has shape {list(mask.shape)}, its weight {list(weight.shape)}; "
+                    "apply the mask yourself and save the weights alone"
+                )
             del tensors[layer + ending]
             tensors[_base(layer + ending)] = weight * mask.to(weight.dtype)
             applied += not bool(mask.all())

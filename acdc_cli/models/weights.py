@@ -50,11 +50,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[foreign.StateDict]:
-    """As `foreign.state_dicts`. Raises ModelError where a name occurs twice."""
+    """As `foreign.state_dicts`. Raises ModelError where that raises ValueError."""
     try:
         return foreign.state_dicts(content, expected)
     except ValueError as error:
-        raise ModelError(f"{path}: {error}; save the one you mean") from error
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:

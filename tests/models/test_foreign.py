@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ def test_the_authors_wrapped_layers_get_their_masks(tmp_path: Path) -> None:
             wrapped[f"module.{layer}._{leaf}_mask"] = mask(tensor) if tensor.ndim > 1 else torch.ones_like(tensor)
     content = {"epoch": 99, "model_config": {"arch": "resnet8"}, "model_state_dict": wrapped}
     assert_equal(loaded(content, tmp_path), masked(state()))
+
+
+@pytest.mark.parametrize("name", ["conv1._weight_mask", "conv1.weight_mask", "conv1.mask"])
+def test_a_mask_of_another_shape_than_its_weight_is_refused(name: str, tmp_path: Path) -> None:
+    shape = list(state()["conv1.weight"].shape)
+    with pytest.raises(ModelError, match=re.escape(f"the mask {name} has shape [16, 1], its weight {shape}; apply")):
+        loaded(state() | {name: torch.ones(16, 1)}, tmp_path)
 
 
 def test_torchs_pruning_is_applied(tmp_path: Path) -> None:
