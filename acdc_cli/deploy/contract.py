@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.deploy.engines import ENGINES
 from acdc_cli.errors import RunError
 from acdc_cli.models.build import build
 from acdc_cli.recipe.discovery import FORMATS
@@ -77,6 +78,22 @@ class Format(Protocol):
         A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
         called once the check has passed.
         """
+
+
+class Converted(Format, Protocol):
+    """A format that is made from the file of another."""
+
+    SOURCE: str
+    """The other's name."""
+
+    def convert(self, source: Path, facts: Facts, out: Path) -> None:
+        """As `write`, from a file of the other format, of the same model and options."""
+
+
+def engine_logits(engine: str, path: Path) -> Logits:
+    """A file as one of `engines` runs it."""
+    run = ENGINES[engine].open(path, 0)
+    return lambda inputs: torch.from_numpy(run(inputs.numpy()))
 
 
 def normalised(images: Tensor, recipe: Recipe) -> Tensor:

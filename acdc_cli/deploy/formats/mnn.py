@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acdc_cli.console import unprinted
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.formats import onnx
 from acdc_cli.errors import ModelError
 
 with unprinted():
     # the converter itself: MNN's command would install a usage logger
     import _tools
-    import MNN
+    import MNN  # noqa: F401 — the check runs on it
 
 SUFFIX = ".mnn"
+SOURCE = "onnx"
 Options = onnx.Options
 
 
 def write(model: nn.Module, facts: Facts, options: onnx.Options, out: Path) -> None:
     source = out.with_name("source-of-mnn.onnx")
     onnx.write(model, facts, options, source)
+    convert(source, facts, out)
+
+
+def convert(source: Path, facts: Facts, out: Path) -> None:
+    """Raises ModelError for a model that MNN cannot hold."""
     places = ["--modelFile", str(source), "--MNNModel", str(out), "--bizCode", "acdc"]
     with unprinted():
         _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *places, "--detectSparseSpeedUp"])
@@ -34,15 +38,4 @@ def write(model: nn.Module, facts: Facts, options: onnx.Options, out: Path) -> N
 
 
 def read(path: Path, facts: Facts) -> Logits:
-    with unprinted():
-        net = MNN.nn.load_module_from_file(str(path), ["images"], ["logits"])
-
-    def logits(inputs: Tensor) -> Tensor:
-        kind = MNN.expr.uint8 if inputs.dtype == torch.uint8 else MNN.expr.float
-        with unprinted():
-            # NCHW for images of either layout: MNN would rearrange any other
-            given = MNN.expr.const(inputs.numpy(), list(inputs.shape), MNN.expr.NCHW, kind)
-            (found,) = net.forward([given])
-            return torch.from_numpy(np.array(MNN.expr.convert(found, MNN.expr.NCHW).read()))
-
-    return logits
+    return engine_logits("mnn", path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
 
 SUFFIX = ".pt2"
@@ -22,5 +22,4 @@ def write(model: nn.Module, facts: Facts, options: Traced, out: Path) -> None:
 
 
 def read(path: Path, facts: Facts) -> Logits:
-    with path.open("rb") as file:
-        return torch.export.load(file).module()
+    return engine_logits("torch", path)
