@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +20,7 @@ with unprinted():
 
 SUFFIX = ".mnn"
 SOURCE = "onnx"
+_MARK = "acdc export "
 Options = onnx.Options
 
 
@@ -29,9 +32,11 @@ def write(model: nn.Module, facts: Facts, options: onnx.Options, out: Path) -> N
 
 def convert(source: Path, facts: Facts, out: Path) -> None:
     """Raises ModelError for a model that MNN cannot hold."""
-    places = ["--modelFile", str(source), "--MNNModel", str(out), "--bizCode", "acdc"]
+    # the one text of the user's that the file keeps
+    about = ["--bizCode", _MARK + json.dumps(facts.metadata())]
+    places = ["--modelFile", str(source), "--MNNModel", str(out)]
     with unprinted():
-        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *places, "--detectSparseSpeedUp"])
+        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *places, *about, "--detectSparseSpeedUp"])
     # it says so on the terminal alone
     if not out.exists():
         raise ModelError(f"MNN cannot convert {facts.recipe.model.name}; its ONNX export may run elsewhere")
@@ -39,3 +44,12 @@ def convert(source: Path, facts: Facts, out: Path) -> None:
 
 def read(path: Path, facts: Facts) -> Logits:
     return engine_logits("mnn", path)
+
+
+def metadata(path: Path) -> Mapping[str, str]:
+    content = path.read_bytes()
+    start = content.index(_MARK.encode())
+    # a flatbuffer's text, after its length
+    text = content[start : start + int.from_bytes(content[start - 4 : start], "little")].decode()
+    about: dict[str, str] = json.loads(text.removeprefix(_MARK))
+    return about
