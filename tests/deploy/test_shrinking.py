@@ -1,21 +1,27 @@
-"""Dead channels go and the function stays: in double precision to 1e-10."""
+"""Dead channels go and the function stays: in double precision to 1e-10, and through `acdc export --shrink`."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from command import Acdc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acdc_cli.analysis.base.reach import dead_inputs
-from acdc_cli.deploy.shrinking import Size, shrunk
+from acdc_cli.deploy.shrinking import Shrunk, Size, shrunk
+from acdc_cli.jobs import export_run
 from acdc_cli.models.build import build
+from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.sparsity.prunable import layers
+from acdc_cli.training.checkpoint import save_model
 
 MODELS = {
     "resnet8": (ModelBlock(name="resnet8"), 32),
@@ -270,3 +276,51 @@ def chains(draw: st.DrawFn) -> nn.Sequential:
 def test_any_chain_keeps_its_function(model: nn.Sequential, seed: int, share: float, multiple: int) -> None:
     pruned(model, 9, share, seed)
     check_same_function(model, shrunk(model, 9, multiple).model, 9, least_spread=0)
+
+
+def save_pruned(run: Path, folder: Path, share: float) -> Path:
+    """A ResNet-8 that the run's data fits; this share of the filters of the last block's first layer is zero."""
+    recipe = load(run / "resolved.yaml", ["model.name=resnet8"])
+    torch.manual_seed(0)
+    model = build(recipe.model, 10)
+    layer = model.get_submodule("layer3.0.conv1")
+    with torch.no_grad():
+        layer.weight[: round(share * len(layer.weight))] = 0
+        model.get_submodule("layer3.0.bn1").bias.fill_(0.5)
+    save_model(folder / "pruned.safetensors", model, {"recipe": recipe.as_dict()})
+    return folder / "pruned.safetensors"
+
+
+def test_an_exported_file_is_smaller_and_agrees(run: Path, tmp_path: Path, acdc: Acdc, exported_as) -> None:
+    source = save_pruned(run, tmp_path, 0.6)
+    done = acdc("export", source, "--format", "onnx", "--with-preprocessing", "--shrink", "--json")
+    assert done.exit_code == 0, done.output
+    assert "32 of 250 channels of resnet8 removed: 0.08 to 0.05 million parameters" in done.stderr
+    found = json.loads(done.stdout)
+    before, after = found["shrunk"]["before"], found["shrunk"]["after"]
+    assert (found["shrunk"]["removed"], before["channels"], after["channels"]) == (32, 250, 218)
+    # filters of 32 inputs and for 64 outputs, of 9 weights each, and batch norm
+    assert before["parameters"] - after["parameters"] == 32 * (32 + 64) * 9 + 2 * 32
+    assert found["bytes"] < 4 * before["parameters"]
+    assert found["check"]["difference"] <= 1e-5
+    assert "shrunk" not in exported_as("packed").as_dict()
+
+
+def test_where_nothing_is_dead_the_export_goes_on(run: Path, tmp_path: Path, acdc: Acdc) -> None:
+    done = acdc("export", save_pruned(run, tmp_path, 0), "--format", "pt2", "--shrink")
+    assert done.exit_code == 0, done.output
+    assert "nothing to shrink: no channel of resnet8 is dead" in done.stderr
+    assert (tmp_path / "pruned.pt2").exists()
+
+
+def test_another_function_is_refused(run: Path, tmp_path: Path, acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(model: nn.Module, side: int) -> Shrunk:
+        smaller = shrunk(model, side)
+        smaller.model.get_submodule("fc").weight.mul_(1.0001)
+        return smaller
+
+    monkeypatch.setattr(export_run, "shrunk", spoilt)
+    done = acdc("export", save_pruned(run, tmp_path, 0.6), "--format", "pt2", "--shrink")
+    assert done.exit_code == 2
+    assert "resnet8 without its dead channels is not the same model" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned.safetensors"]
