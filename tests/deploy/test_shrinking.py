@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.deploy.shrinking import Shrunk, Size, shrunk
 from acdc_cli.jobs import export_run
+from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.build import build
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import ModelBlock
@@ -149,6 +150,16 @@ def test_a_zero_vanishes_before_padding_too() -> None:
     assert widths(smaller.model) == {"0": 1, "3": 1}
     assert smaller.model.get_submodule("3").bias is None
     check_same_function(model, smaller.model, 4)
+
+
+def test_a_blur_pads_before_a_layer_that_does_not() -> None:
+    torch.manual_seed(0)
+    first = filters(nn.Conv2d(3, 16, 1), [1, 1, 1], *[[0, 0, 0]] * 15)
+    model = small(first, norm(*range(16)), nn.ReLU(), nn.Conv2d(16, 2, 1, stride=2))
+    assert apply_blurpool(model) == ["3"]
+    smaller = shrunk(model, 6, multiple=1)
+    assert widths(smaller.model) == {"0": 2, "3": 2}
+    check_same_function(model, smaller.model, 6)
 
 
 def test_what_reads_constants_alone_is_dead_too() -> None:
