@@ -44,15 +44,14 @@ MODELS = [
         "layer to keep that is none",
         nothing,
         f"{TRAIN} --set 'sparsity.keep_dense=[layer9.*]'",
-        "sparsity.keep_dense: 'layer9.*' matches no convolution or linear layer of the model; near: "
+        "sparsity.keep_dense: 'layer9.*' matches no convolution or linear layer of the model; nearest: "
         "layer3.0.conv2, layer3.0.conv1, layer2.0.conv2",
     ),
     Case(
         "sparsity of a layer that is none",
         nothing,
         f"{TRAIN} --set 'sparsity.layers={{\"layer9.*\": 0.5}}'",
-        "sparsity.layers: 'layer9.*' matches no layer that is pruned; near: layer3.0.conv2, "
-        "layer3.0.conv1, layer2.0.conv2",
+        "sparsity.layers: 'layer9.*' matches no pruned layer; nearest: layer3.0.conv2, layer3.0.conv1, layer2.0.conv2",
     ),
     Case(
         "images too small for the model",

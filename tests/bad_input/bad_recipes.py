@@ -223,7 +223,7 @@ FILES = [
         "pruning after the end",
         changed("at: 1", "at: 7"),
         TRAIN,
-        "small.yaml:6: sparsity.at: the weights would be pruned at epoch 7, but epoch 1 is the last that starts",
+        "small.yaml:6: sparsity.at: the weights would be pruned at epoch 7, but epoch 1 is the last; make it earlier",
     ),
     Case(
         "milestone after the end",
@@ -241,7 +241,7 @@ FILES = [
         "phases that do not fit",
         changed("epochs: 2", "epochs: 15"),
         "train small.yaml --set 'sparsity={method: acdc, target: 0.9}'",
-        "--set sparsity: sparsity.sparse_epochs: of 15 epochs, 12 too few are left between the "
+        "--set sparsity: sparsity.sparse_epochs: 15 epochs leave 0 between the "
         "warm-up (2) and the last phases (10 dense and 15 sparse); sparse phases of 5 with dense "
         "phases of 5 between them take 5, 15, 25, … epochs: change a length, or train 33 epochs",
     ),

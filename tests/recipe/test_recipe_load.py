@@ -138,8 +138,8 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
          "sparsity of every layer at 0.5, and erk gives each its own; leave one of them out"]),
         ("target: 0.9", "target: 0.5\n  pattern: 2:4\n  layers: {fc: 0.9}", ["17: sparsity.layers: 2:4 fixes the "
          "sparsity of every layer at 0.5, so none can have its own; leave one of them out"]),
-        ("acdc\n  target: 0.9", "gmp\n  target: 0.5\n  pattern: 2:4", ["16: sparsity.pattern: 2:4 has one sparsity "
-         "only, and gmp reaches its target over many; take another method, such as acdc, or another pattern"]),
+        ("acdc\n  target: 0.9", "gmp\n  target: 0.5\n  pattern: 2:4", ["16: sparsity.pattern: 2:4 has a single "
+         "sparsity, but gmp reaches its target in steps; use another method, such as acdc, or another pattern"]),
         ("name: sgd", "name: adamw\n  betas: [0.9, 1.0]", ["10: optim.betas[1]: expected a number of at least 0 and "
          "below 1, found 1.0"]),
         # a missing block
