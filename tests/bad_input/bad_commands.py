@@ -234,7 +234,7 @@ ARGUMENTS = [
         "own recipe to copy",
         nothing,
         "recipes copy small.yaml",
-        "small.yaml is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`",
+        "small.yaml is not a shipped recipe; `acdc recipes copy` takes a name from `acdc recipes list`",
     ),
     Case(
         "unknown recipe to copy",

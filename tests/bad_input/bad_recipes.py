@@ -25,7 +25,7 @@ FILES = [
         "anchors that hold one another",
         wrote("small.yaml", ANCHORS),
         TRAIN,
-        "small.yaml:1: not valid YAML: blocks or lists more than 20 deep in one another; a recipe has four levels",
+        "small.yaml:1: not valid YAML: blocks or lists nested more than 20 deep; a recipe has four levels",
     ),
     Case(
         "half a character",
@@ -37,7 +37,7 @@ FILES = [
         "endless chain of extends",
         endless_chain,
         "plan 0.yaml",
-        "20.yaml:1: extends: more than 20 files extend one another in a row; write fewer",
+        "20.yaml:1: extends: more than 20 files extend one another in a row; use fewer",
     ),
     Case(
         "extends of an endless name",
@@ -263,12 +263,14 @@ FILES = [
         "plan demo_gnp",
         "no recipe demo_gnp: neither a file nor a shipped recipe; did you mean demo_gmp? (see: acdc recipes list)",
     ),
-    Case("folder", nothing, "plan photos", "photos is a folder; a recipe is a file, or a name of `acdc recipes list`"),
+    Case(
+        "folder", nothing, "plan photos", "photos is a folder; give a recipe file, or a name from `acdc recipes list`"
+    ),
     Case(
         "circular extends",
         changed("extends: demo", "extends: small.yaml"),
         TRAIN,
-        "small.yaml:1: extends: is circular: small.yaml → small.yaml; one must not extend",
+        "small.yaml:1: extends: is circular: small.yaml → small.yaml; remove one extends",
     ),
     Case(
         "extends of nothing",
@@ -299,14 +301,15 @@ FILES = [
         "open bracket",
         changed("{lr", "[lr"),
         TRAIN,
-        "small.yaml:5: not valid YAML: expected ',' or ']', but got '}' in what begins on line 5; a "
+        "small.yaml:5: not valid YAML: expected ',' or ']', but got '}' in the text that begins on line 5; a "
         "bracket is not closed",
     ),
     Case(
         "open quote",
         changed("name: small", 'name: "small'),
         TRAIN,
-        "small.yaml:7: not valid YAML: found unexpected end of stream in what begins on line 2; a quote is not closed",
+        "small.yaml:7: not valid YAML: found unexpected end of stream in the text that begins on line 2; "
+        "a quote is not closed",
     ),
     Case(
         "wrong indentation",
@@ -372,14 +375,13 @@ FILES = [
         "deep nesting",
         changed("epochs: 2", f"epochs: {500 * '['}{500 * ']'}"),
         TRAIN,
-        "small.yaml:3: not valid YAML: blocks or lists more than 20 deep in one another; a recipe has four levels",
+        "small.yaml:3: not valid YAML: blocks or lists nested more than 20 deep; a recipe has four levels",
     ),
     Case(
         "aliases that multiply",
         wrote("small.yaml", BOMB),
         TRAIN,
-        "small.yaml:1: not valid YAML: more than 5,000 values, with those that aliases repeat; a "
-        "recipe has about a hundred",
+        "small.yaml:1: not valid YAML: more than 5,000 values, aliases included; a recipe has about a hundred",
     ),
     Case(
         "alias in its own anchor",

@@ -151,7 +151,7 @@ def test_a_run_goes_on_when_the_model_it_started_from_is_gone(
     [
         ("nowhere.pt", (), "there is no weight file nowhere.pt"),
         ("empty", (), "empty is not a run directory"),
-        ("other.pt", ("--set", "model.weights=one.pt"), "the run starts from this model, and `model.weights` names"),
+        ("other.pt", ("--set", "model.weights=one.pt"), "the run would start from this model and from `model.weights`"),
     ],
 )
 def test_a_dense_model_that_is_not_there_is_said_before_anything_is_written(

@@ -241,7 +241,7 @@ def test_epochs_that_are_no_whole_rounds_are_a_problem(keys: dict[str, Any], epo
 
 def test_a_warm_up_longer_than_a_round_is_refused() -> None:
     assert load("demo_lottery", ["epochs=12", "optim.schedule.warmup_epochs=2"]).epochs == 12
-    with pytest.raises(RecipeError, match=r"warmup_epochs.*the peak would be reached at epoch 3 of 3, at no epoch"):
+    with pytest.raises(RecipeError, match=r"warmup_epochs.*the peak would come at epoch 3, but there are 3 epochs"):
         load("demo_lottery", ["epochs=12", "optim.schedule.warmup_epochs=3"])
 
 
