@@ -1,4 +1,4 @@
-"""Whether an exported model says of real images what the original says."""
+"""Whether an exported model gives the logits of the original on real images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from acdc_cli.deploy.contract import Logits
 from acdc_cli.errors import ModelError
 
 TOLERANCE = 1e-3
-"""Of the largest logit: engines add in other orders, and MNN approximates exp and erf (1e-4 on a ViT)."""
+"""As a share of the largest logit: engines sum in other orders, and MNN approximates exp and erf (1e-4 on a ViT)."""
 AGREEMENT = 0.95
-"""Of the top classes: an image may lie on the border between two."""
+"""Required share of equal top classes: an image may lie on the border between two."""
 
 
 @dataclass(frozen=True)
 class Parity:
     images: int
     batches: tuple[int, ...]
-    """Sizes that were tried."""
+    """Batch sizes of the check."""
     difference: float
     """Largest difference of two logits, as a share of the largest absolute logit."""
     top1_agreement: float
@@ -51,10 +51,10 @@ def check(original: Logits, exported: Logits, inputs: Tensor, batches: Sequence[
     differences = [difference(expected, each) for each in shares]
     agreed = [(each.argmax(1) == expected[: len(each)].argmax(1)).double().mean() for each in shares]
     # of several maxima NaN wins only in torch's
-    found = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
-    if not (found.difference <= TOLERANCE and found.top1_agreement >= AGREEMENT):
-        raise ModelError(f"{what} is not the same model and is not kept: {found}")
-    return found
+    parity = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
+    if not (parity.difference <= TOLERANCE and parity.top1_agreement >= AGREEMENT):
+        raise ModelError(f"{what} is not the same model and is not kept: {parity}")
+    return parity
 
 
 def difference(expected: Tensor, given: Tensor) -> float:

@@ -50,8 +50,8 @@ def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
     """Mappings are merged key by key; a list or a value above replaces the one below.
 
     If `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that only
-    the old kind has are dropped: `method: gmp` over an AC/DC block keeps its target and drops its phase lengths. Another
-    `model.name` drops the options of the old model.
+    the old kind has are dropped: `method: gmp` over an AC/DC block keeps its target and drops its phase lengths.
+    Another `model.name` drops the options of the old model.
     """
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
