@@ -1,4 +1,4 @@
-"""What a run is: the blocks of a recipe. A field's docstring is its documentation for whoever fills in the YAML."""
+"""The blocks of a recipe. A field's docstring documents the key for the person who fills in the YAML."""
 
 from __future__ import annotations
 

@@ -180,9 +180,9 @@ ARGUMENTS = [
         "data to judge by that are nowhere",
         nothing,
         "eval --checkpoint run --data nowhere",
-        "the data set nowhere has no train and val: in HOME/data/nowhere lies neither a .beton file "
+        "the data set nowhere has no train and val: HOME/data/nowhere has neither a .beton file "
         "of that name nor a folder of images. Write it: `acdc data write folder --source "
-        "/path/to/nowhere --out data/nowhere`. Or say where it lies: --set data.path=FOLDER",
+        "/path/to/nowhere --out data/nowhere`. Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "unknown key in eval",
