@@ -24,12 +24,13 @@ from acdc_cli.deploy.parity import difference
 from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
 from acdc_cli.jobs.export_run import Asked
 from acdc_cli.runs.provenance import command_line, cpu_model
+from acdc_cli.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEM = "bench"
-"""Of the files; a run directory's own rows are in bench.json, where reports look for them."""
+"""Of the files' names."""
 _COLUMNS = ("variant", "engine", "ms", "p90", "images/s", "MB", "peak MB", "× dense", "× ort", "differs")
 _HEADS = (
     "model", "variant", "engine", "batch", "threads", "top1", "latency_ms", "latency_p90_ms", "cpu_ms",
@@ -110,7 +111,7 @@ def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched
     for each in entrants:
         if each.run is not None:
             own = {"rows": [row for row in rows if row["model"] == each.name]}
-            benched.files += Findings(own, Table((), ())).write(each.run, _STEM, about)
+            benched.files += Findings(own, Table((), ())).write(each.run, RunDir(each.run).bench.stem, about)
     return benched
 
 
