@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from acdc_cli import console
 from acdc_cli.deploy import random_zeros
 from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.shrinking import shrunk
 from acdc_cli.deploy.tracing import Traced
 from acdc_cli.jobs.export_run import Asked, open_model
 from acdc_cli.models import build as models
@@ -57,17 +59,17 @@ def opened(source: Path, asked: Asked, batch: int, overrides: Sequence[str]) -> 
 
     Without a dense model of the run, the dense variant has the same weights with random numbers in place of zeros.
     """
-    found = open_model(source, asked, overrides, Traced())
-    top1 = {"sparse": found.facts.outcome.get("top1")}
+    sparse = open_model(source, asked, overrides, Traced())
+    top1: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), sparse.facts.outcome.get("top1"))
     run = open_run(source) if source.is_dir() else None
     if run and run.model_file("dense").exists() and run.model_file("sparse").exists():
         dense = open_model(source, replace(asked, which="dense"), overrides, Traced()).model
-        top1["dense"] = found.facts.outcome.get("dense_top1")
+        top1["dense"] = sparse.facts.outcome.get("dense_top1")
     else:
-        dense = copy.deepcopy(found.model)
+        dense = copy.deepcopy(sparse.model)
         random_zeros.refill(layers(dense, ()), torch.Generator().manual_seed(0))
-    variants = {"dense": dense, "sparse": found.model}
-    return Entrant(found.facts.name, variants, found.facts, found.inputs(batch), top1, source if run else None)
+    variants = _variants(dense, sparse.model, sparse.facts)
+    return Entrant(sparse.facts.name, variants, sparse.facts, sparse.inputs(batch), top1, source if run else None)
 
 
 def drawn(random: Random, batch: int) -> Entrant:
@@ -82,7 +84,13 @@ def drawn(random: Random, batch: int) -> Entrant:
     random_zeros.prune(layers(sparse, random.keep_dense), random.sparsity, random.zero_filters)
     random_zeros.settle(sparse, inputs)
     facts = Facts(random.model, recipe, tuple(map(str, range(random.classes))), {"recipe": recipe.as_dict()}, {})
-    return Entrant(random.model, {"dense": dense, "sparse": sparse}, facts, inputs, {})
+    return Entrant(random.model, _variants(dense, sparse, facts), facts, inputs, {})
+
+
+def _variants(dense: nn.Module, sparse: nn.Module, facts: Facts) -> dict[str, nn.Module]:
+    smaller = shrunk(sparse, facts.recipe.data.val_crop)
+    console.say(smaller.described(facts.name))
+    return {"dense": dense, "sparse": sparse} | ({"shrunk": smaller.model} if smaller.removed else {})
 
 
 def _recipe(random: Random) -> Recipe:
