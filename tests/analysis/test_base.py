@@ -164,7 +164,7 @@ def test_results_of_one_run_are_not_overwritten_by_those_of_another(
 def test_what_follows_a_whole_run_takes_no_single_model(acdc: Acdc, trained: Path, name: str) -> None:
     found = acdc("analyze", name, trained, "--which", "dense")
     assert found.exit_code == 2
-    assert "leave --which out" in " ".join(found.stderr.split())
+    assert "leave out --which" in " ".join(found.stderr.split())
 
 
 def test_few_images_are_spread_over_those_that_the_run_was_trained_with(trained: Path) -> None:
