@@ -200,4 +200,4 @@ def test_a_process_of_torchrun_launches_no_others(acdc: Acdc, small: Path, monke
         monkeypatch.setenv(name, value)
     result = acdc("train", small, "--gpus", "2")
     assert result.exit_code == 2
-    assert "torchrun or srun has already started this one; leave --gpus out" in " ".join(result.stderr.split())
+    assert "torchrun or srun already started this one; leave out --gpus" in " ".join(result.stderr.split())

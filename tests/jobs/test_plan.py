@@ -169,7 +169,7 @@ def test_layers_have_the_density_of_the_sparsest_epoch_where_it_is_fixed(in_tmp:
 def test_one_ranking_of_all_weights_is_priced_evenly_and_said_so(in_tmp: Path) -> None:
     (note,) = [note for note in planned("demo").notes if "density" in note]
     assert note == (
-        "the densities of single layers depend on the weights and are unknown before training: "
+        "the densities of individual layers depend on the weights and are unknown before training: "
         "FLOPs assume the same density in all pruned layers"
     )
 
@@ -292,7 +292,7 @@ def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) 
 
 
 def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp: Path) -> None:
-    with pytest.raises(ModelError, match=r"takes no images of 28 pixels .*; training crops are data.resolution"):
+    with pytest.raises(ModelError, match=r"cannot process images of 28 pixels .*; training crops are data.resolution"):
         planned("demo", "model.name=timm:vit_tiny_patch16_224")
 
 
