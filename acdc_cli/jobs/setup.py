@@ -139,7 +139,7 @@ def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
                 ready.model(image)
         except (AssertionError, RuntimeError, ValueError) as e:
             raise ModelError(
-                f"the model cannot process images of {side} pixels ({e}); training crops are data.resolution, "
+                f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, "
                 "validation crops data.val_crop"
             ) from e
 

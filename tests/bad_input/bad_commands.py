@@ -58,7 +58,7 @@ MODELS = [
         "images too small for the model",
         nothing,
         f"{TRAIN} --set model.name=timm:vit_tiny_patch16_224",
-        "the model cannot process images of 28 pixels (…); training crops are data.resolution, validation "
+        "the model takes no images of 28 pixels (…); training crops are data.resolution, validation "
         "crops data.val_crop",
     ),
     Case(

@@ -493,7 +493,7 @@ def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, reci
 def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc, recipe: Path) -> None:
     result = acdc("train", recipe, "--set", "model.name=timm:vit_tiny_patch16_224")
     assert result.exit_code == 2
-    assert "the model cannot process images of 14 pixels" in flat(result.stderr)
+    assert "the model takes no images of 14 pixels" in flat(result.stderr)
     assert not Path("runs").exists()
 
 

@@ -292,7 +292,7 @@ def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) 
 
 
 def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp: Path) -> None:
-    with pytest.raises(ModelError, match=r"cannot process images of 28 pixels .*; training crops are data.resolution"):
+    with pytest.raises(ModelError, match=r"takes no images of 28 pixels .*; training crops are data.resolution"):
         planned("demo", "model.name=timm:vit_tiny_patch16_224")
 
 

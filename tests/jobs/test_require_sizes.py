@@ -37,7 +37,7 @@ def bench(model: nn.Module) -> ReadyModel:
 
 
 def test_a_size_that_does_not_fit_is_told_with_the_models_own_words() -> None:
-    with pytest.raises(ModelError, match=r"cannot process images of 6 pixels \(no images of 6\)"):
+    with pytest.raises(ModelError, match=r"takes no images of 6 pixels \(no images of 6\)"):
         require_sizes(bench(Caching()), [4, 6])
 
 
