@@ -17,6 +17,7 @@ from acdc_cli import __version__
 from acdc_cli.cli import (
     advise,
     analyze,
+    bench,
     data,
     demo,
     doctor,
@@ -70,6 +71,7 @@ app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
+app.command("bench")(bench.bench)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("report")(report.report)
 app.command("advise")(advise.advise)

@@ -7,6 +7,7 @@ by `find`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,18 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.errors import RunError
+from acdc_cli.deploy.engines import ENGINES
+from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.models.build import build
 from acdc_cli.recipe.discovery import FORMATS
+from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Block, Recipe
 
 Logits = Callable[[Tensor], Tensor]
 """A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""
 
+_RAW = "uint8 RGB"
+"""The input of a model with preprocessing, in its metadata."""
 _EXTRAS = {"onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tools": "mnn"}
 """Of this package, by what they bring."""
 
@@ -42,6 +47,8 @@ class Facts:
     """`runs.outcome` of the run whose result the model is; empty for any other model."""
     with_preprocessing: bool = False
     """Is the normalisation part of the model?"""
+    batch: int | None = None
+    """The one batch size that the exported model takes; None: any."""
 
     def inputs(self, images: Tensor) -> Tensor:
         """What the exported model takes, of uint8 images (n, 3, side, side): those images normalised, or with
@@ -54,6 +61,18 @@ class Facts:
         """Inputs of a batch of black images."""
         side = self.recipe.data.val_crop
         return self.inputs(torch.zeros(batch, 3, side, side, dtype=torch.uint8))
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says of itself; `recorded` reads it. `class_names`, `mean` and `std` are JSON."""
+        block = self.recipe.data
+        shown = {"val_resize": block.val_resize, "val_crop": block.val_crop, "batch": self.batch}
+        return {
+            "acdc": json.dumps({**self.header, "shown": shown}),
+            "class_names": json.dumps(self.classes),
+            "input": _RAW if self.with_preprocessing else "float32 RGB / 255, less mean, over std",
+            "mean": json.dumps(block.mean),
+            "std": json.dumps(block.std),
+        }
 
     def rebuilt(self, weights: Path) -> nn.Module:
         """The recipe's model, in eval mode, with the weights of a file that `models.weights` reads."""
@@ -77,6 +96,57 @@ class Format(Protocol):
         A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
         called once the check has passed.
         """
+
+
+def recorded(path: Path) -> tuple[Program, Facts] | None:
+    """The format of an exported file that an engine runs, and what the file says of itself; None for any other file.
+
+    Raises RunError where its packages are missing, and CheckpointError for a file that says nothing of itself.
+    """
+    if path.suffix.removeprefix(".") not in FORMATS.names():
+        return None
+    kind, _ = find(path.suffix.removeprefix("."))
+    if not hasattr(kind, "metadata"):
+        return None
+    program = cast(Program, kind)
+    try:
+        about = program.metadata(path)
+        header = json.loads(about["acdc"])
+        recipe = from_dict(header["recipe"], str(path))
+        shown, classes = header.pop("shown"), tuple(json.loads(about["class_names"]))
+    # whatever the format's own reader raises over a damaged file
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged, or was not written by acdc export: {_cause(error)}") from error
+    batch = shown.pop("batch")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=shown)})
+    return program, Facts(path.stem, recipe, classes, header, {}, about["input"] == _RAW, batch)
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+class Program(Format, Protocol):
+    """A format whose files are run, and say what they are."""
+
+    def metadata(self, path: Path) -> Mapping[str, str]:
+        """`Facts.metadata` of the model that was written. May raise anything for another file."""
+
+
+class Converted(Format, Protocol):
+    """A format that is made from the file of another."""
+
+    SOURCE: str
+    """The other's name."""
+
+    def convert(self, source: Path, facts: Facts, out: Path) -> None:
+        """As `write`, from a file of the other format, of the same model and options."""
+
+
+def engine_logits(engine: str, path: Path) -> Logits:
+    """A file as one of `engines` runs it."""
+    run = ENGINES[engine].open(path, 0)
+    return lambda inputs: torch.from_numpy(run(inputs.numpy()))
 
 
 def normalised(images: Tensor, recipe: Recipe) -> Tensor:

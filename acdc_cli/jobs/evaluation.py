@@ -8,19 +8,27 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
 from acdc_cli.data.data_set import open_set
-from acdc_cli.errors import ModelError
+from acdc_cli.deploy import contract
+from acdc_cli.deploy.contract import Facts, Logits, Program
+from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
+from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
+from acdc_cli.tasks import registry as tasks
 from acdc_cli.training.epoch_record import sparsities
 from acdc_cli.training.evaluate import evaluate
+from acdc_cli.training.precision import Precision
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
 KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
@@ -47,8 +55,11 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
 
     A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so both of its
     sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
-    `layers` has the weights, nonzero weights and FLOPs of each conv and linear layer.
+    `layers` has the weights, nonzero weights and FLOPs of each conv and linear layer. An exported program runs on its
+    engine on the CPU; values that need its weights by name are None there, and `layers` is empty.
     """
+    if exported := contract.recorded(source):
+        return _evaluate_exported(source, *exported, options)
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = open_set(recipe.data)
@@ -62,6 +73,41 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
         loader.close()
     metrics |= sparsities(ready.layers) | _cost(recipe, ready, data.classes)
     return {key: metrics[key] for key in (*KEYS, "layers")}
+
+
+def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Options) -> dict[str, Any]:
+    if options.which or options.model:
+        raise RunError(f"{source} is an exported program, which holds one model; leave out --which and --model")
+    recipe = from_dict(judged(facts.recipe, source, options.data).as_dict(), str(source), options.overrides)
+    recipe = _changed(recipe, options)
+    if recipe.data.val_crop != facts.recipe.data.val_crop:
+        raise RunError(f"{source} takes images of {facts.recipe.data.val_crop} pixels; leave data.val_crop as it is")
+    data, cpu = open_set(recipe.data), torch.device("cpu")
+    if data.classes != len(facts.classes):
+        raise RunError(
+            f"{source} has {len(facts.classes)} classes, the data set {data.classes}; name its own with --data"
+        )
+    logits = program.read(source, facts)
+
+    def forward(images: Tensor) -> Tensor:
+        images = images.contiguous()
+        parts = torch.split(images, facts.batch or len(images))
+        return torch.cat([_padded(logits, facts.inputs(part), facts.batch) for part in parts])
+
+    loader = loaders.val_loader(data, cpu, options.split)
+    try:
+        loader.warm_up()
+        task, precision = tasks.build(recipe.task), Precision("fp32", cpu)
+        metrics = evaluate(nn.Identity(), forward, loader, task, precision, options.split)
+    finally:
+        loader.close()
+    return {**dict.fromkeys(KEYS), **metrics, "layers": []}
+
+
+def _padded(logits: Logits, inputs: Tensor, batch: int | None) -> Tensor:
+    """Logits of inputs padded to `batch`, for a program with a fixed batch size."""
+    missing = 0 if batch is None else batch - len(inputs)
+    return logits(torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])]))[: len(inputs)]
 
 
 def _cost(recipe: Recipe, ready: setup.ReadyModel, classes: int) -> dict[str, Any]:
@@ -121,17 +167,23 @@ def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The metrics formatted for a person."""
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
-    return [
+    of_logits = [
         ("top-1", f"{metrics['top1']:.2%}"),
         ("top-5", f"{metrics['top5']:.2%}"),
         ("loss", f"{metrics['loss']:.4f} nats"),
         ("entropy", f"{metrics['entropy']:.4f} nats"),
-        ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
-        ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
-        ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
-        (f"FLOPs of an image, convention {CONVENTION}", flops),
-        ("images", f"{metrics['samples']:.0f}"),
     ]
+    of_weights = (
+        [
+            ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
+            ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
+            ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
+            (f"FLOPs of an image, convention {CONVENTION}", flops),
+        ]
+        if metrics["layers"]
+        else []
+    )
+    return [*of_logits, *of_weights, ("images", f"{metrics['samples']:.0f}")]
 
 
 def _changed(recipe: Recipe, options: Options) -> Recipe:

@@ -126,6 +126,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
         header=header,
         outcome=outcome(open_run(source)).values if is_result else {},
         with_preprocessing=traced.with_preprocessing,
+        batch=None if traced.batch == "dynamic" else traced.batch,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     return Opened(Preprocessed(model, recipe).eval() if traced.with_preprocessing else model, facts, data)

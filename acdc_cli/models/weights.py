@@ -23,6 +23,7 @@ from acdc_cli.models.tensors import load_tensors, read_header
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _SHOWN = 3
+_PROGRAMS = (".onnx", ".mnn", ".pt2")
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -113,6 +114,11 @@ def read(path: Path) -> Any:
         raise ModelError(
             f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
             "packed or torch file"
+        )
+    if path.suffix in _PROGRAMS:
+        raise ModelError(
+            f"{path} is an exported program: acdc eval and acdc bench run it; everything else takes the run or "
+            "checkpoint that it was made from"
         )
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:

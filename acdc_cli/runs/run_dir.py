@@ -44,6 +44,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.masks = path / "masks"
         self.summary = path / "summary.json"
+        self.bench = path / "bench.json"
         self.corrupted_labels = path / "corrupted_labels.csv"
         self.wandb_id = path / "wandb-id"
         self.wandb_step = path / "wandb-step"

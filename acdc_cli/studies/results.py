@@ -36,6 +36,8 @@ class Run:
     records: Sequence[Mapping[str, Any]] = ()
     """Records of its epochs, as in `metrics.jsonl`."""
     summary: Mapping[str, Any] | None = None
+    speeds: Sequence[Mapping[str, Any]] = ()
+    """Rows of `acdc bench`, if it was run."""
 
     @property
     def epochs(self) -> int:
@@ -129,7 +131,7 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
     directory = RunDir(path)
     recipe = read_file(directory.resolved)[0].plain() if directory.resolved.exists() else None
     records = directory.records()
-    summary = _summary(directory) if directory.finished else None
+    summary = _json(directory.summary) if directory.finished else None
     if summary is not None:
         # the queue learns of it a moment later
         state, error = "done", None
@@ -139,15 +141,16 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
         state, error = "failed", "its summary.json is missing"
     if recipe:
         axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
-    return Run(key, axes, path, state, error, recipe, records, summary)
+    speeds = _json(directory.bench)["results"]["rows"] if directory.bench.exists() else ()
+    return Run(key, axes, path, state, error, recipe, records, summary, speeds)
 
 
-def _summary(directory: RunDir) -> Mapping[str, Any]:
+def _json(file: Path) -> Mapping[str, Any]:
     try:
-        summary: Mapping[str, Any] = json.loads(directory.summary.read_text())
+        content: Mapping[str, Any] = json.loads(file.read_text())
     except ValueError as error:
-        raise RunError(f"{directory.summary} is damaged ({error}); restore a copy") from error
-    return summary
+        raise RunError(f"{file} is damaged ({error}); restore a copy") from error
+    return content
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -98,6 +99,26 @@ def test_what_is_missing_is_said(folder: Path) -> None:
     said = [(row["run"], row["state"]) for row in table(folder, "missing")]
     assert said == [(GOING.key, "waiting, 3 of 16 epochs"), (WAITING.key, "waiting")]
     assert "resnet8 on demo, 8 of 10 runs done" in (folder / "report" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_speed_and_size_have_a_table_where_runs_were_timed(tmp_path: Path) -> None:
+    made = study(tmp_path / "s", DONE[:2])
+    assert "speed" not in {path.stem for path in report(str(made)).folder.iterdir()}
+    row = {
+        "variant": "sparse",
+        "engine": "mnn",
+        "batch": 1,
+        "threads": 2,
+        "latency_ms": 12.345,
+        "file_bytes": 2_500_000,
+    }
+    rows = [row | {"speedup_over_own_dense": 2.04}, row | {"variant": "dense", "speedup_over_own_dense": None}]
+    (made / "runs" / DONE[0].key / "bench.json").write_text(json.dumps({"results": {"rows": rows}}))
+    report(str(made))
+    sparse, dense = table(made, "speed")
+    assert (sparse["run"], sparse["engine"], sparse["latency (ms)"]) == (DONE[0].key, "mnn", "12.345")
+    assert (sparse["× dense"], dense["× dense"], sparse["file (MB)"]) == ("2.04", "", "2.5")
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acdc_cli.console import unprinted
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.formats import onnx
 from acdc_cli.errors import ModelError
 
 with unprinted():
     # the converter itself: MNN's command would install a usage logger
     import _tools
-    import MNN
+    import MNN  # noqa: F401 — the check runs on it
 
 SUFFIX = ".mnn"
+SOURCE = "onnx"
+_MARK = "acdc export "
 Options = onnx.Options
 
 
 def write(model: nn.Module, facts: Facts, options: onnx.Options, out: Path) -> None:
     source = out.with_name("source-of-mnn.onnx")
     onnx.write(model, facts, options, source)
-    places = ["--modelFile", str(source), "--MNNModel", str(out), "--bizCode", "acdc"]
+    convert(source, facts, out)
+
+
+def convert(source: Path, facts: Facts, out: Path) -> None:
+    """Raises ModelError for a model that MNN cannot hold."""
+    # the one text of the user's that the file keeps
+    about = ["--bizCode", _MARK + json.dumps(facts.metadata())]
+    places = ["--modelFile", str(source), "--MNNModel", str(out)]
     with unprinted():
-        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *places, "--detectSparseSpeedUp"])
+        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", *places, *about, "--detectSparseSpeedUp"])
     # it says so on the terminal alone
     if not out.exists():
         raise ModelError(f"MNN cannot convert {facts.recipe.model.name}; its ONNX export may run elsewhere")
 
 
 def read(path: Path, facts: Facts) -> Logits:
-    with unprinted():
-        net = MNN.nn.load_module_from_file(str(path), ["images"], ["logits"])
+    return engine_logits("mnn", path)
 
-    def logits(inputs: Tensor) -> Tensor:
-        kind = MNN.expr.uint8 if inputs.dtype == torch.uint8 else MNN.expr.float
-        with unprinted():
-            # NCHW for images of either layout: MNN would rearrange any other
-            given = MNN.expr.const(inputs.numpy(), list(inputs.shape), MNN.expr.NCHW, kind)
-            (found,) = net.forward([given])
-            return torch.from_numpy(np.array(MNN.expr.convert(found, MNN.expr.NCHW).read()))
 
-    return logits
+def metadata(path: Path) -> Mapping[str, str]:
+    content = path.read_bytes()
+    start = content.index(_MARK.encode())
+    # a flatbuffer's text, after its length
+    text = content[start : start + int.from_bytes(content[start - 4 : start], "little")].decode()
+    about: dict[str, str] = json.loads(text.removeprefix(_MARK))
+    return about

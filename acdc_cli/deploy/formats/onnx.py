@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import onnxruntime
+import onnx
+import onnxruntime  # noqa: F401 — the check runs on it
 import onnxscript  # noqa: F401 — torch's exporter imports it, but only when it runs
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
 from acdc_cli.errors import ModelError
 
@@ -40,20 +41,13 @@ def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
         cause = str(error).strip().partition("\n")[0]
         raise ModelError(f"torch cannot write {facts.recipe.model.name} as ONNX: {cause}") from error
     assert program is not None
-    program.model.metadata_props.update(
-        acdc=json.dumps(facts.header),
-        class_names=json.dumps(facts.classes),
-        input="uint8 RGB" if facts.with_preprocessing else "float32 RGB / 255, less mean, over std",
-        mean=json.dumps(facts.recipe.data.mean),
-        std=json.dumps(facts.recipe.data.std),
-    )
+    program.model.metadata_props.update(facts.metadata())
     program.save(out, external_data=False)
 
 
 def read(path: Path, facts: Facts) -> Logits:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return engine_logits("ort", path)
 
-    def logits(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": inputs.numpy()})[0])
 
-    return logits
+def metadata(path: Path) -> Mapping[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}

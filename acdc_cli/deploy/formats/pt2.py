@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
 
 SUFFIX = ".pt2"
 Options = Traced
+_ABOUT = "acdc.json"
 
 
 def write(model: nn.Module, facts: Facts, options: Traced, out: Path) -> None:
     program = trace(model, facts, options)
     # a file, because torch warns of a path that does not end in .pt2
     with out.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files={_ABOUT: json.dumps(facts.metadata())})
 
 
 def read(path: Path, facts: Facts) -> Logits:
+    return engine_logits("torch", path)
+
+
+def metadata(path: Path) -> Mapping[str, str]:
+    files = {_ABOUT: ""}
     with path.open("rb") as file:
-        return torch.export.load(file).module()
+        torch.export.load(file, extra_files=files)
+    about: dict[str, str] = json.loads(files[_ABOUT])
+    return about

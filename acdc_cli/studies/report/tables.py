@@ -194,6 +194,25 @@ def runs(summary: Summary) -> Table:
     return Table("runs", "Every run", "", columns, tuple(rows))
 
 
+def speed(summary: Summary) -> Table:
+    """What `acdc bench` measured."""
+    rows = [
+        (
+            Cell(run.key),
+            *(Cell(str(row[key]), row[key]) for key in ("variant", "engine", "batch", "threads")),
+            Cell(f"{row['latency_ms']:.2f}", row["latency_ms"]),
+            Cell(_NONE, "") if times is None else Cell(f"{times:.2f}", times),
+            Cell(f"{row['file_bytes'] / 1e6:.2f}", row["file_bytes"] / 1e6),
+        )
+        for run in summary.runs
+        for row in run.speeds
+        for times in [row["speedup_over_own_dense"]]
+    ]
+    columns = _ones("run", "variant", "engine", "batch", "threads", "latency (ms)", "× dense", "file (MB)")
+    about = "Median latency of a batch; how many times faster than the dense model on the same engine."
+    return Table("speed", "Speed and size", about, columns, tuple(rows))
+
+
 def missing(summary: Summary) -> Table:
     rows = [(Cell(run.key), Cell(_state(run)), Cell(" ".join((run.error or "").split()))) for run in summary.missing]
     return Table("missing", "What is missing", "", _ones("run", "state", "error"), tuple(rows))

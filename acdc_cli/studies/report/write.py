@@ -66,6 +66,7 @@ def _tables(summary: Summary) -> list[Table]:
         tables.advice,
         tables.supported,
         tables.best_epoch,
+        *([tables.speed] if any(run.speeds for run in summary.runs) else []),
         *([tables.missing] if summary.missing else []),
         tables.runs,
     )

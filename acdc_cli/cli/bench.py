@@ -1,0 +1,97 @@
+"""`acdc bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acdc_cli.cli.eval import Data, Model, Set, WhichOption
+
+Runs = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="RUN…", help="Run directories or checkpoint files.", show_default=False),
+]
+Engines = Annotated[str | None, typer.Option(help="Of torch, ort, mnn, openvino.", show_default="those installed")]
+Batch = Annotated[str, typer.Option(help="Images in a batch, one or more numbers: 1,16.")]
+Threads = Annotated[str, typer.Option(help="Threads of an engine, one or more numbers: 1,2.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often every engine has its turn.")]
+Random = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="No run: weights at random, with this share of zeros. Needs --model.", show_default=False
+    ),
+]
+ZeroFilters = Annotated[float, typer.Option(min=0, max=1, help="With --random: share of filters that are zero.")]
+KeepDense = Annotated[str, typer.Option(help="With --random: layers that are not pruned, as in recipes.")]
+InputSize = Annotated[
+    int | None, typer.Option(min=1, help="With --random: side of the images.", show_default="the model's")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the results. Default: bench/ of the first run.", show_default=False)
+]
+
+
+def bench(
+    runs: Runs = None,
+    engines: Engines = None,
+    batch: Batch = "1",
+    threads: Threads = "1",
+    rounds: Rounds = 10,
+    random: Random = None,
+    zero_filters: ZeroFilters = 0.0,
+    keep_dense: KeepDense = "first,last",
+    input_size: InputSize = None,
+    which: WhichOption = None,
+    model: Model = None,
+    data: Data = None,
+    set_: Set = None,
+    out: Out = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time a model on the CPU, dense, sparse and shrunk, on several engines in turn.
+
+    For example: acdc bench runs/demo, or acdc bench --random 0.95 --model resnet50.
+    """
+    from acdc_cli import console
+    from acdc_cli.errors import RunError
+    from acdc_cli.jobs import bench_run
+    from acdc_cli.jobs.entrants import Random as Drawn
+    from acdc_cli.jobs.export_run import Asked
+
+    names = tuple(_parts(engines)) if engines else ()
+    how = bench_run.Setup(names, _numbers("batch", batch), _numbers("threads", threads), rounds)
+    if random is not None:
+        if runs or model is None:
+            raise RunError("--random needs --model, and takes no run")
+        drawn = Drawn(model, random, zero_filters, tuple(_parts(keep_dense)), input_size=input_size)
+        done = bench_run.bench_random(drawn, how, out)
+    elif runs:
+        asked = Asked(which.value if which else None, model, data)
+        done = bench_run.bench_runs(runs, asked, how, out, set_ or ())
+    else:
+        raise RunError("name the runs to time, or --random SPARSITY --model NAME")
+    if json:
+        console.out_json(done.document)
+        return
+    for title, table in done.tables.items():
+        console.table(table.columns, table.rows, title)
+        console.out("")
+    console.say("ms, p90: median and 90th percentile of a batch; MB: file, and peak memory of the engine's process")
+    console.say("× dense, × ort: how many times faster than the dense model on the same engine, and on ONNX Runtime")
+    for file in done.files:
+        console.out(str(file))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    from acdc_cli.errors import RunError
+
+    numbers = [int(part) if part.isdecimal() else 0 for part in _parts(text)]
+    if not numbers or not all(numbers):
+        raise RunError(f"--{option} takes whole numbers from 1, separated by commas: --{option} 1,16; not {text!r}")
+    return tuple(numbers)

@@ -1,0 +1,280 @@
+"""`acdc bench`: how fast engines run dense, sparse and shrunk models, beside their accuracy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from acdc_cli import __version__, console
+from acdc_cli.analysis.base import plotting
+from acdc_cli.analysis.base.findings import Findings, Table, plain
+from acdc_cli.deploy import contest, contract, engines
+from acdc_cli.deploy.contest import Contestant, Record
+from acdc_cli.deploy.parity import difference
+from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
+from acdc_cli.jobs.export_run import Asked
+from acdc_cli.runs.provenance import command_line, cpu_model
+from acdc_cli.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STEM = "bench"
+"""Of the files' names."""
+_COLUMNS = ("variant", "engine", "ms", "p90", "images/s", "MB", "peak MB", "× dense", "× ort", "differs")
+_HEADS = (
+    "model", "variant", "engine", "batch", "threads", "top1", "latency_ms", "latency_p90_ms", "cpu_ms",
+    "images_per_second", "file_bytes", "peak_memory_bytes", "logit_difference", "speedup_over_own_dense",
+    "speedup_over_own_dense_cpu", "speedup_over_ort_dense", "speedup_over_ort_dense_cpu",
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    engines: tuple[str, ...] = ()
+    """None given: all that are installed."""
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    rounds: int = 10
+    turn_seconds: float = 0.3
+    """A turn of an engine takes one pass, or as many as fit."""
+
+    def checked(self) -> Setup:
+        """With the engines by name. Raises RunError for one that does not exist or is not installed."""
+        names = self.engines or tuple(engines.installed())
+        for name in names:
+            contract.find(engines.find(name).format)
+        return replace(
+            self, engines=names, batches=tuple(sorted(set(self.batches))), threads=tuple(sorted(set(self.threads)))
+        )
+
+
+@dataclass
+class Benched:
+    document: dict[str, Any]
+    """What bench.json holds."""
+    tables: dict[str, Table]
+    """What a person reads, by title: texts, in at most 80 columns of a terminal."""
+    files: list[Path] = field(default_factory=list)
+
+
+def bench_runs(
+    sources: Sequence[Path],
+    asked: Asked | None = None,
+    how: Setup | None = None,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Benched:
+    """Writes into `out`, or `bench/` of the first run, and each run's own rows into the run.
+
+    Raises what `open_model` raises, RunError for an engine that is not there, and ModelError for one that fails.
+    """
+    how = (how or Setup()).checked()
+    entrants = [opened(source, asked or Asked(), max(how.batches), overrides) for source in sources]
+    if len({each.name for each in entrants}) < len(entrants):
+        entrants = [replace(each, name=str(source)) for each, source in zip(entrants, sources, strict=True)]
+    first = sources[0] if sources[0].is_dir() else sources[0].parent
+    return _bench(entrants, how, out or first / "bench")
+
+
+def bench_random(random: Random, how: Setup | None = None, out: Path | None = None) -> Benched:
+    """Writes nothing without `out`."""
+    how = (how or Setup()).checked()
+    return _bench([drawn(random, max(how.batches))], how, out)
+
+
+def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched:
+    about = _about(how)
+    rows = [row for each in entrants for row in _rows(each, how)]
+    about["load_after"] = _load()
+    figure = _figure(rows)
+    findings = Findings(
+        {"rows": rows},
+        Table((), ()),
+        {"": Table(_HEADS, [[row[head] for head in _HEADS] for row in rows])},
+        {} if figure is None else {"": figure},
+    )
+    benched = Benched(plain({**about, "results": {"rows": rows}}), _tables(rows))
+    if out is not None:
+        benched.files = findings.write(out, _STEM, about)
+    for each in entrants:
+        if each.run is not None:
+            own = {"rows": [row for row in rows if row["model"] == each.name]}
+            benched.files += Findings(own, Table((), ())).write(each.run, RunDir(each.run).bench.stem, about)
+    return benched
+
+
+def _rows(entrant: Entrant, how: Setup) -> list[Row]:
+    """One entrant's contestants alternate; entrants and numbers of threads come one after the other."""
+    with tempfile.TemporaryDirectory(prefix="acdc-bench-") as folder:
+        contestants = _exported(entrant, how, Path(folder))
+        expected = {name: _logits(entrant, name) for name in entrant.variants}
+        rows = []
+        for threads in how.threads:
+            with console.progress("bench") as bar:
+                rounds = bar.track(range(how.rounds), description=f"{entrant.name}, threads {threads}")
+                outcome = contest.run(
+                    contestants, entrant.inputs.numpy(), how.batches, threads, rounds, how.turn_seconds
+                )
+            records = outcome.records
+            for (each, batch), record in records.items():
+                differs = difference(expected[each.variant], torch.from_numpy(outcome.logits[each]))
+                rows.append(
+                    {
+                        "model": entrant.name,
+                        "variant": each.variant,
+                        "engine": each.engine,
+                        "batch": batch,
+                        "threads": threads,
+                        "top1": entrant.top1.get(each.variant),
+                        "file_bytes": each.file.stat().st_size,
+                        "logit_difference": differs,
+                        **_speed(record, batch),
+                        **_speedups(each, batch, records),
+                    }
+                )
+    return rows
+
+
+def _exported(entrant: Entrant, how: Setup, folder: Path) -> list[Contestant]:
+    """Each variant in each format that an engine reads."""
+    contestants = []
+    for name, model in entrant.variants.items():
+        written: dict[str, Path] = {}
+        for engine in how.engines:
+            format = engines.ENGINES[engine].format
+            if format not in written:
+                writer, schema = contract.find(format)
+                out = written[format] = folder / f"{name}{writer.SUFFIX}"
+                console.say(f"{entrant.name}: writing the {name} model as {format}")
+                if source := written.get(getattr(writer, "SOURCE", "")):
+                    cast(contract.Converted, writer).convert(source, entrant.facts, out)
+                else:
+                    writer.write(model, entrant.facts, schema(), out)
+            contestants.append(Contestant(name, engine, written[format]))
+    return contestants
+
+
+@torch.inference_mode()
+def _logits(entrant: Entrant, variant: str) -> torch.Tensor:
+    return torch.cat([entrant.variants[variant](part) for part in torch.split(entrant.inputs, 16)])
+
+
+def _speed(record: Record, batch: int) -> Row:
+    seconds = median(record.walls)
+    return {
+        "latency_ms": 1e3 * seconds,
+        "latency_p90_ms": 1e3 * float(np.quantile(record.walls, 0.9)),
+        "cpu_ms": 1e3 * median(turn.cpu for turn in record.turns),
+        "images_per_second": batch / seconds,
+        "peak_memory_bytes": record.peak_bytes,
+    }
+
+
+def _speedups(contestant: Contestant, batch: int, records: Mapping[tuple[Contestant, int], Record]) -> Row:
+    """Over the dense model on the same engine, and on ONNX Runtime; None where that was not timed."""
+    found: Row = {}
+    for name, engine in (("own", contestant.engine), ("ort", "ort")):
+        bases = [each for each, size in records if (each.variant, each.engine, size) == ("dense", engine, batch)]
+        ratios = records[contestant, batch].ratio_to(records[bases[0], batch]) if bases else (None, None)
+        found[f"speedup_over_{name}_dense"], found[f"speedup_over_{name}_dense_cpu"] = ratios
+    return found
+
+
+def _about(how: Setup) -> dict[str, Any]:
+    packages = {engine: engines.ENGINES[engine].package for engine in how.engines}
+    return {
+        "acdc": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))},
+        "load_before": _load(),
+        "versions": {"torch": torch.__version__}
+        | {package: metadata.version(package) for package in packages.values() if package != "torch"},
+        "rounds": how.rounds,
+    }
+
+
+def _load() -> float:
+    """Processes that wanted a core over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _tables(rows: Sequence[Row]) -> dict[str, Table]:
+    cells: dict[str, list[list[str]]] = {}
+    for row in rows:
+        title = f"{row['model']}, batch {row['batch']}, threads {row['threads']}"
+        cells.setdefault(title, []).append(_cells(row))
+    return {title: Table(_COLUMNS, rows) for title, rows in cells.items()}
+
+
+def _cells(row: Row) -> list[str]:
+    def times(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    return [
+        row["variant"],
+        row["engine"],
+        f"{row['latency_ms']:.2f}",
+        f"{row['latency_p90_ms']:.2f}",
+        f"{row['images_per_second']:.1f}",
+        f"{row['file_bytes'] / 1e6:.1f}",
+        f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        times(row["speedup_over_own_dense"]),
+        times(row["speedup_over_ort_dense"]),
+        f"{row['logit_difference']:.0e}",
+    ]
+
+
+def _figure(rows: Sequence[Row]) -> Figure | None:
+    """Accuracy over latency with the smallest batch and fewest threads; None where no accuracy is known."""
+    least = min((row["threads"], row["batch"]) for row in rows)
+    known = [row for row in rows if row["top1"] is not None and (row["threads"], row["batch"]) == least]
+    if not known:
+        return None
+    figure = plotting.new(7, 4.5)
+    axes = figure.subplots()
+    names = list(dict.fromkeys((row["engine"], row["variant"]) for row in known))
+    for (engine, variant), looks in zip(names, plotting.looks(), strict=False):
+        points = [row for row in known if (row["engine"], row["variant"]) == (engine, variant)]
+        axes.plot(
+            [row["latency_ms"] for row in points],
+            [100 * row["top1"] for row in points],
+            label=f"{variant}, {engine}",
+            **{**looks, "linestyle": "", "markersize": 7},
+        )
+    front = _pareto(known)
+    axes.plot(
+        [row["latency_ms"] for row in front],
+        [100 * row["top1"] for row in front],
+        drawstyle="steps-post", color="0.6", linewidth=1, zorder=0, label="Pareto front",
+    )  # fmt: skip
+    if len({row["model"] for row in known}) > 1:
+        for row in front:
+            axes.annotate(
+                row["model"], (row["latency_ms"], 100 * row["top1"]), xytext=(4, 4), textcoords="offset points"
+            )
+    axes.set(xlabel=f"latency of a batch of {least[1]}, {least[0]} thread(s) (ms)", ylabel="top-1 (%)", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _pareto(rows: Sequence[Row]) -> list[Row]:
+    """Those that none beats in both accuracy and latency, the fastest first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["latency_ms"], -row["top1"])):
+        if not front or row["top1"] > front[-1]["top1"]:
+            front.append(row)
+    return front

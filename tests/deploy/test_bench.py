@@ -1,0 +1,222 @@
+"""What is timed, that it is the same model, and what the ratios are of."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import Acdc
+from torch import nn
+
+from acdc_cli.deploy import contest, engines, parity, random_zeros
+from acdc_cli.deploy.contest import Contestant, Record, Turn
+from acdc_cli.errors import ModelError, RunError
+from acdc_cli.jobs import bench_run
+from acdc_cli.jobs.bench_run import Setup, bench_random, bench_runs
+from acdc_cli.jobs.entrants import Random
+from acdc_cli.jobs.export_run import Asked, Exported
+from acdc_cli.sparsity.prunable import layers
+
+ExportedAs = Callable[[str], Exported]
+
+
+def test_a_speedup_is_the_median_over_rounds_of_each_rounds_own_ratio() -> None:
+    # rounds of 4 / 2, 9 / 3 and 8 / 8 seconds; all passes of all rounds would give 8 / 3
+    own = Record(0, [Turn((2.0, 2.0, 5.0), 1.0), Turn((3.0,), 1.0), Turn((8.0,), 2.0)])
+    other = Record(0, [Turn((4.0,), 3.0), Turn((9.0, 9.0), 4.0), Turn((8.0,), 2.0)])
+    assert own.ratio_to(other) == (2.0, 3.0)
+
+
+def test_engines_answer_as_the_export_did_and_take_turns(exported_as: ExportedAs) -> None:
+    images = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
+    entries = [
+        Contestant("sparse", name, exported_as(engines.ENGINES[name].format).path) for name in engines.installed()
+    ]
+    assert [each.engine for each in entries] == ["torch", "ort", "mnn", "openvino"]
+    outcome = contest.run(entries, images, (1, 3), 1, range(2), 1e-9)
+    first, *others = outcome.logits.values()
+    assert first.shape == (3, 10)
+    for other in others:
+        assert parity.difference(torch.from_numpy(first), torch.from_numpy(other)) <= parity.TOLERANCE
+    assert len(outcome.records) == 8
+    for record in outcome.records.values():
+        assert [len(turn.walls) for turn in record.turns] == [1, 1]
+    assert all(outcome.records[each, 3].peak_bytes >= outcome.records[each, 1].peak_bytes > 2**24 for each in entries)
+
+
+def test_a_file_that_an_engine_cannot_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"^ort cannot run model\.onnx: "):
+        contest.run(
+            [Contestant("sparse", "ort", tmp_path / "model.onnx")], np.zeros((1, 3, 8, 8)), (1,), 1, range(1), 0.1
+        )
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_ends_is_an_error_and_not_a_wait(exported_as: ExportedAs) -> None:
+    entry = Contestant("sparse", "ort", exported_as("onnx").path)
+    with contest._process(entry, np.zeros((1, 3, 28, 28), np.float32), 1) as ask:
+        ask("logits")
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(ModelError, match="the process of ort ended with code -9"):
+            ask("logits")
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 4), nn.Flatten(), nn.Linear(16, 5)
+    )
+
+
+def test_larger_layers_keep_a_smaller_share() -> None:
+    model = small_network()
+    random_zeros.prune(layers(model, ["first", "last"]), 0.9)
+    kept = [
+        int(weight.count_nonzero()) for weight in (model[0].weight, model[1].weight, model[3].weight, model[5].weight)
+    ]
+    # 208 of 32 + 2048 weights in the proportion of 32^0.7 to 2048^0.7, 1 : 18.4
+    assert kept == [12, 11, 197, 80]
+    assert (
+        model[1].weight.abs().flatten().sort().values[-11:].min() == model[1].weight[model[1].weight != 0].abs().min()
+    )
+
+
+def test_filters_are_zero_as_a_whole_and_the_sparsity_stays() -> None:
+    model = small_network()
+    random_zeros.prune(layers(model, ["first", "last"]), 0.5, zero_filters=0.25)
+    assert [bool(row.any()) for row in model[1].weight] == 6 * [True] + 2 * [False]
+    assert [bool(row.any()) for row in model[3].weight] == 12 * [True] + 4 * [False]
+    assert sum(int(model[at].weight.count_nonzero()) for at in (1, 3)) == 1040
+
+
+def test_a_refilled_model_has_no_zeros_and_weights_of_the_same_size() -> None:
+    model = small_network()
+    random_zeros.prune(layers(model, ["first", "last"]), 0.9)
+    before = model[3].weight.detach().clone()
+    random_zeros.refill(layers(model, ()), torch.Generator().manual_seed(1))
+    after = model[3].weight.detach()
+    assert torch.equal(after[before != 0], before[before != 0])
+    assert after.count_nonzero() == after.numel()
+    assert after[before == 0].std() == pytest.approx(before[before != 0].square().mean().sqrt().item(), rel=0.1)
+
+
+def test_batch_norm_takes_the_statistics_of_the_images_alone() -> None:
+    model, images = small_network(), torch.randn(16, 3, 4, 4)
+    random_zeros.settle(model, images)
+    with torch.no_grad():
+        assert not model.training
+        assert model[:3](images).mean((0, 2, 3)) == pytest.approx(np.zeros(8), abs=1e-5)
+        assert model[:3](images).std((0, 2, 3), correction=0) == pytest.approx(np.ones(8), rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def benched(run: Path, tmp_path_factory: pytest.TempPathFactory) -> bench_run.Benched:
+    out = tmp_path_factory.mktemp("bench")
+    return bench_runs([run], Asked(), Setup(("ort", "mnn"), (16, 1), (1,), rounds=2, turn_seconds=0.001), out)
+
+
+def test_a_runs_models_are_timed_on_each_engine_and_batch(benched: bench_run.Benched) -> None:
+    rows = benched.document["results"]["rows"]
+    assert [(row["variant"], row["engine"], row["batch"]) for row in rows] == [
+        (variant, engine, batch) for variant in ("dense", "sparse") for engine in ("ort", "mnn") for batch in (1, 16)
+    ]
+    assert all(row["logit_difference"] < parity.TOLERANCE for row in rows)
+    assert {row["model"] for row in rows} == {"demo_static-0"}
+    assert all(row["speedup_over_own_dense"] == 1 for row in rows if row["variant"] == "dense")
+    assert all(row["speedup_over_ort_dense"] == 1 for row in rows[:2])
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(1000 * row["batch"] / row["latency_ms"])
+        assert row["latency_p90_ms"] >= row["latency_ms"] > 0
+    by_name = {(row["variant"], row["engine"]): row["file_bytes"] for row in rows}
+    assert by_name["sparse", "mnn"] < 0.5 * by_name["dense", "mnn"]
+    assert by_name["sparse", "ort"] == pytest.approx(by_name["dense", "ort"], rel=0.01)
+
+
+def test_a_model_without_a_dense_twin_has_no_accuracy_there(run: Path, benched: bench_run.Benched) -> None:
+    top1 = json.loads((run / "summary.json").read_text())["sparse"]["top1"]
+    assert {row["variant"]: row["top1"] for row in benched.document["results"]["rows"]} == {
+        "dense": None,
+        "sparse": top1,
+    }
+
+
+def test_the_files_say_how_they_were_measured(run: Path, benched: bench_run.Benched) -> None:
+    joint, table, png, svg, own = benched.files
+    assert [path.name for path in (joint, table, png, svg)] == ["bench.json", "bench.csv", "bench.png", "bench.svg"]
+    assert json.loads(joint.read_text()) == benched.document
+    about = json.loads(own.read_text())
+    assert own == run / "bench.json"
+    assert about["versions"].keys() == {"torch", "onnxruntime", "MNN"}
+    assert {"cpu", "cores"} == about["machine"].keys()
+    assert about["load_before"] >= 0
+    assert about["results"] == benched.document["results"]
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 8
+    assert rows[0]["top1"] == ""
+    assert "top-1 (%)" in svg.read_text()
+
+
+def test_the_tables_fit_a_terminal(benched: bench_run.Benched) -> None:
+    (title, other), (table, _) = benched.tables.keys(), benched.tables.values()
+    assert (title, other) == ("demo_static-0, batch 1, threads 1", "demo_static-0, batch 16, threads 1")
+    widths = [max(len(row[at]) for row in (table.columns, *table.rows)) for at in range(len(table.columns))]
+    assert sum(widths) + len(widths) <= 80
+
+
+def test_none_of_the_pareto_front_is_beaten() -> None:
+    rows = [
+        {"latency_ms": latency, "top1": top1}
+        for latency, top1 in ((3.0, 0.7), (1.0, 0.5), (2.0, 0.7), (4.0, 0.9), (2.5, 0.6), (1.0, 0.4))
+    ]
+    assert [(row["latency_ms"], row["top1"]) for row in bench_run._pareto(rows)] == [(1.0, 0.5), (2.0, 0.7), (4.0, 0.9)]
+
+
+def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None:
+    words = ["--random", "0.95", "--model", "resnet8", "--engines", "ort,mnn", "--rounds", "1", "--out", tmp_path]
+    done = acdc("bench", *words)
+    assert done.exit_code == 0, done.output
+    assert "resnet8, batch 1, threads 1" in done.stdout
+    rows = json.loads((tmp_path / "bench.json").read_text())["results"]["rows"]
+    assert [(row["variant"], row["top1"]) for row in rows] == 2 * [("dense", None)] + 2 * [("sparse", None)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.csv", "bench.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name the runs to time, or --random SPARSITY --model NAME"),
+        (["--random", "0.9"], "--random needs --model, and takes no run"),
+        (
+            ["runs/x", "--batch", "1,0"],
+            "--batch takes whole numbers from 1, separated by commas: --batch 1,16; not '1,0'",
+        ),
+        (["runs/x", "--threads", ""], "--threads takes whole numbers from 1"),
+        (["runs/x", "--engines", "onnx"], "there is no engine onnx, only torch, ort, mnn, openvino"),
+        (["runs/none"], "runs/none does not exist"),
+    ],
+)
+def test_what_cannot_be_timed_is_one_line(words: list[str], message: str, acdc: Acdc) -> None:
+    done = acdc("bench", *words)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_an_engine_that_is_missing_is_left_out_and_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "MNN" else find_spec(name, *more)
+    )
+    assert engines.installed() == ["torch", "ort", "openvino"]
+    with pytest.raises(
+        RunError, match=r'engine mnn needs the package MNN, which is missing: pip install "acdc-cli\[mnn\]"'
+    ):
+        bench_random(Random("resnet8", 0.9), Setup(("mnn",)))
