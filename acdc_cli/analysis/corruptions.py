@@ -69,7 +69,7 @@ class Scores:
 
     clean: float
     under: Mapping[str, Mapping[int, float]]
-    """By corruption and severity."""
+    """Top-1 by corruption and severity."""
 
     @property
     def errors(self) -> Errors:

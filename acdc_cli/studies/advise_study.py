@@ -101,7 +101,7 @@ def _names_a_study(sources: Sequence[str]) -> bool:
 
 def _shown(spread: Spread | None, scale: float, digits: int) -> str:
     if spread is None:
-        return "no number"
+        return "not finite"
     mean = f"{scale * spread.mean:.{digits}f}"
     return mean if spread.std is None else f"{mean} ± {scale * spread.std:.{digits}f}"
 

@@ -286,7 +286,7 @@ def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
 
 def _value(value: float | None, key: str) -> Cell:
     if value is None:
-        return Cell("no number", "")
+        return Cell("not finite", "")
     if key == "epoch":
         return Cell(str(value + 1), value + 1)
     return Cell(f"{100 * value:.2f}", 100 * value) if key == "top1" else Cell(f"{value:.4f}", value)
