@@ -135,8 +135,7 @@ def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
 
 
 def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
-    """Hendrycks and Dietterich's CE of each corruption: the errors summed over severities, divided by the baseline's
-    sum.
+    """Hendrycks and Dietterich's CE of each corruption: the sum of errors over severities over the baseline's sum.
 
     NaN if the baseline makes no error. The mean over the 15 common corruptions is mCE.
     """

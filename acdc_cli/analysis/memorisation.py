@@ -1,5 +1,4 @@
-"""Training samples with wrong labels: classified as their true class or as the wrong label (P1, Section 4, Figure
-2b)."""
+"""Training samples with wrong labels: classified as the true class or as the wrong label (P1, Section 4, Fig. 2b)."""
 
 from __future__ import annotations
 

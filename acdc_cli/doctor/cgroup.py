@@ -1,5 +1,4 @@
-"""CPU and memory limits set for this process by a container or batch system through Linux control groups
-(cgroups(7))."""
+"""This process's CPU and memory limits from Linux control groups (cgroups(7))."""
 
 from __future__ import annotations
 

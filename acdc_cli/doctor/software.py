@@ -1,5 +1,4 @@
-"""Checks of the installed packages. Heavy packages are imported inside their check, so that a broken one is
-reported."""
+"""Checks of the installed packages; heavy ones are imported inside their check, so that it reports broken ones."""
 
 from __future__ import annotations
 

@@ -58,8 +58,7 @@ class Verdict:
 def verify_resume(
     source: str, overrides: Sequence[str] = (), kills: int = 5, seed: int = 0, keep: Path | None = None, gpus: int = 1
 ) -> Verdict:
-    """Train a short run of the recipe twice, once interrupted `kills` times by SIGKILL and SIGTERM in turn, and
-    compare.
+    """Train the recipe twice, once interrupted `kills` times by SIGKILL and SIGTERM in turn, and compare.
 
     keep: folder for the runs; None: they are removed.
     Raises RunError if a run fails, or if the killed run differs although runs of this recipe must be reproducible: with

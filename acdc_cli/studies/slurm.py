@@ -299,8 +299,7 @@ def slurm(
     record: Callable[[Mapping[str, str]], None],
     slots: int | None = None,
 ) -> Slurm:
-    """options: sbatch's, such as `partition=gpu` or `exclusive`; folder: where submitit keeps the files it shares with
-    jobs.
+    """options: sbatch's, such as `partition=gpu` or `exclusive`; folder: for the files that submitit shares with jobs.
 
     Raises RunError if there is no Slurm, or for an option that the launcher sets itself.
     """

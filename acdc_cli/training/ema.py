@@ -61,8 +61,7 @@ class Average:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside this context the model is the average, under its current masks; afterwards it is itself again, bit for
-        bit.
+        """Inside this context the model is the average under its current masks; afterwards it is restored exactly.
 
         Its tensors stay in place, so that compiled graphs work for both.
         """

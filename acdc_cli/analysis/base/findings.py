@@ -45,8 +45,7 @@ class Findings:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str, about: Mapping[str, Any]) -> list[Path]:
-        """Writes one .json that begins with `about`, a .csv for each table, and a .png and .svg for each figure;
-        returns their paths.
+        """Writes one .json (beginning with `about`), a .csv per table, a .png and .svg per figure; returns the paths.
 
         Raises RunError if a file cannot be written.
         """

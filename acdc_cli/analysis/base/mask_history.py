@@ -118,8 +118,7 @@ def nested(densities: Sequence[float]) -> list[float]:
 
 
 def exchanged(fractions: Iterable[float]) -> float:
-    """IoU of the masks before and after updates that each drop this fraction of the live weights and grow as many
-    others.
+    """IoU of the masks before and after updates that drop these fractions of the live weights and grow as many.
 
     After one update, (1 - α) n of n weights are alive in both masks and (1 + α) n in either: (1 - α) / (1 + α). After
     several: p / (2 - p) with p = Π (1 - α), under two assumptions: each update drops every live weight with the same

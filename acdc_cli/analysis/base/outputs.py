@@ -35,8 +35,7 @@ def top_class(logits: Tensor) -> Tensor:
 
 
 class Pairs:
-    """`workspace.Batches` of the same images, from one loader or from two that prepare them differently in the same
-    batches.
+    """`workspace.Batches` of the same images, from one loader or from two with different preparation.
 
     Raises DataError if the two loaders do not draw the same images in the same order. The caller compares labels, which
     are on the device.
@@ -71,8 +70,7 @@ class Pairs:
 
 @contextmanager
 def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterator[Pairs]:
-    """The images of a split, prepared as for validation by each of the two models, in batches of the smaller batch
-    size.
+    """A split's images, prepared as for validation for each of two models, in the smaller batch size.
 
     Raises DataError if the two models are not evaluated on the same classes and the same number of images.
     """

@@ -99,8 +99,7 @@ def estimate(loaded: Loaded, images: Evenly) -> None:
 
 
 def barrier(losses: Sequence[float]) -> tuple[float, float]:
-    """Largest rise of the loss above the straight line between its ends, and the position where it occurs (NaN if
-    none).
+    """Largest rise of the loss above the straight line between its ends, and its position (NaN if none).
 
     max over t of L(t) - (1-t)·L(0) - t·L(1); 0 or more, because it is 0 at both ends.
     losses: of models at equal distances, ends included.

@@ -111,8 +111,7 @@ def _is_converged(history: Sequence[float], residual: float, tolerance: float) -
 def hutchinson(
     product: Product, mask: Tensor, samples: int = 10, seed: int = 0, workspace: Workspace = UNSAVED, key: str = "model"
 ) -> tuple[float, float]:
-    """The trace of H as the mean of z·Hz over random z of ±1 where the mask is True, and the standard error of that
-    mean.
+    """The trace of H: the mean of z·Hz over random z of ±1 where the mask is True, and its standard error.
 
     mask: (entries,), bool.  samples: 0 gives NaN for both, 1 gives NaN for the error.
     """

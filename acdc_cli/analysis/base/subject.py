@@ -81,10 +81,10 @@ class Subject(Protocol):
     def images(
         self, split: Literal["train", "val"] = "val", count: int | None = None
     ) -> AbstractContextManager[Loader]:
-        """The images that the recipe uses, prepared as for validation: each once, in the set's order, unaugmented, in
-        batches of the recipe's `val_batch_size`.
+        """The recipe's images as validation prepares them: each once, in the set's order, unaugmented.
 
-        count: take only this many, evenly spaced. Raises DataError if there are none.
+        count: take only this many, evenly spaced. The batch size is the recipe's `val_batch_size`.
+        Raises DataError if there are none.
         """
 
 

@@ -44,8 +44,7 @@ class Workspace:
     def sums(
         self, key: str, batches: Batches[T], add: Callable[[T], Mapping[str, Tensor]], description: str
     ) -> dict[str, Tensor]:
-        """The sums of what `add` returns for each batch, floats in float64; each batch counts once, even after an
-        interruption.
+        """The sums of what `add` returns for each batch, floats as float64; a resumed pass counts each batch once.
 
         key: identifies this pass within the analysis. `add` runs without gradients and its tensors stay on their
         device: the host waits for them only when interim results are saved.
