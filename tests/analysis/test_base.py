@@ -157,7 +157,7 @@ def test_results_of_one_run_are_not_overwritten_by_those_of_another(
         assert acdc("analyze", "curves", trained, "--out", "found").exit_code == 0
     found = acdc("analyze", "curves", other, "--out", "found")
     assert found.exit_code == 2
-    assert "holds the results of small-0; give small-1 another folder" in " ".join(found.stderr.split())
+    assert "holds the results of small-0; choose another folder for small-1" in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["curves", "memorisation"])
