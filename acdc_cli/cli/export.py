@@ -25,6 +25,7 @@ Opset = Annotated[int | None, typer.Option(min=1, help="ONNX operator set.", sho
 WithPreprocessing = Annotated[
     bool, typer.Option("--with-preprocessing", help="Take uint8 RGB images (batch, height, width, 3).")
 ]
+Shrink = Annotated[bool, typer.Option("--shrink", help="Remove channels that no image can change.")]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Upload to the Hugging Face Hub.", show_default=False)]
 Out = Annotated[Path | None, typer.Option(help="File or folder. Default: in export/ of the run.", show_default=False)]
 
@@ -37,6 +38,7 @@ def export(
     input_size: InputSize = None,
     opset: Opset = None,
     with_preprocessing: WithPreprocessing = False,
+    shrink: Shrink = False,
     push: Push = None,
     model: Model = None,
     data: Data = None,
@@ -58,7 +60,7 @@ def export(
     from acdc_cli.jobs.export_run import export as job
 
     flags = {"batch": batch, "input_size": input_size, "opset": opset, "push": push}
-    flags["with_preprocessing"] = "true" if with_preprocessing else None
+    flags |= {"with_preprocessing": "true" if with_preprocessing else None, "shrink": "true" if shrink else None}
     given = {flag: value for flag, value in flags.items() if value is not None}
     asked = Asked(which.value if which else None, model, data, out, overwrite)
     done = job(source, format, asked, set_ or (), given)

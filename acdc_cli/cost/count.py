@@ -58,7 +58,8 @@ def operations(model: nn.Module, side: int) -> list[Operation]:
     # tied weights by their first name, as in sparsity.prunable
     parameters = {name: weight.to("meta") for name, weight in model.named_parameters()}
     buffers = {name: buffer.to("meta") for name, buffer in model.named_buffers()}
-    image = torch.empty(1, 3, side, side, device="meta")
+    dtype = next((weight.dtype for weight in parameters.values()), None)
+    image = torch.empty(1, 3, side, side, dtype=dtype, device="meta")
     try:
         with torch.no_grad(), torch.device("meta"), _in_eval_mode(model), _scopes(model) as scopes:
             recorder = _Recorder(parameters, buffers, scopes)

@@ -29,7 +29,8 @@ class Contestant:
     variant: str
     """`dense`, `sparse` or `shrunk`."""
     engine: str
-    file: Path
+    file: Path | None
+    """What the engine reads; None: the model in memory."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def run(
 @contextmanager
 def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Callable[..., Any]]:
     """Yields a function that has the process do one thing and returns its answer."""
-    context = multiprocessing.get_context("spawn")
+    assert contestant.file is not None
+    name, context = contestant.file.name, multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (theirs, contestant.engine, contestant.file, threads, images)
     # a daemon ends with this process, however that ends
@@ -113,7 +115,7 @@ def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Ca
         try:
             ours.send(message)
             if not ours.poll(_START_SECONDS):
-                raise ModelError(f"{contestant.engine} took more than {_START_SECONDS} s over {contestant.file.name}")
+                raise ModelError(f"{contestant.engine} took more than {_START_SECONDS} s over {name}")
             answer = ours.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             process.join()
@@ -122,7 +124,7 @@ def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Ca
                 "--engines"
             ) from error
         if isinstance(answer, str):
-            raise ModelError(f"{contestant.engine} cannot run {contestant.file.name}: {answer}")
+            raise ModelError(f"{contestant.engine} cannot run {name}: {answer}")
         return answer
 
     try:

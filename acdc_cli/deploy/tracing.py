@@ -17,7 +17,7 @@ _LARGEST_BATCH = 1024
 
 
 class Traced(Block):
-    """The options `batch`, `input_size` and `with_preprocessing`."""
+    """The options of every format that records a model's operations."""
 
     batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = "dynamic"
     """Images of a batch; `dynamic`: any number up to 1,024."""
@@ -25,6 +25,8 @@ class Traced(Block):
     """Side of the images in pixels; null: that of the recipe's validation."""
     with_preprocessing: bool = False
     """Whether the model takes RGB images as uint8 (batch, height, width, 3) and normalises them itself."""
+    shrink: bool = False
+    """Whether channels that no image can change are removed first, without a change of the function."""
 
 
 class Preprocessed(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acdc_cli import console
 from acdc_cli.data import loaders
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.shrinking import Shrunk, shrunk
 from acdc_cli.deploy.tracing import Preprocessed, Traced
 from acdc_cli.errors import RunError
 from acdc_cli.files import assembling
@@ -47,9 +49,12 @@ class Exported:
     bytes: int
     """Of the file, or of all files of the folder."""
     parity: parity.Parity
+    shrunk: Shrunk | None
+    """None where that was not asked for."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"path": str(self.path), "bytes": self.bytes, "check": self.parity.as_dict()}
+        smaller = {} if self.shrunk is None else {"shrunk": self.shrunk.as_dict()}
+        return {"path": str(self.path), "bytes": self.bytes, "check": self.parity.as_dict(), **smaller}
 
 
 def export(
@@ -79,14 +84,15 @@ def export(
     opened = open_model(source, asked, others, traced)
     batches = _BATCHES if traced.batch == "dynamic" else (traced.batch,)
     inputs = opened.inputs(max(batches))
+    model = opened.model if opened.shrunk is None else _checked(opened, opened.shrunk, inputs, max(batches))
     with assembling(out) as partial:
-        kind.write(opened.model, opened.facts, options, partial)
+        kind.write(model, opened.facts, options, partial)
         _refuse_if_of_others(out, partial)
         agreed = parity.check(opened.model, kind.read(partial, opened.facts), inputs, batches, str(out))
     if publish := getattr(kind, "publish", None):
         publish(out, opened.facts, options)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
-    return Exported(out, sum(file.stat().st_size for file in files), agreed)
+    return Exported(out, sum(file.stat().st_size for file in files), agreed, opened.shrunk)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Opened:
     """In eval mode, on the CPU; it takes `facts.inputs`."""
     facts: Facts
     data: DataSet
+    shrunk: Shrunk | None = None
+    """The same function without dead channels, where that is asked for; it takes `facts.inputs`, too."""
 
     def inputs(self, at_least: int) -> Tensor:
         """Validation images, evenly spread over the set, and repeated where it has fewer than `at_least`."""
@@ -129,7 +137,21 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
         batch=None if traced.batch == "dynamic" else traced.batch,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    return Opened(Preprocessed(model, recipe).eval() if traced.with_preprocessing else model, facts, data)
+    smaller = shrunk(model, recipe.data.val_crop) if traced.shrink else None
+    if traced.with_preprocessing:
+        model = Preprocessed(model, recipe).eval()
+        smaller = smaller and replace(smaller, model=Preprocessed(smaller.model, recipe).eval())
+    return Opened(model, facts, data, smaller)
+
+
+def _checked(opened: Opened, smaller: Shrunk, inputs: Tensor, batch: int) -> nn.Module:
+    """The model without dead channels. Raises ModelError where it differs from the original."""
+    name = opened.facts.recipe.model.name
+    console.say(smaller.described(name))
+    if smaller.removed:
+        what = f"{name} without its dead channels"
+        parity.check(opened.model, smaller.model, inputs, (batch,), what, parity.SHRUNK_TOLERANCE)
+    return smaller.model
 
 
 def _refuse_if_of_others(out: Path, new: Path) -> None:

@@ -85,6 +85,8 @@ def test_the_formats_are_listed(acdc: Acdc) -> None:
         (("--format", "onxx"), "there is no format onxx, only"),
         (("--format", "packed", "--opset", "18"), "format packed takes no --opset"),
         (("--format", "timm", "--with-preprocessing"), "format timm takes no --with-preprocessing"),
+        (("--format", "timm", "--shrink"), "format timm takes no --shrink"),
+        (("--format", "packed", "--shrink"), "format packed takes no --shrink"),
         (("--format", "packed", "--set", "opset=18"), "opset: unknown key"),
         (("--format", "packed", "--which", "dense-ema"), "has no dense-ema model"),
         (("--format", "onnx", "--batch", "many"), "batch: expected"),
