@@ -40,7 +40,7 @@ def warn(text: str) -> None:
 
 
 def mute(muted: bool) -> None:
-    """Of several processes of a run one writes. What a program asks for on stdout (`out_json`) is never kept back."""
+    """Only one of several processes of a run writes. `out_json` is never muted, because a program reads it."""
     _out.quiet = _err.quiet = muted
 
 
@@ -49,7 +49,7 @@ def error(text: str) -> None:
 
 
 def _comment(text: str) -> None:
-    # wrapped between words for a person, left in one line for a file
+    # wrapped between words for a person, one line for a file
     _err.print(text, soft_wrap=not _err.is_terminal)
 
 
@@ -66,9 +66,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 
 
 def progress(description: str, fields: str = "", remaining: bool = True) -> Progress:
-    """A progress bar on stderr; `fields` is further text in rich's format, filled by `update(task, name=value)`.
+    """A progress bar on stderr. fields: further text in rich's format, filled by `update(task, name=value)`.
 
-    remaining: ends with the time left, as the bar itself estimates it.
+    remaining: append the bar's own estimate of the remaining time.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -78,7 +78,7 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
         *([TimeRemainingColumn(compact=True)] if remaining else []),
         console=_err,
         transient=True,
-        # the thread that draws takes the time from the one that trains
+        # the thread that draws takes time from the thread that trains
         refresh_per_second=4,
         disable=not _err.is_terminal,
     )
@@ -86,7 +86,7 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """What a library writes on stdout, past Python, is dropped: stdout is data."""
+    """Discards what a library writes to stdout, even from C: stdout is for data."""
     sys.stdout.flush()
     stdout = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
@@ -94,14 +94,15 @@ def unprinted() -> Iterator[None]:
         try:
             yield
         finally:
-            # of the C library's own buffer
+            # the C library's own buffer
             ctypes.CDLL(None).fflush(None)
             os.dup2(stdout, 1)
             os.close(stdout)
 
 
 def screen() -> Live | None:
-    """A part of stderr for `update(…, refresh=True)` to draw on, below the lines that are said; None: no terminal."""
+    """A part of stderr for `update(…, refresh=True)` to draw on, below the printed lines; None if stderr is no
+    terminal."""
     return Live(console=_err, auto_refresh=False, transient=True) if _err.is_terminal else None
 
 

@@ -1,7 +1,7 @@
-"""How alike two models answer: top-1 agreement, cross entropy between outputs, confusion where they differ (P1 4).
+"""Agreement of two models: top-1 agreement, cross entropy between outputs, confusion where they differ (P1 4).
 
-Of one run its sparse model is set against its dense one, and, where models were kept along the way, also each of those
-against the latest of the other kind before it. Of several models each is set against the first.
+For one run, the sparse model is compared with the dense one. If checkpoints of several epochs exist, each is also
+compared with the latest earlier one of the other kind. For several models, each is compared with the first.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = 3
-"""Most frequent differences in the summary."""
+"""Most frequent differences listed in the summary."""
 _LISTED = 100
-"""In the JSON; the CSV has all."""
+"""Differences listed in the JSON; the CSV has all of them."""
 _DRAWN = 30
-"""Classes in a heat map, at most."""
+"""Largest number of classes in a heat map."""
 _NUMBERED = 12
-"""Classes up to which the map's cells hold their numbers."""
+"""Largest number of classes for which the cells of the map show their counts."""
 
 
 class Options(Block):
     split: Split = "val"
-    """The images to judge on, `val` or `train`; the latter as validation shows them, without augmentation."""
+    """Images to evaluate on: `val`, or `train` (prepared as for validation, without augmentation)."""
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Raises RunError where one file is named alone."""
+    """Raises RunError if the only subject is a single file."""
     first, *others = both_of(subjects[0]) if len(subjects) == 1 else subjects
     names = first.data.class_names
-    found, differences = {}, {}
+    agreements, differences = {}, {}
     for other in others:
         with same_images(first, other, options.split) as images:
             key = f"{first.digest} {first.name} {other.digest} {other.name}"
             description = f"{first.name} and {other.name}"
             agreement, differing = compare(first.load(), other.load(), images, workspace, key, description)
-        found[other.name], differences[other.name] = agreement, differing
+        agreements[other.name], differences[other.name] = agreement, differing
     epochs = _along(subjects[0], options.split, workspace) if len(subjects) == 1 else []
-    pairs = [{"a": first.name, "b": name, **asdict(each)} for name, each in found.items()]
+    pairs = [{"a": first.name, "b": name, **asdict(each)} for name, each in agreements.items()]
     named = {name: [(names[a], names[b], count) for a, b, count in each] for name, each in differences.items()}
     tables = {
         "": _table(pairs),
@@ -80,56 +80,56 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
         "pairs": [{**pair, "most_frequent_differences": named[pair["b"]][:_LISTED]} for pair in pairs],
         "epochs": epochs,
     }
-    return Findings(numbers, _summary(first.name, found, named), tables, figures)
+    return Findings(numbers, _summary(first.name, agreements, named), tables, figures)
 
 
 def both_of(subject: Subject) -> tuple[Subject, Subject]:
-    """A run's two models, that which was asked for first, else the sparse one.
+    """The two models of a run: the requested one first, otherwise the sparse one.
 
-    Raises RunError where it is a file or has but one.
+    Raises RunError if the subject is a file or has only one model.
     """
     try:
         sparse, dense = subject.of("sparse"), subject.of("dense")
     except CheckpointError as cause:
         raise RunError(
-            f"{cause}. Agreement takes two models: name a second run, or a file, after {subject.name}"
+            f"{cause}. Agreement compares two models: name a second run or file after {subject.name}"
         ) from cause
     return (dense, sparse) if subject.kind == "dense" else (sparse, dense)
 
 
 def partners(kept: Sequence[Kept]) -> list[tuple[Kept, Kept]]:
-    """Each kept sparse or dense model with the latest of the other kind before it, oldest first."""
+    """Each saved sparse or dense model paired with the latest earlier one of the other kind, oldest first."""
     latest: dict[str, Kept] = {}
-    found = []
+    pairs = []
     for each in sorted(kept, key=lambda each: each.epoch):
         other = latest.get({"sparse": "dense", "dense": "sparse"}.get(each.kind, ""))
         if other is not None:
-            found.append((each, other))
+            pairs.append((each, other))
         latest[each.kind] = each
-    return found
+    return pairs
 
 
 def along(
     kept: Sequence[Kept], load: Callable[[Path], Loaded], images: Batches[Pair], workspace: Workspace = UNSAVED
 ) -> list[dict[str, Any]]:
-    """Of each pair of `partners`: `epoch`, `kind` and `against` (the other's epoch), and the numbers of `Agreement`,
-    where A is the sparse model."""
-    found = []
+    """For each pair of `partners`: `epoch`, `kind`, `against` (the epoch of the other model) and the fields of
+    `Agreement`, where A is the sparse model."""
+    rows = []
     for each, other in partners(kept):
         sparse, dense = (each, other) if each.kind == "sparse" else (other, each)
         key = f"{_digest(sparse.file)} {_digest(dense.file)}"
         description = f"epochs {each.epoch} and {other.epoch}"
         numbers, _ = compare(load(sparse.file), load(dense.file), images, workspace, key, description)
-        found.append({"epoch": each.epoch, "kind": each.kind, "against": other.epoch, **asdict(numbers)})
-    return found
+        rows.append({"epoch": each.epoch, "kind": each.kind, "against": other.epoch, **asdict(numbers)})
+    return rows
 
 
 def _along(subject: Subject, split: Split, workspace: Workspace) -> list[dict[str, Any]]:
     kept = run_of(subject).kept_models()
     if not partners(kept):
         console.say(
-            f"{subject.name}: too few models were kept along the way to follow the pair over epochs; train with "
-            "checkpoint.keep_every=1, or keep_phases=true"
+            f"{subject.name}: too few checkpoints were saved to follow the two models over epochs; train with "
+            "checkpoint.keep_every=1 or keep_phases=true"
         )
         return []
     with same_images(subject, subject, split) as images:
@@ -142,9 +142,9 @@ def _digest(file: Path) -> str:
 
 
 def _summary(
-    first: str, found: Mapping[str, Agreement], differences: Mapping[str, Sequence[tuple[str, str, int]]]
+    first: str, agreements: Mapping[str, Agreement], differences: Mapping[str, Sequence[tuple[str, str, int]]]
 ) -> Table:
-    """A column for each B; differences: with the classes' names."""
+    """One column for each B. differences: with class names."""
     shown: dict[str, Callable[[Agreement], str]] = {
         "top-1 agreement": lambda each: f"{each.agreement:.2%}",
         "H(A, B), nats": lambda each: f"{each.cross_entropy_ab:.4f}",
@@ -159,35 +159,35 @@ def _summary(
         "both wrong": lambda each: str(each.both_wrong),
         "McNemar's p": lambda each: f"{each.mcnemar_p:.3g}",
     }
-    rows = [(name, *map(text, found.values())) for name, text in shown.items()]
+    rows = [(name, *map(text, agreements.values())) for name, text in shown.items()]
     for rank in range(_SHOWN):
         cells = [[f"{a}, {b}: {count}" for a, b, count in each[rank : rank + 1]] for each in differences.values()]
         if any(cells):
             rows.append(("" if rank else "A says, B says: images", *("".join(cell) for cell in cells)))
-    return Table((f"A: {first}", *(f"B: {name}" for name in found)), rows)
+    return Table((f"A: {first}", *(f"B: {name}" for name in agreements)), rows)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
-def draw_differences(first: str, found: Mapping[str, Sequence[Difference]], names: Sequence[str]) -> Figure:
-    """A map for each B, by its name; names: of the classes."""
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
+def draw_differences(first: str, by_model: Mapping[str, Sequence[Difference]], names: Sequence[str]) -> Figure:
+    """One map for each B, keyed by its name. names: the class names."""
+    columns = min(3, len(by_model))
+    rows = -(-len(by_model) // columns)
     figure = plotting.new(0.5 + 4.7 * columns, 4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    most = max((count for differences in found.values() for _, _, count in differences), default=1)
-    for panel, (name, differences) in zip(panels, found.items(), strict=False):
+    most = max((count for differences in by_model.values() for _, _, count in differences), default=1)
+    for panel, (name, differences) in zip(panels, by_model.items(), strict=False):
         _map(panel, differences, names, most)
         panel.set(xlabel=f"class by B: {name}", ylabel=f"class by A: {first}")
-    for unused in panels[len(found) :]:
+    for unused in panels[len(by_model) :]:
         unused.set_axis_off()
     return figure
 
 
 def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], most: int) -> None:
-    """Of many classes those that most differences are about; most: the darkest cell's images."""
+    """Draws the classes with the most differences if there are too many. most: image count of the darkest cell."""
     images: Counter[int] = Counter(dict.fromkeys(range(len(names)), 0))
     for a, b, count in differences:
         images.update({a: count, b: count})
@@ -209,7 +209,7 @@ def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], m
 
 
 def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) -> Figure:
-    """epochs: of `along`."""
+    """epochs: the rows returned by `along`."""
     figure = plotting.new(7, 5)
     agreement, entropy = panels = figure.subplots(2, sharex=True)
     for panel in panels:

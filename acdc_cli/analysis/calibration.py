@@ -1,6 +1,6 @@
-"""How sure a model is, and how rightly: entropy, NLL, ECE, Brier score, reliability diagram (P2 C.1, eq. 4).
+"""Calibration: entropy, NLL, ECE, Brier score, reliability diagram (P2 C.1, eq. 4).
 
-Of one run that has both models both are measured, and the sparse one is set against the dense one.
+For one run with a sparse and a dense model, both are measured and compared.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _COMPARED = ("top1", "confidence", "nll", "entropy", "ece", "mce", "brier")
 
 class Options(Block):
     bins: PositiveInt = 15
-    """Bins of equal width that confidences from 0 to 1 are sorted into."""
+    """Number of equal-width bins for confidences between 0 and 1."""
     split: Split = "val"
-    """The images to judge on, `val` or `train`; the latter as validation shows them, without augmentation."""
+    """Images to evaluate on: `val`, or `train` (prepared as for validation, without augmentation)."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence c, the largest of their probabilities, is `low` < c ≤ `high`."""
+    """Images whose confidence c, the largest of their probabilities, satisfies `low` < c ≤ `high`."""
 
     low: float
     high: float
     count: int
     confidence: float
-    """Mean of c; NaN where there is no image."""
+    """Mean of c; NaN for an empty bin."""
     accuracy: float
-    """Share that is classified rightly; NaN where there is no image."""
+    """Fraction classified correctly; NaN for an empty bin."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Calibration:
 
     samples: int
     top1: float
-    """Share of images whose largest logit is that of their label."""
+    """Fraction of images whose largest logit is that of their label."""
     confidence: float
-    """Of the largest probability of each image."""
+    """Mean of the largest probability of each image."""
     nll: float
     """-ln p[label], in nats: P2 eq. 4's CE."""
     entropy: float
@@ -69,14 +69,14 @@ class Calibration:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy - mean confidence| of the bins, weighted by
-        their shares of the images; between 0 and 1."""
+        """Expected calibration error (Guo et al. 2017, eq. 3): mean over the bins of |accuracy - mean confidence|,
+        weighted by their images; between 0 and 1."""
         return sum(each.count / self.samples * abs(each.accuracy - each.confidence) for each in self._filled)
 
     @property
     def mce(self) -> float:
-        """Maximum calibration error (Guo et al. 2017, eq. 5): the largest |accuracy - mean confidence| of a bin that
-        is not empty."""
+        """Maximum calibration error (Guo et al. 2017, eq. 5): the largest |accuracy - mean confidence| of a bin that is
+        not empty."""
         return max(abs(each.accuracy - each.confidence) for each in self._filled)
 
     @property
@@ -85,31 +85,33 @@ class Calibration:
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    found = {}
+    calibrations = {}
     for subject in measured(subjects):
         with subject.images(options.split) as images:
-            found[subject.name] = calibrate(
+            calibrations[subject.name] = calibrate(
                 subject.load(), images, options.bins, workspace, f"{subject.digest} {subject.name}", subject.name
             )
-    differences = difference(*found.values()) if len(subjects) == 1 and len(found) == 2 else None
-    numbers = {name: {**asdict(each), "ece": each.ece, "mce": each.mce} for name, each in found.items()}
-    rows = [(name, *(getattr(each, key) for key in _COMPARED)) for name, each in found.items()]
+    differences = difference(*calibrations.values()) if len(subjects) == 1 and len(calibrations) == 2 else None
+    numbers = {name: {**asdict(each), "ece": each.ece, "mce": each.mce} for name, each in calibrations.items()}
+    rows = [(name, *(getattr(each, key) for key in _COMPARED)) for name, each in calibrations.items()]
     return Findings(
         numbers={"models": numbers, **({"sparse_minus_dense": differences} if differences else {})},
-        summary=_summary(found, differences),
+        summary=_summary(calibrations, differences),
         tables={
-            "": Table(("model", "samples", *_COMPARED), [(row[0], found[row[0]].samples, *row[1:]) for row in rows]),
+            "": Table(
+                ("model", "samples", *_COMPARED), [(name, calibrations[name].samples, *rest) for name, *rest in rows]
+            ),
             "bins": Table(
                 ("model", "low", "high", "count", "confidence", "accuracy"),
-                [(name, *asdict(each).values()) for name, model in found.items() for each in model.bins],
+                [(name, *asdict(each).values()) for name, model in calibrations.items() for each in model.bins],
             ),
         },
-        figures={"": draw(found)},
+        figures={"": draw(calibrations)},
     )
 
 
 def measured(subjects: Sequence[Subject]) -> list[Subject]:
-    """They themselves; of a single run, of which no model was chosen, both models where it has both."""
+    """The subjects themselves; for a single run with no requested model, both of its models if it has them."""
     if len(subjects) == 1 and subjects[0].run is not None and subjects[0].kind is None:
         both = [subjects[0].of(kind) for kind in _KINDS if subjects[0].run.model_file(kind).exists()]
         return both or list(subjects)
@@ -124,9 +126,9 @@ def calibrate(
     key: str = "calibration",
     description: str = "calibration",
 ) -> Calibration:
-    """Judges the model on all the images. `top1`, `nll` and `entropy` are those of `acdc eval`.
+    """Evaluates the model on all images. `top1`, `nll` and `entropy` equal those of `acdc eval`.
 
-    Raises RunError where there are none.
+    Raises RunError if there are no images.
     """
 
     def add(batch: Batch) -> dict[str, Tensor]:
@@ -136,12 +138,12 @@ def calibrate(
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
-        raise RunError("there is no image to evaluate the model on; name another set by --data")
+        raise RunError("there are no images to evaluate the model on; name another set with --data")
     return of_sums(totals)
 
 
 def sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
-    """What `of_sums` needs of a batch, in float64 on the logits' device.
+    """The sums over a batch that `of_sums` needs, in float64 on the logits' device.
 
     logits: (batch, classes).  labels: (batch,) int64.  The bins are (0, 1/bins], (1/bins, 2/bins], … up to 1.
     """
@@ -150,7 +152,7 @@ def sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
     right = (top_class(logits) == labels).double()
     edges = torch.arange(1, bins, dtype=torch.float64, device=logits.device) / bins
     members = torch.bucketize(confidence, edges)[:, None] == torch.arange(bins, device=logits.device)
-    # products, not an addition at indices, whose order on a GPU is another one each time
+    # products rather than index_add, whose order on a GPU varies
     weights = members.double().T
     errors = probabilities.scatter_add(1, labels[:, None], probabilities.new_full((len(labels), 1), -1))
     judged = Classification().sums(logits, labels)
@@ -166,7 +168,7 @@ def sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
 
 
 def of_sums(totals: Mapping[str, Tensor]) -> Calibration:
-    """totals: `sums`, added up over all batches."""
+    """totals: the results of `sums`, added over all batches."""
     counts: list[int] = totals["counts"].tolist()
     samples, bins = sum(counts), len(counts)
     means = {key: float(totals[key]) / samples for key in ("top1", "nll", "entropy", "brier")}
@@ -191,12 +193,12 @@ def of_sums(totals: Mapping[str, Tensor]) -> Calibration:
 
 
 def difference(sparse: Calibration, dense: Calibration) -> dict[str, float]:
-    """Of every measure, the sparse model's less the dense one's."""
+    """For every measure, the sparse model's value minus the dense model's."""
     return {key: getattr(sparse, key) - getattr(dense, key) for key in _COMPARED}
 
 
 def draw(models: Mapping[str, Calibration]) -> Figure:
-    """The reliability diagram, over the number of images in each bin."""
+    """The reliability diagram above the number of images in each bin."""
     figure = plotting.new(5.5, 6)
     reliability, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     reliability.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="perfectly calibrated")
@@ -216,7 +218,7 @@ def draw(models: Mapping[str, Calibration]) -> Figure:
 
 
 def _summary(models: Mapping[str, Calibration], differences: Mapping[str, float] | None) -> Table:
-    """Shares in percent, their differences, the sparse model's less the dense one's, in percentage points."""
+    """Shares in percent; differences (sparse minus dense) in percentage points."""
 
     def texts(values: Sequence[float]) -> list[str]:
         top1, confidence, nll, entropy, ece, mce, brier = values

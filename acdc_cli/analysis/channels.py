@@ -1,9 +1,9 @@
-"""Output channels whose weights are all zero, and input channels that are dead in consequence (P2 K).
+"""Output channels whose weights are all zero, and input channels that are dead as a result (P2 K).
 
-An input channel is dead where no image can change what it holds, because every path from the image to it passes a zero
-weight (`base/reach.py` says how that is found out). It may still be a constant other than 0, from a bias or from batch
-norm's shift; then the layer's weights on it act as one more bias. Weights on dead input channels are called idle: they
-can go without a change of the function, once that constant is folded into what follows.
+An input channel is dead if no image can change it, because every path from the image to it passes through a zero weight
+(`base/reach.py` explains how this is tested). It may still be a nonzero constant, from a bias or from batch norm's
+shift; the layer's weights on it then act as one more bias. Weights on dead input channels are called idle: they can be
+removed without changing the function, once that constant is folded into what follows.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 class Options(Block):
     inputs: bool = True
-    """Look for dead input channels, too, which takes a pass or three of one image in double precision."""
+    """Also search for dead input channels, which takes up to three passes of one image in double precision."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Of a layer, or of several. What is unknown is None: the inputs of layers that are never called as modules."""
+    """Counts for one layer or several. None means unknown: the inputs of layers that are never called as modules."""
 
     outputs: int
     zero_outputs: int
     """Output channels whose weights are all exactly zero."""
     weights: int
-    """Those that are not zero."""
+    """Nonzero weights."""
     inputs: int | None = None
     dead_inputs: int | None = None
     idle_weights: int | None = None
-    """Weights that are not zero, on dead input channels."""
+    """Nonzero weights on dead input channels."""
 
 
 @dataclass(frozen=True)
 class Then:
-    """Zero output channels of the pruned layers when masks were kept."""
+    """Zero output channels of the pruned layers when a mask was saved."""
 
     epoch: int
     phase: str
@@ -61,62 +61,63 @@ class Then:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Measured:
     kinds: dict[str, str]
-    """Of each layer, `conv` or `linear`."""
+    """`conv` or `linear`, for each layer."""
     layers: dict[str, Channels]
     then: list[Then]
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Of runs also over training, from the masks that were kept, unless their dense model is asked for.
+    """For runs, also over training, from the saved masks, unless the dense model is requested.
 
-    Raises ModelError where the input channels cannot be followed.
+    Raises ModelError if the input channels cannot be followed.
     """
-    found = {}
+    measured = {}
     with console.progress("channels") as bar:
         for subject in bar.track(subjects, description="channels"):
-            found[subject.name] = _of(subject, options)
-    drawn = {"": draw({name: each.layers for name, each in found.items()})}
-    if then := {name: each.then for name, each in found.items() if each.then}:
+            measured[subject.name] = _of(subject, options)
+    drawn = {"": draw({name: each.layers for name, each in measured.items()})}
+    if then := {name: each.then for name, each in measured.items() if each.then}:
         drawn["over-time"] = draw_over_time(then)
     return Findings(
-        numbers={"models": {name: _numbers(each) for name, each in found.items()}},
+        numbers={"models": {name: _numbers(each) for name, each in measured.items()}},
         summary=Table(
             ("model", "layers", "outputs", "zero", "inputs", "dead", "idle weights"),
-            [row for name, each in found.items() for row in _shown(name, each)],
+            [row for name, each in measured.items() for row in _shown(name, each)],
         ),
-        tables=_tables(found),
+        tables=_tables(measured),
         figures=drawn,
     )
 
 
 def channels(model: nn.Module, layers: Sequence[Layer], side: int | None) -> dict[str, Channels]:
-    """Of each layer of a model, by its name.
+    """Counts for each layer of a model, by name.
 
-    side: of the images in pixels; None leaves the input channels out. Raises ModelError where torch cannot follow them.
+    side: side of the images in pixels; None leaves out the input channels. Raises ModelError if torch cannot follow
+    them.
     """
     dead = {} if side is None else dead_inputs(model, layers, side)
     return {layer.name: channels_of(layer.parameter.detach(), dead.get(layer.name)) for layer in layers}
 
 
 def channels_of(weight: Tensor, dead: Tensor | None = None) -> Channels:
-    """Of a layer's weight, or its mask: (outputs, inputs of a group, …).
+    """Counts for a layer's weight or mask: (outputs, inputs of a group, …).
 
-    dead: a boolean for each input channel of all groups, or None where that is not known.
+    dead: a boolean for each input channel of all groups, or None if unknown.
     """
     lives = weight != 0
     counts = Channels(outputs=len(lives), zero_outputs=int((~lives.flatten(1).any(1)).sum()), weights=int(lives.sum()))
     if dead is None:
         return counts
-    # (groups, outputs of a group, inputs of a group, taps)
+    # (groups, outputs per group, inputs per group, taps)
     by_input = lives.reshape(dead.numel() // lives.shape[1], -1, lives.shape[1], lives[0, 0].numel())
     on_dead = by_input & dead.to(lives.device).view(len(by_input), 1, -1, 1)
     return replace(counts, inputs=dead.numel(), dead_inputs=int(dead.sum()), idle_weights=int(on_dead.sum()))
 
 
 def together(layers: Iterable[Channels]) -> Channels:
-    """Sums; those of what is unknown are over the layers in which it is known."""
+    """Sums over layers; a quantity unknown for some layers is summed over the others."""
     layers = list(layers)
     known = [each for each in layers if each.inputs is not None]
     return Channels(
@@ -130,7 +131,7 @@ def together(layers: Iterable[Channels]) -> Channels:
 
 
 def over_time(run: RunDir) -> list[Then]:
-    """Of the masks that a run kept, oldest first; one at a time is held. Empty where it kept none."""
+    """For each mask that a run saved, oldest first; empty if there is none. Holds one mask at a time."""
     return [
         Then(
             kept.epoch,
@@ -142,7 +143,7 @@ def over_time(run: RunDir) -> list[Then]:
 
 
 def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
-    """Shares of each layer's channels, in the order of the layers."""
+    """Fraction of each layer's channels, in the order of the layers."""
     names = list(dict.fromkeys(name for layers in models.values() for name in layers))
     places = {name: number for number, name in enumerate(names)}
     has_inputs = any(each.inputs is not None for layers in models.values() for each in layers.values())
@@ -162,7 +163,7 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
 
 
 def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
-    """Zero output channels of all pruned layers, at each mask that was kept."""
+    """Zero output channels of all pruned layers, at each saved mask."""
     figure = plotting.new(7, 4.5)
     panel = figure.subplots()
     for (name, each), looks in zip(runs.items(), plotting.looks(), strict=False):
@@ -175,26 +176,26 @@ def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
     return figure
 
 
-def _of(subject: Subject, options: Options) -> _Found:
+def _of(subject: Subject, options: Options) -> _Measured:
     loaded = subject.load()
     side = subject.recipe.data.val_crop if options.inputs else None
-    return _Found(
+    return _Measured(
         kinds={layer.name: layer.kind for layer in loaded.layers},
         layers=channels(loaded.model, loaded.layers, side),
         then=over_time(subject.run) if subject.run is not None and subject.kind != "dense" else [],
     )
 
 
-def _sums(found: _Found) -> dict[str, Channels]:
-    """Of the convolutions, whose share of zero output channels is P2's "avg" (Table K.8), and of all layers."""
-    convolutions = [each for name, each in found.layers.items() if found.kinds[name] == "conv"]
-    return ({"conv": together(convolutions)} if convolutions else {}) | {"all": together(found.layers.values())}
+def _sums(measured: _Measured) -> dict[str, Channels]:
+    """For the convolutions, whose share of zero output channels is P2's "avg" (Table K.8), and for all layers."""
+    convolutions = [each for name, each in measured.layers.items() if measured.kinds[name] == "conv"]
+    return ({"conv": together(convolutions)} if convolutions else {}) | {"all": together(measured.layers.values())}
 
 
-def _numbers(found: _Found) -> dict[str, Any]:
+def _numbers(measured: _Measured) -> dict[str, Any]:
     return {
-        **{kind: asdict(each) for kind, each in _sums(found).items()},
-        "layers": {name: {"kind": found.kinds[name], **asdict(each)} for name, each in found.layers.items()},
+        **{kind: asdict(each) for kind, each in _sums(measured).items()},
+        "layers": {name: {"kind": measured.kinds[name], **asdict(each)} for name, each in measured.layers.items()},
         "pruned_layers_over_time": [
             {
                 "epoch": then.epoch,
@@ -203,12 +204,12 @@ def _numbers(found: _Found) -> dict[str, Any]:
                 "zero_outputs": together(then.layers.values()).zero_outputs,
                 "layers": {name: each.zero_outputs for name, each in then.layers.items()},
             }
-            for then in found.then
+            for then in measured.then
         ],
     }
 
 
-def _shown(name: str, found: _Found) -> list[tuple[str, ...]]:
+def _shown(name: str, measured: _Measured) -> list[tuple[str, ...]]:
     return [
         (
             name,
@@ -219,7 +220,7 @@ def _shown(name: str, found: _Found) -> list[tuple[str, ...]]:
             _cell(each.dead_inputs, each.inputs),
             _cell(each.idle_weights, each.weights),
         )
-        for kind, each in _sums(found).items()
+        for kind, each in _sums(measured).items()
     ]
 
 
@@ -231,16 +232,16 @@ def _percent(part: int | None, whole: int | None) -> float:
     return nan if part is None or not whole else 100 * part / whole
 
 
-def _tables(found: Mapping[str, _Found]) -> dict[str, Table]:
+def _tables(measured: Mapping[str, _Measured]) -> dict[str, Table]:
     layers = [
         (name, layer, each.kinds[layer], *asdict(counts).values())
-        for name, each in found.items()
+        for name, each in measured.items()
         for layer, counts in each.layers.items()
     ]
     tables = {"": Table(("model", "layer", "kind", *Channels.__dataclass_fields__), layers)}
     then = [
         (name, then.epoch, then.phase, layer, counts.outputs, counts.zero_outputs)
-        for name, each in found.items()
+        for name, each in measured.items()
         for then in each.then
         for layer, counts in then.layers.items()
     ]

@@ -1,4 +1,4 @@
-"""All that is known of several runs: recipes, final numbers, and over seeds mean, deviation and a paired test."""
+"""Comparison of several runs: recipes, final numbers, and over seeds the mean, deviation and a paired test."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TESTED = ("top1", "entropy", "val_loss")
-"""Measures that groups are tested in."""
+"""Measures that are tested between groups."""
 _SIDE_BY_SIDE = 3
-"""Groups that a table of 80 columns has room for."""
+"""Number of groups that fit side by side in 80 columns."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A run."""
+    """What is known of a run."""
 
     name: str
     recipe: Mapping[str, Any]
-    """By dotted keys, as the next."""
+    """The recipe by dotted keys; `made_with` likewise."""
     made_with: Mapping[str, Any]
     """Device, versions, data and commit."""
     outcome: Outcome
@@ -53,7 +53,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on the same data whose recipes differ in nothing but the seed, and what bears on no number."""
+    """Runs on the same data whose recipes differ only in the seed and in keys that do not affect the numbers."""
 
     name: str
     runs: Sequence[Known]
@@ -63,8 +63,8 @@ class Group:
         return [run for run in self.runs if run.outcome.finished]
 
     def spread(self, key: str) -> tuple[float | None, float | None]:
-        """Mean and sample standard deviation (n - 1) over the finished runs; None where one of them has no number, and
-        for fewer than one or two."""
+        """Mean and sample standard deviation (n - 1) over the finished runs; None if a run lacks the value, or for
+        fewer than one or two runs."""
         values = [run.outcome.values[key] for run in self.finished]
         known = tuple(value for value in values if value is not None)
         if not known or len(known) < len(values):
@@ -72,15 +72,15 @@ class Group:
         return Spread(known).mean, Spread(known).std
 
     def by_seed(self, key: str) -> dict[int, float]:
-        """Of the finished runs that have a number; a seed that is there twice could not be paired, and is left out."""
+        """The values of the finished runs by seed; a seed that occurs twice cannot be paired and is left out."""
         times = Counter(run.seed for run in self.finished)
-        found = {run.seed: run.outcome.values[key] for run in self.finished if times[run.seed] == 1}
-        return {seed: value for seed, value in found.items() if value is not None}
+        values = {run.seed: run.outcome.values[key] for run in self.finished if times[run.seed] == 1}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Tested:
-    """How far a group lies above the first one."""
+    """A group's difference from the first group."""
 
     group: str
     measure: str
@@ -88,16 +88,16 @@ class Tested:
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
-    """Differences are to the first run, tests against its group. Raises RunError for what is no run, and for
-    recipes that are not as the runs had them."""
+    """Differences are to the first run, tests against its group. Raises RunError for a subject that is not a run, and
+    for a recipe changed by --set or --data."""
     if len(subjects) < 2:
-        raise RunError(f"name at least two runs to compare; {subjects[0].name} is one")
+        raise RunError(f"{subjects[0].name} is a single run; name at least two runs to compare")
     runs = []
     for subject in subjects:
         run = run_of(subject)
         if subject.recipe != load(run.resolved):
             raise RunError(
-                f"{subject.name}: runs are compared by the recipes they were made with; leave --set and --data out"
+                f"{subject.name}: runs are compared by the recipes they were trained with; leave out --set and --data"
             )
         made_with = flat((run.provenance() or [{}])[-1])
         runs.append(Known(subject.name, flat(subject.recipe.as_dict()), made_with, outcome(run, subject.kind)))
@@ -105,29 +105,29 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
 
 
 def differing(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The keys whose values are not the same in all blocks, with each one's value; None where it has no such key."""
+    """The keys whose values differ between blocks, with the value in each block; None where a block lacks the key."""
     keys = dict.fromkeys(key for block in blocks.values() for key in block)
-    found = {key: {name: block.get(key) for name, block in blocks.items()} for key in keys}
-    return {key: values for key, values in found.items() if len({repr(value) for value in values.values()}) > 1}
+    by_key = {key: {name: block.get(key) for name, block in blocks.items()} for key in keys}
+    return {key: values for key, values in by_key.items() if len({repr(value) for value in values.values()}) > 1}
 
 
 def grouped(runs: Sequence[Known]) -> list[Group]:
-    """In the order of their first runs."""
-    found: dict[str, list[Known]] = {}
+    """Groups in the order of their first runs."""
+    groups: dict[str, list[Known]] = {}
     for run in runs:
         experiment = bearing(run.recipe, SAME_EXPERIMENT)
-        # where a set lies bears on nothing, but another set may lie there
+        # the path of a set does not matter, but a different set may lie there
         experiment |= {key: value for key, value in run.made_with.items() if key.startswith("data.fingerprint.")}
-        found.setdefault(repr(sorted(experiment.items())), []).append(run)
-    names = [_name([run.name for run in group]) for group in found.values()]
-    # cut down they may be those of others
+        groups.setdefault(repr(sorted(experiment.items())), []).append(run)
+    names = [_name([run.name for run in group]) for group in groups.values()]
+    # shortened names may coincide with others
     unique = len(set(names)) == len(names)
-    return [Group(name if unique else group[0].name, group) for name, group in zip(names, found.values(), strict=True)]
+    return [Group(name if unique else group[0].name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
 def _name(runs: Sequence[str]) -> str:
-    """`small` of `small-0` and `small-1`; where they have little in common, that of the first."""
-    # of characters, not of folders
+    """`small` for `small-0` and `small-1`; the first name if they have little in common."""
+    # common prefix of characters, not of folders
     common = os.path.commonprefix(runs) if len(runs) > 1 else ""  # noqa: RUF071
     common = re.sub(r"[\W_]*(seed)?[\W_]*$", "", common)
     return common if len(common) >= len(runs[0]) / 2 else runs[0]
@@ -220,7 +220,7 @@ def _whole(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    """`4.71 M` of 4,706,064."""
+    """`4.71 M` for 4,706,064."""
     power = min(max(int(math.log10(value)) // 3, 0), 6) if value > 0 else 0
     return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}".rstrip()
 
@@ -241,7 +241,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def _cell(group: Group, key: str, deviation: bool = False) -> str:
-    """`98.10 ± 0.12`; of a run alone what it has, finished or not."""
+    """`98.10 ± 0.12`; for a single run its value, finished or not."""
     show = _SHOWN[key][1]
     mean, std = group.spread(key)
     if len(group.runs) == 1:
@@ -269,15 +269,15 @@ def _p(test: Tested | None) -> str:
 
 
 def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A column for each group; a row for each measure, and for each key of the recipe that differs."""
+    """One column for each group; one row for each measure and for each recipe key that differs."""
     rows = [("finished runs", *(_counted(group) for group in groups))]
     for key, (title, _) in _SHOWN.items():
         rows.append((title, *(_cell(group, key, key in TESTED) for group in groups)))
-        found = [test for test in tests if test.measure == key]
-        if any(test.result.mean is not None for test in found):
-            rows.append(("  minus the first", "", *(_lead(test) for test in found)))
-        if any(test.result.p is not None for test in found):
-            rows.append(("  p, paired by seed", "", *(_p(test) for test in found)))
+        of_measure = [test for test in tests if test.measure == key]
+        if any(test.result.mean is not None for test in of_measure):
+            rows.append(("  minus the first", "", *(_lead(test) for test in of_measure)))
+        if any(test.result.p is not None for test in of_measure):
+            rows.append(("  p, paired by seed", "", *(_p(test) for test in of_measure)))
     for key, values in recipes.items():
         spelt = [["-" if values[run.name] is None else str(values[run.name]) for run in group.runs] for group in groups]
         rows.append((key, *(", ".join(dict.fromkeys(each)) for each in spelt)))
@@ -285,7 +285,7 @@ def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Map
 
 
 def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
-    """A row for each group."""
+    """One row for each group."""
     leads = {test.group: test for test in tests if test.measure == "top1"}
     rows = [
         (
@@ -302,7 +302,7 @@ def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Each run's top-1 and entropy, hollow while it goes on; over seeds their mean and standard deviation."""
+    """Top-1 and entropy of each run, hollow if unfinished; over seeds their mean and standard deviation."""
     figure = plotting.new(8, 1.4 + 0.32 * len(groups))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, scale, label in zip(

@@ -31,35 +31,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Errors = Mapping[str, Sequence[float]]
-"""Of each corruption the error (1 - top-1, a fraction) at each severity."""
+"""For each corruption, the error (1 - top-1, a fraction) at each severity."""
 Under = Callable[[Loader, Corruption, int], AbstractContextManager[Batches[Batch]]]
-"""The images of a loader under a corruption of some severity."""
+"""The images of a loader under a corruption of a given severity."""
 
 _GROUP_OF: dict[str, str] = {corruption: group for group, members in GROUPS.items() for corruption in members}
 _SIDE_BY_SIDE = 6
-"""Models that a table of 80 columns has room for."""
+"""Number of models that fit side by side in 80 columns."""
 
 
 class Options(Block):
     path: str | None = None
-    """Folder of ImageNet-C, with fog/1/n01440764/*.JPEG. Default: the validation images are corrupted anew."""
+    """Folder of ImageNet-C, with fog/1/n01440764/*.JPEG. Default: corrupt the validation images."""
     corruptions: Annotated[list[Corruption], Field(min_length=1)] | None = None
-    """Only these. Default: all 19."""
+    """Corruptions to evaluate. Default: all 19."""
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1]
-    """From 1, as in P2, to 5; mean corruption errors are usually over all five."""
+    """Severities from 1, as in P2, to 5; mean corruption errors are usually over all five."""
     noise_seed: Annotated[int, Field(ge=0)] = 0
-    """Of the corruptions that are made anew."""
+    """Seed of the corruptions applied here."""
     workers: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Processes that corrupt images; the numbers do not depend on it. Default: one a core."""
+    """Processes that corrupt images; the numbers do not depend on it. Default: one per core."""
 
     @model_validator(mode="after")
     def _each_is_used(self) -> Self:
         if self.path is not None and (idle := {"noise_seed", "workers"} & self.model_fields_set):
-            raise ValueError(f"{' and '.join(sorted(idle))}: has no effect where `path` names ImageNet-C's own images")
+            raise ValueError(f"{' and '.join(sorted(idle))}: has no effect when `path` names ImageNet-C's own images")
         for key in ("corruptions", "severities"):
             values = getattr(self, key) or []
             if len(set(values)) < len(values):
-                raise ValueError(f"{key}: each is measured once, but {values} names one twice")
+                raise ValueError(f"{key}: each is measured once, but {values} has a duplicate")
         return self
 
 
@@ -69,19 +69,19 @@ class Scores:
 
     clean: float
     under: Mapping[str, Mapping[int, float]]
-    """By corruption and severity."""
+    """Top-1 by corruption and severity."""
 
     @property
     def errors(self) -> Errors:
-        return {name: [1 - top1 for top1 in found.values()] for name, found in self.under.items()}
+        return {name: [1 - top1 for top1 in by_severity.values()] for name, by_severity in self.under.items()}
 
     def top1(self, *corruptions: str) -> float:
-        """The mean over these corruptions and all severities; NaN where there are none."""
+        """Mean over these corruptions and all severities; NaN if there are none."""
         return _mean([fmean(self.under[name].values()) for name in corruptions])
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Corruption errors are relative to the first subject. Raises DataError where images or the library are missing."""
+    """Corruption errors are relative to the first subject. Raises DataError if images or the library are missing."""
     corruptions = options.corruptions or CORRUPTIONS
     scores: dict[str, Scores] = {}
     with ExitStack() as stack:
@@ -108,7 +108,8 @@ def scores_of(
     severities: Sequence[int] = (1,),
     workspace: Workspace = UNSAVED,
 ) -> dict[str, Scores]:
-    """Of models on one device that want the loader's images: each is corrupted once for all of them."""
+    """Evaluates models on one device that share the loader's preparation: each image is corrupted once for all of
+    them."""
     add, names = partial(correct, models), ", ".join(models)
     hits = workspace.sums(f"{names}: clean", loader, add, "clean images")
     clean = {name: int(hits[name]) / loader.samples for name in models}
@@ -124,7 +125,7 @@ def scores_of(
 
 
 def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
-    """How many of the images each model classifies as they are labelled: int64 scalars on the device."""
+    """The number of images that each model classifies correctly: int64 scalars on the device."""
     hits = {}
     for name, model in models.items():
         with model.precision.autocast():
@@ -134,9 +135,9 @@ def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
 
 
 def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
-    """Hendrycks and Dietterich's CE of each corruption: the sum of the errors over severities, over the baseline's.
+    """Hendrycks and Dietterich's CE of each corruption: the sum of errors over severities over the baseline's sum.
 
-    NaN where the baseline makes no error. Their mean over the 15 common corruptions is mCE.
+    NaN if the baseline makes no error. The mean over the 15 common corruptions is mCE.
     """
     return {name: _ratio(sum(each), sum(baseline[name])) for name, each in errors.items()}
 
@@ -144,7 +145,8 @@ def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
 def relative_corruption_errors(
     errors: Errors, clean: float, baseline: Errors, baseline_clean: float
 ) -> dict[str, float]:
-    """The same of how far the errors lie above those on clean images, `clean`; NaN where the baseline's do not."""
+    """The same for the increase of the errors over those on clean images, `clean`; NaN if the baseline's do not
+    increase."""
     return {
         name: _ratio(sum(error - clean for error in each), sum(error - baseline_clean for error in baseline[name]))
         for name, each in errors.items()
@@ -152,7 +154,7 @@ def relative_corruption_errors(
 
 
 def _ratio(part: float, whole: float) -> float:
-    # less is rounding: errors are multiples of one image's share
+    # anything smaller is rounding: errors are multiples of one image's share
     return part / whole if whole > 1e-12 else math.nan
 
 
@@ -162,14 +164,14 @@ def _mean(values: Sequence[float]) -> float:
 
 def _say_what_severities_mean(sides: set[int]) -> None:
     for side in sorted(sides - {SIDE}):
-        small = f"; below {SMALLEST_SIDE} they are mirrored at their edges, corrupted and cut back"
+        small = f"; below {SMALLEST_SIDE} they are padded by mirroring, corrupted and cropped back"
         console.say(
-            f"severities are meant for images of {SIDE} pixels, and these have {side}{small * (side < SMALLEST_SIDE)}"
+            f"severities are meant for images of {SIDE} pixels; these have {side}{small * (side < SMALLEST_SIDE)}"
         )
 
 
 def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    """Subjects whose validation images are prepared alike, together."""
+    """Groups the subjects whose validation images are prepared identically."""
 
     def view(subject: Subject) -> str:
         block = subject.recipe.data
@@ -182,7 +184,7 @@ def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
 def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
     corruptions = options.corruptions or CORRUPTIONS
     over = {"common": [each for each in corruptions if each in COMMON], "all": list(corruptions)}
-    # one model has nothing to be compared with
+    # with one model there is nothing to compare
     baseline = next(iter(scores)) if len(scores) > 1 else None
     models = {name: _numbers(score, scores[baseline] if baseline else None, over) for name, score in scores.items()}
     rows = [
@@ -195,8 +197,8 @@ def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
             models[name].get("corruption_error", {}).get(corruption),
         )
         for name, score in scores.items()
-        for corruption, found in score.under.items()
-        for severity, top1 in found.items()
+        for corruption, by_severity in score.under.items()
+        for severity, top1 in by_severity.items()
     ]
     clean = [(name, "clean", None, 0, score.clean, None) for name, score in scores.items()]
     return Findings(
@@ -213,17 +215,17 @@ def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
 
 
 def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """over: corruptions by the name that a mean over them has."""
-    found = {
+    """over: corruptions by the name of their mean."""
+    numbers = {
         "clean_top1": score.clean,
         "top1": score.under,
         "mean_top1": {name: score.top1(*members) for name, members in over.items()},
     }
     if baseline is None:
-        return found
+        return numbers
     ratios = corruption_errors(score.errors, baseline.errors)
     relative = relative_corruption_errors(score.errors, 1 - score.clean, baseline.errors, 1 - baseline.clean)
-    return found | {
+    return numbers | {
         "corruption_error": ratios,
         "mce": {name: _mean([ratios[each] for each in members]) for name, members in over.items()},
         "relative_corruption_error": relative,
@@ -240,14 +242,14 @@ def _side_by_side(
     means = {key: members for key, members in over.items() if members and (key == "all" or members != over["all"])}
     for title, measure in (("mean", "mean_top1"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
         for key, members in means.items():
-            shown = [_percent(found[measure][key]) for found in models.values() if measure in found]
+            shown = [_percent(numbers[measure][key]) for numbers in models.values() if measure in numbers]
             if shown:
                 rows.append((f"{title} of {'the ' if len(members) == len(COMMON) else ''}{len(members)}", *shown))
     return Table(("top-1 % under", *scores), rows)
 
 
 def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each model, with means over groups of corruptions."""
+    """One row for each model, with means over groups of corruptions."""
     first = next(iter(scores.values()))
     groups = {group: [each for each in members if each in first.under] for group, members in GROUPS.items()}
     groups = {group: members for group, members in groups.items() if members}
@@ -269,14 +271,14 @@ def _percent(share: float) -> str:
 
 
 def draw(scores: Mapping[str, Scores]) -> Figure:
-    """Top-1 by corruption, of models by their names; the mean over severities, where there are several."""
+    """Top-1 by corruption, of models by their names; the mean over severities if there are several."""
     corruptions = list(next(iter(scores.values())).under)
     row_height = max(0.22, 0.07 * len(scores))
     figure = plotting.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
     panel = figure.subplots()
     for number, ((name, score), look) in enumerate(zip(scores.items(), plotting.looks(), strict=False)):
         top1 = [100 * share for share in (score.clean, *(score.top1(each) for each in corruptions))]
-        # below one another, so that equal ones are all seen
+        # at different heights, so that equal values are all visible
         rows = [row + 0.6 * ((number + 0.5) / len(scores) - 0.5) for row in range(len(top1))]
         panel.plot(top1, rows, label=name, **look | {"linestyle": "none", "markersize": 5})
     for row, (above, below) in enumerate(pairwise(corruptions), start=1):

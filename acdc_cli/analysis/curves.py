@@ -35,8 +35,8 @@ _COLUMNS = (
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
-    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet, and for one of
-    its models."""
+    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet, or if one of
+    its models was named."""
     for subject in subjects:
         whole_run_of(subject)
     runs = {subject.name: records_of(subject) for subject in subjects}
@@ -59,7 +59,7 @@ def _shown(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def phases(records: Records) -> list[tuple[str, int, int]]:
-    """(kind, first epoch, epoch after the last) of each stretch of epochs of one kind."""
+    """(kind, first epoch, epoch after the last) of each run of consecutive epochs of one kind."""
     stretches = []
     for kind, group in groupby(records, key=lambda record: str(record["phase"])):
         epochs = [record["epoch"] for record in group]
@@ -68,7 +68,7 @@ def phases(records: Records) -> list[tuple[str, int, int]]:
 
 
 def draw(runs: Mapping[str, Records]) -> Figure:
-    """What was measured at the end of each epoch, of runs by their names."""
+    """The measurements at the end of each epoch, of runs by their names."""
     figure = plotting.new(7, 6.5)
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     for panel in panels:
@@ -91,20 +91,21 @@ def draw(runs: Mapping[str, Records]) -> Figure:
 
 
 def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:
-    # an epoch without validation is left out; a value that was not finite breaks the line
+    # an epoch without validation is left out; a value that is not finite breaks the line
     shown = [record for record in records if key == "train_loss" or record["top1"] is not None]
     values = [math.nan if record[key] is None else scale * record[key] for record in shown]
     panel.plot([record["epoch"] + 1 for record in shown], values, markersize=3, **looks)
 
 
 def steps(panel: Axes, records: Records, key: str, scale: float = 100, **looks: Any) -> None:
-    """What is chosen at the start of an epoch, masks or a resolution, holds for all of it; shares come in percent."""
+    """A value set at the start of an epoch (a mask's sparsity, a resolution) holds for the whole epoch; shares are in
+    percent."""
     edges = [records[0]["epoch"], *(record["epoch"] + 1 for record in records)]
     panel.stairs([scale * record[key] for record in records], edges, baseline=None, **looks)
 
 
 def shade(panel: Axes, records: Records, named: bool) -> None:
-    """Greys the sparse phases and the ramps; `named`: with a legend."""
+    """Greys the sparse phases and the ramps. named: with a legend."""
     labels = {kind: f"{kind} phase" for kind in _SHADES} if named else {}
     for kind, start, end in phases(records):
         if kind in _SHADES:

@@ -1,4 +1,4 @@
-"""Weights that stay zero in dense phases, where nothing makes them (P2 L, Figure L.6)."""
+"""Weights that stay zero in dense phases although no mask holds them there (P2 L, Figure L.6)."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ _COLUMNS = ("run", "weight_decay", "phase", "first_epoch", "last_epoch", "first_
 
 @dataclass(frozen=True)
 class DensePhase:
-    """Epochs count from 0; sparsities are shares of the prunable weights."""
+    """Epochs count from 0; sparsities are fractions of the prunable weights."""
 
     number: int
-    """0 is the warm-up, before anything was pruned; 1 the first decompression."""
+    """0 is the warm-up, before any pruning; 1 is the first decompression."""
     first_epoch: int
     last_epoch: int
     first_sparsity: float
-    """Weights that are exactly zero at the end of the first epoch, whether or not anything holds them there."""
+    """Weights that are exactly zero at the end of the first epoch, masked or not."""
     last_sparsity: float
     """The same at the end of the last epoch."""
     imposed: float
-    """Weights that masks hold at zero all through the phase: `dense_sparsity`, "sparse decompression"."""
+    """Weights that masks hold at zero throughout the phase: `dense_sparsity`, "sparse decompression"."""
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
-    """Raises RunError for a file, and for a run that was not dense again after a sparse phase."""
+    """Raises RunError for a file, and for a run that has no dense phase after a sparse one."""
     records = {subject.name: _records(subject) for subject in subjects}
-    found = {name: dense_phases(each) for name, each in records.items()}
+    dense = {name: dense_phases(each) for name, each in records.items()}
     decays = {subject.name: subject.recipe.optim.weight_decay for subject in subjects}
     return Findings(
         numbers={
             "runs": {
                 name: {"weight_decay": decays[name], "phases": [asdict(phase) for phase in each]}
-                for name, each in found.items()
+                for name, each in dense.items()
             }
         },
         summary=Table(
             ("run", "phase", "epochs", "zeros: first", "last", "imposed"),
-            [(name, *_shown(phase)) for name, each in found.items() for phase in each],
+            [(name, *_shown(phase)) for name, each in dense.items() for phase in each],
         ),
         tables={
             "": Table(
                 _COLUMNS,
-                [(name, decays[name], *asdict(phase).values()) for name, each in found.items() for phase in each],
+                [(name, decays[name], *asdict(phase).values()) for name, each in dense.items() for phase in each],
             )
         },
         figures={"": draw({_label(name, decays): each for name, each in records.items()})},
@@ -66,7 +66,7 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
 
 
 def dense_phases(records: Records) -> list[DensePhase]:
-    """Of a run's records (`RunDir.records`), which must not be empty; the warm-up is among them."""
+    """The dense phases in a run's records (`RunDir.records`), the warm-up included. The records must not be empty."""
     by_epoch = {record["epoch"]: record for record in records}
     dense = [(start, end - 1) for kind, start, end in phases(records) if kind == "dense"]
     warms_up = records[0]["phase"] == "dense"
@@ -84,9 +84,9 @@ def dense_phases(records: Records) -> list[DensePhase]:
 
 
 def draw(runs: Mapping[str, Records]) -> Figure:
-    """Zeros at the end of each dense epoch, of runs by their labels; sparse phases are shaded where all have the same.
+    """Zeros at the end of each dense epoch, of runs by their labels; sparse phases are shaded if all runs share them.
 
-    Faint lines join the dense phases of a run.
+    Faint lines connect the dense phases of a run.
     """
     figure = plotting.new(7, 4.5)
     panel = figure.subplots()
@@ -112,14 +112,14 @@ def _records(subject: Subject) -> list[dict[str, Any]]:
     records = records_of(subject)
     if all(phase.number == 0 for phase in dense_phases(records)):
         raise RunError(
-            f"{subject.name}: no dense phase came after a sparse one (yet); name a run of a method that has some: "
+            f"{subject.name}: no dense phase has followed a sparse one yet; name a run of a method with dense phases: "
             "acdc, dsd"
         )
     return records
 
 
 def _label(name: str, decays: Mapping[str, float]) -> str:
-    """With the weight decay, where the runs differ in it."""
+    """The name, with the weight decay if it differs between runs."""
     return f"{name}, weight decay {decays[name]:g}" if len(set(decays.values())) > 1 else name
 
 

@@ -34,7 +34,7 @@ Statistics = Literal["interpolated", "re-estimated"]
 Rows = Sequence[Mapping[str, Any]]
 
 _SHOWN = ("val_crop", "val_resize", "mean", "std")
-"""How images come to a model, of a recipe's `data`."""
+"""How a recipe's `data` prepares images for the model."""
 _MODEL = ("name", "blurpool", "options")
 _IMAGES = {"train": "training images", "val": "validation images"}
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -42,28 +42,29 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "re-estimated": {"color": plotting.COLOURS[0], "linestyle": "-", "marker": "*", "markersize": 9},
 }
 _SHORT = 18
-"""Characters of a name that can be written at a slant."""
+"""Longest name that is written at a slant."""
 _FORMULA = "barrier: max over t of L(t) - (1-t)·L(0) - t·L(1), t being the share of the way between two neighbours"
 
 
 class Options(Block):
     points: PositiveInt = 10
-    """Models between two neighbours, at equal distances; the neighbours themselves are judged too."""
+    """Models between two neighbours, at equal distances; the neighbours themselves are evaluated too."""
     splits: Annotated[list[Split], Field(min_length=1)] = ["train", "val"]
-    """Which images models are judged on: `[train, val]`, `[train]` or `[val]`."""
+    """Images to evaluate on: `[train, val]`, `[train]` or `[val]`."""
     images: PositiveInt = 10_000
-    """Of the training images in use (`data.images`), evenly spread over them and unaugmented; there may be fewer."""
+    """Number of training images, evenly spaced over those in use (`data.images`), unaugmented; all of them if there are
+    fewer."""
     statistics: Annotated[list[Statistics], Field(min_length=1)] = ["interpolated", "re-estimated"]
-    """Batch norm's running statistics: interpolated like the weights, or estimated again for every model."""
+    """Batch norm's running statistics: interpolated like the weights, or re-estimated for every model."""
     bn_images: Annotated[int, Field(ge=2)] = 1000
-    """Training images that they are estimated from, evenly spread over those in use and unaugmented."""
+    """Training images for the re-estimation, evenly spaced over those in use, unaugmented."""
     all_kinds: bool = False
-    """Where one run is named: through the models that were kept in dense phases and ramps too."""
+    """For a single run: include the models saved in dense phases and ramps."""
 
 
 @dataclass(frozen=True)
 class _Stop:
-    """A model that the path goes through."""
+    """A model that the path passes through."""
 
     name: str
     subject: Subject
@@ -77,15 +78,15 @@ class _Stop:
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Through the subjects' models in their order, or, where one run alone is named, through those kept along it. All
-    are judged on the data of the first, and in its precision."""
+    """Interpolates through the subjects' models in order, or, for a single run, through the models saved along it. All
+    are evaluated on the data and in the precision of the first."""
     stops = _stops(subjects, options)
     _require_one_architecture(stops)
     loaded = stops[0].load()
     block = subjects[0].recipe.data
     statistics = options.statistics
     if not tracking(loaded.model):
-        console.say(f"{stops[0].name} has no batch norm statistics that could be estimated again")
+        console.say(f"{stops[0].name} has no batch norm statistics to re-estimate")
         statistics = ["interpolated"]
     with ExitStack() as stack:
         images: dict[str, Loader] = {
@@ -97,7 +98,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             settle["interpolated"] = lambda: None
         if "re-estimated" in statistics:
             loader = stack.enter_context(subjects[0].images("train", options.bn_images))
-            # three, which divide so that no batch has only one
+            # three, so that no batch of the split has a single image
             evenly = Evenly(loader, max(3, block.val_batch_size or block.batch_size))
             settle["re-estimated"] = partial(estimate, loaded, evenly)
         rows = walk(loaded, [stop.state for stop in stops], images, settle, options.points, workspace)
@@ -108,25 +109,27 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
 def _stops(subjects: Sequence[Subject], options: Options) -> list[_Stop]:
     if len(subjects) > 1:
         if options.all_kinds:
-            raise RunError("all_kinds chooses among the models that one run kept; leave it out, or name one run")
+            raise RunError("all_kinds chooses among the saved models of a single run; leave it out or name one run")
         return [_Stop(subject.name, subject) for subject in subjects]
     (subject,) = subjects
     if subject.run is None:
-        raise RunError(f"{subject.name} is one model; name two and more, or a run that kept models along the way")
+        raise RunError(f"{subject.name} is one model; name at least two, or a run that saved several checkpoints")
     kept = _chosen(subject.run.kept_models(), subject, options)
     if len(kept) < 2:
         which = f" of {subject.kind} phases" if subject.kind else ""
         raise RunError(
-            f"{subject.name}: {len(kept) or 'no'} models{which} were kept along the way, and a path takes two; train "
-            "with checkpoint.keep_phases=true or checkpoint.keep_every=1, or name several runs or models"
+            f"{subject.name}: {len(kept) or 'no'} checkpoints{which} were saved, and a path needs two; train with "
+            "checkpoint.keep_phases=true or checkpoint.keep_every=1, or name several runs or models"
         )
     return [_Stop(f"epoch {each.epoch}, {each.kind}", subject, each.file) for each in kept]
 
 
 def _chosen(kept: Sequence[Kept], subject: Subject, options: Options) -> Sequence[Kept]:
-    """Those of sparse phases where two and more are there, unless others were asked for."""
+    """The models of sparse phases if there are at least two, unless other kinds were requested."""
     if options.all_kinds and subject.kind:
-        raise RunError(f"all_kinds takes the models of all phases, --which those of {subject.kind} ones; leave one out")
+        raise RunError(
+            f"all_kinds takes the models of all phases, --which {subject.kind} only some; leave one of them out"
+        )
     if options.all_kinds:
         return kept
     of_kind = [each for each in kept if each.kind == (subject.kind or "sparse")]
@@ -134,23 +137,23 @@ def _chosen(kept: Sequence[Kept], subject: Subject, options: Options) -> Sequenc
 
 
 def _require_one_architecture(stops: Sequence[_Stop]) -> None:
-    """Raises RunError where weights of one model would be none of the other, or mean something else there."""
+    """Raises RunError if the weights of one model do not fit the other, or mean something else there."""
     first, *others = {stop.subject.name: stop for stop in stops}.values()
     for other in others:
         for block, keys in (("model", _MODEL), ("data", _SHOWN)):
             ours, theirs = (getattr(stop.subject.recipe, block) for stop in (first, other))
             for key in keys:
                 if getattr(ours, key) != getattr(theirs, key):
-                    way = f"; where both saw the same, say so: --set data.{key}=VALUE" if block == "data" else ""
+                    way = f"; if both saw the same, set both: --set data.{key}=VALUE" if block == "data" else ""
                     raise RunError(
                         f"{block}.{key} is {getattr(ours, key)} for {first.name} and {getattr(theirs, key)} for "
-                        f"{other.name}: there is no line between models that compute different things{way}"
+                        f"{other.name}: models that compute different functions cannot be interpolated{way}"
                     )
         shapes = [{name: tensor.shape for name, tensor in stop.state().items()} for stop in (first, other)]
         if differing := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
             raise RunError(
-                f"{first.name} and {other.name} differ in the shape of {', '.join(dict.fromkeys(differing))}: there is "
-                "no line between models of different architectures"
+                f"{first.name} and {other.name} differ in the shape of {', '.join(dict.fromkeys(differing))}: models "
+                "of different architectures cannot be interpolated"
             )
 
 
@@ -169,15 +172,15 @@ def _findings(names: Sequence[str], rows: Rows, counts: Mapping[str, int]) -> Fi
 
 
 def _barriers(names: Sequence[str], rows: Rows) -> list[dict[str, Any]]:
-    found = []
+    barriers = []
     for number, (start, end) in enumerate(pairwise(names)):
         for (split, statistics), line in _lines(rows).items():
             losses = [row["loss"] for row in line if number <= row["position"] <= number + 1]
             height, share = barrier(losses)
             ends = {"loss_from": losses[0], "loss_to": losses[-1]}
             place = {"from": start, "to": end, "split": split, "statistics": statistics}
-            found.append({**place, **ends, "height": height, "share": share})
-    return found
+            barriers.append({**place, **ends, "height": height, "share": share})
+    return barriers
 
 
 def _lines(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -189,7 +192,7 @@ def _lines(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
 
 
 def _summary(barriers: Rows) -> Table:
-    """A line for each of the path's and each split, a column for each kind of statistics."""
+    """One row for each line of the path and each split, one column for each kind of statistics."""
     statistics = list(dict.fromkeys(each["statistics"] for each in barriers))
     heights: dict[tuple[str, str], list[str]] = {}
     for each in barriers:
@@ -202,7 +205,8 @@ def _summary(barriers: Rows) -> Table:
 
 
 def draw(names: Sequence[str], rows: Rows) -> Figure:
-    """Loss and top-1 along the path; vertical lines and markers where its models lie, one column for each split."""
+    """Loss and top-1 along the path, one column of panels for each split; vertical lines and markers show its
+    models."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
     figure = plotting.new(1 + 3.6 * len(splits), 6)
     panels = figure.subplots(2, len(splits), sharex=True, sharey="row", squeeze=False)

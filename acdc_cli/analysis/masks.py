@@ -1,14 +1,14 @@
-"""Masks over time: overlap of consecutive ones, weights never pruned or regrown, densities of layers (P2 J, Fig. J.5).
+"""Masks over time: overlap of consecutive masks, weights never pruned or regrown, densities of layers (P2 J, Fig. J.5).
 
-Beside the measured overlap stand three that follow from a rule; s and d = 1 - s are masks' sparsities and densities.
+The measured overlap is shown beside three that follow from a rule; s and d = 1 - s are the masks' sparsity and density.
 
-- `nested`: (1 - s2) / (1 - s1) of the two masks, for a method that only prunes, as GMP does (or d1 / d2 for one that
-  only grows). No masks of these sparsities overlap more.
-- `gmp`: the same for the sparsities that GMP would have at these epochs: with the run's keys if it is one of GMP, else
-  on P2 B's cubic to the last mask's sparsity, a step every 5 epochs up to T = 75 % of the run.
+- `nested`: (1 - s2) / (1 - s1) of the two masks, for a method that only prunes, like GMP (or d1 / d2 for one that only
+  grows). No two masks of these sparsities overlap more.
+- `gmp`: the same for GMP's sparsities at these epochs: with the run's keys if its method is a GMP variant, otherwise on
+  P2 B's cubic to the last mask's sparsity, with a step every 5 epochs up to T = 75 % of the run.
 - `rigl`: p / (2 - p), p = Π (1 - α(t)) over the updates t between the two masks, α(t) = a/2 (1 + cos(πt/T)) (P2 eq. 6):
-  with the run's keys if it is one of RigL or its kin, else P2 J's, an update every epoch, a = 0.3, T = 75 % of the run.
-  What it assumes: `exchanged`.
+  with the run's keys if its method is a RigL variant, otherwise P2 J's: an update every epoch, a = 0.3, T = 75 % of the
+  run. See `exchanged` for the assumptions.
 """
 
 from __future__ import annotations
@@ -54,42 +54,42 @@ T = TypeVar("T")
 _RULES = {
     "nested": "(1 - s2) / (1 - s1), of the sparsities of the two masks: a method that only prunes, or only grows",
     "gmp": "(1 - s2) / (1 - s1), of GMP's sparsities at these epochs",
-    "rigl": "p / (2 - p), p = prod(1 - a/2 (1 + cos(pi t/T))) over the updates t between the two masks: every living "
-    "weight is dropped with the same probability, and none that is dropped comes back",
+    "rigl": "p / (2 - p), p = prod(1 - a/2 (1 + cos(pi t/T))) over the updates t between the two masks: every live "
+    "weight is dropped with the same probability, and no dropped weight returns",
 }
 _SLANTED: dict[str, Any] = {"rotation": 20, "ha": "right", "fontsize": 8}
 _DRAWN = {
     "nested": ("these sparsities, nested: (1 − s₂) / (1 − s₁)", "-"),
     "gmp": ("GMP's sparsities: (1 − s₂) / (1 − s₁)", "--"),
-    "rigl": ("RigL: p / (2 − p), p = Π (1 − α(t)), none comes back", ":"),
+    "rigl": ("RigL: p / (2 − p), p = Π (1 − α(t)), none returns", ":"),
 }
 
 
 class Options(Block):
     every: PositiveInt = 1
-    """Take every so many-th of the masks, counted back from the last."""
+    """Use every N-th mask, counted back from the last."""
     phase_ends: bool = False
-    """Take those at the ends of phases only, where more were kept (`checkpoint.keep_every`)."""
+    """Use only the masks at the ends of phases if more were saved (`checkpoint.keep_every`)."""
 
 
 @dataclass(frozen=True)
 class _Series:
     name: str
     labels: Sequence[str | int]
-    """What the masks are of: the epochs that they were kept after, or files."""
+    """The source of each mask: the epoch after which it was saved, or a file."""
     history: History
     rules: Mapping[str, Sequence[float]]
     """Overlaps by the keys of `_RULES`."""
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Of runs, each one's kept masks; of files, where weights are not zero, in the order that they are named.
+    """For runs, each one's saved masks; for files, the masks of their nonzero weights, in the order given.
 
-    Raises RunError where there are no two masks, or both runs and files.
+    Raises RunError for fewer than two masks, or for a mixture of runs and files.
     """
     files = [subject for subject in subjects if subject.run is None]
     if files and len(files) < len(subjects):
-        raise RunError("name run directories, each with its own masks, or files, which are taken in turn; found both")
+        raise RunError("runs and files cannot be mixed: name only run directories, or only files in the order of time")
     series = [_of_files(files, options)] if files else [_of_run(subject, options) for subject in subjects]
     return Findings(
         numbers={"rules": _RULES, "series": {each.name: _numbers(each) for each in series}},
@@ -103,7 +103,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
 
 
 def draw_overlaps(series: Sequence[_Series]) -> Figure:
-    """IoU over epochs, or over files; the rules' curves are those of the first run."""
+    """IoU over epochs or files; the rules' curves are those of the first run."""
     figure = plotting.new(7, 5)
     panel = figure.subplots()
     for each, looks in zip(series, plotting.looks(), strict=False):
@@ -112,7 +112,7 @@ def draw_overlaps(series: Sequence[_Series]) -> Figure:
     for rule, values in first.rules.items():
         label, line = _DRAWN[rule]
         panel.plot(_places(first)[1:], values, label=label, color="0.35", linestyle=line, linewidth=1)
-    panel.set(ylabel="IoU with the mask before", ylim=(-0.03, 1.03))
+    panel.set(ylabel="IoU with the previous mask", ylim=(-0.03, 1.03))
     if _over_epochs(first):
         panel.set(xlabel="epochs trained", xlim=(0, None))
     else:
@@ -123,19 +123,19 @@ def draw_overlaps(series: Sequence[_Series]) -> Figure:
 
 
 def draw_densities(series: Sequence[_Series]) -> Figure:
-    """A heat map of each: layers downwards, masks to the right."""
+    """A heat map for each series: layers downwards, masks to the right."""
     most = max(len(each.history.layers) for each in series)
     figure = plotting.new(7, len(series) * (1.8 + 0.15 * most))
     for panel, each in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
-        found, masks = each.history, len(each.labels)
-        shares = [[100 * count / found.layers[name].weights for count in row] for name, row in found.living.items()]
+        past, masks = each.history, len(each.labels)
+        shares = [[100 * count / past.layers[name].weights for count in row] for name, row in past.living.items()]
         image = panel.imshow(shares, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0)
         ticks = range(0, masks, -(-masks // 16))
         panel.set_xticks(ticks, [_words(each)[tick] for tick in ticks], **({} if _over_epochs(each) else _SLANTED))
         panel.set(xlabel="epochs trained" if _over_epochs(each) else "")
-        panel.set_yticks(range(len(shares)), list(found.layers), fontsize=7)
+        panel.set_yticks(range(len(shares)), list(past.layers), fontsize=7)
         panel.set(title=each.name)
-        figure.colorbar(image, ax=panel, label="living weights (%)")
+        figure.colorbar(image, ax=panel, label="live weights (%)")
     return figure
 
 
@@ -147,18 +147,18 @@ def _of_run(subject: Subject, options: Options) -> _Series:
     kept = _every(kept, options.every)
     if len(kept) < 2:
         raise RunError(
-            f"{subject.name}: an overlap takes two masks, and this leaves {len(kept)}. Masks are kept at the end of "
-            "each phase that is not dense; train with checkpoint.keep_every: N to keep those of every N-th epoch, too"
+            f"{subject.name}: an overlap needs two masks, and {len(kept)} remain. Masks are saved at the end of each "
+            "phase that is not dense; train with checkpoint.keep_every=N to save one every N epochs as well"
         )
     epochs = [each.epoch for each in kept]
-    found = history(_loaded(kept, subject.name))
+    past = history(_loaded(kept, subject.name))
     return _Series(
         subject.name,
         epochs,
-        found,
+        past,
         {
-            "nested": nested(found.densities),
-            "gmp": _gmp(recipe, epochs, 1 - found.densities[-1]),
+            "nested": nested(past.densities),
+            "gmp": _gmp(recipe, epochs, 1 - past.densities[-1]),
             "rigl": _rigl(subject, epochs),
         },
     )
@@ -169,10 +169,10 @@ def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
         raise RunError("phase_ends: files have no phases; leave it out, or name run directories")
     chosen = _every(subjects, options.every)
     if len(chosen) < 2:
-        raise RunError("an overlap takes two masks, and this leaves one file; name another, or a run directory")
-    found = history(_shown_by(chosen))
+        raise RunError("an overlap needs two masks, but only one file remains; name another file or a run directory")
+    past = history(_shown_by(chosen))
     names = [subject.name for subject in chosen]
-    return _Series(f"{len(chosen)} files", names, found, {"nested": nested(found.densities)})
+    return _Series(f"{len(chosen)} files", names, past, {"nested": nested(past.densities)})
 
 
 def _every(sequence: Sequence[T], every: int) -> list[T]:
@@ -193,7 +193,7 @@ def _shown_by(subjects: Sequence[Subject]) -> Iterator[Masks]:
         first = first or shapes
         if shapes != first:
             raise CheckpointError(
-                f"{subjects[0].name} and {subject.name} do not prune the same layers; name files of one model, with "
+                f"{subjects[0].name} and {subject.name} do not prune the same layers; name files of one model with "
                 "the same sparsity.keep_dense"
             )
         yield masks
@@ -211,7 +211,7 @@ def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
         config, last = own, records_of(subject)[-1]
         steps_per_epoch = last["step"] // (last["epoch"] + 1)
     else:
-        # whatever its target: the share that is exchanged does not depend on it
+        # any target will do: the exchanged fraction does not depend on it
         config = rigl.Config(method="rigl", target=0.5, every_epochs=1)
     return [
         exchanged(updates(config, after, until, subject.recipe.epochs, steps_per_epoch))
@@ -220,18 +220,18 @@ def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
 
 
 def _numbers(series: _Series) -> dict[str, Any]:
-    found, ious = series.history, series.history.ious
+    past, ious = series.history, series.history.ious
     rules = [dict(zip(series.rules, values, strict=True)) for values in zip(*series.rules.values(), strict=True)]
     return {
-        "weights": asdict(found.all_layers),
-        "layers": {name: asdict(counts) for name, counts in found.layers.items()},
+        "weights": asdict(past.all_layers),
+        "layers": {name: asdict(counts) for name, counts in past.layers.items()},
         "masks": [
             {
                 "of": label,
                 "sparsity": 1 - density,
-                "densities": {name: found.living[name][number] / one.weights for name, one in found.layers.items()},
+                "densities": {name: past.living[name][number] / one.weights for name, one in past.layers.items()},
             }
-            for number, (label, density) in enumerate(zip(series.labels, found.densities, strict=True))
+            for number, (label, density) in enumerate(zip(series.labels, past.densities, strict=True))
         ],
         "overlaps": [
             {
@@ -239,7 +239,7 @@ def _numbers(series: _Series) -> dict[str, Any]:
                 "to": after,
                 "iou": ious[number],
                 **rules[number],
-                "layers": {name: iou(*counts[number]) for name, counts in found.overlaps.items()},
+                "layers": {name: iou(*counts[number]) for name, counts in past.overlaps.items()},
             }
             for number, (before, after) in enumerate(pairwise(series.labels))
         ],
@@ -260,7 +260,7 @@ def _shown(series: _Series) -> tuple[str, ...]:
 
 
 def _tables(series: Sequence[_Series]) -> dict[str, Table]:
-    """Layer "" is all of them."""
+    """The rows of layer "" are sums over all layers."""
     overlaps: list[Sequence[Any]] = []
     densities: list[Sequence[Any]] = []
     weights: list[Sequence[Any]] = []
@@ -286,7 +286,7 @@ def _over_epochs(series: _Series) -> bool:
 
 
 def _places(series: _Series) -> list[int]:
-    """Epochs trained, or the files' numbers."""
+    """Epochs trained, or positions of the files."""
     return [label + 1 if isinstance(label, int) else number for number, label in enumerate(series.labels)]
 
 

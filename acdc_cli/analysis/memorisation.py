@@ -1,4 +1,4 @@
-"""Training samples with wrong labels: classified as what they show, or as told (P1, Section 4, Figure 2b)."""
+"""Training samples with wrong labels: classified as the true class or as the wrong label (P1, Section 4, Fig. 2b)."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("epoch", "phase", "sparsity", "corrupted_true", "corrupted_given", "corrupted_neither")
 _MARKERS = 25
-"""On a line, at most."""
+"""Largest number of markers on a line."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How the corrupted samples were classified at the end of an epoch, as fractions of them."""
+    """How the corrupted samples were classified at the end of an epoch, as fractions of those samples."""
 
     epoch: int
     phase: str
     sparsity: float
-    """Of the pruned layers."""
+    """Sparsity of the pruned layers."""
     corrupted_true: float
-    """As the class that the image shows: the label is ignored."""
+    """Classified as the true class: the wrong label is ignored."""
     corrupted_given: float
-    """As the class that the training was told: the label is memorised."""
+    """Classified as the label used in training: the label is memorised."""
     corrupted_neither: float
-    """The three add up to more than 1 where a drawn label is the true one: such a sample counts as both."""
+    """The three add up to more than 1 if a drawn label equals the true one: such a sample counts as both."""
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
-    """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels, and for one of
-    its models."""
+    """The shaded phases are those of the first run. Raises RunError for a run without corrupted labels, or if one of a
+    run's models was named."""
     for subject in subjects:
         whole_run_of(subject)
     records = {subject.name: records_of(subject) for subject in subjects}
@@ -77,17 +77,17 @@ def _samples(subject: Subject) -> int | None:
 
 
 def shares(records: Records, name: str = "the run") -> list[Shares]:
-    """Of each epoch, from a run's records. name: what an error calls the run.
+    """The shares at each epoch of a run's records. name: what errors call the run.
 
-    Epochs without a validation are left out. Raises RunError where none is left, or where the run was trained without
-    corrupted labels.
+    Epochs without validation are left out. Raises RunError if none remains, or if the run was trained without corrupted
+    labels.
     """
     if any("corrupted_true" not in record for record in records):
         raise RunError(f"{name} has no corrupted labels; train with --set data.corrupt_labels.count=1000")
     validated = [record for record in records if record["corrupted_true"] is not None]
     if not validated:
         raise RunError(f"{name} has no validated epoch yet; resume it, or train with a smaller eval_every")
-    # runs of acdc 0.1.0 do not record it, and have no label that is drawn and true
+    # acdc 0.1.0 did not record this key, and never drew the true label
     neither = [1 - record["corrupted_true"] - record["corrupted_given"] for record in validated]
     return [
         Shares(**{key: record.get(key, rest) for key in _COLUMNS})
@@ -96,13 +96,13 @@ def shares(records: Records, name: str = "the run") -> list[Shares]:
 
 
 def phase_ends(epochs: Sequence[Shares]) -> list[Shares]:
-    """The last epoch of each phase; the last one's may be still to come."""
+    """The last epoch of each phase; the latest phase may be unfinished."""
     ends = {end - 1 for _, _, end in phases([asdict(at) for at in epochs])}
     return [at for at in epochs if at.epoch in ends]
 
 
 def draw(runs: Mapping[str, Sequence[Shares]], shaded: Records) -> Figure:
-    """Both shares over epochs, of runs by their names. shaded: the records whose sparse phases are greyed."""
+    """Both shares over epochs, of runs by their names. shaded: the records that provide the grey sparse phases."""
     figure = plotting.new(7, 6)
     true, given = panels = figure.subplots(2, sharex=True)
     for panel in panels:
@@ -127,7 +127,7 @@ def _numbers(at: Shares) -> dict[str, Any]:
 
 
 def _shown(epochs: Sequence[Shares]) -> tuple[str, ...]:
-    """Both shares at the end of the last dense and of the last sparse phase."""
+    """Both shares at the end of the last dense and the last sparse phase."""
     ends = {at.phase: at for at in phase_ends(epochs)}
     return tuple(
         f"{ends[phase].corrupted_true:.1%}, {ends[phase].corrupted_given:.1%}" if phase in ends else "–"

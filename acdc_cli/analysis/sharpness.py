@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PHASES = {"sparse": "0.0", "ramp": "0.6", "dense": "1.0"}
-"""The filling of a marker, in grey."""
+"""Grey levels that fill the markers."""
 
 
 _UNIT = "largest eigenvalue (nats / weight²)"
@@ -38,35 +38,36 @@ _UNIT = "largest eigenvalue (nats / weight²)"
 
 class Options(Block):
     images: PositiveInt = 1000
-    """Training images that the loss is a mean over, evenly spread over those in use (`data.images`), unaugmented."""
+    """Training images that the loss is averaged over, evenly spaced over those in use (`data.images`), unaugmented."""
     batch_size: PositiveInt = 100
-    """Images at a time, at most. More need more memory; they change what is found only with batch_norm=train."""
+    """Largest number of images per batch. It affects memory, but results only with batch_norm=train."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """`eval`: normalise by the running statistics, which count as constants. `train`: by each batch's own."""
+    """`eval`: normalise by the running statistics, taken as constants. `train`: by each batch's own statistics."""
     parameters: Literal["all", "weights"] = "all"
-    """`all`: nonzero conv and linear weights, and all of the biases and batch norms. `weights`: the former alone."""
+    """`all`: nonzero conv and linear weights and all biases and batch norm parameters. `weights`: only the nonzero conv
+    and linear weights."""
     iterations: PositiveInt = 20
-    """Of the power iteration, at most."""
+    """Largest number of power iterations."""
     tolerance: PositiveFloat = 1e-3
-    """Converged: the eigenvalue's relative change, and the square of its residual, are at most this."""
+    """Convergence threshold for the eigenvalue's relative change and for the square of its residual."""
     trace_samples: NonNegativeInt = 10
-    """Random vectors for the trace, each of which takes as long as an iteration. 0 leaves the trace out."""
+    """Random vectors for the trace; each costs as much as an iteration. 0 skips the trace."""
     vector_seed: Annotated[int, Field(ge=0)] = 0
-    """Of the random vectors, which are the same for all models of a shape."""
+    """Seed of the random vectors, which are the same for all models of a shape."""
     along: bool = False
-    """Of a run, every model that was kept along the way, instead of the last."""
+    """For a run, measure every model saved along the way instead of the last."""
 
 
 @dataclass(frozen=True)
 class Sharpness:
     largest: Eigenvalue
     dominant: Eigenvalue
-    """Largest in modulus: the same one, unless that is negative."""
+    """The eigenvalue of largest modulus: equal to `largest` unless it is negative."""
     trace: float
     trace_error: float
-    """Standard error of the mean over the random vectors; NaN of fewer than two."""
+    """Standard error of the mean over the random vectors; NaN for fewer than two."""
     entries: int
-    """Of the parameters, that the Hessian is with respect to."""
+    """Number of parameters in the Hessian."""
 
     def numbers(self) -> dict[str, Any]:
         return {
@@ -80,7 +81,7 @@ class Sharpness:
 
 @dataclass(frozen=True)
 class _Model:
-    """A line of the table."""
+    """A row of the table."""
 
     subject: Subject
     kept: Kept | None = None
@@ -100,29 +101,29 @@ class _Model:
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
-    """Of each subject, or of each model that was kept along its run. The loss is the recipe's, with its label smoothing
-    and without weight decay; it is differentiated in float32, whatever the recipe's precision."""
+    """Measures each subject, or each model saved along its run. The loss is the recipe's, with label smoothing and
+    without weight decay; it is differentiated in float32, whatever the recipe's precision."""
     models = [model for subject in subjects for model in _models(subject, options)]
-    found = {model.name: model.measured(options, workspace) for model in models}
-    rows = [{**model.about(), **found[model.name].numbers()} for model in models]
+    sharpness = {model.name: model.measured(options, workspace) for model in models}
+    rows = [{**model.about(), **sharpness[model.name].numbers()} for model in models]
     return Findings(
         numbers={
             "loss": "the recipe's, with its label smoothing and without weight decay, in nats",
             "precision": "fp32",
             "models": rows,
         },
-        summary=_summary(found),
-        tables={"": _table(rows), "iterations": _iterations(found)},
-        figures={"": _along(subjects, rows) if options.along else draw(found)},
+        summary=_summary(sharpness),
+        tables={"": _table(rows), "iterations": _iterations(sharpness)},
+        figures={"": _along(subjects, rows) if options.along else draw(sharpness)},
     )
 
 
 def sharpness_of(
     loaded: Loaded, data: Evenly, options: Options | None = None, workspace: Workspace = UNSAVED, name: str = "model"
 ) -> Sharpness:
-    """Of a model on these images; it stays as it is. `options.images` and `options.along` are not read.
+    """Measures a model on these images without changing it. Ignores `options.images` and `options.along`.
 
-    Raises RunError where no weight is nonzero, the curvature is not finite, or a batch has no statistics.
+    Raises RunError if no weight is nonzero, the curvature is not finite, or a batch is too small for batch statistics.
     """
     options = options or Options()
     mask = measured_entries(loaded.model, loaded.layers, options.parameters)
@@ -130,7 +131,7 @@ def sharpness_of(
     if not entries:
         raise RunError(f"{name}: all its weights are zero, so it has no curvature")
     if options.batch_norm == "train" and min(data.sizes) < 2:
-        raise RunError(f"{name}: batch_norm=train needs batches of 2 images and more; raise batch_size and images")
+        raise RunError(f"{name}: batch_norm=train needs at least 2 images per batch; raise batch_size and images")
     product = partial(
         hessian_times,
         loss=lambda images, labels: loaded.task.loss(loaded.forward(images), labels),
@@ -164,26 +165,26 @@ def _models(subject: Subject, options: Options) -> list[_Model]:
     kept = [each for each in run_of(subject).kept_models() if subject.kind in (None, each.kind)]
     if not kept:
         raise RunError(
-            f"{subject.name}: no models were kept along the way; train with checkpoint.keep_phases=true or "
-            "checkpoint.keep_every=1, or leave along=true out"
+            f"{subject.name}: no checkpoints of earlier epochs were saved; train with checkpoint.keep_phases=true or "
+            "checkpoint.keep_every=1, or leave out along=true"
         )
     return [_Model(subject, each) for each in kept]
 
 
-def _summary(found: Mapping[str, Sharpness]) -> Table:
+def _summary(sharpness: Mapping[str, Sharpness]) -> Table:
     rows = []
-    for name, each in found.items():
+    for name, each in sharpness.items():
         rows.append((name, f"{each.entries:,}", *_shown_in_words(each.largest), _trace_in_words(each)))
         if each.dominant is not each.largest:
             rows.append((f"{name}: largest in modulus", "", *_shown_in_words(each.dominant), ""))
     return Table(("model", "entries", "sharpness", "residual", "converged", "trace"), rows)
 
 
-def _trace_in_words(found: Sharpness) -> str:
-    if math.isnan(found.trace):
+def _trace_in_words(sharpness: Sharpness) -> str:
+    if math.isnan(sharpness.trace):
         return "-"
-    error = "" if math.isnan(found.trace_error) else f" ± {float(f'{found.trace_error:.2g}'):g}"
-    return f"{found.trace:.4g}{error}"
+    error = "" if math.isnan(sharpness.trace_error) else f" ± {float(f'{sharpness.trace_error:.2g}'):g}"
+    return f"{sharpness.trace:.4g}{error}"
 
 
 def _shown_in_words(eigenvalue: Eigenvalue) -> tuple[str, str, str]:
@@ -206,25 +207,25 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _iterations(found: Mapping[str, Sharpness]) -> Table:
+def _iterations(sharpness: Mapping[str, Sharpness]) -> Table:
     rows = [
         (name, which, number, value)
-        for name, each in found.items()
+        for name, each in sharpness.items()
         for which, eigenvalue in (("largest", each.largest), ("dominant", each.dominant))
         for number, value in enumerate(eigenvalue.history, 1)
     ]
     return Table(("model", "eigenvalue", "iteration", "value"), rows)
 
 
-def draw(found: Mapping[str, Sharpness]) -> Figure:
-    """Left the eigenvalue of each model, right how the iteration came to it, in the same colour and marker."""
-    figure = plotting.new(8.5, 3 + 0.25 * len(found))
+def draw(sharpness: Mapping[str, Sharpness]) -> Figure:
+    """Left: the eigenvalue of each model. Right: its convergence, in the same colour and marker."""
+    figure = plotting.new(8.5, 3 + 0.25 * len(sharpness))
     values, iterations = figure.subplots(1, 2)
-    for row, (each, look) in enumerate(zip(found.values(), plotting.looks(), strict=False)):
+    for row, (each, look) in enumerate(zip(sharpness.values(), plotting.looks(), strict=False)):
         values.plot(each.largest.value, row, **(look | {"linestyle": "", "markersize": 7}))
         iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, **look)
-    values.set(xlabel=_UNIT, xlim=(min(0, *values.get_xlim()), None), ylim=(len(found) - 0.5, -0.5))
-    values.set_yticks(range(len(found)), found)
+    values.set(xlabel=_UNIT, xlim=(min(0, *values.get_xlim()), None), ylim=(len(sharpness) - 0.5, -0.5))
+    values.set_yticks(range(len(sharpness)), sharpness)
     iterations.set(xlabel="power iteration", ylabel=_UNIT)
     iterations.xaxis.get_major_locator().set_params(integer=True)
     for panel in (values, iterations):
@@ -233,7 +234,7 @@ def draw(found: Mapping[str, Sharpness]) -> Figure:
 
 
 def _along(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Over the epochs of each run."""
+    """The largest eigenvalue over the epochs of each run."""
     figure = plotting.new(7, 4)
     panel = figure.subplots()
     if len(subjects) == 1:

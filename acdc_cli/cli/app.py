@@ -34,7 +34,8 @@ from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
 
 class _Boundary(TyperGroup):
-    """Exit code 2 and one message for what the user can mend; anything else is our bug: a traceback and 1."""
+    """Exit code 2 and one message for errors that the user can fix; anything else is our bug: a traceback and code
+    1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -92,10 +93,10 @@ def _options(
 
 
 def main() -> None:
-    # torch's import alone makes a million objects that stay: to look through them after every 700 new ones, as Python
-    # does, is a fifth of a command's start
+    # importing torch creates a million objects that stay alive: Python's default of scanning them after every 700 new
+    # ones takes a fifth of a command's start
     gc.set_threshold(50_000)
-    # what schedulers send ends a command the way Ctrl-C does, until a run that trains looks after them itself
+    # until a training run handles them itself, schedulers' signals end a command like Ctrl-C
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signal.default_int_handler)
     try:
@@ -107,12 +108,12 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process now: taking down torch's modules one by one is half a second in which nothing happens."""
+    """Ends the process at once: unloading torch's modules one by one takes half a second."""
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        # nobody reads any more; Python ends with that as it always does
+        # the reader has closed the pipe; let Python end as usual
         return
     os._exit(code)

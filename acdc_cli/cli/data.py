@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """The data sets known by name, and which of them are written."""
+    """List the data sets known by name, and which of them are written."""
     from acdc_cli import console
     from acdc_cli.data.inventory import list_sets
 
@@ -46,7 +46,7 @@ def write(
         int | None, typer.Option(help="Shrink larger images to this longest side.", show_default="the set's")
     ] = None,
     raw_share: Annotated[
-        float | None, typer.Option(help="Share stored as pixels, from 0 to 1.", show_default="the set's")
+        float | None, typer.Option(help="Fraction stored as pixels, from 0 to 1.", show_default="the set's")
     ] = None,
     original: Annotated[
         bool | None,
@@ -59,7 +59,7 @@ def write(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Worker processes; 0 works in this process alone.", show_default="one a core"),
+        typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set (CIFAR).")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
@@ -73,7 +73,7 @@ def write(
 
 @app.command()
 def check(target: Annotated[str, typer.Argument(metavar="PATH|NAME", show_default=False)]) -> None:
-    """Compare every byte of a written set with its manifest; exit code 2 when it is damaged."""
+    """Compare every byte of a written set with its manifest; exit code 2 if it is damaged."""
     from acdc_cli.data.inventory import check as check_data
 
     check_data(target)

@@ -52,7 +52,7 @@ def evaluate(
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer's nonzero weights and FLOPs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Exact accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint."""
+    """Measure accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint, exactly."""
     from acdc_cli import console
     from acdc_cli.jobs.evaluation import KEYS, LAYERS, Options, evaluate_checkpoint, layer_rows, rows
 

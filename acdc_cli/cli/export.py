@@ -44,7 +44,7 @@ def export(
     data: Data = None,
     set_: Set = None,
     out: Out = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a model for other software, and check it against the original on validation images."""

@@ -29,7 +29,7 @@ Plot = Annotated[Path | None, typer.Option(help="Draw sparsity, learning rate an
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    # importing torch makes objects by the million and no garbage: looking for it takes a fifth of the command's time
+    # importing torch creates millions of objects and no garbage: collecting takes a fifth of the command's time
     gc.disable()
     try:
         yield
@@ -46,7 +46,7 @@ def plan(
     plot: Plot = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What a run will do and cost, epoch by epoch and layer by layer, before it starts."""
+    """Show what a run will do and cost, epoch by epoch and layer by layer, before it starts."""
     from acdc_cli import console
     from acdc_cli.jobs.plan_tables import EPOCHS, LAYERS, TOTALS, epoch_rows, explained, layer_rows, total_rows
     from acdc_cli.jobs.run_plan import plan as job

@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name of `acdc recipes list`, or a path.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="A name from `acdc recipes list`, or a path.", show_default=False)]
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. optim.lr=0.1.")
 ]
@@ -17,7 +17,7 @@ Override = Annotated[
 
 @app.command("list")
 def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The recipes and studies that come with acdc."""
+    """List the recipes and studies that come with acdc."""
     from acdc_cli import console
     from acdc_cli.recipe.listing import list_recipes
 
@@ -33,10 +33,10 @@ def show(
     name: Name,
     overrides: Override = None,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="Include everything that it extends and every default; implied by --set.")
+        bool, typer.Option("--resolved", help="Include inherited keys and every default; implied by --set.")
     ] = False,
 ) -> None:
-    """Print a recipe or a study as it is written, or a recipe with every key resolved."""
+    """Print a recipe or a study as written, or a recipe with every key resolved."""
     from acdc_cli import console
     from acdc_cli.recipe.listing import show as job
 

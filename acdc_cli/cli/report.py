@@ -14,7 +14,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the report. Default: S
 
 
 def report(study: Study, out: Out = None) -> None:
-    """Tables, figures and one HTML page of a study."""
+    """Write the tables, figures and HTML page of a study."""
     from acdc_cli import console
     from acdc_cli.studies.report.write import report as job
 

@@ -35,7 +35,7 @@ Slurm = Annotated[
         f"{_SLURM}NAME",
         metavar="VALUE",
         help="Any option of sbatch, for every run: --slurm-partition=gpu --slurm-time=240 --slurm-gpus-per-node=1. "
-        "Also --slurm-signal-delay-s, the seconds a run has for saving before its time is up.",
+        "Also --slurm-signal-delay-s, the seconds a run has to save before its time limit.",
         show_default=False,
     ),
 ]
@@ -45,7 +45,7 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Retry runs that fai
 
 
 class Command(TyperCommand):
-    """Takes every `--slurm-name value` for a `name=value` of one option: which names there are sbatch knows."""
+    """Turns every `--slurm-name value` into `name=value` of one option: only sbatch knows the names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[str] = []
@@ -54,7 +54,7 @@ class Command(TyperCommand):
             word = left.pop()
             if word.startswith(_SLURM):
                 name, equals, value = word.removeprefix(_SLURM).partition("=")
-                # what no value follows is a switch, as --exclusive
+                # an option without a value is a switch, such as --exclusive
                 if not equals and left and not left[-1].startswith("-"):
                     value = left.pop()
                 word = f"{_SLURM}NAME={name}={value}"
@@ -77,9 +77,9 @@ def sweep(
     A sweep may be killed at any time and started again. Several sweeps may share a study's folder.
     """
     if slurm and launcher is not Launcher.SLURM:
-        raise typer.BadParameter("it is for --launcher slurm", param_hint=f"{_SLURM}{slurm[0].partition('=')[0]}")
+        raise typer.BadParameter("it needs --launcher slurm", param_hint=f"{_SLURM}{slurm[0].partition('=')[0]}")
     if json and not dry_run:
-        raise typer.BadParameter("it is for --dry-run", param_hint="--json")
+        raise typer.BadParameter("it needs --dry-run", param_hint="--json")
     if dry_run:
         _plan(study, out, json)
         return

@@ -1,4 +1,4 @@
-"""The limits that a container or a batch system sets to this process, by Linux's control groups (cgroups(7))."""
+"""This process's CPU and memory limits from Linux control groups (cgroups(7))."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 
 def cpu_limit(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time, None where all of it may be used."""
-    found = []
+    """CPU limit in cores; None without a limit."""
+    limits = []
     for text in _read(root, "cpu", "cpu.max"):
         quota, period = text.split()
         if quota != "max":
-            found.append(int(quota) / int(period))
+            limits.append(int(quota) / int(period))
     periods = _read(root, "cpu", "cpu.cfs_period_us", old=True)
     for quota, period in zip(_read(root, "cpu", "cpu.cfs_quota_us", old=True), periods, strict=True):
         if int(quota) > 0:
-            found.append(int(quota) / int(period))
-    return min(found, default=None)
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes, None where there is no limit."""
-    found = [int(text) for text in _read(root, "memory", "memory.max") if text != "max"]
-    # version 1 says "no limit" by a number that no machine reaches
+    """Memory limit in bytes; None without a limit."""
+    limits = [int(text) for text in _read(root, "memory", "memory.max") if text != "max"]
+    # version 1 expresses "no limit" by a number that no machine reaches
     old = map(int, _read(root, "memory", "memory.limit_in_bytes", old=True))
-    return min([*found, *(limit for limit in old if limit < 2**60)], default=None)
+    return min([*limits, *(limit for limit in old if limit < 2**60)], default=None)
 
 
 def _read(root: Path, controller: str, file: str, old: bool = False) -> Iterator[str]:
-    """The file's text in this process's group and in each group around it: the tightest limit holds."""
+    """The file's text in this process's group and in every enclosing group; the tightest limit applies."""
     for folder in _groups(root, controller, old):
         try:
             yield (folder / file).read_text().strip()
@@ -38,7 +38,7 @@ def _read(root: Path, controller: str, file: str, old: bool = False) -> Iterator
 
 
 def _groups(root: Path, controller: str, old: bool) -> Iterator[Path]:
-    """old: of version 1, which has a tree for each controller."""
+    """old: version 1, which has a separate tree for each controller."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -49,4 +49,4 @@ def _groups(root: Path, controller: str, old: bool) -> Iterator[Path]:
         if (controller in controllers.split(",")) if old else not controllers:
             own = Path(path.lstrip("/"))
             yield from (top / folder for folder in (own, *own.parents))
-            # a path outside the container's own view leads nowhere; the top is there in any case
+            # a path outside the container's own view does not exist; the root always does

@@ -22,18 +22,21 @@ Check = Callable[[], Verdict]
 class Finding:
     check: str
     status: Status
-    found: str
+    result: str
     fix: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"check": self.check, "status": self.status, "found": self.result, "fix": self.fix}
 
 
 def diagnose(data: str | None, out: Path) -> list[Finding]:
-    """data: a set's name or folder; without one the demo set is looked at, if it is there. out: where runs will lie."""
+    """data: a set's name or folder; by default the demo set, if it exists. out: the folder for runs."""
     return run(checks(data, out))
 
 
 def checks(data: str | None, out: Path) -> dict[str, Check]:
     folder = _folder(data or "demo")
-    found: dict[str, Check] = {
+    checks: dict[str, Check] = {
         "python": software.python,
         "packages": software.packages,
         "torchvision": software.torchvision,
@@ -48,13 +51,13 @@ def checks(data: str | None, out: Path) -> dict[str, Check]:
         "wandb": software.wandb,
     }
     if data or folder.is_dir():
-        found["data"] = partial(data_set, folder)
+        checks["data"] = partial(data_set, folder)
     # last, because it sets torch's number of threads
-    return found | {"training": _training}
+    return checks | {"training": _training}
 
 
 def run(checks: dict[str, Check]) -> list[Finding]:
-    """Every check's finding; one that fails keeps none of the others from being made."""
+    """Runs every check; a failing check does not stop the others."""
     findings = []
     with console.progress("Looking at", "{task.fields[check]}", remaining=False) as bar:
         task = bar.add_task("Looking at", total=len(checks), check="")
@@ -66,7 +69,7 @@ def run(checks: dict[str, Check]) -> list[Finding]:
 
 
 def data_set(folder: Path) -> Verdict:
-    """Raises DataError where the set is not there, or is damaged as far as a quick look can tell."""
+    """Raises DataError if the set is missing, or is visibly damaged."""
     from acdc_cli.data.data_set import open_set
 
     data = open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
@@ -75,7 +78,7 @@ def data_set(folder: Path) -> Verdict:
 
 
 def _folder(data: str) -> Path:
-    """As recipes find it: a set of this name lies in data/NAME."""
+    """The folder that recipes would use: a set of this name is in data/NAME."""
     path = Path(data)
     if not path.exists() and data in known_sets():
         return HOME / data
@@ -83,7 +86,7 @@ def _folder(data: str) -> Path:
 
 
 def _training() -> Verdict:
-    # here, because it imports torch: where torch is broken, that is this check's finding
+    # imported here because it imports torch: if torch is broken, this check reports it
     from acdc_cli.doctor.training import training
 
     return training()
@@ -95,5 +98,5 @@ def _survived(check: Check) -> Verdict:
     except AcdcError as cause:
         return error(str(cause), "")
     except Exception as cause:
-        fix = "mend what the other errors name, if there are some; else tell acdc's developers"
+        fix = "fix the other errors, if any; otherwise report this to acdc's developers"
         return error(f"the check itself failed: {type(cause).__name__}: {cause}", fix)

@@ -1,4 +1,4 @@
-"""The check of the GPUs: driver, torch's CUDA, what each device can."""
+"""The GPU check: driver, torch's CUDA, and the capabilities of each device."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Device:
     name: str
     memory_gib: float
     bf16: bool
-    """Computed by the device itself, not emulated."""
+    """Supported in hardware, not emulated."""
 
 
 @dataclass(frozen=True)
 class Facts:
     driver: str | None
-    """Version of the NVIDIA driver, where `nvidia-smi` finds a GPU."""
+    """Version of the NVIDIA driver, if `nvidia-smi` detects a GPU."""
     cuda: str | None
-    """Version of CUDA that torch is built for."""
+    """CUDA version that torch is built for."""
     devices: Sequence[Device]
-    """That torch can use."""
+    """Devices that torch can use."""
     problem: str = ""
     """Why torch can use none."""
     visible: str | None = None
@@ -40,7 +40,7 @@ def gpu() -> Verdict:
 
     problem = ""
     with warnings.catch_warnings():
-        # said of old drivers by `is_available`; `init` raises the same
+        # `is_available` warns about old drivers; `init` raises the same message
         warnings.simplefilter("ignore")
         if not torch.cuda.is_available():
             try:
@@ -56,35 +56,35 @@ def judge(facts: Facts) -> Verdict:
     if not facts.devices:
         return _judge_absence(facts)
     each = ", ".join(f"{device.name} ({device.memory_gib:.0f} GiB)" for device in facts.devices)
-    found = f"{each}; driver {facts.driver or 'unknown'}, torch for CUDA {facts.cuda}"
+    result = f"{each}; driver {facts.driver or 'unknown'}, torch for CUDA {facts.cuda}"
     if not all(device.bf16 for device in facts.devices):
-        return warning(f"{found}; no bf16, which precision `auto` takes", "--set precision=fp16")
-    return ok(f"{found}, bf16")
+        return warning(f"{result}; no bf16, the default of precision `auto`", "--set precision=fp16")
+    return ok(f"{result}, bf16")
 
 
 def _judge_absence(facts: Facts) -> Verdict:
     if facts.driver is None:
-        fix = "nothing, if there is no GPU; else install NVIDIA's driver (in a container: docker run --gpus all)"
-        return warning(f"no NVIDIA GPU with its driver was found: {_CPU}", fix)
+        fix = "none needed without a GPU; otherwise install NVIDIA's driver (in a container: docker run --gpus all)"
+        return warning(f"no NVIDIA GPU with a driver was detected: {_CPU}", fix)
     if facts.cuda is None:
-        fix = "pip install --force-reinstall torch torchvision from the index that pytorch.org names for your CUDA"
+        fix = "pip install --force-reinstall torch torchvision from the pytorch.org index for your CUDA version"
         return error(f"there is a GPU (driver {facts.driver}), but this torch is built without CUDA: {_CPU}", fix)
     if facts.visible is not None:
         return warning(
-            f"CUDA_VISIBLE_DEVICES={facts.visible!r} leaves torch no GPU: {_CPU}", "unset CUDA_VISIBLE_DEVICES"
+            f"CUDA_VISIBLE_DEVICES={facts.visible!r} hides all GPUs from torch: {_CPU}", "unset CUDA_VISIBLE_DEVICES"
         )
     return error(
         f"there is a GPU (driver {facts.driver}), but torch for CUDA {facts.cuda} cannot use it "
         f"({facts.problem or 'it gives no reason'}): {_CPU}",
-        "update NVIDIA's driver, or install the torch that pytorch.org names for the CUDA that `nvidia-smi` prints",
+        "update NVIDIA's driver, or install the torch that pytorch.org lists for the CUDA that `nvidia-smi` shows",
     )
 
 
 def _device(index: int) -> Device:
     import torch
 
-    found = torch.cuda.get_device_properties(index)
-    return Device(found.name, found.total_memory / 2**30, bf16=found.major >= 8)
+    properties = torch.cuda.get_device_properties(index)
+    return Device(properties.name, properties.total_memory / 2**30, bf16=properties.major >= 8)
 
 
 def _driver() -> str | None:

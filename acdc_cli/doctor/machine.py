@@ -1,4 +1,4 @@
-"""Checks of the machine as this process may use it: cores, memory, shared memory, disks."""
+"""Checks of the cores, memory, shared memory and disks available to this process."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from acdc_cli.schedule.resolution import resolutions
 _GIB = 2**30
 _LITTLE_MEMORY = 4 * _GIB
 _LITTLE_DISK = 2 * _GIB
-"""A ResNet-50's run takes 1 GB: two checkpoints, one more while it is written, two models, masks."""
+"""A ResNet-50 run takes 1 GB: two checkpoints, a third while it is being written, two models, masks."""
 _SLOW_SYNC = 1.0
 """Seconds."""
 _BATCHES_AHEAD = 2
-"""That each worker process of torch's DataLoader draws ahead: its prefetch_factor."""
+"""Batches that each worker of torch's DataLoader prefetches: its prefetch_factor."""
 _EXAMPLE = "resnet50_95"
 
 
 @dataclass(frozen=True)
 class Threads:
     cores: int
-    """That the system lets this process run on."""
+    """Cores that the system lets this process run on."""
     limit: float | None
-    """Cores' worth of time that its control group has."""
+    """CPU quota of its control group, in cores."""
     torch: int
-    """Threads of one operation."""
+    """Threads per operation."""
     library: str
-    """That starts them: OpenMP."""
+    """Library that starts the threads: OpenMP."""
 
 
 def threads() -> Verdict:
@@ -52,11 +52,11 @@ def threads() -> Verdict:
 def judge_threads(facts: Threads) -> Verdict:
     usable = facts.cores if facts.limit is None else max(1, min(facts.cores, math.ceil(facts.limit)))
     quota = "" if facts.limit is None else f", CPU quota {facts.limit:g}"
-    found = f"{facts.cores} cores{quota}; torch uses {facts.torch} threads ({facts.library})"
+    result = f"{facts.cores} cores{quota}; torch uses {facts.torch} threads ({facts.library})"
     if max(facts.torch, facts.cores) > usable:
-        more = "more threads would be started than can run at once"
-        return warning(f"{found}: {more}", f"--set threads={usable} --set data.workers={usable}")
-    return ok(found)
+        more = "more threads would start than can run at once"
+        return warning(f"{result}: {more}", f"--set threads={usable} --set data.workers={usable}")
+    return ok(result)
 
 
 def memory() -> Verdict:
@@ -66,13 +66,13 @@ def memory() -> Verdict:
 
 
 def judge_memory(total: int, free: int, limit: int | None) -> Verdict:
-    """In bytes; limit: the control group's."""
-    found = f"{_gib(free)} free of {_gib(total)}" + ("" if limit is None else f", limited to {_gib(limit)}")
+    """In bytes. limit: that of the control group."""
+    result = f"{_gib(free)} free of {_gib(total)}" + ("" if limit is None else f", limited to {_gib(limit)}")
     if min(free, total if limit is None else limit) < _LITTLE_MEMORY:
         return warning(
-            f"{found}: little for training", "lower data.batch_size and data.workers, or stop other programs"
+            f"{result}: too little for training", "lower data.batch_size and data.workers, or stop other programs"
         )
-    return ok(found)
+    return ok(result)
 
 
 def shared_memory() -> Verdict:
@@ -84,14 +84,14 @@ def shared_memory() -> Verdict:
 
 
 def judge_shared_memory(free: int, workers: int, batch: int) -> Verdict:
-    """In bytes; batch: of one batch of images, which torch's worker processes hand over through shared memory."""
+    """In bytes. batch: size of one batch of images, which torch's workers pass through shared memory."""
     needed = workers * _BATCHES_AHEAD * batch
-    found = f"{_gib(free)} free in /dev/shm"
+    result = f"{_gib(free)} free in /dev/shm"
     if free >= needed:
-        return ok(found)
+        return ok(result)
     fitting = free // (_BATCHES_AHEAD * batch)
     return warning(
-        f"{found}; {workers} worker processes of the torchvision loader (FFCV has none) take {_gib(needed)} for "
+        f"{result}; {workers} worker processes of the torchvision loader (FFCV has none) need {_gib(needed)} for "
         f"{_EXAMPLE}",
         f"docker run --shm-size={math.ceil(needed / _GIB)}g, or --set data.workers={fitting}",
     )
@@ -101,11 +101,11 @@ def judge_shared_memory(free: int, workers: int, batch: int) -> Verdict:
 class Disk:
     place: Path
     free: int
-    """Bytes."""
+    """Free space in bytes."""
     problem: str = ""
     """Why a file cannot be written there."""
     seconds: float = 0.0
-    """That a small file took to reach the disk."""
+    """Time for a small file to reach the disk."""
 
 
 def runs_disk(out: Path) -> Verdict:
@@ -114,25 +114,26 @@ def runs_disk(out: Path) -> Verdict:
 
 def data_disk(folder: Path) -> Verdict:
     verdict = judge_disk(_disk(folder), "acdc data write … --out FOLDER, and --set data.path=FOLDER")
-    # what is written there can still be read
+    # existing data can still be read
     return verdict._replace(status="warning") if verdict.status == "error" else verdict
 
 
 def judge_disk(facts: Disk, elsewhere: str) -> Verdict:
-    """elsewhere: how to use another place."""
-    found = f"{_gib(facts.free)} free in {facts.place}"
+    """elsewhere: how to use another folder."""
+    result = f"{_gib(facts.free)} free in {facts.place}"
     if facts.problem:
-        return error(f"{found}, but no file can be written: {facts.problem}", elsewhere)
+        return error(f"{result}, but no file can be written: {facts.problem}", elsewhere)
     if facts.free < _LITTLE_DISK:
-        return warning(f"{found}: too little for a ResNet-50's run or a set of photographs", elsewhere)
-    found = f"{found}; writing a file takes {1000 * facts.seconds:.0f} ms"
+        return warning(f"{result}: too little for a ResNet-50 run or a set of photographs", elsewhere)
+    result = f"{result}; writing a file takes {1000 * facts.seconds:.0f} ms"
     if facts.seconds > _SLOW_SYNC:
-        return warning(f"{found}: every checkpoint will be slow", elsewhere)
-    return ok(found)
+        return warning(f"{result}: every checkpoint will be slow", elsewhere)
+    return ok(result)
 
 
 def _disk(folder: Path) -> Disk:
-    """Of the folder, or where it would be made. Writes, syncs, renames and locks a file, then leaves no trace."""
+    """The disk of the folder or of its nearest existing parent. Writes, syncs, renames and locks a file, then removes
+    it."""
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     free = shutil.disk_usage(place).free
     try:

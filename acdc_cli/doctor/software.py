@@ -1,4 +1,4 @@
-"""Checks of what is installed. Heavy packages are imported where they are looked at: a broken one is a finding."""
+"""Checks of the installed packages; heavy ones are imported inside their check, so that it reports broken ones."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _SHOWN = ("torch", "torchvision", "timm", "wandb", "numpy")
 
 
 class Declared(NamedTuple):
-    """What acdc says of itself: installed, in its package metadata; in a bare checkout, in pyproject.toml."""
+    """acdc's own metadata: from the installed package, or from pyproject.toml in a checkout."""
 
     version: str
     python: str
-    """The range of supported Pythons."""
+    """The range of supported Python versions."""
     packages: list[Requirement]
-    """Those of the extras have a marker that names the extra."""
+    """Requirements; those of an extra have a marker that names it."""
 
 
 @functools.cache
 def declared() -> Declared:
-    """Raises RunError where acdc is neither installed nor a checkout."""
+    """Raises RunError if acdc is neither installed nor a checkout."""
     try:
-        found = metadata.metadata("acdc-cli")
+        package = metadata.metadata("acdc-cli")
         packages = [Requirement(line) for line in metadata.requires("acdc-cli") or ()]
-        return Declared(found["Version"], found["Requires-Python"], packages)
+        return Declared(package["Version"], package["Requires-Python"], packages)
     except metadata.PackageNotFoundError:
         return _of_checkout(Path(__file__).parents[3] / "pyproject.toml")
 
@@ -46,7 +46,9 @@ def _of_checkout(file: Path) -> Declared:
     try:
         project = tomllib.loads(file.read_text())["project"]
     except FileNotFoundError as e:
-        raise RunError(f"acdc is not installed, and {file} is missing; use a whole checkout or pip install it") from e
+        raise RunError(
+            f"acdc is not installed, and {file} is missing; use a complete checkout or pip install it"
+        ) from e
     packages = [Requirement(line) for line in project["dependencies"]]
     for extra, lines in project["optional-dependencies"].items():
         packages += [Requirement(f'{line}; extra == "{extra}"') for line in lines]
@@ -60,7 +62,7 @@ def python() -> Verdict:
 def judge_python(version: str, supported: str) -> Verdict:
     if version in SpecifierSet(supported):
         return ok(version)
-    return error(f"{version}, and acdc needs {supported}", "install acdc in an environment of such a Python")
+    return error(f"{version}, but acdc needs {supported}", "install acdc in an environment with such a Python")
 
 
 def packages() -> Verdict:
@@ -68,7 +70,7 @@ def packages() -> Verdict:
 
 
 def required(extra: str = "") -> list[Requirement]:
-    """What acdc asks for: always, or for one extra alone."""
+    """acdc's own requirements, or those of one extra alone."""
     wanted = declared().packages
     if not extra:
         return [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
@@ -76,17 +78,17 @@ def required(extra: str = "") -> list[Requirement]:
 
 
 def judge_packages(acdc: str, installed: Mapping[str, str], needed: Sequence[Requirement]) -> Verdict:
-    """installed: versions by name; what is not installed is not there."""
+    """installed: versions by name; a missing name is not installed."""
     unfit = [each for each in needed if not _satisfied(each, installed)]
     if not unfit:
         shown = [f"{name} {installed[name]}" for name in _SHOWN if name in installed]
         return ok(", ".join([f"acdc {acdc}", *shown]))
-    found = [f"{each.name} {installed.get(each.name, 'is missing')} (needed: {_range(each)})" for each in unfit]
-    return error(", ".join(found), "pip install " + " ".join(f"'{each.name}{each.specifier}'" for each in unfit))
+    problems = [f"{each.name} {installed.get(each.name, 'is missing')} (needed: {_range(each)})" for each in unfit]
+    return error(", ".join(problems), "pip install " + " ".join(f"'{each.name}{each.specifier}'" for each in unfit))
 
 
 def torchvision() -> Verdict:
-    """torchvision's compiled operations fit one torch only."""
+    """Checks that torchvision's compiled operations match the installed torch."""
     problem = None
     try:
         import torch
@@ -101,14 +103,14 @@ def torchvision() -> Verdict:
 
 
 def judge_torchvision(versions: Mapping[str, str], torch: Requirement, problem: str | None) -> Verdict:
-    """torch: what this torchvision asks for; problem: why its compiled operations do not work, if so."""
+    """torch: the requirement of this torchvision; problem: why its compiled operations do not work, or None."""
     pair = f"{versions.get('torchvision')} and torch {versions.get('torch')}"
     fix = "pip install --force-reinstall torch torchvision (together, so that pip picks a pair)"
     if problem:
         return error(f"{pair} do not work together: {problem}", fix)
     if not _satisfied(torch, versions):
-        return error(f"{pair} do not match: this torchvision is made for torch {_range(torch)}", fix)
-    return ok(f"{pair} fit together: its compiled operations run")
+        return error(f"{pair} do not match: this torchvision is built for torch {_range(torch)}", fix)
+    return ok(f"{pair} match: compiled operations work")
 
 
 def ffcv() -> Verdict:
@@ -116,7 +118,7 @@ def ffcv() -> Verdict:
 
     problem = None
     try:
-        # loads the compiled kernels, and with them OpenCV and libturbojpeg
+        # loads the compiled kernels, with OpenCV and libturbojpeg
         import acdc_cli.data.ffcv  # noqa: F401
     except (ImportError, OSError) as cause:
         problem = str(cause)
@@ -125,21 +127,21 @@ def ffcv() -> Verdict:
 
 
 def judge_ffcv(installed: Mapping[str, str], needed: Sequence[Requirement], problem: str | None, hint: str) -> Verdict:
-    """problem: why its kernels cannot be loaded, if so."""
-    instead = "data.loader `auto` takes torchvision, which is slower on photographs"
+    """problem: why its kernels cannot be loaded, or None."""
+    instead = "data.loader `auto` uses torchvision, which is slower on photographs"
     if "ffcv" not in installed:
         return warning(f"not installed: {instead}", hint)
     if problem:
         return warning(f"{installed['ffcv']} cannot be used ({problem}): {instead}", hint)
     unfit = [f"{each.name}{each.specifier}" for each in needed if not _satisfied(each, installed)]
     if unfit:
-        found = f"{installed['ffcv']} loads, but acdc is made for {', '.join(unfit)}"
-        return warning(found, "pip install " + " ".join(f"'{name}'" for name in unfit))
-    return ok(f"{installed['ffcv']}, its kernels load: data.loader `auto` takes it for .beton files")
+        result = f"{installed['ffcv']} loads, but acdc is made for {', '.join(unfit)}"
+        return warning(result, "pip install " + " ".join(f"'{name}'" for name in unfit))
+    return ok(f"{installed['ffcv']}, its kernels load: data.loader `auto` uses it for .beton files")
 
 
 def processes() -> Verdict:
-    """The back ends by which several processes train together."""
+    """The back ends for training with several processes."""
     import torch
     from torch import distributed
 
@@ -151,10 +153,10 @@ def processes() -> Verdict:
 def judge_processes(gloo: bool, nccl: bool, devices: int) -> Verdict:
     fix = "pip install --force-reinstall torch torchvision (the builds for Linux have both)"
     if not gloo:
-        return warning("torch has no gloo: one process only", fix)
+        return warning("torch has no gloo: training is limited to one process", fix)
     if devices > 1 and not nccl:
         return warning(f"torch has no NCCL: the {devices} GPUs cannot train together", fix)
-    return ok("several can train together: gloo" + (" on CPUs, NCCL on GPUs" if nccl else " on CPUs"))
+    return ok("several processes can train together: gloo" + (" on CPUs, NCCL on GPUs" if nccl else " on CPUs"))
 
 
 def wandb() -> Verdict:
@@ -167,24 +169,24 @@ def wandb() -> Verdict:
 
 
 def judge_wandb(mode: Literal["online", "offline", "disabled"], asked: bool) -> Verdict:
-    """asked: whether WANDB_MODE says so."""
+    """asked: whether WANDB_MODE sets the mode."""
     if asked:
-        return ok(f"{mode}, as WANDB_MODE says")
+        return ok(f"{mode}, as set by WANDB_MODE")
     if mode == "online":
         return ok("logged in: runs are mirrored online")
     return warning(
-        "not logged in: runs are kept offline, for a later `wandb sync`", "wandb login; or WANDB_MODE=disabled"
+        "not logged in: runs are logged offline, for a later `wandb sync`", "wandb login; or WANDB_MODE=disabled"
     )
 
 
 def _installed(needed: Sequence[Requirement]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for each in needed:
         try:
-            found[each.name] = metadata.version(each.name)
+            versions[each.name] = metadata.version(each.name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _satisfied(each: Requirement, installed: Mapping[str, str]) -> bool:

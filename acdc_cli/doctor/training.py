@@ -1,4 +1,4 @@
-"""The check that trains: a small network, AC/DC, synthetic images, from the first step to a checkpoint read back."""
+"""The training check: a small network, AC/DC, synthetic images, from the first step to reading back a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RECIPE = (
     f"data={{batch_size: {_BATCH}, resolution: {_SIDE}, val_resize: {_SIDE}, val_crop: {_SIDE}}}",
     "track.wandb=disabled",
 )
-"""What changes in the recipe `demo`."""
+"""Changes to the recipe `demo`."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,41 @@ class Facts:
     device: str
     precision: str
     losses: tuple[float, ...]
-    """Of the training, epoch by epoch."""
+    """Training losses, epoch by epoch."""
     sparsity: float
-    """Share of the pruned weights that are masked at the end."""
+    """Fraction of the pruned weights that is masked at the end."""
     target: float
-    """What it should be."""
+    """The sparsity it should be."""
     masked_nonzero: int
     """Masked weights that are not exactly zero."""
     read_back: bool
-    """Whether the checkpoint gave every weight and mask back, bit by bit."""
+    """Whether the checkpoint restored every weight and mask, bit for bit."""
     seconds: float = 0.0
 
 
 def training() -> Verdict:
-    # the epochs' own table belongs to real runs
+    # the table of epochs belongs to real runs
     with tempfile.TemporaryDirectory(prefix="acdc-doctor-") as scratch, redirect_stderr(io.StringIO()):
         return judge(_train(RunDir(Path(scratch))))
 
 
 def judge(facts: Facts) -> Verdict:
     where = f"on {facts.device}, {facts.precision}"
-    fix = "try --set device=cpu, --set precision=fp32 in turn: the one that helps shows the cause"
+    fix = "try --set device=cpu, then --set precision=fp32: the one that helps shows the cause"
     first, last = facts.losses[0], facts.losses[-1]
-    # so written that a loss that is no number counts as one that does not fall
+    # written so that a NaN loss counts as one that does not fall
     if not last < first:
         return error(f"{where}: the loss does not fall, {first:.3f} in the first epoch, {last:.3f} in the last", fix)
     if facts.masked_nonzero:
         return error(f"{where}: {facts.masked_nonzero} masked weights are not zero", fix)
     if abs(facts.sparsity - facts.target) > 1e-3:
-        return error(f"{where}: a sparsity of {facts.sparsity:.2%} where {facts.target:.2%} was asked for", fix)
+        return error(f"{where}: the sparsity is {facts.sparsity:.2%} instead of {facts.target:.2%}", fix)
     if not facts.read_back:
-        return error(f"{where}: the checkpoint read back is not the one written", "check the disk of the folder TMPDIR")
-    found = f"{len(facts.losses)} epochs of AC/DC {where}, in {facts.seconds:.1f} s: loss {first:.2f} to {last:.2f}"
-    return ok(f"{found}, {facts.sparsity:.0%} of the weights exactly zero, checkpoint read back")
+        return error(
+            f"{where}: the checkpoint read back differs from the one written", "check the disk of the folder TMPDIR"
+        )
+    result = f"{len(facts.losses)} epochs of AC/DC {where}, in {facts.seconds:.1f} s: loss {first:.2f} to {last:.2f}"
+    return ok(f"{result}, {facts.sparsity:.0%} of the weights exactly zero, checkpoint read back")
 
 
 def _train(run: RunDir) -> Facts:
@@ -105,7 +107,7 @@ def _train(run: RunDir) -> Facts:
 
 
 def _reads_back(recipe: Recipe, run: RunDir, parts: Parts) -> bool:
-    """Whether a trainer of other weights becomes this one by the checkpoint."""
+    """Whether a trainer with other weights matches this one after loading the checkpoint."""
     ready = setup.build(recipe.model_copy(update={"seed": recipe.seed + 1}), _CLASSES)
     again = assemble(recipe, ready, parts.train, parts.val)
     state = checkpoint.load_state(run.checkpoints)
@@ -120,7 +122,7 @@ def _masks(parts: Parts) -> dict[str, Tensor]:
 
 
 class _Patterns:
-    """`batches.Loader` of ten noisy patterns, a class each, that lie on the device."""
+    """A `batches.Loader` of ten noisy patterns on the device, one per class."""
 
     kind: Literal["ffcv", "torch"] = "torch"
     steps, samples = _STEPS, _STEPS * _BATCH

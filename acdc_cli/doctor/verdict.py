@@ -1,4 +1,4 @@
-"""What a check of `acdc doctor` comes to."""
+"""The result of one check of `acdc doctor`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ Status = Literal["ok", "warning", "error"]
 
 class Verdict(NamedTuple):
     status: Status
-    found: str
+    result: str
     fix: str
-    """Empty where all is well, or where `found` names the way out itself."""
+    """Empty if all is well, or if `result` itself says what to do."""
 
 
-def ok(found: str) -> Verdict:
-    return Verdict("ok", found, "")
+def ok(result: str) -> Verdict:
+    return Verdict("ok", result, "")
 
 
-def warning(found: str, fix: str) -> Verdict:
-    """Runs can be made, but more slowly or with less than there could be."""
-    return Verdict("warning", found, fix)
+def warning(result: str, fix: str) -> Verdict:
+    """Runs work, but more slowly or with fewer features."""
+    return Verdict("warning", result, fix)
 
 
-def error(found: str, fix: str) -> Verdict:
-    """Some run cannot be made."""
-    return Verdict("error", found, fix)
+def error(result: str, fix: str) -> Verdict:
+    """Some runs cannot work."""
+    return Verdict("error", result, fix)

@@ -1,4 +1,4 @@
-"""`acdc analyze`: from runs and checkpoints to an analysis's numbers and figures, in files."""
+"""`acdc analyze`: runs an analysis on runs and checkpoints, and writes its numbers and figures to files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from acdc_cli.recipe.load import block_of, sorted_overrides
 from acdc_cli.recipe.schema import Block
 
 _LONGEST = 100
-"""Characters of a file's name, without what tables, figures and formats add."""
+"""Largest number of characters in a file name, without the suffixes of tables, figures and formats."""
 
 
 @dataclass(frozen=True)
 class Analysed:
     document: dict[str, Any]
-    """What the .json holds."""
+    """The content of the .json file."""
     findings: Findings
     files: list[Path]
 
     @property
     def figure(self) -> Path | None:
-        """The main one."""
+        """The main figure."""
         return next((file for file in self.files if file.suffix == ".png"), None)
 
 
@@ -43,11 +43,11 @@ def analyze(
     out: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Analysed:
-    """Writes into `out`, or `analysis/` of the first run, or `analysis/` where no run is named.
+    """Writes into `out`; by default into `analysis/` of the first run, or `analysis/` here if no run is named.
 
-    overrides: `key=value` of the analysis's options and of the recipes' keys.
-    Raises RunError where there is no such analysis, or `out` holds that of other models, and what the analysis itself
-    raises.
+    overrides: `key=value` for the analysis's options and for the recipes' keys.
+    Raises RunError if the analysis is unknown or `out` has results of other models, and the errors of the analysis
+    itself.
     """
     analysis, schema = analyses.find(name)
     own, others = sorted_overrides(schema, overrides)
@@ -63,7 +63,7 @@ def analyze(
         findings = analysis.analyze(subjects, options, workspace)
     except KeyboardInterrupt:
         if workspace.keeps_something:
-            console.say("interrupted; the work so far is saved, and the same command resumes it")
+            console.say("interrupted; progress is saved, and the same command resumes it")
         raise
     about = {
         "analysis": name,
@@ -86,7 +86,7 @@ def options_of(name: str) -> list[tuple[str, str, str]]:
 
 
 def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
-    """Names the files: another one for each set of models that is analysed in the same folder."""
+    """The stem of the file names, distinct for each set of models analysed in one folder."""
     first, *rest = subjects
     parts = [name]
     if first.run is None:
@@ -101,15 +101,15 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
 
 
 def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
-    """The first run has no part in the name, because most folders are its own."""
+    """The file name omits the first run, because most folders belong to it."""
     try:
         there = [subject["name"] for subject in json.loads(file.read_bytes())["subjects"]]
     except (OSError, ValueError, LookupError, TypeError):
-        # none, or no results of ours
+        # missing, or not our results
         return
     if there != [subject.name for subject in subjects]:
         raise RunError(
-            f"{file} holds the results of {', '.join(there)}; give {subjects[0].name} another folder by --out"
+            f"{file} holds the results of {', '.join(there)}; choose another folder for {subjects[0].name} with --out"
         )
 
 
@@ -118,7 +118,7 @@ def _about(subject: Checkpoint) -> dict[str, Any]:
     try:
         return {**about, "weights": subject.weights.name, "sha256": subject.digest}
     except AcdcError:
-        # a run that no phase of has ended yet: what reads its records needs no weights
+        # no phase of the run has ended: an analysis that reads only its records needs no weights
         return about
 
 
@@ -135,7 +135,7 @@ def _rests_on(name: str, subjects: Sequence[Checkpoint], options: Block) -> str:
 
 
 def _kept(subject: Checkpoint) -> list[tuple[str, int, int]]:
-    """Tells a run's kept models from others in their place; they are too many to be read for that."""
+    """Identifies a run's saved models without reading them, because there are too many."""
     if subject.run is None:
         return []
     states = [(kept.file.name, kept.file.stat()) for kept in subject.run.kept_models()]

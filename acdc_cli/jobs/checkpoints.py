@@ -1,4 +1,4 @@
-"""From what a command line names, a run directory or anybody's file, to its recipe and its weights."""
+"""Finds the recipe and the weights of a run directory or of any checkpoint file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def recipe_of(
     data: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe that a run or a checkpoint belongs to; of a foreign file, the least one that it can be judged by.
+    """The recipe of a run or checkpoint; for a foreign file, a minimal recipe to evaluate it with.
 
-    which: checked only, as `model`, which names the architecture of a foreign file, and `data`, its data set.
-    Raises CheckpointError and RunError where they do not fit the source.
+    which: only checked here.  model, data: architecture and data set of a foreign file.
+    Raises CheckpointError or RunError if they do not fit the source.
     """
     if not source.exists():
         raise CheckpointError(f"{source} does not exist; give a run directory or a checkpoint file")
     if source.is_dir():
         run = open_run(source)
         if model is not None:
-            raise RunError(f"{source} is a run directory, whose recipe names the model; leave --model out")
+            raise RunError(f"{source} is a run directory, whose recipe names the model; leave out --model")
         return load(run.resolved, overrides)
     if which is not None:
         raise RunError("--which chooses between the models of a run directory; a file holds one")
@@ -49,7 +49,7 @@ def recipe_of(
     if recipe is not None:
         recorded = from_dict(recipe, str(source), overrides)
         if model is not None:
-            raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave --model out")
+            raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave out --model")
         return recorded
     if model is None or data is None:
         raise CheckpointError(
@@ -59,17 +59,17 @@ def recipe_of(
 
 
 def names_its_model(source: Path) -> bool:
-    """Is it a run directory, or a file of ours, so that nothing needs to be said of it?"""
+    """Whether it is a run directory or a file written by acdc, so that --model is not needed."""
     return source.is_dir() or (source.exists() and _recorded_recipe(source) is not None)
 
 
 def weights_of(source: Path, which: Which | None = None) -> Path:
-    """The file with the weights: of a run the sparse model where there is one, or that of `which`."""
+    """The file with the weights: for a run, that of `which`, or by default the sparse model if it exists."""
     return _model_of(open_run(source), which) if source.is_dir() else source
 
 
 def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
-    """The same recipe with these weights, and what only training needs left out.
+    """The same recipe with these weights, without what only training needs.
 
     data: another data set, by its name or folder.
     """
@@ -94,7 +94,7 @@ def _model_of(run: RunDir, which: Which | None) -> Path:
 
 
 def header_of(file: Path) -> dict[str, Any] | None:
-    """The recipe, and of a model the metrics, that a file of ours says of itself; None of anybody else's."""
+    """The metadata in a file written by acdc: the recipe and, for a model, its metrics; None for a foreign file."""
     metadata: Any
     if file.suffix == ".safetensors" or is_packed(file):
         metadata = read_metadata(file)
@@ -102,7 +102,7 @@ def header_of(file: Path) -> dict[str, Any] | None:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception:
-            # torch's old format cannot be mapped; of any other file this says what is wrong with it
+            # torch's old format cannot be memory-mapped; for any other file `read` explains the problem
             state = weights.read(file)
         metadata = state.get("metadata") if isinstance(state, dict) else None
     return metadata if isinstance(metadata, dict) else None
@@ -114,8 +114,8 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
 
 
 def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> Recipe:
-    """The least recipe that a checkpoint of others can be judged by, with the preprocessing of published weights."""
-    # here, because it imports torchvision and timm
+    """A minimal recipe to evaluate a foreign checkpoint with, using the preprocessing of published weights."""
+    # imported here because it imports torchvision and timm
     from acdc_cli.models.preprocessing import preprocessing
 
     shown = preprocessing(model, source)
@@ -143,7 +143,7 @@ def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> R
 
 
 def _say_preprocessing(recipe: Recipe, origin: str, side: int) -> None:
-    """side: of the first image."""
+    """side: size of the first image."""
     block, options = recipe.data, recipe.model.options
     if options:
         console.say(f"built with {options}, which the file's tensor names require")

@@ -1,4 +1,4 @@
-"""The cost of a run, by its schedule and as measured: the two accounts of `summary.json`."""
+"""The cost of a run, planned and measured: the two accounts in `summary.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measure
     None, with a warning, for a model that cannot run without its weights.
     """
     try:
-        # a second model, because some keep what they build at their first call, which would lie on the meta device
+        # a separate model, because some models cache tensors at their first call, which would be on the meta device
         model = setup.without_weights(recipe, classes)
         return Measured({side: operations(model, side) for side in sides}, CONVENTION)
     except ModelError as e:
@@ -32,10 +32,10 @@ def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measure
 
 
 def run_cost(parts: Parts, measured: Measured, batch_size: int, inference_side: int) -> dict[str, Any]:
-    """FLOPs of the whole training and of one validation image: dense, by the method's schedule, and as measured.
+    """FLOPs of the whole training and of one validation image: dense, planned and measured.
 
-    The nominal training is the total of `acdc plan`, the measured one the last record's `train_flops`: both with what
-    the method asked for besides its steps.
+    Planned training FLOPs are the total of `acdc plan`; measured ones are the last record's `train_flops`. Both include
+    the gradients that the method computes outside its steps.
 
     inference_side: of the validation crop, in pixels.
     """

@@ -16,7 +16,7 @@ _MODELS: tuple[Which, ...] = ("sparse", "dense")
 
 
 def demo(out: Path) -> None:
-    """Write the demo set, train, judge both models, draw the run; what is done already is not done again."""
+    """Write the demo set, train, evaluate both models, draw the run; finished parts are skipped."""
     write_demo()
     run = RunDir(out)
     if run.finished:

@@ -1,4 +1,4 @@
-"""`acdc eval`: exact numbers of a run's model, or of somebody else's checkpoint."""
+"""`acdc eval`: exact metrics of a run's model or of any checkpoint."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params",
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line may change of a recipe; None keeps the recipe's."""
+    """What the command line may change in a recipe; None keeps the recipe's value."""
 
     which: Which | None = None
-    """Which of a run's models; None is the sparse one where there is one."""
+    """Which of a run's models; None: the sparse one if it exists."""
     model: str | None = None
     data: str | None = None
-    """A folder, or the name of a data set."""
+    """Folder or name of a data set."""
     split: Literal["train", "val"] = "val"
     batch_size: int | None = None
     loader: Literal["auto", "ffcv", "torch"] | None = None
@@ -53,10 +53,10 @@ class Options:
 def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     """`KEYS`: accuracies and sparsities as fractions, loss and entropy in nats (P2 eq. 4, unsmoothed logits).
 
-    A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so that there
-    both sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
-    `layers` has the weights, nonzero weights and FLOPs of each convolution and linear layer. An exported program is run
-    by its engine on the CPU; what would need its weights by name is None there, and `layers` is empty.
+    A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so both of its
+    sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
+    `layers` has the weights, nonzero weights and FLOPs of each conv and linear layer. An exported program runs on its
+    engine on the CPU; values that need its weights by name are None there, and `layers` is empty.
     """
     if exported := contract.recorded(source):
         return _evaluate_exported(source, *exported, options)
@@ -77,7 +77,7 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
 
 def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Options) -> dict[str, Any]:
     if options.which or options.model:
-        raise RunError(f"{source} is an exported program, which holds one model; leave --which and --model out")
+        raise RunError(f"{source} is an exported program, which holds one model; leave out --which and --model")
     recipe = from_dict(judged(facts.recipe, source, options.data).as_dict(), str(source), options.overrides)
     recipe = _changed(recipe, options)
     if recipe.data.val_crop != facts.recipe.data.val_crop:
@@ -105,13 +105,13 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
 
 
 def _padded(logits: Logits, inputs: Tensor, batch: int | None) -> Tensor:
-    """Of a program that takes batches of one size only: the last one is filled up."""
+    """Logits of inputs padded to `batch`, for a program with a fixed batch size."""
     missing = 0 if batch is None else batch - len(inputs)
     return logits(torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])]))[: len(inputs)]
 
 
 def _cost(recipe: Recipe, ready: setup.ReadyModel, classes: int) -> dict[str, Any]:
-    """What the model has, and what a validation image takes: None, and said, where the model cannot be counted."""
+    """Parameter counts, and the FLOPs of a validation image: None, with a warning, if the model cannot be counted."""
     parameters = list(ready.model.parameters())
     params = sum(weight.numel() for weight in parameters)
     zeros = zero_counts(ready.layers)
@@ -150,7 +150,7 @@ def _operations(recipe: Recipe, classes: int) -> list[Operation] | None:
 
 
 def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Name, shape, weights, nonzero weights, their share, MFLOPs."""
+    """Name, shape, weights, nonzero weights, their fraction, MFLOPs."""
     return [
         (
             layer["name"],
@@ -165,7 +165,7 @@ def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The metrics as a person reads them."""
+    """The metrics formatted for a person."""
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
     of_logits = [
         ("top-1", f"{metrics['top1']:.2%}"),

@@ -1,4 +1,4 @@
-"""What is doubtful about a run before it starts: `acdc plan` and `acdc train` say the same."""
+"""Warnings about a run before it starts; `acdc plan` and `acdc train` print the same."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 _ROUNDING = 1e-3
-"""Difference from the target that whole weights explain, or that of 0.667 from a pattern 2:6."""
+"""Deviation from the target due to whole weights, or to writing the sparsity of pattern 2:6 as 0.667."""
 _MANY_SIZES = 8
 
 
 def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> list[str]:
     """Warnings, each a line that begins with the recipe's key.
 
-    Raises RecipeError, with a line for each, where the run would stop at an error on its way.
+    Raises RecipeError, with one line per problem, if the run would fail during training.
     """
     block = recipe.sparsity
     size = RunSize(recipe.epochs, steps_per_epoch, recipe.data.batch_size)
@@ -27,7 +27,7 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
     if recipe.ema and sparsifier.revives_values:
         raise RecipeError(
             f"ema: {block.method} restores the values of weights that it frees, but their average is zero; "
-            "leave ema out, or take another method"
+            "remove ema or use another method"
         )
     return [
         *_pattern(recipe, sparsifier),
@@ -51,7 +51,7 @@ def _pattern(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
 
 
 def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> Iterator[str]:
-    """Compares the target with the sparsest epoch: a run may well be meant to end in a dense phase."""
+    """Compares the target with the sparsest epoch, because a run may be meant to end in a dense phase."""
     if not isinstance(recipe.sparsity, TargetBlock):
         return
     densities = [sparsifier.cost(epoch, steps_per_epoch).forward.density for epoch in range(recipe.epochs)]
@@ -59,9 +59,9 @@ def _sparsity_reached(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epo
     target = recipe.sparsity.target
     if not reached:
         yield f"sparsity.target: at {target:g} no weight is pruned, and the run ends dense; use method dense"
-    # the sparsities of `layers` are explicit, and change that of the whole
+    # the sparsities of `layers` are explicit, and change the overall sparsity
     elif target - reached > _ROUNDING and not recipe.sparsity.layers:
-        yield f"sparsity.target: {target:g} is never reached; the pruned layers reach {reached:.4g} at most"
+        yield f"sparsity.target: {target:g} is never reached; the pruned layers reach at most {reached:.4g}"
 
 
 def _warmup(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _warmup(recipe: Recipe, sparsifier: Sparsifier[Any]) -> Iterator[str]:
     if first.kind == "dense" and later and warmup > first.end:
         yield (
             f"optim.schedule.warmup_epochs: the learning rate rises until epoch {warmup:g}, but weights are pruned "
-            f"from epoch {first.end} on; make it shorter, or the first dense phase longer"
+            f"from epoch {first.end} on; shorten the warm-up or lengthen the first dense phase"
         )
 
 
@@ -85,7 +85,7 @@ def _learning_rate(recipe: Recipe) -> Iterator[str]:
 
 
 def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> Iterator[str]:
-    """Compares with the last phase, because the final model should not average weights under different masks."""
+    """Compares with the last phase, because the final average should not mix weights under different masks."""
     if recipe.ema is None:
         return
     begin = max(epochs_of(recipe.ema.begin, recipe.epochs), sparsifier.phases.phases[-1].start)
@@ -102,6 +102,4 @@ def _sizes(recipe: Recipe) -> Iterator[str]:
     sizes = set(resolutions(recipe))
     is_off = recipe.compile in (False, "off") or (recipe.compile == "auto" and recipe.device == "cpu")
     if not is_off and len(sizes) > _MANY_SIZES:
-        yield (
-            f"data.resolution: torch.compile recompiles the model for each of {len(sizes)} sizes; take a larger step"
-        )
+        yield (f"data.resolution: torch.compile recompiles the model for each of {len(sizes)} sizes; use a larger step")

@@ -1,4 +1,4 @@
-"""What `acdc train` is about: its recipe, the directory of its run, and whether that run goes on."""
+"""What `acdc train` works on: its recipe, its run directory, and whether to resume."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 
 Resume = bool | Literal["auto"]
-"""Go on with an unfinished run; `auto`: if there is one, and do nothing where it is finished."""
+"""Resume an unfinished run; `auto`: only if there is one, and do nothing if it is finished."""
 
 
-def opened(source: str, overrides: Sequence[str], out: Path | None) -> tuple[str, Recipe, RunDir]:
-    """The recipe's file, the recipe, and where its run lies or will lie.
+def recipe_and_run(source: str, overrides: Sequence[str], out: Path | None) -> tuple[str, Recipe, RunDir]:
+    """The recipe's file, the recipe, and the directory of its run.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
     """

@@ -1,4 +1,4 @@
-"""A run before it starts, in one figure: sparsity, learning rate and resolution over epochs (P1, Figure 1)."""
+"""One figure of a run before it starts: sparsity, learning rate and resolution over epochs (P1, Figure 1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from acdc_cli.jobs.run_plan import Plan
 
 
 def draw(plan: Plan, file: Path) -> None:
-    """Raises RunError where the file's ending is no format of matplotlib's, or its folder is not there."""
+    """Raises RunError if matplotlib does not support the file's extension, or if its folder does not exist."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: tables of its epochs, its layers and its totals, for a terminal of 80 columns."""
+"""A plan as text: tables of its epochs, layers and totals, for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOTALS = ("", "")
 
 
 def explained(plan: Plan) -> str:
-    """What the columns of the epochs mean."""
+    """Explains the columns of the epoch table."""
     convention = plan.totals.convention
     return (
         f"{plan.name}, priced by convention {convention} ({NAMES[convention]})\n"
@@ -26,7 +26,7 @@ def explained(plan: Plan) -> str:
 
 
 def epoch_rows(plan: Plan, every: int | None = None) -> list[tuple[str, ...]]:
-    """Ranges of epochs that differ in their learning rate only, or every Nth epoch and the last."""
+    """Ranges of epochs that differ only in their learning rate, or every Nth epoch and the last."""
     if every is None:
         ranges = [list(group) for _, group in groupby(plan.epochs, key=_in_common)]
     else:
@@ -55,7 +55,7 @@ def _epoch_row(first: PlannedEpoch, last: PlannedEpoch) -> tuple[str, ...]:
 
 
 def layer_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Name, shape, weights, target density or why there is none."""
+    """Name, shape, weights, and the target density or the reason why there is none."""
     return [
         (
             layer.name,
@@ -89,7 +89,7 @@ def total_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _percent(share: float | None, decimals: int = 2) -> str:
-    """With more decimals where rounding would make all of nearly all, or nothing of little."""
+    """With more decimals where rounding would give 0 % or 100 %."""
     if share is None:
         return "?"
     while 0 < share < 1 and round(100 * share, decimals) in (0, 100):

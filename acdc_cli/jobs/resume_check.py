@@ -1,4 +1,4 @@
-"""`acdc verify-resume`: a recipe's run that is killed again and again, beside one that is left alone."""
+"""`acdc verify-resume`: compares a run that is killed again and again with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from acdc_cli.training import checkpoint
 from acdc_cli.training.precision import choose_device
 
 _TIMES = ("seconds", "images_per_second", "compile_seconds")
-"""What of a record is no number of the run but of the machine."""
+"""Keys of a record that measure the machine, not the run."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -36,16 +36,16 @@ class Kill:
     signal: str
     epoch: int
     step: int
-    """Where the checkpoint is that the run went on from; epoch 0, step 0: it had none."""
+    """Step of the checkpoint that the run resumed from; epoch 0, step 0: there was none."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     kills: list[Kill]
     differences: dict[str, str]
-    """What differs from the run that was left alone, and by how much; empty when nothing does."""
+    """What differs from the uninterrupted run, and by how much; empty if nothing does."""
     by_itself: dict[str, str] = field(default_factory=dict)
-    """What differs between two runs that were left alone; looked for when there are `differences`."""
+    """What differs between two uninterrupted runs; only checked if there are `differences`."""
 
     @property
     def exact(self) -> bool:
@@ -58,11 +58,11 @@ class Verdict:
 def verify_resume(
     source: str, overrides: Sequence[str] = (), kills: int = 5, seed: int = 0, keep: Path | None = None, gpus: int = 1
 ) -> Verdict:
-    """Train a short run of the recipe twice, once with `kills` ends by SIGKILL and SIGTERM in turn, and compare.
+    """Train the recipe twice, once interrupted `kills` times by SIGKILL and SIGTERM in turn, and compare.
 
     keep: folder for the runs; None: they are removed.
-    Raises RunError when a run does not come to its end, and when the killed run differs although runs of this recipe
-    must not: with `deterministic: true`, on the CPU, or where two uninterrupted runs are the same.
+    Raises RunError if a run fails, or if the killed run differs although runs of this recipe must be reproducible: with
+    `deterministic: true`, on the CPU, or if two uninterrupted runs are identical.
     """
     recipe = load(source, overrides)
     with _folder(keep) as folder:
@@ -78,7 +78,7 @@ def verify_resume(
         by_kills = differences(RunDir(folder / "undisturbed"), RunDir(folder / "disturbed"))
         by_itself: dict[str, str] = {}
         if by_kills:
-            console.say("they differ; training uninterrupted once more, to see whether two such runs differ too")
+            console.say("they differ; training uninterrupted once more, to see whether two such runs also differ")
             _run_to_end(command, folder / "again")
             by_itself = differences(RunDir(folder / "undisturbed"), RunDir(folder / "again"))
     verdict = Verdict(done, by_kills, by_itself)
@@ -91,7 +91,7 @@ def verify_resume(
 
 
 def differences(one: RunDir, other: RunDir) -> dict[str, str]:
-    """What differs by at least a bit between two finished runs: records, masks, models and the last state."""
+    """Every difference, however small, between two finished runs: records, masks, models and the last state."""
     different = {}
     records, others = _untimed(one.records()), _untimed(other.records())
     if records != others:
@@ -111,7 +111,7 @@ def differences(one: RunDir, other: RunDir) -> dict[str, str]:
 
 def _last_state(run: RunDir) -> dict[str, Any]:
     state = checkpoint.load_state(run.checkpoints) or {}
-    # they hold times; what else they hold is in the records
+    # these hold times; the rest of them is in the records
     return {key: value for key, value in state.items() if key not in ("seconds", "running", "ends")}
 
 
@@ -121,9 +121,9 @@ def _disturbed(
     done: list[Kill] = []
     while len(done) < kills:
         sent = _SIGNALS[len(done) % len(_SIGNALS)]
-        # spreads the kills over the whole run: a killed run repeats little of what it has done
+        # spreads the kills over the whole run, because a killed run repeats little work
         if not _kill(command, out, sent, start + draw.uniform(0, 2 * length / (kills + 1))):
-            console.say(f"the run was over after {len(done)} kills")
+            console.say(f"the run finished after {len(done)} kills")
             return done
         state = checkpoint.load_state(out / "checkpoints")
         done.append(Kill(sent.name, *((state["epoch"], state["step"]) if state else (0, 0))))
@@ -133,7 +133,7 @@ def _disturbed(
 
 
 def _kill(command: list[str], out: Path, sent: signal.Signals, after: float) -> bool:
-    """Whether the process could be killed before it was done."""
+    """Whether the process was still running and could be killed."""
     with _started(command, out) as process:
         try:
             process.wait(after)
@@ -163,7 +163,7 @@ def _run_to_end(command: list[str], out: Path) -> float:
 
 @contextmanager
 def _started(command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
-    # in a session of its own, so that a signal reaches whatever it has started, too, and Ctrl-C does not
+    # a session of its own, so that signals reach its child processes too and Ctrl-C does not
     process = subprocess.Popen(
         [*command, "--out", str(out), "--resume", "auto"],
         stdout=subprocess.DEVNULL,
@@ -202,7 +202,7 @@ def _of_files(one: Path, other: Path) -> str:
 
 
 def _of_values(one: Any, other: Any, name: str) -> str:
-    """The first difference of two nested states, in words; nothing if they are the same to the bit."""
+    """The first difference between two nested states, in words; empty if they are bit-identical."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape or one.dtype != other.dtype:
             return f"{name} has another shape or type"
@@ -223,5 +223,5 @@ def _of_values(one: Any, other: Any, name: str) -> str:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """What is the same to the bit: -0 is another number than 0, and nan the same as nan."""
+    """Equal bytes mean bit-identical: -0 differs from 0, and NaN equals NaN."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""`acdc plan`: a run's course and price, from its recipe alone; the model's weights are never made."""
+"""`acdc plan`: a run's schedule and cost from its recipe alone; the model's weights are never created."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.where import Selector
 
 _TENSOR_OVERHEAD = 300
-"""Bytes of torch.save's zip archive for each tensor: headers, alignment, names and shapes."""
+"""Bytes of overhead per tensor in torch.save's zip archive: headers, alignment, names and shapes."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class PlannedEpoch:
     epoch: int
     phase: str
     sparsity: float | None
-    """Over the layers that the recipe prunes, at the end of the epoch; None where it is learned."""
+    """Sparsity over the layers that the recipe prunes, at the end of the epoch; None if learned."""
     sparsity_all: float | None
-    """Over all convolution and linear weights."""
+    """Sparsity over all conv and linear weights."""
     lr_start: float
-    """At the epoch's first step."""
+    """Learning rate at the epoch's first step."""
     lr_end: float
-    """At its last step."""
+    """Learning rate at its last step."""
     resolution: int
     forward_flops: Flops
-    """Of one image."""
+    """FLOPs of one image."""
     train_flops: Flops
-    """Of one image: forward and backward, the mean over the epoch's steps, and its share of the gradients that the
-    method asks for besides. Times the epoch's images, and summed over the epochs, it is `Totals.train_flops`."""
+    """Mean FLOPs per image: forward, backward, and the epoch's share of the gradients that the method computes outside
+    its steps. Times the epoch's images, summed over the epochs, it gives `Totals.train_flops`."""
     cost: float
-    """Of the training up to the end of this epoch, as a share of the whole dense training."""
+    """Cost of training up to the end of this epoch, as a fraction of the whole dense training."""
 
 
 @dataclass(frozen=True)
@@ -57,45 +57,45 @@ class PlannedLayer:
     shape: tuple[int, ...]
     prunable: bool
     why: str | None
-    """Why it is not pruned."""
+    """Why the layer is not pruned."""
     density: float | None
-    """In the sparsest epoch; None where the weights themselves decide."""
+    """Density in the sparsest epoch; None if it depends on the weights."""
 
 
 @dataclass(frozen=True)
 class Totals:
     params: int
     nonzero: int | None
-    """Parameters that are not zero at the end, biases and normalisation included; None where that is learned."""
+    """Nonzero parameters at the end, biases and normalisation included; None if learned."""
     inference_flops: Flops
-    """Of one validation image, at the end of the run."""
+    """FLOPs of one validation image at the end of the run."""
     train_flops: Flops
-    """Of the whole run: `nominal` in its summary."""
+    """FLOPs of the whole run: `nominal` in its summary."""
     inference_ratio: float
-    """To the dense model."""
+    """Ratio to the dense model."""
     train_ratio: float
-    """To dense training on the same images, at the same resolutions."""
+    """Ratio to dense training on the same images, at the same resolutions."""
     convention: Convention
     images: int
-    """Seen in training, over all epochs."""
+    """Training images over all epochs, repeats included."""
     steps: int
-    """Of the optimiser, over all epochs."""
+    """Optimiser steps over all epochs."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that trains, besides activations."""
+    """Bytes on the training device, without activations."""
 
     weights: int
-    """With biases, normalisation and running statistics."""
+    """Weights, biases, normalisation parameters and running statistics."""
     gradients: int
     optimizer: int
     masks: int
-    """With their factors in the weights' own type, and backward masks where there are some."""
+    """Masks, including copies in the weights' own type, and backward masks if there are any."""
     method: int
-    """What the method keeps besides masks: latent weights, means of gradients, snapshots."""
+    """The method's own state besides masks: latent weights, mean gradients, snapshots."""
     ema: int
-    """The average of the weights."""
+    """The moving average of the weights."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,19 @@ class Plan:
     totals: Totals
     memory: Memory
     checkpoint: int
-    """Bytes of checkpoints/last.pt; the one before is kept too."""
+    """Bytes of checkpoints/last.pt; the previous checkpoint is kept as well."""
     inference_resolution: int
     notes: list[str]
-    """What was assumed where the recipe alone does not tell."""
+    """Assumptions made where the recipe alone does not determine the plan."""
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values. FLOPs are whole numbers wherever they are exact ones."""
+        """Plain values. FLOPs are integers wherever they are whole."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
 def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
-    """Raises an AcdcError for whatever `acdc train` would refuse in the recipe."""
+    """Raises an AcdcError for anything in the recipe that `acdc train` would reject."""
     classes, images, is_there = expected_set(recipe.data)
     steps = steps_per_epoch(recipe.data, images)
     model = setup.without_weights(recipe, classes)
@@ -144,7 +144,7 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
 
 
 class _Prices:
-    """FLOPs of the run's epochs and of dense ones, at the resolutions that it has."""
+    """FLOPs of the run's epochs, and of dense epochs at the same resolutions."""
 
     def __init__(
         self, model: nn.Module, sparsifier: Sparsifier[Any], recipe: Recipe, steps: int, convention: Convention
@@ -158,7 +158,7 @@ class _Prices:
         self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, recipe.data.batch_size, convention)
 
     def dense_training(self) -> Flops:
-        """Of an image in every epoch."""
+        """FLOPs per image, summed over all epochs."""
         return sum(3 * self.dense[side] for side in self.resolutions)
 
 
@@ -203,7 +203,7 @@ def _epochs(
 def _totals(
     recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], last: EpochWork, prices: _Prices, steps: int
 ) -> Totals:
-    """last: of the last epoch."""
+    """last: the work of the last epoch."""
     params = sum(weight.numel() for weight in model.parameters())
     density = last.forward.density
     zeros = None if density is None else round((1 - density) * sparsifier.masked.total)
@@ -234,20 +234,20 @@ def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: b
         yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, an upper bound"
     elif ranked:
         yield (
-            "the densities of single layers depend on the weights and are unknown before training: "
+            "the densities of individual layers depend on the weights and are unknown before training: "
             "FLOPs assume the same density in all pruned layers"
         )
 
 
 def _sparsest(densities: Sequence[float | None]) -> int:
-    """The last of the epochs with the fewest weights; where sparsity is learned, the last of all."""
+    """The last of the epochs with the fewest weights; the last of all epochs if sparsity is learned."""
     shares = [1.0 if density is None else density for density in densities]
     fewest = min(shares)
     return max(epoch for epoch, share in enumerate(shares) if share == fewest)
 
 
 def _layer(layer: Layer, recipe: Recipe, kept: Mapping[str, int] | None) -> PlannedLayer:
-    """kept: weights of each layer in the sparsest epoch, where they are known."""
+    """kept: the number of weights kept in each layer in the sparsest epoch, if known."""
     why = _kept_dense(layer, recipe)
     size = layer.shape.numel()
     fixed = {} if kept is None else kept
@@ -300,7 +300,7 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _tensors(state: Any) -> list[Tensor]:
-    """All tensors of a state dict."""
+    """All tensors in a state dict."""
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, Mapping):

@@ -1,4 +1,4 @@
-"""From a recipe to its model, device and precision: what training and evaluation have in common."""
+"""Builds model, device and precision from a recipe, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from acdc_cli.training.precision import Precision, choose_device
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A model on its device, ready to be trained or judged."""
+    """A model on its device, ready for training or evaluation."""
 
     model: nn.Module
     forward: Forward
@@ -46,7 +46,7 @@ class ReadyModel:
 
 
 def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> ReadyModel:
-    """ranks: the processes that train together, each of which makes the same."""
+    """ranks: the processes that train together; each builds the same model."""
     device = own_device(ranks, choose_device(recipe.device))
     mode = _compile_mode(recipe, device)
     _choose_algorithms(recipe.deterministic, compiled=mode is not None)
@@ -60,7 +60,7 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> ReadyModel:
         model.to(device).to(memory_format=layout)
     forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
     if not ranks.first:
-        # dropout in other places in each; the two are no sum, lest rank 1 of seed 0 be rank 0 of seed 1
+        # dropout differs between ranks; a plain sum would make rank 1 of seed 0 equal rank 0 of seed 1
         _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
     return ReadyModel(
         model=model,
@@ -89,7 +89,7 @@ def _compile_mode(recipe: Recipe, device: torch.device) -> Mode | None:
 def split(recipe: Recipe, ranks: Ranks) -> str:
     """The global batch in words: `batch 512 = 4 processes × 2 parts × 64 images`.
 
-    Raises RecipeError where it does not divide.
+    Raises RecipeError if it does not divide.
     """
     batch, parts = recipe.data.batch_size, recipe.optim.accumulate
     divisor = ranks.size * parts
@@ -98,7 +98,7 @@ def split(recipe: Recipe, ranks: Ranks) -> str:
         fitting = [size for size in range(1, batch // parts + 1) if batch % (size * parts) == 0]
         raise RecipeError(
             f"data.batch_size: {batch} images do not divide over {ranks.size} processes × {parts} parts "
-            f"(optim.accumulate); take {' or '.join(map(str, nearest))}"
+            f"(optim.accumulate); use {' or '.join(map(str, nearest))}"
             + (f", or {', '.join(map(str, fitting))} processes" if fitting else "")
         )
     shares = [f"{ranks.size} processes", *([f"{parts} parts"] if parts > 1 else []), f"{batch // divisor} images"]
@@ -106,27 +106,27 @@ def split(recipe: Recipe, ranks: Ranks) -> str:
 
 
 def _seed(seed: int) -> None:
-    """Every global generator: nothing of ours draws from NumPy's and Python's, but models of others may."""
+    """Seeds every global generator; acdc does not use NumPy's and Python's, but other people's models may."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
 
 
 def without_weights(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's model on the meta device: names and shapes, but no memory, and no file is read."""
-    # blurs in the form that `cost` counts, so that the recipe's choice between equal functions bears on no cost
+    """The recipe's model on the meta device: names and shapes, without memory and without reading a file."""
+    # cost counts this form of the blur, so that the choice between equivalent forms does not change the cost
     block = recipe.model.model_copy(update={"weights": None, "blur": "convolution"})
     try:
         with torch.device("meta"), Undrawn():
             return models.build(block, classes)
-    # some work out their widths with tensors, which there have no values; with options that is a ModelError
+    # some compute their widths with tensors, which have no values there; with options that is a ModelError
     except (RuntimeError, ModelError):
         with torch.random.fork_rng(devices=[]):
             return models.build(block, classes).to("meta")
 
 
 def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
-    """Shows the model a black image of each size, so that what does not fit is said before a run starts.
+    """Runs the model on a black image of each size, so that a misfit is reported before a run starts.
 
     Raises ModelError.
     """
@@ -134,18 +134,18 @@ def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
     for side in sorted(set(sides)):
         image = torch.zeros(1, 3, side, side, device=ready.device)
         try:
-            # not inference_mode: what a model builds at its first call and keeps, training must be able to use
+            # not inference_mode: training must be able to use what a model builds and keeps at its first call
             with torch.no_grad(), ready.precision.autocast():
                 ready.model(image)
         except (AssertionError, RuntimeError, ValueError) as e:
             raise ModelError(
-                f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, validation "
-                "crops data.val_crop"
+                f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, "
+                "validation crops data.val_crop"
             ) from e
 
 
 def without_start(recipe: Recipe) -> Recipe:
-    """The recipe with a model of random weights, for whoever brings weights."""
+    """The recipe with a randomly initialised model, for callers that load weights themselves."""
     model = recipe.model.model_copy(update={"weights": None})
     if not isinstance(recipe.sparsity, PrunedBlock):
         return recipe.model_copy(update={"model": model})
@@ -163,19 +163,19 @@ def sparsifier(recipe: Recipe, layers: Sequence[Layer], ranks: Ranks = ALONE) ->
 
 
 _WORKSPACES = (":4096:8", ":16:8")
-"""With which cuBLAS gives the same bits every time."""
+"""Settings with which cuBLAS is deterministic."""
 
 
 def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
-    """The fastest that cuDNN and torch's compiler find by trying, or those that give the same bits every time.
+    """Chooses the fastest algorithms that cuDNN and torch's compiler find by benchmarking, or deterministic ones.
 
-    Raises RunError where the environment forbids the latter.
+    Raises RunError if the environment rules out the latter.
     """
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
-        # cuBLAS reads it when the process makes its first handle
+        # cuBLAS reads it when the process creates its first handle
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACES[0])
         if workspace not in _WORKSPACES:
             raise RunError(
@@ -183,14 +183,15 @@ def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
                 f"unset it, or set it to {' or '.join(_WORKSPACES)}"
             )
     if compiled:
-        # here, because it imports the compiler
+        # imported here because it imports the compiler
         from torch._inductor import config
 
         config.deterministic = deterministic
 
 
 def _share_cores(threads: int | None, ranks: Ranks) -> None:
-    """The recipe's number, else what is given by OMP_NUM_THREADS, else the same for all processes of a machine."""
+    """Sets the threads: the recipe's number, else OMP_NUM_THREADS, else an equal share for each process of the
+    machine."""
     if threads is None and ranks.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_size)
     if threads is not None:
@@ -199,8 +200,8 @@ def _share_cores(threads: int | None, ranks: Ranks) -> None:
 
 def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
-        raise RunError("sync_bn: torch synchronises batch norm over GPUs only; use --set sync_bn=false on CPUs")
-    # here, because it takes a second to import; timm's, because some of its batch norms hold their activation, which
+        raise RunError("sync_bn: torch synchronises batch norm only on GPUs; use --set sync_bn=false on CPUs")
+    # imported here because it takes a second; timm's, because some of its batch norms include their activation, which
     # torch's own would drop
     from timm.layers import convert_sync_batchnorm
 
@@ -209,7 +210,7 @@ def _synchronised(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _started(recipe: Recipe) -> ModelBlock:
-    """The recipe's model with the weights that its run starts from."""
+    """The recipe's model with the weights from which its run starts."""
     source = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source is None:
         return recipe.model
@@ -217,14 +218,14 @@ def _started(recipe: Recipe) -> ModelBlock:
 
 
 def _dense_model(source: Path) -> Path:
-    """The file itself, or that of a run directory. Raises RunError where a run has no dense model."""
+    """The file itself, or the dense model of a run directory. Raises RunError if the run has none."""
     if not source.is_dir():
         return source
     file = open_run(source).model_file("dense")
     if not file.exists():
         raise RunError(
             f"sparsity.from_checkpoint: {source} has no dense model: no dense phase has ended, or its method "
-            "has none; name another run, or a file"
+            "has none; name another run or a file"
         )
     return file
 

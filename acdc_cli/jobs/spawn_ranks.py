@@ -1,4 +1,4 @@
-"""`acdc train --gpus N`: torch's elastic agent around N processes, which start again when one of them dies."""
+"""`acdc train --gpus N`: starts N processes through torch's elastic agent, and restarts them when one dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from acdc_cli import console
 from acdc_cli.errors import RESUME_ME, RunError
-from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.jobs.opening import Resume, recipe_and_run
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import distributed
@@ -33,14 +33,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def launch(gpus: int, source: str, overrides: Sequence[str], out: Path | None, resume: Resume) -> int:
-    """Train in `gpus` processes of this machine; returns the exit code.
+    """Train in `gpus` processes on this machine; returns the exit code.
 
-    When one of them dies they all start again from the last checkpoint, unless that has come no further three times in
-    a row. What the user can mend the processes say themselves.
+    When one dies, all restart from the last checkpoint, unless three attempts in a row made no progress. The processes
+    report errors that the user can fix themselves.
     """
     if distributed.is_joining():
-        raise RunError("--gpus starts processes, and torchrun or srun has already started this one; leave --gpus out")
-    _, recipe, run = opened(source, overrides, out)
+        raise RunError(
+            "--gpus starts processes itself, but torchrun or srun already started this one; leave out --gpus"
+        )
+    _, recipe, run = recipe_and_run(source, overrides, out)
     _require_gpus(recipe, gpus)
     tries = 0
     while True:
@@ -60,12 +62,12 @@ def launch(gpus: int, source: str, overrides: Sequence[str], out: Path | None, r
 
 
 def _known(codes: set[int], asked_to_stop: bool) -> int | None:
-    """The exit code that says how the run ended; None where a process was lost."""
+    """The exit code that tells how the run ended; None if a process was lost."""
     if not codes:
         return _DONE
     worst = next((code for code in (_MENDABLE, RESUME_ME) if code in codes), None)
     if worst is None and asked_to_stop:
-        # before there was anything to save, or for the second time
+        # stopped before there was anything to save, or interrupted twice
         return _INTERRUPTED
     return worst
 
@@ -80,7 +82,7 @@ def _require_gpus(recipe: Recipe, gpus: int) -> None:
 
 
 def _progress(run: RunDir) -> int:
-    """Another number whenever a checkpoint has been written."""
+    """A number that changes whenever a checkpoint is written."""
     last = run.checkpoints / "last.pt"
     return last.stat().st_mtime_ns if last.exists() else 0
 
@@ -98,12 +100,12 @@ def _resume_option(resume: Resume) -> list[str]:
 
 
 class _Agent(LocalElasticAgent):
-    """torch's own, which passes signals on and goes on waiting: the processes save, however long that takes."""
+    """torch's own agent, except that it forwards signals and keeps waiting while the processes save."""
 
     def __init__(self, processes: int, command: Sequence[str]) -> None:
-        # what it has to say is said here in the run's own words
+        # acdc reports its messages in its own words
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-        # it would end the processes at these; the others are passed on
+        # the agent would end the processes at these signals; the others are forwarded
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
         meeting = RendezvousParameters(
             backend="c10d",
@@ -128,7 +130,7 @@ class _Agent(LocalElasticAgent):
         self._pids: list[int] = []
 
     def exit_codes(self) -> set[int]:
-        """Those that are not 0, when all processes have ended."""
+        """The nonzero exit codes, once all processes have ended."""
         return {failure.exitcode for failure in self.run().failures.values()}
 
     @contextmanager
@@ -151,5 +153,5 @@ class _Agent(LocalElasticAgent):
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
-                # it has ended by itself
+                # it has already ended
                 continue

@@ -1,4 +1,4 @@
-"""Runs and checkpoints as analyses see them."""
+"""Runs and checkpoints as subjects of analyses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from acdc_cli.training.precision import choose_device
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line says of every subject; None keeps what the recipe says."""
+    """Command-line options for every subject; None keeps the recipe's value."""
 
     which: Kind | None = None
     model: str | None = None
-    """The architecture of files that are not ours."""
+    """The architecture of foreign files."""
     data: str | None = None
-    """A data set's name, or its folder."""
+    """Name or folder of a data set."""
     overrides: tuple[str, ...] = ()
     """Further keys of the recipe, as `key=value`."""
 
@@ -89,9 +89,9 @@ class Checkpoint:
 
 
 def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[Checkpoint]:
-    """asked.which: of those that are runs; asked.model: of those files that do not say it themselves.
+    """asked.which applies to runs; asked.model applies to files that do not record their model.
 
-    Raises CheckpointError, RunError and RecipeError for what is none.
+    Raises CheckpointError, RunError or RecipeError for a source that is neither.
     """
     asked = asked or Asked()
     runs = [source.is_dir() for source in sources]
@@ -99,7 +99,7 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
     names = _names(sources)
     subjects = []
     for source, name, is_run, is_ours in zip(sources, names, runs, ours, strict=True):
-        # what fits none of them is given to all, and refused
+        # an option that fits no source goes to all of them and is refused
         which = asked.which if is_run or not any(runs) else None
         model = asked.model if not is_ours or all(ours) else None
         recipe = recipe_of(source, which, model, asked.data, asked.overrides)
@@ -110,7 +110,7 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
-    """What each is called, as short as tells them apart: the last parts of its path, without a model file's ending."""
+    """The shortest unique names: the last parts of each path, without a model file's extension."""
     parts = [(source if source.is_dir() else source.with_suffix("")).absolute().parts for source in sources]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
@@ -121,7 +121,7 @@ def _names(sources: Sequence[Path]) -> list[str]:
 
 
 def _tells(source: Path, length: int) -> bool:
-    """`sparse.safetensors` alone says little: with its folder, and that of a phase's checkpoint with its run's."""
+    """`sparse.safetensors` alone is ambiguous: it needs its folder, and a phase's checkpoint also needs its run's."""
     if source.is_dir():
         return True
     return length >= (3 if source.parent.name == "checkpoints" else 2)

@@ -20,7 +20,7 @@ from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
 from acdc_cli.jobs.lint import lint
-from acdc_cli.jobs.opening import Resume, opened
+from acdc_cli.jobs.opening import Resume, recipe_and_run
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
@@ -47,11 +47,11 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     """Train the recipe `source` into `out`, or resume the run that is there.
 
     source: a recipe file, a shipped recipe's name, or, to resume, a run directory.
-    Several processes that a launcher started train it together.
-    Raises an AcdcError for whatever the user can mend, and Stopped after a signal that stops the run.
+    Several processes started by a launcher train it together.
+    Raises an AcdcError for errors that the user can fix, and Stopped after a signal that stops the run.
     """
     with distributed.process_group() as ranks:
-        source, recipe, run = opened(source, overrides, out)
+        source, recipe, run = recipe_and_run(source, overrides, out)
         if resume == "auto":
             if ranks.from_first(run.finished):
                 console.say(f"{run.path} is finished: there is nothing to do")
@@ -72,7 +72,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         setup.split(recipe, ranks)
     data = open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
-    # a resumed run has its weights in its checkpoint: the file it started from may be gone
+    # a resumed run takes its weights from its checkpoint: the file it started from may be gone
     begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     ready = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     sides = {*resolutions(recipe), recipe.data.val_crop}
@@ -104,10 +104,10 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         _describe(recipe, run, ready, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
-            # a process whose launcher died would never be ended
+            # otherwise nothing would end a process whose launcher died
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
-        # one process reads the state: others might fall back to the previous file, or not see this machine's files
+        # only one process reads the state: others might fall back to the previous file, or not see this machine's files
         _fit(recipe, run, parts, resume, ranks.from_first(state), stop_asked)
 
 
@@ -119,7 +119,7 @@ def assemble(
     cost: Measured | None = None,
     probes: Sequence[Probe] = (),
 ) -> Parts:
-    """What the trainer works with: the model, and the optimiser and method that the recipe names for it."""
+    """The trainer's parts: the model, and the optimiser and method that the recipe names for it."""
     sparsifier = setup.sparsifier(recipe, ready.layers, ready.ranks)
     groups = sparsifier.parameter_groups(recipe.optim.weight_decay)
     average = None
@@ -201,7 +201,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     """
     state = checkpoint.load_state(run.checkpoints)
     if state is None:
-        # an epoch's record is there before its checkpoint
+        # an epoch's record is written before its checkpoint
         if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
             raise RunError(
                 f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
@@ -209,7 +209,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
             )
         return None
     saved, current = flat(state["metadata"]["recipe"]), _bearing(recipe)
-    # only keys that both have: the versions of acdc may differ
+    # only keys that both have, because the versions of acdc may differ
     if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
         key = min(differing)
         raise CheckpointError(
@@ -220,17 +220,17 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _check_resumable(run: RunDir, recipe: Recipe) -> None:
-    """A resumed run must be the same run: every key that bears on the numbers is as it was."""
+    """A resumed run must be the same run: every key that affects the numbers must be unchanged."""
     if run.finished:
         raise RunError(f"{run.path} is finished: there is nothing to resume")
     if not run.resolved.exists():
-        raise RunError(f"{run.path} holds no run to resume; leave --resume out to start it")
+        raise RunError(f"{run.path} holds no run to resume; leave out --resume to start it")
     if changed := changes(run, recipe):
         raise RunError(f"{run.path} was started with another recipe ({'; '.join(changed)}); use --out for a new run")
 
 
 def changes(run: RunDir, recipe: Recipe) -> list[str]:
-    """Where the recipe differs from the run's, in keys that bear on its numbers."""
+    """Where the recipe differs from the run's, in keys that affect its numbers."""
     before, now = _bearing(load(run.resolved)), _bearing(recipe)
     return [
         f"{key}: {before.get(key)} there, {now.get(key)} here"
@@ -268,7 +268,7 @@ def _bearing(recipe: Recipe) -> dict[str, Any]:
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
-    """What the run made, and what to do with it."""
+    """Prints the run's results and the next commands."""
     for kind in ("sparse", "dense"):
         if kind in summary:
             console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
@@ -280,7 +280,7 @@ def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
 
 
 def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, warnings: Sequence[str]) -> None:
-    """The run's first lines."""
+    """Prints the run's first lines."""
     weights = sum(layer.parameter.numel() for layer in ready.layers)
     prunable = sum(parameter.numel() for parameter in pruned(ready.layers).values())
     fate = f"{prunable:,} can be pruned" if isinstance(recipe.sparsity, PrunedBlock) else "none is pruned"
@@ -292,6 +292,6 @@ def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str,
         console.say(setup.split(recipe, ready.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
     if wrong := recipe.data.corrupt_labels:
-        console.say(f"{wrong.count:,} training labels are corrupted on purpose: {run.corrupted_labels} lists them")
+        console.say(f"{wrong.count:,} training labels are deliberately wrong: {run.corrupted_labels} lists them")
     for warning in warnings:
         console.warn(warning)

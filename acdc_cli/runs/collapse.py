@@ -1,7 +1,7 @@
-"""Signs of a collapse in a run's records: a layer without a weight, or weights that explode within a phase.
+"""Signs of a collapse in a run's records: a layer without weights, or weights that explode within a phase.
 
 Behind batch norm, a filter that returns from all zeros gets a gradient multiplied by up to 1/sqrt(eps). A global
-ranking then takes its weights for the most important ones, and empties other layers (docs/results).
+ranking then ranks its weights as the most important and empties other layers (docs/results).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 GROWTH = 100
-"""Factor by which the largest weight grows within a phase before it is called an explosion."""
+"""Growth of the largest weight within a phase that counts as an explosion."""
 REMEDY = "set sparsity.revive: clipped (acdc, dpf) or optim.clip_norm: 1; docs/results explains why"
 
 
 def sign_of_collapse(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first sign in these records, one for each epoch from the first on; None where there is none.
+    """The first sign in these records, one per epoch from the first on; None if there is none.
 
-    Records without `largest_weight`, those of acdc before 0.2, show no growth.
+    Records without `largest_weight`, from acdc before 0.2, show no growth.
     """
     start = None
     for number, record in enumerate(records):

@@ -1,4 +1,4 @@
-"""A run's final numbers, from what its directory holds; no weight is read."""
+"""A run's final numbers, from the files in its directory; reads no weights."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _OF_MODELS = ("top1", "val_loss", "entropy", "train_loss", "sparsity", "sparsity
 class Outcome:
     finished: bool
     epochs: int
-    """That have ended."""
+    """Number of finished epochs."""
     values: Mapping[str, float | None]
-    """None is not known. `top1` and so on are those of the model that the run is for, `sparse_top1` and `dense_top1`
-    those of the pair; `nonzero` counts conv and linear weights; FLOPs are as planned (`nominal`) and as the weights
-    really were (`measured`), those of inference for an image."""
+    """None means unknown. `top1` and so on belong to the run's main model, `sparse_top1` and `dense_top1` to its two
+    models. `nonzero` counts conv and linear weights. FLOPs are those planned (`nominal`) and those counted with the
+    actual weights (`measured`); inference FLOPs are for one image."""
 
 
 def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outcome:
-    """The final numbers; while the run goes on, those of its last epochs of each kind.
+    """The final numbers, or for an unfinished run those of its latest epoch of each kind.
 
-    kind: the model that `top1` and so on are of; None: the sparse one, if the run makes one.
-    Raises RunError where a file is damaged.
+    kind: the model that `top1` and so on describe; None: the sparse one, if the run makes one.
+    Raises RunError if a file is damaged.
     """
     records, summary = run.records(), _summary(run)
     ends = {each: summary[each] for each in ("sparse", "dense") if each in summary} if summary else {}
@@ -54,7 +54,7 @@ def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outc
 
 
 def _summary(run: RunDir) -> dict[str, Any]:
-    """Empty while the run goes on."""
+    """Empty while the run is unfinished."""
     if not run.finished:
         return {}
     try:
@@ -65,7 +65,7 @@ def _summary(run: RunDir) -> dict[str, Any]:
 
 
 def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
-    """Conv and linear weights that are not zero; None where the file with the weights, for their shapes, is gone."""
+    """Nonzero conv and linear weights; None if the file with the weights, needed for their shapes, is missing."""
     file = run.model_file(kind)
     if not last or not file.exists():
         return None
@@ -73,7 +73,7 @@ def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
         with safetensors.safe_open(file, framework="numpy") as tensors:
             names, count = set(tensors.keys()), 0
             for layer, sparsity in last["layers"].items():
-                # torch's attention holds its linear weights itself
+                # torch's attention holds its projection weights itself
                 name = f"{layer}.weight" if f"{layer}.weight" in names else f"{layer}_weight"
                 count += round((1 - sparsity) * math.prod(tensors.get_slice(name).get_shape()))
             return count

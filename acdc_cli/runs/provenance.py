@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: versions, commit, device, data, command."""
+"""Provenance of a run's numbers: versions, commit, device, data, command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("acdc-cli", "torch", "torchvision", "timm", "ffcv", "numpy", "numba
 
 
 def provenance(device: torch.device, precision: str, data: dict[str, Any], command: list[str]) -> dict[str, Any]:
-    """What a stranger needs to judge or repeat the run; JSON-able."""
+    """What others need to assess or repeat the run, as JSON types."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -33,14 +33,14 @@ def provenance(device: torch.device, precision: str, data: dict[str, Any], comma
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that numbers depend on."""
-    found = {}
+    """Installed versions of the packages that affect the numbers."""
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(device: torch.device) -> str:
@@ -49,7 +49,7 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name, where the system tells it, else its architecture."""
+    """The processor's name if the system reports it, otherwise its architecture."""
     try:
         names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -62,7 +62,7 @@ def command_line() -> list[str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of acdc's own checkout, and whether it has uncommitted changes; None where acdc is installed."""
+    """Commit of acdc's own checkout, and whether it has uncommitted changes; None if acdc is installed."""
     try:
         _run_git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain", "-uno"))}

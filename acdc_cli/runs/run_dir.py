@@ -1,4 +1,4 @@
-"""A run's directory: what it was asked, what it did, what came out. A finished one is never overwritten."""
+"""A run's directory: its recipe, its records and its results. A finished run is never overwritten."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
 
 @dataclass(frozen=True)
 class Kept:
-    """A file that was written at the end of an epoch."""
+    """A file written at the end of an epoch."""
 
     epoch: int
     kind: str
-    """Of the epoch's phase: `sparse`, `dense` or `ramp`."""
+    """Kind of the epoch's phase: `sparse`, `dense` or `ramp`."""
     file: Path
 
     @staticmethod
@@ -31,8 +31,8 @@ class Kept:
 
 
 def _kept(folder: Path) -> list[Kept]:
-    found = [(_KEPT.fullmatch(file.name), file) for file in folder.glob("epoch-*.safetensors")]
-    kept = [Kept(int(match[1]), match[2], file) for match, file in found if match]
+    matches = [(_KEPT.fullmatch(file.name), file) for file in folder.glob("epoch-*.safetensors")]
+    kept = [Kept(int(match[1]), match[2], file) for match, file in matches if match]
     return sorted(kept, key=lambda each: each.epoch)
 
 
@@ -61,11 +61,11 @@ class RunDir:
         return self.path / f"{kind}.safetensors"
 
     def kept_models(self) -> list[Kept]:
-        """Models that were kept along the way (`checkpoint.keep_phases`, `checkpoint.keep_every`), oldest first."""
+        """Models saved at earlier epochs (`checkpoint.keep_phases`, `checkpoint.keep_every`), oldest first."""
         return _kept(self.checkpoints)
 
     def kept_masks(self) -> list[Kept]:
-        """The masks at the end of every phase that had some, oldest first."""
+        """The masks saved at the end of each phase that had masks, oldest first."""
         return _kept(self.masks)
 
     def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:
@@ -81,11 +81,11 @@ class RunDir:
                 folder.mkdir(parents=True, exist_ok=True)
         files.write_text(self._provenance, _listed([provenance]))
         files.write_text(self._given, given)
-        # last, because with it there is a run to resume
+        # last, because this file marks a run that can be resumed
         files.write_text(self.resolved, resolved)
 
     def record_provenance(self, provenance: dict[str, Any]) -> None:
-        """One entry for the start and one for every resumption."""
+        """Adds one entry per start and per resumption."""
         files.write_text(self._provenance, _listed([*self.provenance(), provenance]))
 
     def provenance(self) -> list[dict[str, Any]]:
@@ -100,7 +100,8 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process trains here. Raises RunError for the others. What a dead one left half written goes."""
+        """Only one process may train here; raises RunError for the others. Removes the unfinished files of a dead
+        one."""
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"another process is training in {self.path}; wait for it, or stop it")
@@ -110,11 +111,11 @@ class RunDir:
 
     @property
     def in_use(self) -> bool:
-        """Does a process train here now?"""
+        """Whether a process is training here now."""
         return self._lock.exists() and files.is_locked(self._lock)
 
     def records(self) -> list[dict[str, Any]]:
-        """Every epoch's record, in order; a last line that was cut off while it was written is none.
+        """Every epoch's record, in order; an incomplete last line is ignored.
 
         Raises RunError if another line is damaged.
         """
@@ -127,7 +128,7 @@ class RunDir:
         try:
             record: dict[str, Any] = json.loads(line)
             if not isinstance(record, dict) or "epoch" not in record:
-                raise ValueError("it is not an epoch's record")
+                raise ValueError("not the record of an epoch")
         except ValueError as error:
             raise RunError(
                 f"line {number} of {self.metrics} is damaged ({error}); restore a copy, or remove the line"
@@ -135,7 +136,7 @@ class RunDir:
         return record
 
     def rewind_metrics(self, epochs: int) -> None:
-        """Forget the records from epoch `epochs` on: they will be made again."""
+        """Drops the records from epoch `epochs` on, which training will produce again."""
         kept = [record for record in self.records() if record["epoch"] < epochs]
         files.write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -143,8 +144,8 @@ class RunDir:
         files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def refuse_if_taken(self) -> None:
-        """Raises RunError where a new run would overwrite something; one that ended before its first epoch did is
-        nothing."""
+        """Raises RunError if a new run would overwrite something; a run that ended before its first epoch may be
+        overwritten."""
         with files.explained(self.path):
             self._refuse_if_taken()
 
@@ -159,7 +160,7 @@ class RunDir:
             raise RunError(f"{self.path} exists and is not a run of acdc; choose another folder with --out")
 
     def _is_barely_begun(self) -> bool:
-        """Nothing is there but, maybe, the lock and what a process that died in `start` had written."""
+        """Whether the directory contains at most the lock and the files of a process that died in `start`."""
         if not self.path.is_dir():
             return False
         there = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*")}

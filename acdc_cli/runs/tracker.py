@@ -1,4 +1,4 @@
-"""Where the numbers go: metrics.jsonl is the truth, W&B mirrors it and can never stop a run."""
+"""Where the numbers go: metrics.jsonl is authoritative; W&B mirrors it and can never stop a run."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Tracker:
-    """Where an epoch's numbers go; as it stands, nowhere."""
+    """Receives each epoch's numbers; this base class discards them."""
 
     def log(self, record: dict[str, Any]) -> None:
-        """One epoch's record: plain numbers and strings, and `layers` with the sparsity of each."""
+        """Logs one epoch's record: plain numbers and strings, and `layers` with the sparsity of each layer."""
 
     def alert(self, text: str) -> None:
-        """Something that the user should see while the run goes on."""
+        """Reports something the user should see during the run."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The run ended well."""
+        """The run has finished."""
 
     def close(self, failed: bool = False) -> None:
-        """The process ends; `failed` if the run is not finished."""
+        """The process ends; `failed` if the run is unfinished."""
 
 
 class JsonLines(Tracker):
-    """Appends each record to metrics.jsonl as one line that has reached the disk when `log` returns."""
+    """Appends each record to metrics.jsonl as one line, which is on disk when `log` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,8 +48,8 @@ class JsonLines(Tracker):
 class Wandb(Tracker):
     """Mirrors the records into one W&B run, under the same names; `layers` becomes a table.
 
-    No step is logged twice, in whatever process: `wandb-step` names the last one.
-    The first failure is told once and ends the mirroring: the run goes on, metrics.jsonl has everything.
+    No step is logged twice, whatever the process: `wandb-step` holds the last one.
+    The first failure is reported once and ends the mirroring; the run continues, and metrics.jsonl is complete.
     """
 
     def __init__(self, block: TrackBlock, run: RunDir, name: str, config: dict[str, Any], mode: WandbMode) -> None:
@@ -94,7 +94,7 @@ class Wandb(Tracker):
     def _mirror(self, record: dict[str, Any]) -> None:
         import wandb
 
-        # before the row: metrics.jsonl has one that gets lost, but one that is there twice cannot be taken back
+        # recorded before the row is sent: a lost row is still in metrics.jsonl, but a duplicate cannot be removed
         files.write_text(self._step_file, f"{record['step']}\n")
         self._last_step = record["step"]
         table = wandb.Table(columns=["layer", "sparsity"], data=[list(item) for item in record["layers"].items()])
@@ -123,7 +123,7 @@ class Wandb(Tracker):
 
 
 def _identity(path: Path) -> str:
-    """The W&B run's id, the same at every resumption."""
+    """The W&B run's id, the same after every resumption."""
     if not path.exists():
         files.write_text(path, secrets.token_hex(4))
     return path.read_text()
@@ -141,7 +141,7 @@ def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) 
 
 
 def wandb_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> WandbMode:
-    """`auto` is online when W&B has credentials (its own WANDB_MODE, WANDB_API_KEY, netrc), else offline."""
+    """`auto` is online if W&B has credentials (its own WANDB_MODE, WANDB_API_KEY, netrc), otherwise offline."""
     if asked != "auto":
         return asked
     given = os.environ.get("WANDB_MODE")
@@ -151,7 +151,7 @@ def wandb_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> Wandb
 
 
 def _has_credentials() -> bool:
-    """Looks where W&B keeps them, without asking its server: `wandb.login` waits for it half a minute."""
+    """Checks where W&B stores them without asking its server: `wandb.login` would wait half a minute."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):

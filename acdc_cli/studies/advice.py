@@ -1,9 +1,9 @@
-"""Is a sparse model under-trained? Its training loss and validation entropy beside those of the best dense model.
+"""Is a sparse model under-trained? Compares its training loss and validation entropy with the best dense model's.
 
-P2 (arXiv 2308.02060, C.1 and C.2): a model that has not been trained for long enough has a high training loss and
-predictions of high entropy; the most accurate models of all sparsities but the highest have about the same loss and
-the same entropy, and those below that level are less accurate again. So a sparse model above the level of the best
-dense one may want longer training; whether it does, longer runs tell.
+P2 (arXiv 2308.02060, C.1 and C.2): a model trained for too short a time has a high training loss and predictions of
+high entropy. The most accurate models of all but the highest sparsities have about the same loss and the same entropy;
+models below that level are less accurate again. A sparse model above the level of the best dense one may therefore need
+longer training; longer runs show whether it does.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from acdc_cli.studies.summary import Group, Series, Summary
 Verdict = Literal["collapsed", "under-trained", "looks under-trained", "not under-trained", "past its best length"]
 
 CLEAR = 2.0
-"""Pooled standard deviations over seeds by which loss and entropy must both differ, for a verdict."""
+"""A verdict requires loss and entropy both to differ by more than this many pooled standard deviations over seeds."""
 LEVEL = 1.0, 0.1
-"""Not further above the reference than so many pooled standard deviations, nor than this share of its own mean: the two
-are on a level. A spread so wide that it hides a difference is no evidence that there is none."""
+"""A level: at most this many pooled standard deviations, and at most this fraction of its mean, above the reference. A
+spread so wide that it hides a difference is no evidence that there is none."""
 RULE = (
-    "A model looks under-trained where its training loss and its validation entropy, after the last epoch, both lie "
+    "A model looks under-trained if its training loss and its validation entropy after the last epoch are both "
     f"more than {CLEAR:g} pooled standard deviations over seeds above those of the best dense model (arXiv 2308.02060, "
-    "C.1) and of every dense length that is about as accurate. It is called under-trained where longer runs were more "
-    "accurate, too. A length is supported where its top-1 is not more than one pooled standard deviation below the "
-    "best of its series."
+    "C.1) and of every dense length that is about as accurate. It is called under-trained if longer runs were also "
+    "more accurate. A length is supported if its top-1 is at most one pooled standard deviation below the best of "
+    "its series."
 )
 
 
@@ -37,51 +37,51 @@ class Advice:
     group: Group
     reference: Group | None
     equals: tuple[Group, ...]
-    """Dense groups that are about as accurate as the reference."""
+    """Dense groups about as accurate as the reference."""
     loss: float | None
-    """How far the training loss lies above the reference's, in pooled standard deviations; None: that is not known."""
+    """Training loss minus the reference's, in pooled standard deviations; None if unknown."""
     entropy: float | None
-    """As `loss`, of the validation entropy."""
+    """Validation entropy minus the reference's, likewise."""
     verdict: Verdict | None
     reason: str
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What is known of how long the models of a series should be trained."""
+    """How long the models of a series should be trained, as far as its runs show."""
 
     series: str
     supported: tuple[int, ...]
-    """In epochs; none where the data do not tell."""
+    """In epochs; empty if the runs do not show it."""
     note: str
 
 
 def advise(summary: Summary) -> list[Advice]:
-    """Of every group of sparse runs that has ended, in the summary's order."""
+    """Advice for every group of finished sparse runs, in the summary's order."""
     ended = [group for group in summary.groups if group.done]
-    series = {found.name: found for found in summary.series}
+    series = {each.name: each for each in summary.series}
     return [_advice(group, series[group.series], ended) for group in ended if not group.dense]
 
 
 def lengths(series: Series) -> Lengths:
     known = [(group, accuracy) for group in series.groups if (accuracy := group.last("top1")) and accuracy.n > 1]
     if len(known) < 2:
-        return Lengths(series.name, (), "fewer than two lengths have two runs or more")
-    best, highest = max(known, key=lambda found: found[1].mean)
+        return Lengths(series.name, (), "fewer than two lengths have at least two runs")
+    best, highest = max(known, key=lambda pair: pair[1].mean)
     supported = tuple(group.epochs for group, accuracy in known if not rises(accuracy.values, highest.values))
     (before, lower), (longest, last) = known[-2:]
     (shortest, _) = known[0]
     notes = [f"{best.epochs} has the highest mean top-1"]
     if rises(lower.values, last.values):
-        notes.append(f"top-1 still rose from {before.epochs} to {longest.epochs}, the longest: more may help")
+        notes.append(f"top-1 still rose from {before.epochs} to {longest.epochs}, the longest; longer runs may help")
     elif longest.epochs in supported:
-        notes.append(f"no longer than {longest.epochs} was tried")
+        notes.append(f"{longest.epochs} is the longest tried")
     if shortest.epochs in supported:
-        notes.append(f"no shorter than {shortest.epochs} was tried")
+        notes.append(f"{shortest.epochs} is the shortest tried")
     if waiting := [group for group in series.groups if not group.complete]:
         notes.append(f"some runs of {_listed([group.epochs for group in waiting])} epochs are missing")
     if single := [group.epochs for group in series.groups if group.complete and len(group.done) == 1]:
-        notes.append(f"{_listed(single)} is left out for want of a second run")
+        notes.append(f"{_listed(single)} is left out because it has only one run")
     return Lengths(series.name, supported, "; ".join(notes))
 
 
@@ -99,14 +99,14 @@ def _comparable(group: Group, other: Group) -> bool:
 
 
 def _reference(group: Group, alike: Sequence[Group]) -> Group | None:
-    """The most accurate dense group of the same data and model, else the most accurate other one of them."""
+    """The most accurate dense group with the same data and model; if there is none, the most accurate other group."""
     chosen = [other for other in alike if other.dense] or [other for other in alike if _top1(other) > _top1(group)]
     several = [other for other in chosen if len(other.done) > 1]
     return max(several or chosen, key=_top1, default=None)
 
 
 def _equal(group: Group, reference: Group) -> bool:
-    """Is it another, and not less accurate by more than seeds differ?"""
+    """Whether a different group is as accurate as the reference, within the spread over seeds."""
     return group is not reference and len(group.done) > 1 and not _more_accurate(reference, group)
 
 
@@ -116,7 +116,7 @@ def _top1(group: Group) -> float:
 
 
 def _above(group: Group, reference: Group | None) -> tuple[float | None, float | None]:
-    """How far training loss and entropy lie above the reference's."""
+    """Distance of training loss and entropy above the reference's."""
     if reference is None:
         return None, None
     pairs = _pairs(group, reference)
@@ -125,7 +125,7 @@ def _above(group: Group, reference: Group | None) -> tuple[float | None, float |
 
 
 def _side(group: Group, reference: Group) -> Literal["above", "level", "below", "between"] | None:
-    """Where both measures lie; None: that is not known."""
+    """The position of both measures relative to the reference; None if unknown."""
     loss, entropy = _above(group, reference)
     if loss is None or entropy is None:
         return None
@@ -150,7 +150,7 @@ def _verdict(
     if signs := [sign for run in group.done if (sign := sign_of_collapse(run.records))]:
         return "collapsed", f"{len(signs)} of {len(group.done)} runs: {signs[0]}; {REMEDY}"
     if reference is None:
-        return None, "no dense run, and none more accurate, of the same data and model is among these"
+        return None, "no other run of the same data and model is dense or more accurate"
     sides = {other: _side(group, other) for other in (reference, *equals)}
     side = sides[reference]
     if side is None:
@@ -159,40 +159,46 @@ def _verdict(
         return _of_best_known(reference, side)
     other = next((other for other in equals if (sides[other] == "above") != (side == "above")), None)
     if other is not None:
-        return None, f"{named(other)}, is about as accurate as the reference, and against it the verdict is another"
+        return None, f"{named(other)}, is about as accurate as the reference, but would give a different verdict"
     if side == "above":
         return _of_high(group, series)
     if side == "between":
-        return None, "loss and entropy do not both lie clearly above, nor both on a level"
+        return None, "loss and entropy are neither both clearly above the reference nor both level with it"
     if better := _better(group, series, longer=True):
-        return None, f"loss and entropy do not lie above, but {_listed(better)} epochs were more accurate"
+        return None, f"loss and entropy are not above the reference, but {_listed(better)} epochs were more accurate"
     if side == "below" and (shorter := _better(group, series, longer=False)):
-        return "past its best length", f"loss and entropy lie below; {_listed(shorter)} epochs were more accurate"
-    return "not under-trained", "neither loss nor entropy lies above by more than seeds differ, or by a tenth"
+        return (
+            "past its best length",
+            f"loss and entropy are below the reference; {_listed(shorter)} epochs were more accurate",
+        )
+    return (
+        "not under-trained",
+        "neither loss nor entropy is above the reference by more than one standard deviation or 10 %",
+    )
 
 
 def _of_high(group: Group, series: Series) -> tuple[Verdict | None, str]:
-    """Loss and entropy lie above: is it training that the model lacks, or weights? Other lengths tell."""
+    """Loss and entropy are above the reference: other lengths show whether the model lacks training or weights."""
     known = [other for other in series.groups if len(other.done) > 1]
     if better := _better(group, series, longer=True):
-        return "under-trained", f"loss and entropy lie above; {_listed(better)} epochs were more accurate"
+        return "under-trained", f"loss and entropy are above the reference; {_listed(better)} epochs were more accurate"
     if longer := [other.epochs for other in known if other.epochs > group.epochs]:
-        return None, f"loss and entropy lie above, but {_listed(longer)} epochs were no more accurate"
+        return None, f"loss and entropy are above the reference, but {_listed(longer)} epochs were no more accurate"
     in_vain = [other.epochs for other in known if other.epochs < group.epochs and not _more_accurate(group, other)]
     if in_vain:
-        return None, f"loss and entropy lie above, but it is no more accurate than after {_listed(in_vain)} epochs"
-    return "looks under-trained", "loss and entropy lie above; longer runs would tell whether training is what it lacks"
+        return None, f"loss and entropy are above the reference, but {_listed(in_vain)} epochs were as accurate"
+    return "looks under-trained", "loss and entropy are above the reference; longer runs show whether training helps"
 
 
 def _of_best_known(reference: Group, side: str) -> tuple[Verdict | None, str]:
-    """Without a dense model the level is no more than a bound: the best known may want longer training itself."""
+    """Without a dense model the level is only a bound: the best known model may itself need longer training."""
     if side == "above":
-        return "looks under-trained", f"loss and entropy lie above those of the best known, {named(reference)}"
-    return None, "no dense run is among these, and the best known may be under-trained itself"
+        return "looks under-trained", f"loss and entropy are above those of the best known model, {named(reference)}"
+    return None, "none of these runs is dense, and the best known model may itself be under-trained"
 
 
 def _better(group: Group, series: Series, longer: bool) -> list[int]:
-    """Lengths that are more accurate, of those that are longer, or shorter."""
+    """The longer (or shorter) lengths that are more accurate."""
     others = [
         other for other in series.groups if (other.epochs > group.epochs if longer else other.epochs < group.epochs)
     ]
@@ -200,13 +206,13 @@ def _better(group: Group, series: Series, longer: bool) -> list[int]:
 
 
 def _unknown(group: Group, reference: Group) -> str:
-    for name, found in (("it has", group), (f"{named(reference)} has", reference)):
-        if len(found.done) < 2:
-            return f"{name} one run: how far runs of other seeds lie apart is not known"
-    for found in (group, reference):
-        if not (found.last("train_loss") and found.last("entropy")):
-            return f"a loss or an entropy of {named(found)} is no number"
-    return "the seeds' runs are all the same: how far runs lie apart is not known"
+    for name, each in (("it has", group), (f"{named(reference)} has", reference)):
+        if len(each.done) < 2:
+            return f"{name} one run: the spread over seeds is unknown"
+    for each in (group, reference):
+        if not (each.last("train_loss") and each.last("entropy")):
+            return f"a loss or an entropy of {named(each)} is NaN or infinite"
+    return "all seeds gave the same result: the spread over seeds is unknown"
 
 
 def _more_accurate(group: Group, than: Group) -> bool:

@@ -1,4 +1,4 @@
-"""`acdc advise`: are these sparse models under-trained, as far as their runs tell?"""
+"""`acdc advise`: are these sparse models under-trained, as far as their runs show?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = ("top1", "train_loss", "entropy")
 
 
 @dataclass(frozen=True)
-class Found:
+class StudyAdvice:
     summary: Summary
     advice: list[Advice]
     lengths: list[Lengths]
@@ -34,28 +34,26 @@ class Found:
             "groups": [_group(group) for group in self.summary.groups if group.done],
             "advice": [
                 {
-                    "series": found.group.series,
-                    "epochs": found.group.epochs,
-                    "reference": _name(found.reference) if found.reference else None,
-                    "about_as_accurate": [_name(group) for group in found.equals],
-                    "train_loss_above_std": found.loss,
-                    "entropy_above_std": found.entropy,
-                    "verdict": found.verdict,
-                    "because": found.reason,
+                    "series": each.group.series,
+                    "epochs": each.group.epochs,
+                    "reference": _name(each.reference) if each.reference else None,
+                    "about_as_accurate": [_name(group) for group in each.equals],
+                    "train_loss_above_std": each.loss,
+                    "entropy_above_std": each.entropy,
+                    "verdict": each.verdict,
+                    "because": each.reason,
                 }
-                for found in self.advice
+                for each in self.advice
             ],
-            "lengths": [
-                {"series": found.series, "epochs": found.supported, "known": found.note} for found in self.lengths
-            ],
+            "lengths": [{"series": each.series, "epochs": each.supported, "known": each.note} for each in self.lengths],
             "unfinished": self.unfinished,
         }
 
 
-def advise(sources: Sequence[str]) -> Found:
-    """sources: run directories, or one study, as `acdc report` takes it.
+def advise(sources: Sequence[str]) -> StudyAdvice:
+    """sources: run directories, or one study, as for `acdc report`.
 
-    Raises RunError for what is neither, or where no run has ended.
+    Raises RunError for any other source, or if no run has ended.
     """
     paths = list(map(Path, sources))
     studied = [path for path in paths if results.is_study(path)]
@@ -64,13 +62,13 @@ def advise(sources: Sequence[str]) -> Found:
     study = results.folder_of(sources[0]) if studied or _names_a_study(sources) else None
     runs = results.of_study(study) if study else results.of_runs(paths)
     if not any(run.done for run in runs):
-        raise RunError("none of these runs has ended: only the models after the last epoch can be compared")
+        raise RunError("none of these runs has ended: only models after the last epoch can be compared")
     summary = summarise("the runs", runs, "epochs", results.advancing_together(study) if study else ())
-    return Found(summary, studies.advise(summary), [studies.lengths(series) for series in summary.series])
+    return StudyAdvice(summary, studies.advise(summary), [studies.lengths(series) for series in summary.series])
 
 
-def group_rows(found: Found) -> list[list[str]]:
-    """The numbers that the advice rests on, of every group that has ended."""
+def group_rows(advised: StudyAdvice) -> list[list[str]]:
+    """The numbers behind the advice, for every group of finished runs."""
     return [
         [
             group.series,
@@ -80,12 +78,12 @@ def group_rows(found: Found) -> list[list[str]]:
             _shown(group.last("train_loss"), 1, 4),
             _shown(group.last("entropy"), 1, 4),
         ]
-        for group in found.summary.groups
+        for group in advised.summary.groups
         if group.done
     ]
 
 
-def distance_rows(found: Found) -> list[list[str]]:
+def distance_rows(advised: StudyAdvice) -> list[list[str]]:
     return [
         [
             advice.group.series,
@@ -93,7 +91,7 @@ def distance_rows(found: Found) -> list[list[str]]:
             *("-" if value is None else f"{value:+.1f}" for value in (advice.loss, advice.entropy)),
             studies.named(advice.reference) if advice.reference else "-",
         ]
-        for advice in found.advice
+        for advice in advised.advice
     ]
 
 
@@ -103,7 +101,7 @@ def _names_a_study(sources: Sequence[str]) -> bool:
 
 def _shown(spread: Spread | None, scale: float, digits: int) -> str:
     if spread is None:
-        return "no number"
+        return "not finite"
     mean = f"{scale * spread.mean:.{digits}f}"
     return mean if spread.std is None else f"{mean} ± {scale * spread.std:.{digits}f}"
 

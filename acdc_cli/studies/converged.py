@@ -1,4 +1,4 @@
-"""How long is long enough: training lengths are doubled while that pays (a study's `until_converged`)."""
+"""Doubles training lengths while accuracy still rises (a study's `until_converged`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from acdc_cli.studies.grid import Cell, key_of, override
 from acdc_cli.studies.run_queue import Row, RunQueue
 
 Series = tuple[tuple[str, object], ...]
-"""What cells have in common that differ in their length and their seed only."""
+"""What cells share that differ only in length and seed."""
 
 
 def next_length(accuracies: Mapping[int, Sequence[float | None]]) -> int | None:
-    """Twice the longest length, where that and the one before are all done and the mean still rises.
+    """Twice the longest length, if it and the previous one are complete and the mean still rises.
 
-    accuracies: of each seed, by length in epochs; None: not done.
+    accuracies: one per seed, by length in epochs; None for an unfinished run.
     """
     if len(accuracies) < 2:
         return None
@@ -28,11 +28,11 @@ def next_length(accuracies: Mapping[int, Sequence[float | None]]) -> int | None:
 
 
 def longer(cells: Iterable[tuple[Cell, float | None]]) -> list[list[Cell]]:
-    """The cells of the next length of each series that has one, for all seeds of its longest.
+    """The cells of the next length for each series that needs one, with the seeds of its longest length.
 
-    cells: with their validation accuracy, None where they are not done.
+    cells: with their validation accuracy, None if unfinished.
     """
-    found = []
+    extended = []
     by_series = sorted(cells, key=lambda pair: _order(series(pair[0])))
     for _, group in groupby(by_series, key=lambda pair: series(pair[0])):
         lengths: dict[int, list[tuple[Cell, float | None]]] = {}
@@ -40,12 +40,12 @@ def longer(cells: Iterable[tuple[Cell, float | None]]) -> list[list[Cell]]:
             lengths.setdefault(epochs(cell), []).append((cell, accuracy))
         following = next_length({length: [accuracy for _, accuracy in pairs] for length, pairs in lengths.items()})
         if following is not None:
-            found.append([with_epochs(cell, following) for cell, _ in lengths[max(lengths)]])
-    return found
+            extended.append([with_epochs(cell, following) for cell, _ in lengths[max(lengths)]])
+    return extended
 
 
 def as_asked(cell: Cell, cells: Collection[Cell]) -> Cell | None:
-    """The one of the cells that has its key, or it as it follows from them; None where it does not."""
+    """The cell of this study with its key, or the lengthened cell itself if it follows from one; None if neither."""
     if same := next((other for other in cells if other.key == cell.key), None):
         return same
     alike = [other for other in cells if series(other) == series(cell) and _seed(other) == _seed(cell)]
@@ -57,7 +57,7 @@ def as_asked(cell: Cell, cells: Collection[Cell]) -> Cell | None:
 
 
 def overstepped(limits: Mapping[str, float], costs: Iterable[Mapping[str, float]]) -> list[str]:
-    """The names of the limits that lie below the sum of the costs."""
+    """The names of the limits that the sum of the costs exceeds."""
     costs = list(costs)
     return [name for name, limit in limits.items() if sum(cost[name] for cost in costs) > limit]
 
@@ -81,12 +81,12 @@ def with_epochs(cell: Cell, length: int) -> Cell:
     return Cell(key_of(axes), axes, tuple(new if each == old else each for each in cell.overrides))
 
 
-def _order(found: Series) -> list[str]:
-    return [str(part) for part in found]
+def _order(key: Series) -> list[str]:
+    return [str(part) for part in key]
 
 
 class Lengthening:
-    """Adds to a queue the runs that follow from those that are done, as long as they fit the budget."""
+    """Adds to a queue the runs that follow from the finished ones, as long as they fit the budget."""
 
     def __init__(
         self,
@@ -96,18 +96,18 @@ class Lengthening:
         cost: Callable[[Cell], Mapping[str, float]],
         misfit: Callable[[Cell], str | None],
     ) -> None:
-        """accuracy: of a run that is done. cost: with a value for each of the limits. misfit: why it cannot be run."""
+        """accuracy: of a finished run. cost: one value for each limit. misfit: why a cell cannot be run, or None."""
         self._queue, self._limits = queue, limits
         self._accuracy, self._cost, self._misfit = accuracy, cost, misfit
         self._told: set[str] = set()
 
     def __call__(self) -> list[str]:
-        """Says what it has added, and, once, what it has not."""
+        """Returns messages about the runs added and, once each, about those not added."""
         said: list[str] = []
-        # once for nothing, so that what takes long is known before the queue is held
+        # a first pass without effect, so that slow work is cached before the queue is locked
         self._wanted(self._queue.rows(), [])
         added = self._queue.grow(lambda rows: self._wanted(rows, said))
-        new = [f"{key} is added: accuracy still rises with the length" for key in added]
+        new = [f"{key} was added: accuracy still rises with the length" for key in added]
         unsaid = [text for text in said if text not in self._told]
         self._told |= set(unsaid)
         return new + unsaid
@@ -116,13 +116,13 @@ class Lengthening:
         wanted: list[Cell] = []
         done = [(row.cell, self._accuracy(row) if row.state == "done" else None) for row in rows]
         for cells in longer(done):
-            what = f"{cells[0].key} and its seeds are not added, though accuracy still rises with the length"
+            what = f"{cells[0].key} and its other seeds were not added although accuracy still rises with the length"
             if (misfit := next((text for cell in cells if (text := self._misfit(cell))), None)) is not None:
                 said.append(f"{what}: {misfit}")
                 continue
             costs = [self._cost(cell) for cell in (*(row.cell for row in rows), *wanted, *cells)]
             if over := overstepped(self._limits, costs):
-                said.append(f"{what}: that would overstep the budget of {' and of '.join(over)}")
+                said.append(f"{what}: they would exceed the budget of {' and of '.join(over)}")
             else:
                 wanted += cells
         return wanted

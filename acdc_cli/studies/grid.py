@@ -13,22 +13,22 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.syntax import read_value
 
 Name = str | int | float
-"""A value as tables and directories name it."""
+"""A value as it appears in tables and directory names."""
 
 _KINDS = ("sparsity.method", "optim.name", "optim.schedule.name")
 _READABLE = "+@"
-"""What names of files may hold beside letters, digits and `_.-~`."""
+"""Characters allowed in file names besides letters, digits and `_.-~`."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run."""
+    """One run of a study."""
 
     key: str
-    """Names its directory: `sparsity=0.9,epochs=8,seed=0`."""
+    """Name of its directory: `sparsity=0.9,epochs=8,seed=0`."""
     axes: Mapping[str, Name]
     overrides: tuple[str, ...]
-    """`--set` over the study's base."""
+    """`--set` arguments applied to the study's base."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Value:
 
     name: Name
     settings: Mapping[str, Any]
-    """Keys of the recipe, and what each is set to."""
+    """Recipe keys and the values they are set to."""
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """Settings of the runs that have all these values."""
+    """Settings for the runs that have all these values."""
 
     where: Mapping[str, Name]
     settings: Mapping[str, Any]
@@ -52,43 +52,43 @@ class Adjustment:
 class Grid:
     axes: Mapping[str, tuple[Value, ...]]
     common: Mapping[str, Any]
-    """Settings of all runs, under those of the axes."""
+    """Settings of all runs; those of the axes override them."""
     zipped: tuple[tuple[str, ...], ...] = ()
-    """Axes of the same number of values, which advance together; each axis in one of them at most."""
+    """Axes with equally many values, which advance together; an axis belongs to at most one group."""
     excluded: tuple[Mapping[str, Name], ...] = ()
-    """No runs with all values of one of these."""
+    """Runs that have all values of one of these are left out."""
     adjustments: tuple[Adjustment, ...] = ()
-    """Settings over those of the axes."""
+    """Settings that override those of the axes."""
 
     def cells(self) -> list[Cell]:
-        """The last axis changes fastest."""
+        """The cells of the grid; the last axis changes fastest."""
         return [self._cell(values) for values in self._combinations()]
 
     def conflicts(self) -> list[tuple[str, str, str]]:
-        """Pairs of axes that both set a key in some run, or one a block and the other a key of it; and that key."""
-        found = (
+        """Pairs of axes that set the same key in some run (or one a block and the other a key in it), with that key."""
+        clashes = (
             (first, second, key)
             for values in self._combinations()
             for first, second in combinations(values, 2)
             for key in values[second].settings
             if any(_overlap(key, other) for other in values[first].settings)
         )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(clashes))
 
     def _combinations(self) -> Iterator[dict[str, Value]]:
         groups = [self._together(axis) for axis in self.axes]
         first = [group for axis, group in zip(self.axes, groups, strict=True) if axis == group[0]]
         steps = [[dict(zip(group, values, strict=True)) for values in self._rows(group)] for group in first]
         for chosen in product(*steps):
-            found = {axis: value for step in chosen for axis, value in step.items()}
-            if not self._is_excluded(found):
-                yield {axis: found[axis] for axis in self.axes}
+            combination = {axis: value for step in chosen for axis, value in step.items()}
+            if not self._is_excluded(combination):
+                yield {axis: combination[axis] for axis in self.axes}
 
     def _rows(self, group: tuple[str, ...]) -> Iterator[tuple[Value, ...]]:
         return zip(*(self.axes[axis] for axis in group), strict=True)
 
     def _together(self, axis: str) -> tuple[str, ...]:
-        """The axes that advance with this one and itself, in the order of the axes."""
+        """This axis and those that advance with it, in the order of the axes."""
         group = next((group for group in self.zipped if axis in group), (axis,))
         return tuple(each for each in self.axes if each in group)
 
@@ -99,7 +99,7 @@ class Grid:
         names = {axis: value.name for axis, value in values.items()}
         own = [setting for value in values.values() for setting in value.settings.items()]
         own += [setting for each in self.adjustments if _has(values, each.where) for setting in each.settings.items()]
-        # what chooses a kind of block comes last: with it, keys that only the other kind knows fall away
+        # keys that choose the kind of a block come last: setting them drops the keys that only the other kind has
         own.sort(key=lambda setting: setting[0] in _KINDS)
         overrides = [override(key, value) for key, value in [*self.common.items(), *own]]
         return Cell(key_of(names), names, tuple(overrides))
@@ -114,7 +114,7 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def key_of(names: Mapping[str, Name]) -> str:
-    """Other for other names, and no name of a file that needs care anywhere."""
+    """Unique for each combination of names, and safe as a file name anywhere."""
     return ",".join(f"{quote(axis, _READABLE)}={quote(str(name), _READABLE)}" for axis, name in names.items())
 
 
@@ -124,13 +124,13 @@ def override(key: str, value: Any) -> str:
 
 
 def _in_json(value: Any) -> str:
-    """As YAML reads it: there an escape is a whole character, and what cannot be printed is not allowed."""
+    """JSON that YAML reads alike: YAML requires whole-character escapes and forbids unprintable characters."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
 def _is_plain(text: str) -> bool:
-    """Does it mean itself without quotes?"""
+    """Whether YAML reads the unquoted text as the same string."""
     try:
         entry, problems = read_value(text, "")
     except RecipeError:

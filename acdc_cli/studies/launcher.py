@@ -1,4 +1,4 @@
-"""What starts a study's runs: one small interface, so that they go to this machine or to a cluster."""
+"""The interface that starts a study's runs, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from acdc_cli.studies.grid import Cell
 
 
 class Job(Protocol):
-    """A run that was started."""
+    """A run that has been started."""
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that ended it; None while it goes on."""
+        """Its exit code, or minus the signal that ended it; None while it is running."""
 
     def stop(self, signal: Signals) -> None:
-        """Send it a signal; nothing happens where it has ended."""
+        """Sends it a signal; does nothing if it has ended."""
 
 
 class Launcher(Protocol):
     slots: int
-    """Runs that it works at at the same time."""
+    """Number of runs at the same time."""
     outlives: bool
-    """Do its runs go on when this process ends? Then they are let go, not asked to end."""
+    """Whether its runs continue after this process ends. If so, they are left running rather than asked to end."""
 
     def under_way(self) -> Collection[str]:
-        """Keys of the cells whose runs go on in its care, whoever started them: `start` takes such a one up again."""
+        """Keys of the cells whose runs it is still running, whoever started them; `start` attaches to such a run."""
 
     def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Job:
-        """environment: what is added to that of this process. log: what the command says is appended to this file.
+        """environment: variables added to this process's. log: file to which the command's output is appended.
 
-        Called only while fewer than `slots` of its jobs go on.
+        Called only while fewer than `slots` of its jobs are running.
         """

@@ -1,4 +1,4 @@
-"""The launcher for this machine: each worker with a GPU of its own and its share of the cores."""
+"""The launcher for this machine: each worker has its own GPU and its share of the cores."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from acdc_cli.studies.grid import Cell
 class Worker:
     cores: tuple[int, ...]
     gpu: str | None
-    """As CUDA_VISIBLE_DEVICES names it; None: the run sees what this process sees."""
+    """Value of CUDA_VISIBLE_DEVICES; None: the run sees the GPUs that this process sees."""
 
     @property
     def environment(self) -> dict[str, str]:
-        # torch would start as many threads as the machine has cores, or as many as this process was told to
+        # torch would start one thread per core of the machine, or as many as this process was configured for
         threads = {"OMP_NUM_THREADS": str(len(self.cores))}
         return threads if self.gpu is None else threads | {"CUDA_VISIBLE_DEVICES": self.gpu}
 
 
 def workers(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Worker]:
-    """`count` workers with neighbouring cores and one GPU each; where there are fewer of those, they are shared."""
+    """`count` workers with neighbouring cores and one GPU each; GPUs or cores are shared if there are too few."""
     starts = [i * len(cores) // count for i in range(count + 1)]
     return [
         Worker(tuple(cores[start : max(start + 1, end)]), gpus[i % len(gpus)] if gpus else None)
@@ -50,7 +50,7 @@ class LocalJob:
 
 
 class Local:
-    """Its runs end when this process does: they are asked to, and save, even where it is killed."""
+    """Runs end with this process: even if it is killed, they receive SIGTERM and save."""
 
     outlives = False
 
@@ -65,7 +65,7 @@ class Local:
     def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> LocalJob:
         self._jobs = [job for job in self._jobs if job.poll() is None]
         busy = [job.worker for job in self._jobs]
-        # the workers are told apart by who they are: two may be alike
+        # compared by identity, because two workers may be equal
         worker = next(worker for worker in self._workers if not any(worker is other for other in busy))
         cores = ",".join(map(str, worker.cores))
         tethered = [sys.executable, "-I", "-S", str(Path(tether.__file__)), str(os.getpid()), cores, *command]
@@ -76,7 +76,7 @@ class Local:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment | worker.environment,
-                # Ctrl-C reaches this process alone, which passes it on once
+                # Ctrl-C then reaches only this process, which forwards it once
                 start_new_session=True,
             )
         self._jobs.append(LocalJob(process, worker))

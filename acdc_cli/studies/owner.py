@@ -1,4 +1,4 @@
-"""Who runs a cell: a process, told from all others of all machines, those that had its number before included."""
+"""The process that runs a cell, identified across machines, reboots and reused process ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STATE, _BEGAN = 0, 19
-"""Places in /proc/<pid>/stat behind the command's name."""
+"""Positions in /proc/<pid>/stat after the command's name."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Owner:
     host: str
     pid: int
     space: str
-    """In which `pid` means something: a boot of a machine, and there a container's own numbers."""
+    """Where `pid` is valid: a boot of a machine, and a PID namespace in it."""
     began: int
-    """When the process did, in clock ticks since that boot."""
+    """Start of the process, in clock ticks since that boot."""
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -33,7 +33,7 @@ class Owner:
 
 
 def is_gone(owner: str) -> bool:
-    """Has the process of this id ended? Of those that are not seen from here that is never said."""
+    """Whether the process with this id has ended; False for processes that cannot be seen from here."""
     space, pid, began = owner.split("/")
     return space == _space() and _began(int(pid)) != int(began)
 
@@ -44,7 +44,7 @@ def _space() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """None where no such process is alive: one that has ended and waits for its parent to hear of it is not."""
+    """None if no such process is alive; a zombie counts as dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What a study's runs, or runs given one by one, have left behind: recipe, records and summary of each."""
+"""What runs of a study, or runs named one by one, have produced: recipe, records and summary of each."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from acdc_cli.studies.study import load_study
 Value = str | int | float
 
 _ALIKE = 0.005
-"""Shares of pruned weights that differ by less count as the same: learned ones move a little to the end."""
+"""Shares of pruned weights that differ by less than this are equal: learned ones still move slightly at the end."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     key: str
     axes: Mapping[str, Value]
-    """What tells it from the others; `epochs` and `seed` are always there."""
+    """Values that distinguish it from the other runs; `epochs` and `seed` are always present."""
     path: Path
     state: str
-    """`waiting`, `running`, `failed` or `done`, which needs the summary."""
+    """`waiting`, `running`, `failed` or `done`; a run is done once it has a summary."""
     error: str | None = None
     recipe: Mapping[str, Any] | None = None
     """Every key with its value; None: the run has not begun."""
     records: Sequence[Mapping[str, Any]] = ()
-    """Of its epochs, as `metrics.jsonl` has them."""
+    """Records of its epochs, as in `metrics.jsonl`."""
     summary: Mapping[str, Any] | None = None
     speeds: Sequence[Mapping[str, Any]] = ()
     """Rows of `acdc bench`, if it was run."""
@@ -62,9 +62,10 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The record of the best epoch by top-1, the first where several are.
+        """The record of the best epoch by top-1, the first of equals.
 
-        Of those whose model is as sparse as the last: the dense phases' models of a sparse run are not its product.
+        Only epochs whose model is as sparse as the last count: a sparse run does not deliver the models of its dense
+        phases.
         """
         floor = self.last["mask_sparsity"] - _ALIKE
         eligible = [record for record in self.records if record["mask_sparsity"] >= floor]
@@ -72,20 +73,20 @@ class Run:
 
     @property
     def measured(self) -> Mapping[str, int] | None:
-        """`train_flops` and `inference_flops`, as the weights really were; None where they were not counted."""
+        """`train_flops` and `inference_flops`, measured with the actual weights; None if not counted."""
         cost = (self.summary or {}).get("cost")
         return cost["measured"] if cost else None
 
     @property
     def images_and_model(self) -> Mapping[str, Any]:
-        """Only runs that agree in these have losses and entropies that can be compared."""
+        """Losses and entropies are comparable only between runs that agree in these."""
         assert self.recipe is not None
         keys = bearing({block: self.recipe[block] for block in ("model", "data", "task")}, SAME_EXPERIMENT)
         return {key: value for key, value in keys.items() if key != "data.batch_size"}
 
 
 def folder_of(study: str) -> Path:
-    """The directory that is given, or that where `acdc sweep` puts the study of this file or name."""
+    """The given directory, or the one into which `acdc sweep` puts the study with this file or name."""
     if Path(study).is_dir():
         return Path(study)
     return Path("studies") / load_study(study).name
@@ -96,27 +97,27 @@ def is_study(folder: Path) -> bool:
 
 
 def of_study(folder: Path) -> list[Run]:
-    """Every run that the study's queue knows, in its order. Raises RunError where there is no queue."""
+    """Every run in the study's queue, in order. Raises RunError if there is no queue."""
     if not is_study(folder):
-        raise RunError(f"{folder} is no study directory: it has no ledger.sqlite; name one that `acdc sweep` made")
+        raise RunError(f"{folder} is not a study directory: it has no ledger.sqlite; name one made by `acdc sweep`")
     rows = RunQueue(folder / "ledger.sqlite").rows()
     runs = [_read(row.key, row.cell.axes, row.directory, row.state, row.error) for row in rows]
     begun = next((run.recipe for run in runs if run.recipe), None)
     if begun is None:
         raise RunError(f"no run of {folder} has begun yet, so there is nothing to report")
-    # what is no axis is the same in all
+    # keys that are not axes have the same value in all runs
     return [replace(run, axes={"epochs": begun["epochs"], "seed": begun["seed"], **run.axes}) for run in runs]
 
 
 def advancing_together(folder: Path) -> list[set[str]]:
-    """The study's `zip`: axes of which one tells the others."""
+    """The study's `zip`: sets of axes that advance together."""
     file = folder / "study.yaml"
     given = read_file(file)[0].plain().get("zip") if file.exists() else None
     return [set(axes) for axes in given or []]
 
 
 def of_runs(folders: Sequence[Path]) -> list[Run]:
-    """Runs given by their directories; their axes are the keys in which their recipes differ."""
+    """Runs named by their directories; the keys in which their recipes differ become the axes."""
     runs = [_read(str(folder), {}, folder, "waiting", None) for folder in folders]
     for run in runs:
         if run.recipe is None:
@@ -132,12 +133,12 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
     records = directory.records()
     summary = _json(directory.summary) if directory.finished else None
     if summary is not None:
-        # the queue hears of it a moment later
+        # the queue learns of it a moment later
         state, error = "done", None
         if not records:
-            raise RunError(f"{path} has ended, and its {directory.metrics.name} is empty or missing; restore a copy")
+            raise RunError(f"{path} has ended, but its {directory.metrics.name} is empty or missing; restore a copy")
     elif state == "done":
-        state, error = "failed", "its summary.json is gone"
+        state, error = "failed", "its summary.json is missing"
     if recipe:
         axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
     speeds = _json(directory.bench)["results"]["rows"] if directory.bench.exists() else ()
@@ -153,29 +154,29 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The runs with the axes that their recipes make."""
+    """The runs with axes derived from their recipes."""
     keys = {run.key: _bearing(run) for run in runs}
-    # lengths of phases follow from the run's, unless there are two sets of them for one length
+    # phase lengths follow from the run's length, unless there are two sets of them for one length
     short = {run.key: {key: value for key, value in keys[run.key].items() if not _a_length(key)} for run in runs}
     full_of: dict[Hashable, set[Hashable]] = defaultdict(set)
     for run in runs:
         full_of[_frozen(short[run.key]), run.epochs].add(_frozen(keys[run.key]))
-    if all(len(found) == 1 for found in full_of.values()):
+    if all(len(variants) == 1 for variants in full_of.values()):
         keys = short
     varying = _varying(runs, keys)
     return [replace(run, axes=dict(run.axes) | _axes(run, keys[run.key], varying)) for run in runs]
 
 
 def _varying(runs: Sequence[Run], keys: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Keys that have several values; those of a method's block, which others lack, within its own runs."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    """Keys with several values; keys of a method's block are compared within the runs of that method."""
+    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
     for run in runs:
         method = keys[run.key]["sparsity.method"]
         for key, value in keys[run.key].items():
             own = key.startswith("sparsity.") and key != "sparsity.method"
-            found[key, method if own else ""].add(repr(value))
+            seen[key, method if own else ""].add(repr(value))
     methods = {keys[run.key]["sparsity.method"] for run in runs} - {"dense"}
-    several = {key for (key, _), values in found.items() if len(values) > 1} - {"sparsity.method"}
+    several = {key for (key, _), values in seen.items() if len(values) > 1} - {"sparsity.method"}
     return sorted(several | ({"sparsity.method"} if len(methods) > 1 else set()))
 
 
@@ -195,7 +196,7 @@ def _axes(run: Run, keys: Mapping[str, Any], varying: Sequence[str]) -> dict[str
 
 def _bearing(run: Run) -> dict[str, Any]:
     assert run.recipe is not None
-    # the length is an axis of its own
+    # the length is a separate axis
     return {key: value for key, value in bearing(run.recipe, SAME_EXPERIMENT).items() if key != "epochs"}
 
 

@@ -1,4 +1,4 @@
-"""A study's queue: which of its runs wait, run, are done or have failed. Several processes write it at once."""
+"""A study's queue: which runs are waiting, running, done or failed. Several processes write to it at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from acdc_cli.studies.owner import Owner, is_gone
 State = Literal["waiting", "running", "done", "failed"]
 
 STALE_AFTER = 180.0
-"""Seconds without a heartbeat after which a process on another machine counts as dead. They are counted here: clocks
-of two machines may differ."""
+"""Seconds without a heartbeat after which a process on another machine counts as dead. Measured by this machine's
+clock, because the clocks of two machines may differ."""
 TRIES = 2
-"""Times that a run may fail before it stays failed."""
+"""Number of failures after which a run stays failed."""
 _PATIENCE = 120.0
-"""Seconds to wait for the others' transactions, which take milliseconds; a network file system may hang for a while."""
+"""Seconds to wait for other processes' transactions, which take milliseconds unless a network file system hangs."""
 _VERSION = 1
 _TABLE = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS runs (
     error TEXT,
     CHECK ((state = 'running') = (owner IS NOT NULL))
 )"""
-# what was begun before what was not, and what has failed last
+# runs already begun come first, runs that have failed come last
 _NEXT = "SELECT * FROM runs WHERE state IN ('running', 'waiting') ORDER BY failures, attempts = 0, position"
 
 
@@ -52,23 +52,23 @@ class Row:
     cell: Cell
     state: State
     directory: Path
-    """Of the run."""
+    """Directory of the run."""
     attempts: int
-    """Times that it was started, resumptions included."""
+    """Number of times it was started, resumptions included."""
     failures: int
-    """Of those, how many ended in an error."""
+    """Number of attempts that ended in an error."""
     host: str | None
-    """Where it runs, or ran last; None: it never has."""
+    """Host where it is running or last ran; None: it never has."""
     pid: int | None
-    """Of the process there that looks after it."""
+    """Process on that host that supervises it."""
     owner: str | None
-    """Its Owner's id, while it runs."""
+    """Owner id of that process while the run is running."""
     heartbeat: float | None
-    """When that was last heard of, in seconds of its machine's Unix time."""
+    """Time of the owner's last heartbeat, in Unix seconds of its own machine."""
     job: str | None
-    """Its job in a scheduler's queue, if it was ever there, and what that last said of it: `12_3 PENDING`."""
+    """Its latest job in a scheduler's queue, if any, with that job's last state: `12_3 PENDING`."""
     error: str | None
-    """Of the last failure."""
+    """Message of the last failure."""
 
     @property
     def key(self) -> str:
@@ -76,38 +76,38 @@ class Row:
 
     @property
     def queued(self) -> bool:
-        """Does it wait in a scheduler's queue?"""
+        """Whether it is waiting in a scheduler's queue."""
         return self.state == "running" and (self.job or "").endswith(" PENDING")
 
 
 class RunQueue:
     """One SQLite file. Every change is one transaction, so that a process may be killed at any moment.
 
-    It is the claims that keep a run from being started twice. Should two processes be of different minds about who is
-    alive, the lock of the run directory still lets only one of them train.
+    Claims keep a run from being started twice. If two processes disagree about who is alive, the lock of the run
+    directory still lets only one of them train.
     """
 
     def __init__(self, path: Path, stale_after: float = STALE_AFTER) -> None:
         self._path = path
         self._stale_after = stale_after
         self._heard: dict[str, tuple[str, float, float]] = {}
-        """Of runs of other machines, by key: the owner, its last heartbeat, and when that was first seen from here."""
+        """For runs on other machines, by key: the owner, its last heartbeat, and when this process first saw it."""
         with self._reading() as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
             raise RunError(
-                f"{path} was written by another version of acdc ({version}, not {_VERSION}); use that, or --out"
+                f"{path} was written by another version of acdc ({version}, not {_VERSION}); use that version, or --out"
             )
-        # who only reads may not be allowed to write
+        # a process that only reads may lack permission to write
         if version == 0:
             with self._writing() as db:
                 db.execute(_TABLE)
                 db.execute(f"PRAGMA user_version = {_VERSION}")
 
     def add(self, cells: Iterable[Cell]) -> None:
-        """Those that are new wait, and those that are known are from now on as they are given here.
+        """Adds new runs as waiting, and updates the axes and overrides of known ones.
 
-        Where a summary has come or gone since, its run is done, or waits again.
+        A run whose summary has appeared since becomes done; one whose summary is gone waits again.
         """
         with self._writing() as db:
             self._insert(db, cells)
@@ -119,14 +119,15 @@ class RunQueue:
                     self._put(db, row.key, "waiting")
 
     def grow(self, wanted: Callable[[Sequence[Row]], Iterable[Cell]]) -> list[str]:
-        """Add what `wanted` makes of the rows, which stay as they are meanwhile; returns the keys of the new ones."""
+        """Adds the cells that `wanted` computes from the rows, within one transaction; returns the keys of the new
+        ones."""
         with self._writing() as db:
             rows = self._all(db)
             self._insert(db, wanted(rows))
             return [row.key for row in self._all(db)[len(rows) :]]
 
     def forget(self, kept: Callable[[Cell], bool]) -> list[str]:
-        """Take out the runs that are not to be kept, unless they run now; returns their keys."""
+        """Removes the runs not to be kept, unless they are running; returns their keys."""
         with self._writing() as db:
             rows = self._select(db, "SELECT * FROM runs WHERE state != 'running'")
             gone = [row.key for row in rows if not kept(row.cell)]
@@ -134,14 +135,14 @@ class RunQueue:
             return gone
 
     def retry_failed(self) -> None:
-        """They wait again, with all their tries."""
+        """Failed runs wait again, with all their tries."""
         with self._writing() as db:
             db.execute("UPDATE runs SET state = 'waiting', failures = 0 WHERE state = 'failed'")
 
     def claim(self, owner: Owner, under_way: Collection[str] = ()) -> Row | None:
-        """The next run for `owner` to start: one whose owner is gone, or one that waits. None: there is none now.
+        """The next run for `owner` to start: a waiting one, or one whose owner is gone. None if there is none now.
 
-        under_way: keys of runs that `owner` need not start, only look after; they are trained by whom they should be.
+        under_way: keys of runs that `owner` should only supervise, because they are already being trained.
         """
         with self._writing() as db:
             for row in self._select(db, _NEXT):
@@ -150,7 +151,7 @@ class RunQueue:
                 run = RunDir(row.directory)
                 if run.finished:
                     self._put(db, row.key, "done")
-                # one whose sweep was killed may not have come to its end yet
+                # the run of a killed sweep may not have ended yet
                 elif row.key in under_way or not run.in_use:
                     db.execute(
                         "UPDATE runs SET state = 'running', attempts = attempts + 1, host = ?, pid = ?, owner = ?, "
@@ -161,27 +162,27 @@ class RunQueue:
         return None
 
     def beat(self, owner: Owner) -> set[str]:
-        """Say that `owner` is alive. Returns the keys of the runs it has: others may have taken it for dead."""
+        """Records that `owner` is alive. Returns the keys of its runs: another process may have taken some over."""
         with self._writing() as db:
             db.execute("UPDATE runs SET heartbeat = ? WHERE owner = ?", (time.time(), owner.id))
             return {row.key for row in self._select(db, "SELECT * FROM runs WHERE owner = ?", owner.id)}
 
     def finish(self, key: str, owner: Owner) -> bool:
-        """The run has left its summary. As all that follow: False, and nothing happens, where it is not the owner's."""
+        """Marks a run as done. Like the methods below, returns False without effect if the run is not the owner's."""
         assert RunDir(self._directory(key)).finished
         return self._update(key, owner, "state = 'done', owner = NULL, error = NULL")
 
     def fail(self, key: str, owner: Owner, error: str) -> bool:
-        """The run waits for another try, if it has one."""
+        """Records a failure; the run waits for another try, if it has one."""
         state = "state = iif(failures + 1 < ?, 'waiting', 'failed')"
         return self._update(key, owner, f"{state}, failures = failures + 1, owner = NULL, error = ?", TRIES, error)
 
     def release(self, key: str, owner: Owner) -> bool:
-        """The run has ended before its time, and not by an error; it waits to go on."""
+        """The run ended early but without an error; it waits to be resumed."""
         return self._update(key, owner, "state = 'waiting', owner = NULL")
 
     def record_jobs(self, jobs: Mapping[str, str]) -> None:
-        """What Row.job is, by key."""
+        """Updates `Row.job`, by key."""
         with self._writing() as db:
             db.executemany("UPDATE runs SET job = ? WHERE key = ?", [(job, key) for key, job in jobs.items()])
 
@@ -191,7 +192,7 @@ class RunQueue:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process changes the queue meanwhile, or is in such a block."""
+        """A block during which no other process changes the queue or is in such a block."""
         with self._writing():
             yield
 
@@ -226,20 +227,20 @@ class RunQueue:
         return self._select(db, "SELECT * FROM runs ORDER BY position")
 
     def _select(self, db: sqlite3.Connection, query: str, *values: Any) -> list[Row]:
-        return [self._row(found) for found in db.execute(query, values).fetchall()]
+        return [self._row(record) for record in db.execute(query, values).fetchall()]
 
-    def _row(self, found: sqlite3.Row) -> Row:
-        key = found["key"]
-        cell = Cell(key=key, axes=json.loads(found["axes"]), overrides=tuple(json.loads(found["overrides"])))
+    def _row(self, record: sqlite3.Row) -> Row:
+        key = record["key"]
+        cell = Cell(key=key, axes=json.loads(record["axes"]), overrides=tuple(json.loads(record["overrides"])))
         columns = ("state", "attempts", "failures", "host", "pid", "owner", "heartbeat", "job", "error")
-        return Row(cell=cell, directory=self._directory(key), **{column: found[column] for column in columns})
+        return Row(cell=cell, directory=self._directory(key), **{column: record[column] for column in columns})
 
     def _directory(self, key: str) -> Path:
         return self._path.parent / "runs" / key
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        # at once for writing: a transaction that only becomes one may find that it read what is no longer so
+        # locked for writing at once: a transaction that upgrades later may have read rows that have changed since
         with self._reading("BEGIN IMMEDIATE") as db:
             yield db
 
@@ -248,15 +249,15 @@ class RunQueue:
         try:
             with closing(sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None)) as db:
                 db.row_factory = sqlite3.Row
-                # not WAL, whose readers and writers share memory, which those on several machines cannot
+                # not WAL, which needs memory shared between processes, impossible across machines
                 db.execute("PRAGMA journal_mode = DELETE")
-                # the journal's name, too, is on the disk before the change is: a power cut leaves the old or the new
+                # the journal's directory entry is on disk first, too: a power cut leaves the old or the new state
                 db.execute("PRAGMA synchronous = EXTRA")
                 db.execute(begin)
                 with db:
                     yield db
         except sqlite3.Error as error:
             raise RunError(
-                f"{self._path} cannot be used: {error}. It is put right by whoever opens it next; where it is damaged, "
-                "move it away: the runs that are done are found again by their directories"
+                f"{self._path} cannot be used: {error}. If it is damaged, move it away: finished runs are recognised "
+                "by their directories"
             ) from error

@@ -1,4 +1,4 @@
-"""`acdc sweep`: the runs of a study, worked off until each is done or has failed for good."""
+"""`acdc sweep`: runs a study until each of its runs is done or has failed for good."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def sweep(
     options: Sequence[str] = (),
     retry_failed: bool = False,
 ) -> None:
-    """Run what is missing of the study `source` in the folder `out`, together with all others who do.
+    """Runs what is missing of the study `source` in the folder `out`, alongside any other sweeps of the same study.
 
-    at_once: runs at a time; options: sbatch's, for Slurm; retry_failed: also those that have failed for good.
-    Raises an AcdcError where a run fails, and Stopped when a signal asked for the end.
+    at_once: number of runs at a time; options: sbatch's, for Slurm; retry_failed: also retry runs that failed for good.
+    Raises an AcdcError if a run fails, and Stopped if a signal asked for the end.
     """
     study = load_study(source)
     recipes, cells = _Recipes(study), study.cells()
@@ -68,10 +68,10 @@ def sweep(
 
 
 class _Recipes:
-    """Of a study's cells and of those that follow from them, each read once."""
+    """The recipes of a study's cells and of those derived from them, each read once."""
 
     def __init__(self, study: Study) -> None:
-        """Raises RecipeError with all that is wrong with any of the cells."""
+        """Raises RecipeError listing every problem of every cell."""
         self._base = study.base_recipe
         self._read = study.recipes()
 
@@ -81,12 +81,12 @@ class _Recipes:
         return self._read[cell.key]
 
     def known(self, key: str) -> Recipe:
-        """Of a cell that was asked for before."""
+        """The recipe of a cell requested before."""
         return self._read[key]
 
 
 def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes) -> RunQueue:
-    """The queue, with the study's runs as they are asked for now."""
+    """The queue, updated to the study as it is now."""
     with files.explained(folder):
         for part in ("runs", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -94,25 +94,25 @@ def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes
     rows = queue.rows()
     followed = [as_asked(row.cell, cells) for row in rows] if study.until_converged else []
     asked = {cell.key: cell for cell in [*cells, *filter(None, followed)]}
-    # of one that runs its own process sees to that
+    # a running run is checked by its own process
     running = {row.key for row in rows if row.state == "running"}
     _require_same([cell for key, cell in asked.items() if key not in running], folder, recipes)
     with queue.alone():
         files.write_text(folder / "study.yaml", study.text)
     if gone := queue.forget(lambda cell: cell.key in asked):
-        console.say(f"{len(gone)} runs are no longer part of the study and stay as they are: {', '.join(gone)}")
+        console.say(f"{len(gone)} runs are no longer part of the study; their directories stay: {', '.join(gone)}")
     queue.add(asked.values())
     return queue
 
 
 def _require_same(cells: Iterable[Cell], folder: Path, recipes: _Recipes) -> None:
-    """Raises RunError where a run of this name was made with another recipe."""
+    """Raises RunError if a run of this name was trained with another recipe."""
     for cell in cells:
         run = RunDir(folder / "runs" / cell.key)
         if run.resolved.exists() and (changed := changes(run, recipes(cell))):
             raise RunError(
-                f"{run.path} was made with another recipe ({'; '.join(changed)}); use --out for a new study, or move "
-                "that folder away to have the run made again"
+                f"{run.path} was trained with another recipe ({'; '.join(changed)}); use --out for a new study, or "
+                "move that folder away to train it again"
             )
 
 
@@ -134,13 +134,13 @@ def _launcher(
 
         return slurm(folder / "slurm", study.name, options, queue.record_jobs, at_once)
     cores, gpus = sorted(os.sched_getaffinity(0)), _gpus(recipe)
-    # where there is no GPU, as many as can have the threads that the recipe asks for
+    # without GPUs, as many runs as there are cores for the threads in the recipe
     fitting = len(gpus) or max(1, len(cores) // (recipe.threads or len(cores)))
     return Local(workers(at_once or fitting, cores, gpus))
 
 
 def _gpus(recipe: Recipe) -> list[str]:
-    """Those that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs visible to this process, as CUDA_VISIBLE_DEVICES names them."""
     if recipe.device == "cpu":
         return []
     import torch
@@ -175,7 +175,7 @@ def _lengthen(study: Study, queue: RunQueue, recipes: _Recipes) -> Callable[[], 
 
 
 def _accuracy(row: Row) -> float:
-    """On the validation set, after the last epoch."""
+    """Accuracy on the validation set after the last epoch."""
     accuracy: float = RunDir(row.directory).records()[-1]["top1"]
     return accuracy
 
@@ -190,7 +190,7 @@ def _conclude(rows: Sequence[Row], source: str, folder: Path, stopped: bool) -> 
         raise Stopped(f"stopped; {done} of {len(rows)} runs are done; resume with: acdc sweep {source}")
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(rows)} runs failed; what they said is in {folder / 'logs'}; once that is mended, "
-            f"go on with: acdc sweep {source} --retry-failed"
+            f"{len(failed)} of {len(rows)} runs failed; their output is in {folder / 'logs'}. Fix the cause, then "
+            f"resume with: acdc sweep {source} --retry-failed"
         )
     console.say(f"all {len(rows)} runs are done; next: acdc report {folder}")

@@ -1,4 +1,4 @@
-"""Works off a study's queue: claims runs, has them started, hears how they end."""
+"""Works through a study's queue: claims runs, starts them and records how they end."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from acdc_cli.studies.run_queue import TRIES, Row, RunQueue
 BEAT_EVERY = 15.0
 """Seconds between two heartbeats."""
 _PAUSE = 0.5
-"""Seconds between two looks at the jobs."""
+"""Seconds between two polls of the jobs."""
 _SAID = 5
-"""Last lines of a log that tell what went wrong."""
+"""Last lines of a log to show after a failure."""
 _ENDED_EARLY = (RESUME_ME, 130, -signal.SIGTERM, -signal.SIGINT)
-"""How a run ends that was asked to: saved, or before there was anything to save."""
+"""Exit codes of a run that was asked to end, after saving or before there was anything to save."""
 _ENVIRONMENT = {"TTY_COMPATIBLE": "0"}
-"""Plain text in the logs, whatever this terminal can show."""
+"""Plain text in the logs, whatever this terminal supports."""
 
 
 class Show(Protocol):
-    """Tells a person how it goes."""
+    """Shows a person the sweep's progress."""
 
     def say(self, text: str) -> None:
-        """Something has happened."""
+        """Reports an event."""
 
     def draw(self, rows: Sequence[Row], own: set[str]) -> None:
-        """The state of things. own: keys of the runs that this process has started."""
+        """Draws the current state. own: keys of the runs started by this process."""
 
 
 @dataclass
@@ -44,9 +44,9 @@ class _Started:
     job: Job
     log: Path
     logged: int
-    """Bytes of the log before this attempt."""
+    """Size of the log in bytes before this attempt."""
     lost: bool = False
-    """Somebody else has the run now."""
+    """Another process has taken the run over."""
 
 
 class Sweep:
@@ -60,7 +60,8 @@ class Sweep:
         lengthen: Callable[[], Sequence[str]],
         show: Show,
     ) -> None:
-        """command: what runs a row's cell. lengthen: adds the runs that follow from those done, says what it did."""
+        """command: the command line that trains a row. lengthen: adds the runs that follow from finished ones; returns
+        messages."""
         self._queue, self._launcher, self._command = queue, launcher, command
         self._logs, self._lengthen, self._show = logs, lengthen, show
         self._owner = owner
@@ -70,9 +71,9 @@ class Sweep:
         self._done = -1
 
     def work(self, stop: Callable[[], bool]) -> None:
-        """Returns when no run of the study waits or runs, here or elsewhere.
+        """Returns when no run of the study is waiting or running, here or elsewhere.
 
-        When `stop` says so it returns as soon as the runs that do not outlive it have ended.
+        If `stop` returns True, it returns once all runs that do not outlive this process have ended.
         """
         try:
             while True:
@@ -145,7 +146,7 @@ class Sweep:
                 each.lost = True
                 each.job.stop(signal.SIGKILL)
                 self._show.say(
-                    f"{each.row.key}: this sweep sent no heartbeat for so long that another sweep took it over"
+                    f"{each.row.key}: this sweep sent no heartbeat for so long that another sweep took the run over"
                 )
 
     def _stop(self) -> None:
@@ -157,7 +158,7 @@ class Sweep:
             return
         for each in self._started:
             each.job.stop(signal.SIGTERM)
-        self._show.say(f"stopping: {len(self._started)} runs save and end")
+        self._show.say(f"stopping: {len(self._started)} runs are saving")
 
     def _let_go(self) -> None:
         for each in self._started:
@@ -183,11 +184,11 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    return f"ended by {name}" + (" (is there enough memory?)" if name == "SIGKILL" else "")
+    return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _last_words(log: Path, start: int) -> str:
-    """What the run said of its error, else its last lines; start: where in the log it began."""
+    """The error message at the end of the run's log, otherwise its last lines. start: byte offset of this attempt."""
     lines = [line for line in log.read_bytes()[start:].decode(errors="replace").splitlines() if line.strip()]
     told = next((i for i, line in enumerate(lines) if line.startswith("error: ")), max(0, len(lines) - _SAID))
-    return "\n".join(lines[told:]) or "it said nothing"
+    return "\n".join(lines[told:]) or "no output"

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: on a terminal a screen with a bar for every run, else a line for whatever happens."""
+"""What a sweep shows: on a terminal, a progress bar for every run; otherwise one line per event."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from acdc_cli.studies.run_queue import Row
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     epochs: int
     done: int = 0
     train_loss: float | None = None
-    """Of the last epoch, in nats."""
+    """Training loss of the last epoch, in nats."""
     top1: float | None = None
     seconds: float = 0.0
-    """Of an epoch, on average."""
+    """Mean duration of an epoch."""
     since: float = 0.0
-    """Seconds since the last epoch's end."""
+    """Seconds since the end of the last epoch."""
 
     @property
     def left(self) -> float | None:
-        """Seconds; None before the first epoch's end."""
+        """Remaining seconds; None before the end of the first epoch."""
         return max(0.0, (self.epochs - self.done) * self.seconds - self.since) if self.done else None
 
 
 class Screen:
     def __init__(self, name: str, epochs: Callable[[Row], int], clock: Callable[[], float] = time.time) -> None:
-        """epochs: that a row's run will have."""
+        """epochs: the planned number of epochs of a row's run."""
         self._name, self._epochs, self._clock = name, epochs, clock
         self._began = clock()
         self._first_done: int | None = None
@@ -71,7 +71,7 @@ class Screen:
             self._live.update(self.render(rows, own), refresh=True)
 
     def render(self, rows: Sequence[Row], own: set[str]) -> RenderableType:
-        """The totals, and every run that is under way: this sweep's first."""
+        """The totals and every running run, this sweep's first."""
         running = sorted(
             (row for row in rows if row.state == "running" and not row.queued), key=lambda row: row.key not in own
         )
@@ -103,7 +103,7 @@ class Screen:
         return first, Text(" · ".join(counts), style="dim")
 
     def _left(self, done: int, total: int) -> float | None:
-        """Seconds, at the speed since this sweep began; None before its first epoch."""
+        """Remaining seconds at the speed since this sweep began; None before its first epoch."""
         if self._first_done is None:
             self._first_done = done
         if done <= self._first_done:
@@ -119,7 +119,7 @@ class Screen:
             try:
                 self._read[run.metrics] = (changed, run.records())
             except RunError:
-                # that is said by whoever needs them; here they are only looked at
+                # damaged files are reported by the code that needs them; here they are only displayed
                 self._read[run.metrics] = (changed, [])
         records = self._read[run.metrics][1]
         if not records:

@@ -1,7 +1,7 @@
 """The launcher for a Slurm cluster, through submitit: every cell is an element of a job array that runs its command.
 
-The jobs are Slurm's and go on without the sweep that submitted them, which only watches. It may end at any time; the
-next one finds them in the queue and watches on, so that no cell is submitted twice.
+The jobs belong to Slurm and continue without the sweep that submitted them, which only watches them. It may end at any
+time; the next sweep finds the jobs in the queue and watches them, so that no cell is submitted twice.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ try:
     from submitit.core.utils import UncompletedJobError
 except ModuleNotFoundError as error:
     raise RunError(
-        "Slurm is reached through submitit, which is not installed: pip install 'acdc-cli[slurm]'"
+        "the Slurm launcher needs submitit, which is not installed: pip install 'acdc-cli[slurm]'"
     ) from error
 
 SLOTS = 1000
-"""Jobs in the queue at once: Slurm's own largest array, where the cluster has not set another (MaxArraySize)."""
+"""Jobs in the queue at once: Slurm's default maximum array size (MaxArraySize)."""
 LOOK_EVERY = 10.0
-"""Seconds between two questions to Slurm."""
+"""Seconds between two queries to Slurm."""
 SAVE_SECONDS = 120
-"""How long before its time is up a run is told so; `--slurm-signal-delay-s` is another."""
+"""Seconds before its time limit at which a run is signalled; `--slurm-signal-delay-s` overrides it."""
 _PATIENCE = 30.0
-"""Seconds that a shared file system may take to show what a job has left."""
+"""Seconds that a shared file system may take to show a job's files."""
 _ENDED_EARLY = (RESUME_ME, 130, -signal.SIGTERM, -signal.SIGUSR1)
-"""How a run ends that was asked to: saved, or before there was anything to save."""
+"""Exit codes of a run that was asked to end, after saving or before there was anything to save."""
 _OVER = {
     "BOOT_FAIL": RESUME_ME,
     "CANCELLED": -signal.SIGTERM,
@@ -48,26 +48,26 @@ _OVER = {
     "PREEMPTED": RESUME_ME,
     "TIMEOUT": -signal.SIGKILL,
 }
-"""Slurm's states of a job that does not come back, and the exit code of a run that could not tell its own."""
+"""Slurm's states of a job that will not return, and the exit code to assume for a run that left none."""
 _OURS = ("array", "error", "input", "open-mode", "output", "requeue", "no-requeue", "signal", "wait", "wrap")
 _SUBMITITS: dict[str, Callable[[str], Any]] = {
     "array-parallelism": int,
     "signal-delay-s": int,
     "setup": lambda line: [line],
 }
-"""Options that sbatch does not have, and submitit does."""
+"""Options of submitit that sbatch does not have."""
 
 States = Callable[[], Mapping[str, str]]
-"""Slurm's states of this user's jobs by their ids (`12_3`). Raises SlurmSilentError where it does not answer."""
+"""Slurm's states of this user's jobs by job id (`12_3`). Raises SlurmSilentError if Slurm does not answer."""
 
 
 class SlurmSilentError(Exception):
-    """Slurm does not answer, which says nothing about the jobs."""
+    """Slurm does not answer, which implies nothing about the jobs."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """What a job does. It is pickled, and called in the job's own process."""
+    """The callable of a job. It is pickled and called in the job's own process."""
 
     key: str
     command: tuple[str, ...]
@@ -75,13 +75,13 @@ class Element:
     log: Path
 
     def __call__(self) -> int:
-        """The exit code of the command; of one that is saved only where the job cannot be put back into the queue."""
+        """The exit code of the command; RESUME_ME only if the job could not be requeued."""
         job = submitit.JobEnvironment()
         asked: list[int] = []
         process: subprocess.Popen[bytes] | None = None
 
         def ask(number: int, _: object) -> None:
-            # Slurm sends its signals to all processes of a job; others may send them to this one alone
+            # Slurm signals all processes of a job; other senders may signal only this one
             asked.append(number)
             if process is not None:
                 process.terminate()
@@ -105,7 +105,7 @@ class Element:
 
 
 def _threads(job: submitit.JobEnvironment) -> dict[str, str]:
-    """torch would start as many as the machine has cores."""
+    """Without this, torch would start one thread per core of the machine."""
     per_task = os.environ.get("SLURM_CPUS_PER_TASK")
     on_node = os.environ.get("SLURM_CPUS_ON_NODE")
     if per_task is None and on_node is not None:
@@ -114,14 +114,14 @@ def _threads(job: submitit.JobEnvironment) -> dict[str, str]:
 
 
 def _again(job: submitit.JobEnvironment) -> int:
-    """Ends this process, and the job goes back into the queue; returns where that is not allowed."""
+    """Ends this process and requeues the job; returns if requeueing is not allowed."""
     try:
-        # of a job that is being preempted or cancelled Slurm has decided already what becomes of it
+        # Slurm itself decides what becomes of a job that is being preempted or cancelled
         if job.global_rank == 0 and (job.cluster != "slurm" or _state(job.job_id) == "RUNNING"):
             job._requeue(0)
     except subprocess.SubprocessError:
         return RESUME_ME
-    # no Exception, so that submitit writes no result: this was not the job's end
+    # not an Exception, so that submitit writes no result: the job has not ended
     raise SystemExit(RESUME_ME)
 
 
@@ -131,7 +131,7 @@ def _state(job_id: str) -> str:
 
 
 def queue() -> Mapping[str, str]:
-    """As `States`, by squeue: sacct, which submitit asks, needs a cluster that keeps accounts."""
+    """`States` from squeue: sacct, which submitit uses, needs a cluster with accounting."""
     command = ["squeue", "--me", "--array", "--noheader", "--states", "all", "--format", "%i %T"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -143,7 +143,7 @@ def queue() -> Mapping[str, str]:
 
 
 class SlurmJob:
-    """As launch.Job: a cell's job, from its submission to its end, with all the times that it was put back between."""
+    """A `launcher.Job`: a cell's Slurm job from submission to its end, requeues included."""
 
     def __init__(self, launcher: Slurm, element: Element) -> None:
         self._launcher = launcher
@@ -151,7 +151,7 @@ class SlurmJob:
         self.submitted: submitit.Job[int] | None = None
         self.code: int | None = None
         self.gone_since: float | None = None
-        """When Slurm did not have it any more, though it had left no result."""
+        """Time since which Slurm no longer lists it although it left no result."""
 
     def poll(self) -> int | None:
         if self.code is None:
@@ -159,11 +159,11 @@ class SlurmJob:
         return self.code
 
     def stop(self, signal: signal.Signals) -> None:
-        """Nothing: the job goes on, and is watched by whoever asks for its cell next. scancel ends it."""
+        """Does nothing: the job continues, and the next sweep of its cell watches it. scancel ends it."""
 
 
 class Slurm:
-    """As launch.Launcher."""
+    """A `launcher.Launcher`."""
 
     outlives = True
 
@@ -176,7 +176,7 @@ class Slurm:
         look_every: float = LOOK_EVERY,
         patience: float = _PATIENCE,
     ) -> None:
-        """record: is told which job each cell has and what its state is, whenever that changes: `12_3 PENDING`."""
+        """record: called with each cell's job and state whenever they change: `12_3 PENDING`."""
         self.slots = slots
         self._executor, self._states, self._record = executor, states, record
         self._look_every, self._patience = look_every, patience
@@ -194,15 +194,15 @@ class Slurm:
         return frozenset(self._under_way)
 
     def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> SlurmJob:
-        """It is submitted with all others that are started before the first of them is polled, as one array."""
+        """All jobs started before the first of them is polled are submitted as one array."""
         job = SlurmJob(self, Element(cell.key, tuple(command), dict(environment), log.absolute()))
-        # whatever has become of it since it was last asked for: its end has not been heard of yet
+        # a job already in the queue: its end has not been reported yet
         job.submitted = self._known(cell.key)
         self._new.append(job)
         return job
 
     def look(self) -> None:
-        """Submit what is new, and hear from Slurm how the jobs are; by itself this asks only now and then."""
+        """Submits new jobs and asks Slurm for the states of all; without new jobs, only every `look_every` seconds."""
         if time.monotonic() < self._due and (self._silent or not self._new):
             return
         try:
@@ -218,31 +218,31 @@ class Slurm:
         for job in self._watched:
             self._hear(job, states)
         self._watched = [job for job in self._watched if job.code is None]
-        # after they were heard: what is over by now is not under way
+        # after hearing them: a job that has just ended is no longer under way
         self._under_way = self._cells(states)
         self._note({**dict.fromkeys(self._submit(), "PENDING"), **states})
 
     def _cells(self, states: Mapping[str, str]) -> dict[str, str]:
-        """Those that have a job in the queue, and its id."""
-        found = {}
+        """The cells that have a job in the queue, with its id."""
+        job_ids = {}
         for job_id in states:
             job = self._executor.job_class(self._executor.folder, job_id)
             if job_id not in self._keys:
-                # a job of something else has nothing in this study's folder
+                # unrelated jobs have no files in this study's folder
                 element = job.submission().function if job.paths.submitted_pickle.exists() else None
                 self._keys[job_id] = element.key if isinstance(element, Element) else None
             key = self._keys[job_id]
-            # one that has left its result may still be in the queue for a while
+            # a finished job may stay in the queue for a while
             if key is not None and states[job_id] not in _OVER and not job.task(0).paths.result_pickle.exists():
-                found[key] = job_id
-        return found
+                job_ids[key] = job_id
+        return job_ids
 
     def _known(self, key: str) -> submitit.Job[int] | None:
         job_id = self._under_way.get(key)
         return None if job_id is None else self._executor.job_class(self._executor.folder, job_id)
 
     def _submit(self) -> list[str]:
-        """Those cells that have no job yet; returns their jobs' ids."""
+        """Submits the cells that have no job yet; returns their job ids."""
         for job in self._new:
             job.submitted = job.submitted or self._known(job.element.key)
         if missing := [job for job in self._new if job.submitted is None]:
@@ -261,7 +261,7 @@ class Slurm:
     def _hear(self, job: SlurmJob, states: Mapping[str, str]) -> None:
         submitted = job.submitted
         assert submitted is not None
-        # of several processes the first tells
+        # the first of several tasks reports for all
         first = submitted.task(0)
         state = states.get(submitted.job_id)
         if first.paths.result_pickle.exists():
@@ -275,9 +275,7 @@ class Slurm:
             job.gone_since = time.monotonic()
         elif time.monotonic() - job.gone_since > self._patience:
             how = "is gone from the queue" if state is None else f"has ended as {state}"
-            _tell(
-                job.element.log, f"error: Slurm's job {submitted.job_id} {how}; its output is in {first.paths.stderr}"
-            )
+            _tell(job.element.log, f"error: Slurm job {submitted.job_id} {how}; its output is in {first.paths.stderr}")
             job.code = -signal.SIGKILL if state is None else _OVER[state]
 
     def _note(self, states: Mapping[str, str]) -> None:
@@ -289,7 +287,7 @@ class Slurm:
 
 
 def _tell(log: Path, text: str) -> None:
-    """Where the run's own last words would be looked for."""
+    """Appends a message to the log, where the run's own last lines would be."""
     with log.open("a") as file:
         file.write(f"{text}\n")
 
@@ -301,35 +299,33 @@ def slurm(
     record: Callable[[Mapping[str, str]], None],
     slots: int | None = None,
 ) -> Slurm:
-    """options: sbatch's, as `partition=gpu` or `exclusive`; folder: where submitit keeps what the jobs share with it.
+    """options: sbatch's, such as `partition=gpu` or `exclusive`; folder: for the files that submitit shares with jobs.
 
-    Raises RunError where there is no Slurm, or an option is one that the launcher sets itself.
+    Raises RunError if there is no Slurm, or for an option that the launcher sets itself.
     """
     try:
         executor = submitit.SlurmExecutor(folder)
     except RuntimeError as error:
-        raise RunError("there is no Slurm here (no srun): start the sweep on a machine of the cluster") from error
+        raise RunError("Slurm is not available here (no srun): start the sweep on a machine of the cluster") from error
     executor.update_parameters(**_parameters(name, options))
     return Slurm(executor, queue, record, slots or SLOTS)
 
 
 def _parameters(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """As submitit takes them. What it would set unasked, the time among it, is left to the cluster."""
+    """Options as submitit takes them. Its own defaults, such as the time limit, are replaced by the cluster's."""
     given = {}
     for key, _, value in (option.partition("=") for option in options):
         given[key.replace("_", "-")] = value
     if taken := [key for key in given if key in _OURS]:
-        raise RunError(
-            f"--slurm-{taken[0]} is set by the launcher, which uses it to find its jobs and their output; leave it out"
-        )
+        raise RunError(f"--slurm-{taken[0]} is set by the launcher to find its jobs and their output; leave it out")
     try:
         submitits = {key: read(given.pop(key)) for key, read in _SUBMITITS.items() if key in given}
     except ValueError as error:
-        raise RunError(f"--slurm-array-parallelism and --slurm-signal-delay-s are whole numbers: {error}") from error
+        raise RunError(f"--slurm-array-parallelism and --slurm-signal-delay-s take whole numbers: {error}") from error
     delay = submitits.pop("signal-delay-s", SAVE_SECONDS)
-    # sbatch's own are not passed on by srun: without it a run would have one core
+    # srun does not inherit sbatch's --cpus-per-task: without this a run would have one core
     cores = [f"--cpus-per-task={given['cpus-per-task']}"] if "cpus-per-task" in given else []
-    # USR1 is what a run saves at; submitit's own signal, USR2, would end it
+    # runs save on USR1; submitit's own signal, USR2, would end them
     set_here: dict[str, str | bool] = {"signal": f"USR1@{delay}", "requeue": True}
     return {
         "time": None,
@@ -337,6 +333,6 @@ def _parameters(name: str, options: Sequence[str]) -> dict[str, Any]:
         "job_name": name,
         "srun_args": cores,
         **{key.replace("-", "_"): value for key, value in submitits.items()},
-        # one without a value, as --exclusive, submitit knows by True
+        # submitit expresses an option without a value, such as --exclusive, as True
         "additional_parameters": {key: value or True for key, value in given.items()} | set_here,
     }

@@ -1,4 +1,4 @@
-"""The study file: a base recipe, axes along which runs differ, and a budget; checked as a recipe is."""
+"""The study file: a base recipe, axes along which runs differ, and a budget; validated like a recipe."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from acdc_cli.studies.grid import Adjustment, Cell, Grid, Name, Value
 Scalar = bool | int | float | str | None
 
 _SHOWN = 20
-"""Problems that are told at once."""
+"""Largest number of problems reported at once."""
 _LONGEST = 200
-"""Characters of a run's key; names of files may have 255."""
+"""Largest number of characters in a run's key; file names may have 255."""
 
 
 class LabelledBlock(Block):
     label: str | int | float
-    """Names the value in tables and directories."""
+    """Name of the value in tables and directories."""
     set: dict[str, Any]
-    """Keys of the recipe, as for `--set`, and what each is."""
+    """Recipe keys, as for `--set`, and their values."""
 
 
 AxisValue = Annotated[
@@ -47,8 +47,8 @@ Values = list[AxisValue]
 class LengthsBlock(Block):
     values: Values
     until_converged: bool = False
-    """Of the axis `epochs`: double the longest length, series by series, as long as the validation accuracy still rises
-    by more than one standard deviation over the seeds, and the budget allows it."""
+    """For the axis `epochs`: double the longest length, series by series, as long as the validation accuracy still
+    rises by more than one standard deviation over the seeds and the budget allows it."""
 
 
 Axis = Annotated[
@@ -58,15 +58,15 @@ Axis = Annotated[
 
 
 class BudgetBlock(Block):
-    """What all runs of the study may cost together, those included that `until_converged` adds."""
+    """Limits on all runs of the study together, including those added by `until_converged`."""
 
     runs: PositiveInt | None = None
     epochs: PositiveInt | None = None
     train_flops: PositiveFloat | None = None
-    """As `acdc plan` counts them."""
+    """Training FLOPs as counted by `acdc plan`."""
 
     def limits(self) -> dict[str, float]:
-        """Those that are given."""
+        """The limits that are set."""
         return {key: limit for key, limit in self.model_dump().items() if limit is not None}
 
 
@@ -74,9 +74,9 @@ class AdjustmentBlock(Block):
     where: dict[str, Scalar] = Field(
         min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `sparsity: 0.98`"}
     )
-    """Values of axes; a run that has them all is adjusted."""
+    """Values of axes; a run with all of them is adjusted."""
     set: dict[str, Any]
-    """Keys of the recipe, as for `--set`, over those of the axes."""
+    """Recipe keys, as for `--set`; they override those of the axes."""
 
 
 class StudyBlock(Block):
@@ -86,22 +86,22 @@ class StudyBlock(Block):
             "expected": "a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
         },
     )
-    """Names the study directory: studies/<name>."""
+    """Name of the study directory: studies/<name>."""
     base: str
-    """A recipe: a path relative to this file, or the name of one that comes with acdc."""
+    """A recipe: a path relative to this file, or the name of one that ships with acdc."""
     set: dict[str, Any] = {}
-    """Keys of the recipe, as for `--set`, in all runs."""
+    """Recipe keys, as for `--set`, for all runs."""
     axes: dict[str, Axis] = Field(
         min_length=1, json_schema_extra={"expected": "at least one axis such as `seed: [0, 1, 2]`"}
     )
-    """Any key as for `--set`, or `sparsity`, whose values are `dense` or a share; or any name, where each value says by
-    `label` and `set` what it is. Runs are made for all combinations."""
+    """An axis is any key accepted by `--set`; or `sparsity`, whose values are `dense` or a fraction; or any other name,
+    whose values each have a `label` and a `set`. There is a run for every combination."""
     zip: list[list[str]] = []
-    """Axes that advance together instead: the first value of one with the first of the other."""
+    """Axes that advance together: the first value of one goes with the first of the other."""
     exclude: list[dict[str, Scalar]] = []
-    """Combinations of which no runs are made."""
+    """Combinations to leave out."""
     adjust: list[AdjustmentBlock] = []
-    """Keys that some combinations need: a method's own at one sparsity, for example."""
+    """Keys needed only by some combinations, for example a method's own key at one sparsity."""
     budget: BudgetBlock = BudgetBlock()
 
 
@@ -109,7 +109,7 @@ class StudyBlock(Block):
 class Study:
     name: str
     text: str
-    """The file as it is."""
+    """The text of the file."""
     base_recipe: Path
     grid: Grid
     until_converged: bool
@@ -121,7 +121,7 @@ class Study:
     def recipes(self) -> dict[str, Recipe]:
         """The recipe of every cell, by its key.
 
-        Raises RecipeError with all misfits of all cells, and where two of them are the same run.
+        Raises RecipeError listing every problem of every cell, or if two cells are the same run.
         """
         recipes: dict[str, Recipe] = {}
         misfits: dict[str, list[str]] = {}
@@ -144,7 +144,7 @@ class Study:
 def load_study(source: str | Path) -> Study:
     """The study at a path, or the shipped one of that name.
 
-    Raises RecipeError with one line for each thing that is wrong; whether the runs fit, `Study.recipes` tells.
+    Raises RecipeError with one line for each problem in the file; `Study.recipes` checks the runs.
     """
     file = shipped.find_study(source)
     root, problems = read_file(file, "a study is a block of keys such as `base: demo`")
@@ -188,7 +188,7 @@ def _repeated(recipes: Mapping[str, Recipe]) -> list[str]:
 
 
 def _base(root: Entry, file: Path) -> tuple[Path, list[Problem]]:
-    """A path relative to the study's file, else a shipped recipe; whether it is given at all, others see to."""
+    """A path relative to the study's file, otherwise a shipped recipe. A missing `base` is reported elsewhere."""
     name = root.plain().get("base")
     beside = file.parent / name if isinstance(name, str) else file
     try:
@@ -221,7 +221,7 @@ def _names(values: Mapping[str, Scalar]) -> dict[str, Name]:
 
 
 def _name(value: Scalar) -> Name:
-    """As it is written."""
+    """The value as written in the file."""
     return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else value
 
 
@@ -234,7 +234,7 @@ def _value(axis: str, given: AxisValue) -> Value:
 
 
 def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
-    """What is wrong with the axes and with what is said of them."""
+    """Problems with the axes and with references to them."""
     for axis in block.axes:
         yield from _misfits_of_axis(root, block, axis)
     names = list(block.axes)
@@ -247,20 +247,20 @@ def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
         elif len(group) < 2:
             yield problem_at(root, path, f"expected at least two axes, found {in_words(group)}")
         elif twice := [axis for axis in group if zipped[axis] > 1]:
-            yield problem_at(root, path, f"{twice[0]} is named twice; name it once, with all that it advances with")
+            yield problem_at(root, path, f"{twice[0]} occurs twice; name it once, with all axes that advance with it")
         elif len(set(lengths.values())) > 1:
             counts = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
-            yield problem_at(root, path, f"axes that advance together have the same number of values; {counts}")
+            yield problem_at(root, path, f"axes that advance together need the same number of values; {counts}")
     for number, each in enumerate(block.exclude):
         if not each:
-            yield problem_at(root, ("exclude", number), "it names no axis, so it would exclude every run; remove it")
+            yield problem_at(root, ("exclude", number), "without an axis it would exclude every run; remove it")
         yield from _misfits_of_names(root, block, ("exclude", number), each)
     for number, adjustment in enumerate(block.adjust):
         yield from _misfits_of_names(root, block, ("adjust", number, "where"), adjustment.where)
 
 
 def _misfits_of_names(root: Entry, block: StudyBlock, path: KeyPath, values: Mapping[str, Scalar]) -> Iterator[Problem]:
-    """Axes that the study does not have, and values that its axes do not have."""
+    """References to unknown axes or to values that an axis does not have."""
     for axis, value in values.items():
         if axis not in block.axes:
             yield problem_at(root, (*path, axis), _no_axis(axis, list(block.axes)))
@@ -291,25 +291,27 @@ def _misfits_of_axis(root: Entry, block: StudyBlock, axis: str) -> Iterator[Prob
 
 
 def _misfits_of_labels(root: Entry, given: Values, path: KeyPath) -> Iterator[Problem]:
-    """Of lengths: reports are drawn along them, and the next length follows from them."""
+    """Labels of lengths must equal `epochs`: reports are drawn along them, and the next length follows from them."""
     for number, value in enumerate(given):
         if isinstance(value, LabelledBlock) and value.set.get("epochs") != value.label:
-            text = f"the label of a length is what it sets `epochs` to; found {value.label}"
+            text = f"the label of a length must equal its `epochs`; found {value.label}"
             yield problem_at(root, (*path, number), text)
 
 
 def _misfits_of_lengths(root: Entry, block: StudyBlock, axis: str) -> Iterator[Problem]:
-    """What `until_converged` needs, so that the next length can be told and its end be seen."""
+    """What `until_converged` needs to find the next length and to stop."""
     given = block.axes[axis]
     assert isinstance(given, LengthsBlock)
     if not given.until_converged:
         return
     path: KeyPath = ("axes", axis, "until_converged")
     if axis != "epochs":
-        yield problem_at(root, path, f"it is for the axis `epochs`, not for {axis}")
+        yield problem_at(root, path, f"it applies only to the axis `epochs`, not to {axis}")
         return
     if len(given.values) < 2 or len(_values(block, "seed") if "seed" in block.axes else []) < 2:
-        yield problem_at(root, path, "it takes two lengths and two seeds to see whether accuracy rises; give more")
+        yield problem_at(
+            root, path, "it needs at least two lengths and two seeds to tell whether accuracy rises; add more"
+        )
     if not block.budget.limits():
         yield problem_at(root, path, "without a `budget` it might never end; set one")
     if any("epochs" in group for group in block.zip):
@@ -317,18 +319,18 @@ def _misfits_of_lengths(root: Entry, block: StudyBlock, axis: str) -> Iterator[P
     for number, value in enumerate(given.values):
         length = value.label if isinstance(value, LabelledBlock) else value
         if isinstance(length, bool) or not isinstance(length, int):
-            text = f"a length that may be doubled is a whole number; found {_value(axis, value).name}"
+            text = f"a length to be doubled must be a whole number; found {_value(axis, value).name}"
             yield problem_at(root, ("axes", axis, "values", number), text)
 
 
 def _misfits_of_runs(root: Entry, study: Study) -> Iterator[Problem]:
     cells = study.cells()
     if not cells:
-        yield problem_at(root, ("exclude",), "no run is left")
+        yield problem_at(root, ("exclude",), "every run is excluded; remove some exclusions")
         return
     for first, second, key in study.grid.conflicts():
-        yield problem_at(root, ("axes", second), f"it sets {key}, and so does the axis {first}; leave one of them out")
+        yield problem_at(root, ("axes", second), f"it sets {key}, and so does the axis {first}; remove one of them")
     longest = max((cell.key for cell in cells), key=len)
     if len(longest) > _LONGEST:
-        text = f"{longest[:60]}… is too long to name a directory; give long values a label"
+        text = f"{longest[:60]}… is too long for a directory name; give long values a label"
         yield problem_at(root, ("axes",), text)

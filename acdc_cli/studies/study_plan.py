@@ -1,4 +1,4 @@
-"""`acdc sweep --dry-run`: a study's runs, what each costs, what is done already and what remains."""
+"""`acdc sweep --dry-run`: a study's runs, what each costs, what is done and what remains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import Study, load_study
 
 State = Literal["waiting", "begun", "running", "done", "failed"]
-"""`begun`: it waits to go on. `failed`: for good."""
+"""`begun`: unfinished, waiting to be resumed. `failed`: failed for good."""
 
 _UNITS = {"GFLOPs": 1e9, "TFLOPs": 1e12, "PFLOPs": 1e15, "EFLOPs": 1e18}
 
@@ -31,25 +31,25 @@ class PlannedRun:
     state: State
     epochs: int
     train_flops: float
-    """Of the whole run, as `acdc plan` counts them."""
+    """Training FLOPs of the whole run, as counted by `acdc plan`."""
     train_ratio: float
-    """To dense training on the same images."""
+    """Ratio to dense training on the same images."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
     study: str
     folder: str
-    """Of its queue and its runs."""
+    """Folder of its queue and its runs."""
     runs: list[PlannedRun]
     budget: Mapping[str, float]
     until_converged: bool
-    """Longer runs may follow, within the budget."""
+    """Whether longer runs may be added, within the budget."""
     doubts: list[str]
-    """Warnings of `acdc plan`, and of which runs."""
+    """Warnings of `acdc plan`, with the runs they concern."""
 
     def total(self, done: bool | None = None) -> dict[str, float]:
-        """Runs, their epochs and FLOPs: of those that are done, of those that are not, or of all."""
+        """Runs, epochs and FLOPs of the finished runs (True), the unfinished ones (False) or all (None)."""
         runs = [run for run in self.runs if done is None or (run.state == "done") == done]
         return {
             "runs": len(runs),
@@ -69,7 +69,7 @@ class SweepPlan:
 
 
 class Costs:
-    """Of recipes, each priced once; those that differ in their seed cost the same."""
+    """The costs of recipes, each computed once; recipes that differ only in their seed cost the same."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float, list[str]]] = {}
@@ -84,9 +84,9 @@ class Costs:
 
 
 def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
-    """Of the study `source`, with the states of its runs in the folder `out`.
+    """The plan of the study `source`, with the states of its runs in the folder `out`.
 
-    Raises an AcdcError for whatever `acdc sweep` would refuse in the study.
+    Raises an AcdcError for anything in the study that `acdc sweep` would reject.
     """
     study = load_study(source)
     recipes = study.recipes()
@@ -105,7 +105,7 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
 
 
 def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:
-    """Raises RecipeError where these runs, the study's, overstep its budget."""
+    """Raises RecipeError if the study's runs exceed its budget."""
     limits, recipes = study.budget.limits(), list(recipes)
     total: dict[str, float] = {"runs": len(recipes), "epochs": sum(recipe.epochs for recipe in recipes)}
     if "train_flops" in limits:
@@ -117,14 +117,14 @@ def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:
 
 def over_budget(total: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
     return [
-        f"budget.{key}: the study's runs take {total[key]:.6g} of {limit:.6g}; allow more, or ask for fewer runs"
+        f"budget.{key}: the study's runs need {total[key]:.6g}, more than {limit:.6g}; raise the limit or remove runs"
         for key, limit in limits.items()
         if total[key] > limit
     ]
 
 
 def _queue(study: Study, folder: Path) -> tuple[list[Cell], dict[str, State]]:
-    """Runs that the queue has added to the study's own, and those states that only it knows."""
+    """Runs that the queue has added to the study's own, and the states that only the queue knows."""
     file = folder / "ledger.sqlite"
     if not file.exists():
         return [], {}
@@ -140,7 +140,7 @@ def _state(run: RunDir) -> State:
 
 
 def run_columns(plan: SweepPlan) -> list[str]:
-    """The axes, by the last parts of their keys where that tells them apart."""
+    """The axes, by the last part of their keys if that is unique."""
     axes = list(plan.runs[0].axes)
     ends = [axis.rpartition(".")[2] for axis in axes]
     names = [end if ends.count(end) == 1 else axis for axis, end in zip(axes, ends, strict=True)]
@@ -177,6 +177,6 @@ def _cells(total: Mapping[str, float], size: float) -> Sequence[str]:
 
 
 def _unit(plan: SweepPlan) -> str:
-    """In which the largest run has few digits before the point."""
+    """A unit in which the largest run has few digits before the decimal point."""
     largest = max(run.train_flops for run in plan.runs)
     return [unit for unit, size in _UNITS.items() if largest >= size or unit == "GFLOPs"][-1]

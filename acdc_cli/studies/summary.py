@@ -15,17 +15,17 @@ METRICS = {
     "entropy": "validation entropy",
     "val_loss": "validation loss",
 }
-"""Keys of an epoch's record, and what they are called; the losses and the entropy are in nats."""
+"""Keys of an epoch's record with their titles; losses and entropy are in nats."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     series: str
     x: Value
     runs: tuple[Run, ...]
-    """As many as were planned."""
+    """All planned runs."""
 
     @property
     def done(self) -> list[Run]:
@@ -44,21 +44,21 @@ class Group:
         return self.runs[0].epochs
 
     def last(self, key: str) -> Spread | None:
-        """Of the runs' last epochs; None where no run has ended, or one ended with what is no number."""
+        """Over the runs' last epochs; None if no run has ended or a value is missing or not finite."""
         return _spread(run.last[key] for run in self.done)
 
     def best(self, key: str) -> Spread | None:
-        """Of the runs' best epochs by top-1."""
+        """Over the runs' best epochs by top-1."""
         return _spread(run.best[key] for run in self.done)
 
     def cost(self, key: str) -> Spread | None:
-        """Of `train_flops` or `inference_flops`, as measured."""
+        """Over `train_flops` or `inference_flops`, as measured."""
         return _spread(None if run.measured is None else run.measured[key] for run in self.done)
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A line of the figures."""
+    """One line in the figures."""
 
     name: str
     groups: tuple[Group, ...]
@@ -73,13 +73,13 @@ class Series:
         return [run for group in self.groups for run in group.runs]
 
     def best_by(self, accuracy: Callable[[Group], Spread | None]) -> Group | None:
-        """The group of the highest mean, the first of several; None while no run has ended."""
+        """The group with the highest mean, the first of equals; None while no run has ended."""
         known = [(spread.mean, group) for group in self.groups if (spread := accuracy(group))]
-        return max(known, key=lambda found: found[0])[1] if known else None
+        return max(known, key=lambda pair: pair[0])[1] if known else None
 
     @property
     def best(self) -> Group | None:
-        """By the top-1 of the last epochs."""
+        """The best group by the top-1 of the last epochs."""
         return self.best_by(lambda group: group.last("top1"))
 
     @property
@@ -89,7 +89,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Along:
-    """What the figures' horizontal axis is."""
+    """The horizontal axis of the figures."""
 
     axis: str
     values: tuple[Value, ...]
@@ -100,12 +100,12 @@ class Along:
 
     @property
     def sparsities(self) -> bool:
-        """Whether these are sparsities, of which a dense model has none."""
+        """Whether the values are sparsities, which a dense model does not have."""
         return self.axis in ("sparsity", "sparsity.target")
 
     @property
     def log(self) -> bool:
-        """Lengths are doubled; other values may be equal steps, or zero."""
+        """Logarithmic for lengths, which are doubled; other values may be equal steps, or zero."""
         numbers = [value for value in self.values if isinstance(value, int | float)]
         if self.axis == "epochs":
             return True
@@ -132,41 +132,43 @@ class Summary:
 
     @property
     def best_dense(self) -> Group | None:
-        """The dense model of the highest top-1 after its last epoch."""
+        """The dense model with the highest top-1 after its last epoch."""
         groups = tuple(group for group in self.groups if group.dense)
         return Series("dense", groups).best
 
 
 def summarise(name: str, runs: Sequence[Run], along: str | None = None, together: Iterable[set[str]] = ()) -> Summary:
-    """along: the axis to draw along; by default the epochs, where they vary, else the first axis of numbers that does.
+    """along: the horizontal axis; by default the epochs if they vary, otherwise the first numeric axis that varies.
 
-    together: axes that advance together, of which one tells all.
+    together: sets of axes that advance together, so that one of them identifies the others.
     """
     axis = along or _axis(runs)
     followers = {other for group in together if axis in group for other in group}
     others = [other for other in _axes(runs) if other not in ("seed", axis, *followers)]
     shown = [other for other in others if _varies(runs, other)]
     if any(run.axes.keys().isdisjoint(shown) for run in runs):
-        # else a run would have no name
+        # otherwise a run would have no name
         shown = list(dict.fromkeys([*others[:1], *shown]))
     series: dict[str, dict[Value, list[Run]]] = {}
     for run in runs:
         label = ", ".join(_spell(other, run.axes[other]) for other in shown if other in run.axes) or name
         series.setdefault(label, {}).setdefault(run.axes[axis], []).append(run)
     values = _values(runs, axis)
-    found = Along(axis, tuple(sorted(values)) if all(isinstance(v, int | float) for v in values) else tuple(values))
+    drawn_along = Along(
+        axis, tuple(sorted(values)) if all(isinstance(v, int | float) for v in values) else tuple(values)
+    )
     return Summary(
         name,
-        found,
+        drawn_along,
         tuple(
-            Series(label, tuple(Group(label, x, tuple(by_x[x])) for x in found.values if x in by_x))
+            Series(label, tuple(Group(label, x, tuple(by_x[x])) for x in drawn_along.values if x in by_x))
             for label, by_x in series.items()
         ),
     )
 
 
 def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
-    """Keys of the points (cost, gain) than which none is both cheaper and better, the cheapest first."""
+    """Keys of the points (cost, gain) that no other point beats in both, the cheapest first."""
     front: list[Any] = []
     for key, (_, gain) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
         if not front or gain > points[front[-1]][1]:
@@ -175,7 +177,7 @@ def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
 
 
 def accuracy_and_cost(groups: Iterable[Group]) -> dict[tuple[str, Value], tuple[float, float]]:
-    """(training FLOPs, top-1 after the last epoch), means of the groups that have both."""
+    """(training FLOPs, top-1 after the last epoch): means over the groups that have both."""
     return {
         (group.series, group.x): (cost.mean, accuracy.mean)
         for group in groups
@@ -184,9 +186,9 @@ def accuracy_and_cost(groups: Iterable[Group]) -> dict[tuple[str, Value], tuple[
 
 
 def _spread(values: Iterable[float | None]) -> Spread | None:
-    found = tuple(values)
-    numbers = tuple(value for value in found if value is not None)
-    return Spread(numbers) if numbers and len(numbers) == len(found) else None
+    given = tuple(values)
+    numbers = tuple(value for value in given if value is not None)
+    return Spread(numbers) if numbers and len(numbers) == len(given) else None
 
 
 def _axes(runs: Sequence[Run]) -> list[str]:
@@ -198,7 +200,7 @@ def _values(runs: Sequence[Run], axis: str) -> list[Value]:
 
 
 def _varies(runs: Sequence[Run], axis: str) -> bool:
-    """Not to have the axis is a value of its own."""
+    """Whether the axis has several values, where its absence counts as one."""
     return len({run.axes.get(axis) for run in runs}) > 1
 
 

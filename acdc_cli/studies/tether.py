@@ -1,8 +1,8 @@
-"""Runs a command that is asked to end when the process which started it does, however that comes: by SIGTERM.
+"""Runs a command that receives SIGTERM when the process that started it ends for any reason.
 
     python tether.py PARENT CORES COMMAND…      CORES: 0,1,2
 
-A file of its own, started by its path: what Python would do between fork and exec may block where there are threads.
+A separate file, started by its path: running Python code between fork and exec may deadlock in a threaded process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def main(parent: int, cores: set[int], command: list[str]) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:
-        # it has ended before it could be heard of
+        # the parent ended before the signal was set up
+
         sys.exit(128 + signal.SIGTERM)
     os.sched_setaffinity(0, cores)
     os.execvp(command[0], command)

@@ -1,4 +1,5 @@
-"""One label an image: softmax cross entropy, top-1, top-5 and the entropy of the predictions (P2 eq. 4)."""
+"""Classification with one label per image: softmax cross entropy, top-1, top-5, entropy of the predictions (P2 eq.
+4)."""
 
 from __future__ import annotations
 

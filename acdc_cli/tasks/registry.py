@@ -1,4 +1,4 @@
-"""The tasks by the names that recipes give them."""
+"""The tasks by their names in recipes."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from torch import Tensor
 class Measure(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the metrics."""
+        """Names of the metrics."""
 
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What `metrics` needs of a batch, as sums on the device."""
+        """The sums over a batch that `metrics` needs, on the device."""
 
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
         """Exact metrics of `samples` images from their sums."""

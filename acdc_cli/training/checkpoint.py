@@ -1,4 +1,4 @@
-"""What is saved: resumable states, models with plain parameter names, and bit-packed masks. Loading runs no code."""
+"""Saved files: resumable states, models with plain parameter names, bit-packed masks. Loading them runs no code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FORMAT = 4
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write last.pt, sealed by its checksum; the one before it stays as previous.pt.
+    """Writes last.pt, sealed by its checksum; the one before it stays as previous.pt.
 
-    Raises RunError where the system does not let it be written; what was saved before stays.
+    Raises RunError if it cannot be written; what was saved before stays.
     """
     last = folder / "last.pt"
     with files.replacing(last, keep=folder / "previous.pt") as partial, files.sealed(partial) as file:
@@ -30,9 +30,9 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state that is whole, last.pt or else previous.pt, with its tensors on the CPU.
+    """The newest complete state, last.pt or else previous.pt, with its tensors on the CPU.
 
-    None before the first checkpoint. Raises CheckpointError if there are some, and none is whole.
+    None before the first checkpoint. Raises CheckpointError if there are checkpoints but none is complete.
     """
     problems: list[str] = []
     for path in (folder / "last.pt", folder / "previous.pt"):
@@ -61,7 +61,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _DamagedError("it is damaged: its checksum does not match")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's restricted unpickler raises whatever a damaged or foreign file leads it to
+    # torch's restricted unpickler raises many kinds of errors for damaged or foreign files
     except Exception as error:
         raise _DamagedError("it is damaged, or not a checkpoint of acdc") from error
     if not isinstance(state, dict) or "format" not in state:
@@ -82,12 +82,13 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Non
 
 
 def model_header(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What the header of a file with a model's weights says, so that every command knows the file as ours."""
+    """The header of a file with a model's weights, which marks the file as written by acdc."""
     return {"acdc": json.dumps(metadata), "acdc version": __version__}
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """What `save_model` was given, verified only by who loads the weights, too; None for a file of somebody else."""
+    """The metadata given to `save_model`; None for a foreign file. Its checksum is verified only when weights are
+    loaded."""
     try:
         text = read_header(path).get("acdc")
         return None if text is None else json.loads(text)
@@ -96,7 +97,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
-    """One bit a weight, in the order of the contiguous tensor; shapes are in the header."""
+    """One bit per weight, in the order of the contiguous tensor; shapes are in the header."""
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy())) for name, mask in masks.items()}
     save_tensors(path, packed, {"shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()})})
 

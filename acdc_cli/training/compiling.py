@@ -1,4 +1,4 @@
-"""A forward pass by torch.compile: few graphs, and a line that says what is compiled and why."""
+"""A forward pass by torch.compile: few graphs, and a line that reports what was compiled and why."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from torch.nn import functional as F
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 
 _MOST_GRAPHS = 64
-"""Per function, where torch gives up after 8 and says so in a log only: a run may have more image sizes."""
+"""Per function. torch's default is 8, beyond which it only logs and stops compiling; a run may have more image
+sizes."""
 
 
 class Compiled:
-    """uint8 images (batch, 3, height, width) to logits (batch, classes), like the forward pass that it is made of.
+    """uint8 images (batch, 3, height, width) to logits (batch, classes), like the forward pass that it compiles.
 
-    There is one graph for each shape of the images, in training, in evaluation and where gradients are asked for in
-    eval mode. Without gradients a batch is filled up with black images to the largest one of its image size, and their
-    logits are cut off: the smaller last batch of an evaluation needs no graph of its own. In eval mode no image bears
-    on the logits of another one, and every image of a split passes through the same kernels.
+    There is one graph for each shape of the images in training, in evaluation, and for gradients in eval mode. Without
+    gradients a batch is padded with black images to the largest batch of its image size and their logits are cut off,
+    so that the smaller last batch of an evaluation needs no graph of its own. In eval mode images do not affect each
+    other's logits, and every image of a split passes through the same kernels.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], model: nn.Module, mode: Mode) -> None:
-        """model: the one within `forward`."""
+        """model: the model used by `forward`."""
         from torch._dynamo import config
 
         config.recompile_limit = max(config.recompile_limit, _MOST_GRAPHS)
-        # static shapes: a run has two or three image sizes, and a kernel that fits all of them fits none well
+        # static shapes: a run has two or three image sizes, and kernels for dynamic shapes are slow for all of them
         self._forward = torch.compile(forward, dynamic=False, mode=mode)
         self._model = model
         self._replays = mode != "default"
@@ -52,10 +53,10 @@ class Compiled:
         return logits[:count]
 
     def _begin_replay(self) -> None:
-        """A CUDA graph writes its results where its last replay wrote them.
+        """A CUDA graph writes its results to the same memory at every replay.
 
-        Logits are used up before the next call. Gradients are not where a step takes several passes, and torch lets
-        `.grad` be the graph's own memory (pytorch issue 169545): copies of them stay out of the replay's way.
+        Logits are used before the next call. Gradients must survive when a step takes several passes, and torch lets
+        `.grad` alias the graph's memory (pytorch issue 169545): copies of them keep out of the replay's way.
         """
         for parameter in self._model.parameters():
             if parameter.grad is not None:
@@ -64,18 +65,18 @@ class Compiled:
 
 
 def _filled(images: Tensor, count: int) -> Tensor:
-    """As many images, of the same layout; a graph also relies on whether tensors come from inference mode."""
+    """Pads to this many images, in the same layout; graphs also depend on whether tensors come from inference mode."""
     with torch.inference_mode(images.is_inference()):
         return F.pad(images, (0, 0, 0, 0, 0, 0, 0, count - len(images)))
 
 
 @dataclass(frozen=True)
 class Compilations:
-    """What torch has compiled in some time, in words for a person."""
+    """What torch has compiled in some period, in words."""
 
     graphs: int
     seconds: float
-    """Recording of CUDA graphs included."""
+    """Includes recording of CUDA graphs."""
     causes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -84,9 +85,9 @@ class Compilations:
 
 
 class _Log:
-    """Of the whole process, because torch calls back for all that it compiles.
+    """Process-wide, because torch calls back for everything that it compiles.
 
-    As text it is what a progress bar ends with: nothing, or for how long torch has been compiling.
+    As text it is the end of a progress bar: empty, or for how long torch has been compiling.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class _Log:
         self._graphs_before = 0
         self._graphs, self._seconds = 0, 0.0
         self._causes: dict[str, str | None] = {}
-        """What was compiled, and torch's number for it where it had been compiled before."""
+        """What was compiled, and torch's number for it if it was a recompilation."""
         self._call = ""
         self._called: set[str] = set()
         self._is_known = False
@@ -102,21 +103,21 @@ class _Log:
     def listen(self) -> None:
         from torch._dynamo.callback import callback_handler
 
-        # once; `torch.compiler.reset` forgets it
+        # registered once; `torch.compiler.reset` removes it
         if self._began not in callback_handler.start_callbacks:
             callback_handler.register_start_callback(self._began)
             callback_handler.register_end_callback(self._ended)
 
     def calls(self, training: bool, shape: torch.Size) -> None:
-        """The forward pass is about to be called."""
+        """Notes that the forward pass is about to be called."""
         kind = "evaluation" if not torch.is_grad_enabled() else "training" if training else "gradients"
         self._call = f"{kind} on {shape[0]} images of {shape[2]} px"
         self._is_known = self._call in self._called
         self._called.add(self._call)
 
     def take(self) -> Compilations:
-        """Since it was last asked for."""
-        # torch has a compilation's reason ready after its callbacks
+        """What was compiled since the last call."""
+        # torch has the reason of a compilation ready only after its callbacks
         causes = (
             cause if again is None else f"{cause} again ({_reason(again)})" for cause, again in self._causes.items()
         )
@@ -142,7 +143,7 @@ class _Log:
 
 LOG = _Log()
 COMPILING = "{task.fields[compiling]}"
-"""What a progress bar with the field `compiling=LOG` ends with."""
+"""Ends a progress bar that has the field `compiling=LOG`."""
 
 
 def _graphs() -> int:
@@ -152,7 +153,7 @@ def _graphs() -> int:
 
 
 def _reason(compilation: str) -> str:
-    """What torch's graph for these images relied on and no longer holds, in its own words."""
+    """What torch's graph for these images assumed that no longer holds, in torch's words."""
     from torch._dynamo.utils import get_compilation_metrics
 
     for metrics in get_compilation_metrics():

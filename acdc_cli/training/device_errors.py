@@ -1,4 +1,4 @@
-"""Errors of a device, with the recipe key that mends them."""
+"""Device errors, explained with the recipe key that fixes them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from acdc_cli.errors import RunError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Messages of CUDA's allocator, of CUDA itself, of the CPU's allocator, of cuDNN and cuBLAS."""
+"""Messages of CUDA's allocator, CUDA itself, the CPU's allocator, cuDNN and cuBLAS."""
 _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 
 
 @contextmanager
 def mendable(attempt: str, way_out: str) -> Iterator[None]:
-    """Raises RunError in place of torch's error where another recipe would help.
+    """Raises RunError in place of torch's error if another recipe would help.
 
-    attempt: what takes the memory, such as "a batch of 256 images"; way_out: how to take less.
+    attempt: what needs the memory, such as "a batch of 256 images"; way_out: how to need less.
     """
     try:
         yield
@@ -36,6 +36,6 @@ def mendable(attempt: str, way_out: str) -> Iterator[None]:
 
 
 def in_words(images: Tensor, parts: int) -> str:
-    """images: of a batch, (batch, channels, height, width), passed through the model in so many parts."""
+    """images: a batch, (batch, channels, height, width), passed through the model in `parts` parts."""
     in_parts = f", in {parts} parts" if parts > 1 else ""
     return f"a batch of {images.shape[0]} images of {images.shape[-1]} pixels{in_parts}"

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, under the model's own masks, judged and saved beside the model."""
+"""An exponential moving average of the weights, under the model's masks, evaluated and saved beside the model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from acdc_cli.sparsity.masked import MaskedParameters
 class Average:
     """a <- decay a + (1 - decay) w after each step, for the weights and for batch norm's running statistics.
 
-    Whatever is not a floating-point number, such as batch norm's count of batches, is the model's own. A step with
-    non-finite gradients leaves w as it is; it counts like any other, so that the host need not know of it.
+    Other values, such as batch norm's batch counters, are the model's own. A step with non-finite gradients leaves w
+    unchanged; it counts like any other, so that the host need not know of it.
 
-    A weight that is masked is exactly zero in the average too: its past is forgotten with it. Where a method frees it,
-    on entering a dense phase or by growing it, it comes back in both as zero, and the average follows from there.
+    A masked weight is exactly zero in the average too: its history is dropped. When a method frees it, on entering a
+    dense phase or by growing it, it starts from zero in both, and the average follows from there.
     """
 
     def __init__(self, model: nn.Module, masked: MaskedParameters, decay: float, begin: int = 0) -> None:
-        """begin: the epoch after whose first step the average is the weights as they are.
+        """begin: the epoch in whose first step the average is set to the weights.
 
-        Make it when the model has its device and its memory layout.
+        Create it once the model is on its device and in its memory layout.
         """
         parameters, saved = dict(model.named_parameters()), model.state_dict()
         buffers = {name: value for name, value in model.named_buffers() if name in saved and value.is_floating_point()}
         self._model = {name: value.detach() for name, value in (parameters | buffers).items()}
         self._average = {name: torch.empty_like(value) for name, value in self._model.items()}
         self.statistics = [self._average[name] for name in buffers]
-        """Batch norm's: they are the first rank's, as the model's are."""
+        """Batch norm's statistics: those of the first rank, as in the model."""
         names = {id(value): name for name, value in parameters.items()}
         self._pruned = {name: self._average[names[id(weight)]] for name, weight in masked.parameters.items()}
         self._masked = masked
@@ -41,10 +41,11 @@ class Average:
         self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._installed = False
         self.begun = False
-        """Is there an average yet?"""
+        """Whether the average has begun."""
 
     def update(self, epoch: int) -> None:
-        """After a step of this epoch and what its method does then: two fused calls, and the host waits for none."""
+        """Call after a step of this epoch and the method's work after it: two fused calls; the host waits for
+        neither."""
         if epoch < self._begin:
             return
         if self.begun:
@@ -55,14 +56,14 @@ class Average:
             self.begun = True
 
     def restart(self) -> None:
-        """The next update begins anew: the model has left the weights that were averaged."""
+        """The next update starts the average anew: the model no longer has the weights that were averaged."""
         self.begun = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Within, the model is the average, under the masks as they are now; then it is itself again, to the bit.
+        """Inside this context the model is the average under its current masks; afterwards it is restored exactly.
 
-        Its tensors stay where they are, so that compiled graphs hold for both.
+        Its tensors stay in place, so that compiled graphs work for both.
         """
         self._masked.apply_to(self._pruned)
         with self._swapped():
@@ -70,7 +71,7 @@ class Average:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Within, the model is itself, even inside `installed`."""
+        """Inside this context the model is itself, even within `installed`."""
         if not self._installed:
             yield
             return
@@ -78,7 +79,7 @@ class Average:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """To be asked for while the model is itself."""
+        """Call it only while the model is itself."""
         assert not self._installed
         return {"begun": self.begun, "average": dict(self._average) if self.begun else {}}
 

@@ -1,4 +1,4 @@
-"""An epoch's record: one line of metrics.jsonl. And its charge: what the epoch adds to the run's measured cost."""
+"""An epoch's record, one line of metrics.jsonl, and what the epoch adds to the run's measured cost."""
 
 from __future__ import annotations
 

@@ -26,9 +26,10 @@ def forward_of(
     device: torch.device,
     layout: torch.memory_format = torch.channels_last,
 ) -> Forward:
-    """The model behind its normalisation, which runs on the device, where torch.compile fuses it.
+    """The model with its normalisation, which runs on the device, where torch.compile fuses it.
 
-    layout: of the images that the model sees. Loaders give channels_last, and convolutions keep what they are given.
+    layout: memory format of the images that the model sees. Loaders give channels_last, and convolutions keep the
+    format.
     """
     shift = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
     scale = 1 / (255 * torch.tensor(std, device=device).view(1, 3, 1, 1))
@@ -42,11 +43,11 @@ def forward_of(
 
 @dataclass(frozen=True)
 class Probe:
-    """Images besides the validation's that a model in training is judged on."""
+    """Further images on which a model is evaluated during training."""
 
     name: str
     loader: Loader
-    """It does not shuffle."""
+    """A loader that does not shuffle."""
     measure: Measure
 
 
@@ -62,8 +63,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The measure's metrics, and `samples`; the host waits for the device once, at the end.
 
-    between: called after every batch, equally often in all processes; what it raises ends the evaluation.
-    ranks: those that judge the model together, each a part of the batches.
+    between: called after every batch, equally often in all processes; an exception from it ends the evaluation.
+    ranks: the processes that evaluate the model together, each on part of the batches.
     """
     was_training = model.training
     model.eval()

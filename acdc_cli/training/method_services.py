@@ -1,4 +1,4 @@
-"""What a run does for its method on request: gradients of training images, and a copy of the model and its return."""
+"""What a run computes for its method on request: gradients of training images, and snapshots of the model."""
 
 from __future__ import annotations
 

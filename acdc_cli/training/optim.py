@@ -1,4 +1,4 @@
-"""Optimisers from a recipe, with weight decay by the type of the module that owns a parameter."""
+"""Optimisers from a recipe, with weight decay depending on the type of the module that owns a parameter."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Group = dict[str, Any]
 def build_optimizer(
     model: nn.Module, block: SGDBlock | AdamWBlock | LARSBlock | LAMBBlock, first: Sequence[Group] = ()
 ) -> Optimizer:
-    """One that skips a bad step on the device: `GradScaler` tells it there whether the gradients are finite.
+    """An optimiser that skips bad steps on the device: `GradScaler` tells it there whether the gradients are finite.
 
-    first: groups that somebody else has set up; their parameters are in no other group.
+    first: groups set up by the method; their parameters belong to no other group.
     """
     groups = [*first, *parameter_groups(model, block.weight_decay, block.decay_norm_and_bias, first)]
     if isinstance(block, LARSBlock | LAMBBlock):
@@ -38,12 +38,12 @@ def build_optimizer(
 
 
 def _by_layer(groups: Sequence[Group], block: LARSBlock | LAMBBlock) -> Optimizer:
-    """LARS (arXiv 1708.03888) or LAMB (1904.00962), whose step is in proportion to each layer's norm."""
-    # here, because it takes seconds to import
+    """LARS (arXiv 1708.03888) or LAMB (1904.00962), whose step is proportional to each layer's norm."""
+    # imported here because it takes seconds
     from timm.optim import Lamb, Lars
 
     for group in groups:
-        # with timm's default, weights that do not decay, or whose decay a method takes over, are no layers
+        # timm's default does not adapt groups without decay, or whose decay a method handles
         group["always_adapt"] = all(parameter.ndim > 1 for parameter in group["params"])
     optimizer: Optimizer
     if isinstance(block, LARSBlock):
@@ -51,8 +51,8 @@ def _by_layer(groups: Sequence[Group], block: LARSBlock | LAMBBlock) -> Optimize
         optimizer = Lars(groups, lr=block.lr, trust_coeff=block.trust_coefficient, **momentum)
         state = ["momentum_buffer"] if block.momentum else []
     else:
-        # no bias correction: timm counts its steps on the host, which does not know which of them are skipped, and for
-        # a whole group, part of which a method may start anew. norm(weight) / norm(step) takes the factor out again
+        # no bias correction: timm counts steps on the host, which does not know which are skipped, and for a whole
+        # group, part of which a method may restart. norm(weight) / norm(step) cancels the factor
         plain: dict[str, Any] = {"bias_correction": False, "max_grad_norm": None}
         optimizer = Lamb(groups, lr=block.lr, betas=block.betas, eps=block.eps, **plain)
         state = ["exp_avg", "exp_avg_sq"]
@@ -62,10 +62,10 @@ def _by_layer(groups: Sequence[Group], block: LARSBlock | LAMBBlock) -> Optimize
 
 
 def _skip_on_device(optimizer: Optimizer) -> None:
-    """Undo bad steps of an optimiser that cannot skip them itself; the host does not learn which these are.
+    """Undoes bad steps of an optimiser that cannot skip them itself; the host does not learn which steps are bad.
 
-    Bits are multiplied by 0 and 1 as integers: exact for every number, and what infinite gradients have left behind
-    in weights and state vanishes with the rest. Takes as much memory as both have, during the step.
+    Bits are multiplied by 0 and 1 as integers: exact for every number, and what infinite gradients leave in weights and
+    state is discarded. During the step this takes as much memory as weights and state.
     """
     before: list[Tensor] = []
 
@@ -75,7 +75,7 @@ def _skip_on_device(optimizer: Optimizer) -> None:
         return [tensor.detach().view(torch.int32) for tensor in (*weights, *states)]
 
     def bad() -> Tensor | None:
-        """Set by the scaler for the time of the step."""
+        """Set by the scaler during the step."""
         overflow: Tensor | None = getattr(optimizer, "found_inf", None)
         return overflow
 
@@ -122,14 +122,14 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
 
 
 def clip_gradients(optimizer: Optimizer, norm: float) -> Tensor:
-    """Scale all gradients so that their global norm is at most this: a method's own parameters' with the model's."""
+    """Scales all gradients so that their global norm, including the method's own parameters, is at most this."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
 def _start(optimizer: Optimizer, *state: str) -> None:
-    # what is made in a skipped first step stays uninitialised (SGD's fused kernel) or has no bits before it; zeros give
-    # the same first step
+    # state created in a skipped first step stays uninitialised (SGD's fused kernel) or has no bits to restore; zeros
+    # give the same first step
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {key: torch.zeros_like(parameter) for key in state}

@@ -1,4 +1,4 @@
-"""What a run is made of: what is trained, on what, with what, and how."""
+"""The parts of a run: model, data, optimiser, method and settings."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class Parts:
     val: Loader
     epochs: int
     learning_rate: Callable[[float], float]
-    """From epochs elapsed, fractions included, to the learning rate."""
+    """Maps elapsed epochs, fractions included, to the learning rate."""
     resolution: Callable[[int], int]
-    """From the epoch to the side of the training crops, in pixels."""
+    """Maps the epoch to the side of the training crops, in pixels."""
     optim: Optim
-    """For `accumulate`, `clip_norm` and `nan_patience`."""
+    """Settings `accumulate`, `clip_norm` and `nan_patience`."""
     checkpoint: CheckpointBlock
     log_every: int = 50
     """Steps between two fetches of the losses."""
     eval_every: int = 1
     """Epochs between two validations."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Goes into the header of every saved model."""
+    """Written into the header of every saved model."""
     probes: Sequence[Probe] = ()
     """Evaluated after each validation; their metrics join the epoch's record."""
     average: Average | None = None
     """Moving average of the weights, validated after the model and saved beside it."""
     cost: Measured | None = None
-    """FLOPs of the training so far; None where the model's operations cannot be counted."""
+    """FLOPs of the training so far; None if the model's operations cannot be counted."""
     ranks: Ranks = ALONE
     """The processes that train together; the loaders give each its part of a batch."""
 

@@ -17,10 +17,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Autocast, what CUDA makes of float32, fp16's gradient scaler, and a look at the gradients that costs the host no
-    wait.
+    """Autocast, TF32 settings, fp16's gradient scaler, and a check of the gradients without waiting for the device.
 
-    One fused operation looks for infinities and NaNs and leaves the answer on the device, where the fused optimiser
+    One fused operation searches for infinities and NaNs and leaves the result on the device, where the fused optimiser
     reads it and skips a bad step.
     """
 
@@ -32,7 +31,7 @@ class Precision:
 
     @cached_property
     def _found_inf(self) -> Tensor:
-        """1 where a gradient of this step is not finite; made at the first step."""
+        """1 if a gradient of this step is not finite; created at the first step."""
         return torch.zeros((), device=self._device)
 
     @cached_property
@@ -46,7 +45,7 @@ class Precision:
         torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Gradients become those of the unscaled loss, and are searched for infinities and NaNs."""
+        """Unscales the gradients and searches them for infinities and NaNs."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
             return
@@ -56,17 +55,17 @@ class Precision:
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_inf, self._one)
 
     def step(self, optimizer: Optimizer) -> None:
-        """The optimiser's step, unless a gradient is not finite: then nothing changes but fp16's scale."""
+        """Takes the optimiser's step unless a gradient is not finite: then only fp16's scale changes."""
         if self._scaler is not None:
             self._scaler.step(optimizer)
         else:
-            # what the scaler hands to a fused optimiser
+            # what the scaler passes to a fused optimiser
             optimizer.grad_scale, optimizer.found_inf = None, self._found_inf  # type: ignore[attr-defined]
             optimizer.step()
         self.end_step()
 
     def end_step(self) -> None:
-        """Ready for the next backward pass; also called where the optimiser takes no step."""
+        """Prepares for the next backward pass; also called if the optimiser takes no step."""
         if self._scaler is not None:
             self._scaler.update()
 
@@ -82,16 +81,16 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("device: cuda was asked for, but torch finds no CUDA device; use `--set device=cpu`")
+        raise RunError("device: cuda is requested, but torch finds no CUDA device; use `--set device=cpu`")
     return torch.device(name)
 
 
 def _round_float32(to_tf32: bool) -> None:
-    """What convolutions and matrix products on CUDA make of float32, in this process from now on.
+    """Sets whether convolutions and matrix products on CUDA round float32 to TF32, for this process from now on.
 
     torch's own default is TF32 in convolutions and IEEE float32 in matrix products.
     """
-    # not by the newer `fp32_precision`: after it torch's own compiler fails where it still reads these
+    # not through the newer `fp32_precision`: after it torch's own compiler fails where it still reads these flags
     torch.backends.cuda.matmul.allow_tf32 = to_tf32
     torch.backends.cudnn.allow_tf32 = to_tf32
 
@@ -99,7 +98,7 @@ def _round_float32(to_tf32: bool) -> None:
 def _choose(name: PrecisionName, device: torch.device) -> Literal["bf16", "fp16", "tf32", "fp32"]:
     if name == "tf32" and device.type != "cuda":
         raise RunError(
-            f"precision: tf32 exists on CUDA only, and the device is {device.type}; use --set precision=fp32"
+            f"precision: tf32 exists only on CUDA, and the device is {device.type}; use --set precision=fp32"
         )
     if name == "auto":
         return "bf16" if device.type == "cuda" else "fp32"

@@ -1,4 +1,4 @@
-"""The files that a run is for: the dense and the sparse model, and the models and masks kept along the way."""
+"""The result files of a run: the dense and the sparse model, and the models and masks saved along the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Products:
         """The record at the end of the latest phase of each kind, by kind."""
 
     def save(self, record: dict[str, Any]) -> None:
-        """Save the masks and models that are due after an epoch, with its record; only the first process does."""
+        """Saves the masks and models that are due after an epoch, with its record; only the first process writes."""
         parts, kind = self._parts, record["phase"]
         if not parts.ranks.first:
             return
@@ -39,7 +39,7 @@ class Products:
             print_phase_end(record)
 
     def _save_final(self, kind: str, metadata: Mapping[str, Any]) -> None:
-        """The model that is the run's result unless another phase of its kind follows, and its average."""
+        """Saves the run's result of this kind, unless another phase of the kind follows, and its average."""
         parts, record = self._parts, metadata["metrics"]
         checkpoint.save_model(self._run.model_file(kind), parts.model, metadata)
         if parts.average and parts.average.begun:

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a bar while it runs, a line when an epoch is done."""
+"""The terminal output of a training run: a bar while it runs, a line after each epoch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from acdc_cli.training.compiling import COMPILING, LOG
 
 
 class RunProgress:
-    """A bar over all steps of the run; speed and remaining time are those of the run, validation included."""
+    """A bar over all steps of the run; speed and remaining time include validation."""
 
     def __init__(self, epochs: int, steps: int, done: int) -> None:
-        """done: steps of the run, before this process."""
+        """done: steps of the run completed before this process started."""
         self._epochs, self._steps, self._done = epochs, steps, done
         self._began = time.perf_counter()
         self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…", "compiling": LOG}
@@ -32,7 +32,7 @@ class RunProgress:
 
     @contextmanager
     def epoch(self, epoch: int, phase: str, done: int = 0) -> Iterator[None]:
-        """done: steps of this epoch."""
+        """done: steps of this epoch completed."""
         fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left" + COMPILING
         with console.progress(f"epoch {epoch}", fields, remaining=False) as bar:
             self._bar, self._images, self._epoch_began = bar, 0, time.perf_counter()
@@ -51,7 +51,7 @@ class RunProgress:
         self._bar.advance(self._task)
 
     def show(self, loss: float, step: int) -> None:
-        """step: of the run, done."""
+        """step: steps of the run completed."""
         assert self._bar is not None
         assert self._task is not None
         now = time.perf_counter()
@@ -74,7 +74,7 @@ def print_epoch(record: dict[str, Any]) -> None:
 
 
 def warn_of_collapse(run: RunDir, trackers: Sequence[Tracker]) -> None:
-    """Once, after the epoch whose record shows it first. Processes without trackers have none to warn."""
+    """Warns once, after the first epoch whose record shows it. Processes without trackers do not warn."""
     records = run.records() if trackers else []
     sign = sign_of_collapse(records)
     if sign and not sign_of_collapse(records[:-1]):
@@ -84,7 +84,7 @@ def warn_of_collapse(run: RunDir, trackers: Sequence[Tracker]) -> None:
 
 
 def tell_compiled() -> dict[str, float]:
-    """Of the epoch that is over, where torch has compiled something: a line, and what its record says of it."""
+    """Prints what torch compiled during the last epoch, if anything; returns the entry for its record."""
     compiled = LOG.take()
     if compiled.graphs:
         console.say(str(compiled))
@@ -92,7 +92,7 @@ def tell_compiled() -> dict[str, float]:
 
 
 def print_phase_end(record: dict[str, Any]) -> None:
-    """How unevenly the sparsity lies over the layers; metrics.jsonl has each."""
+    """Prints how unevenly the sparsity is distributed over the layers; metrics.jsonl has each."""
     pruned = {name: share for name, share in record["layers"].items() if share > 0}
     if pruned:
         densest, sparsest = (pick(pruned, key=pruned.__getitem__) for pick in (min, max))
@@ -102,7 +102,7 @@ def print_phase_end(record: dict[str, Any]) -> None:
 
 
 def _percent(share: float | None) -> str:
-    """A dash where the epoch had no validation."""
+    """A dash if the epoch had no validation."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
@@ -111,7 +111,7 @@ def _of_validation(record: dict[str, Any], key: str) -> str:
 
 
 def _loss(value: float | None) -> str:
-    """Five characters, whatever happens."""
+    """Always five characters."""
     if value is None:
         return "nan"
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")

@@ -11,7 +11,8 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Of torch's generators, and of Python's and NumPy's, which models and methods of others may use."""
+    """The states of torch's generators, and of Python's and NumPy's, which other people's models and methods may
+    use."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 — the global one is what others use
     return {
         "cpu": torch.get_rng_state(),

@@ -62,7 +62,7 @@ class Running:
         self._last_finite = math.nan
         self.images = 0
         self.learning_rate = 0.0
-        """That of the last step."""
+        """Learning rate of the last step."""
         self.train_seconds = 0.0
         self.seconds = 0.0
         """Validation included."""

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it is saved within the step, and its exit code says that it wants to go on."""
+"""Signals that ask a run to end: it saves within the step and exits with a code that asks for a restart."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from types import FrameType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""A scheduler's, Ctrl-C, and what Slurm sends before the time is up (`--signal=USR1@120`)."""
+"""The signal of schedulers, Ctrl-C, and the one Slurm sends before the time limit (`--signal=USR1@120`)."""
 
 
 class StopSignals:
-    """While it is entered, these signals are noted and no longer end the process; a second Ctrl-C ends it at once."""
+    """Inside this context these signals are recorded and do not end the process; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        """The first that came."""
+        """The first signal received."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python lets only the main thread have handlers; elsewhere the signals are whoever's that owns it
+        # Python allows handlers only in the main thread; in other threads the signals belong to the program
         if threading.current_thread() is threading.main_thread():
             self._before = {each: signal.signal(each, self._note) for each in _SIGNALS}
         return self

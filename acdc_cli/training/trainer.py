@@ -46,13 +46,14 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        """stop_asked: should the run be saved and stopped? Asked after every step and every validation batch."""
+        """stop_asked: whether the run should be saved and stopped; called after every step and every validation
+        batch."""
         self._parts = parts
         self._run = run
         self._trackers = trackers
         self._epoch = 0
         self._step = 0
-        """Steps done of this epoch."""
+        """Steps completed in this epoch."""
         self._finished = False
         """Whether the method's `finish` has been called."""
         self._seconds = 0.0
@@ -94,7 +95,7 @@ class Trainer:
         return {"status": "finished", "epochs": parts.epochs, "seconds": seconds, **self._products.phase_ends}
 
     def _run_epoch(self) -> dict[str, Any]:
-        """The steps that are left of the epoch, and its end; returns its record."""
+        """Runs the remaining steps of the epoch and its end; returns its record."""
         parts, epoch, running = self._parts, self._epoch, self._running
         running.start_clock()
         self._train()
@@ -110,7 +111,7 @@ class Trainer:
         return record
 
     def _train(self) -> None:
-        """The steps that are left of the epoch."""
+        """Runs the remaining steps of the epoch."""
         parts, epoch, running, steps = self._parts, self._epoch, self._running, self._parts.train.steps
         if self._step == steps:
             return
@@ -163,7 +164,7 @@ class Trainer:
         return mean
 
     def _backward(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
-        """Add the gradients of `share` times the mean loss to those that are there; returns that loss, detached."""
+        """Adds the gradients of `share` times the mean loss to the existing ones; returns that loss, detached."""
         parts = self._parts
         with parts.precision.autocast():
             loss = parts.task.loss(self._replica.forward(images), labels)
@@ -183,12 +184,12 @@ class Trainer:
         return mean
 
     def _moment(self, step: int) -> Moment:
-        """step: of this epoch."""
+        """step: counted within this epoch."""
         epochs, steps = self._parts.epochs, self._parts.train.steps
         return Moment(self._epoch, self._epoch * steps + step, epochs, steps)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """A signal to stop may also end the processes that load images; that is no fault of the data."""
+        """A signal to stop may also end the processes that load images, which is not an error of the data."""
         try:
             yield from batches
         except DataError:
@@ -198,7 +199,7 @@ class Trainer:
             raise
 
     def _carry_out_requests(self) -> None:
-        """Save if that is due, and stop if any rank was asked to: all ranks do so after the same step."""
+        """Saves if due, and stops if any rank was asked to: all ranks do so after the same step."""
         self._running.tick()
         request = self._requests.strongest()
         if request == Request.STOP:
@@ -212,7 +213,7 @@ class Trainer:
         self._requests.send()
 
     def _save_if_finite(self) -> None:
-        """Two checkpoints saved while the losses are NaN or infinite would replace the last two good ones."""
+        """Saving twice while the losses are NaN or infinite would replace the last two good checkpoints."""
         if not self._latest_losses().bad:
             self._save()
 
@@ -235,7 +236,7 @@ class Trainer:
         return losses
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs for a run that ends as if never interrupted; all ranks must call it."""
+        """All that `load_state_dict` needs to resume as if never interrupted; all ranks must call it."""
         parts = self._parts
         parts.sparsifier.masked.verify()
         return {
@@ -249,7 +250,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there. Ranks beyond those that saved the state keep their own random states."""
+        """Resumes from this state. Ranks beyond those that saved it keep their own random states."""
         parts, processes = self._parts, state["processes"]
         self._epoch, self._step, self._finished = state["epoch"], state["step"], state["finished"]
         self._running.load_state_dict(processes[min(parts.ranks.rank, len(processes) - 1)]["running"])

@@ -1,4 +1,4 @@
-"""Validation at an epoch's end: of the model, on the probes too, and of the average of its weights."""
+"""Validation at an epoch's end: of the model, also on the probes, and of the average of its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from acdc_cli.training.parts import Parts
 
 class Validation:
     def __init__(self, parts: Parts, between: Callable[[], None]) -> None:
-        """between: called after every batch; what it raises ends the validation."""
+        """between: called after every batch; an exception from it ends the validation."""
         self._parts = parts
         self._between = between
 
@@ -21,7 +21,7 @@ class Validation:
         return (self.of_model(), self.of_average()) if self._is_due(epoch) else ({}, {})
 
     def _is_due(self, epoch: int) -> bool:
-        """Every `eval_every` epochs, at the end of a phase and of the run, and where the model is kept."""
+        """Every `eval_every` epochs, at the end of a phase or of the run, and when the model is saved."""
         parts = self._parts
         if parts.sparsifier.phases.ends(epoch) or epoch + 1 == parts.epochs:
             return True
@@ -38,7 +38,7 @@ class Validation:
         return metrics
 
     def of_average(self) -> dict[str, float | None]:
-        """What the record holds of the average, each name after `ema_`; empty before the average begins."""
+        """The record's entries for the average, each prefixed with `ema_`; empty before the average begins."""
         parts = self._parts
         if parts.average is None or not parts.average.begun:
             return {}

@@ -394,7 +394,7 @@ def intervals(assumed: Assumed) -> str:
 
 
 def changes(assumed: Assumed) -> str:
-    """What one would change, by what it gains at 512 GPUs."""
+    """What would help, by what it gains at 512 GPUs."""
     base = Machine(resnet50(), ALL, assumed)
     agreed = replace(assumed, agree_every=50)
     graphs = replace(agreed, launch=0.002)

@@ -312,7 +312,7 @@ def test_a_run_with_one_model_is_told_that_another_run_would_do(acdc: Acdc, trai
     found = acdc("analyze", "agreement", bare)
     assert found.exit_code == 2
     assert "has no dense model" in " ".join(found.stderr.split())
-    assert "name a second run, or a file, after bare" in " ".join(found.stderr.split())
+    assert "name a second run or file after bare" in " ".join(found.stderr.split())
 
 
 def test_one_file_alone_is_refused(acdc: Acdc, trained: Path) -> None:

@@ -157,14 +157,14 @@ def test_results_of_one_run_are_not_overwritten_by_those_of_another(
         assert acdc("analyze", "curves", trained, "--out", "found").exit_code == 0
     found = acdc("analyze", "curves", other, "--out", "found")
     assert found.exit_code == 2
-    assert "holds the results of small-0; give small-1 another folder" in " ".join(found.stderr.split())
+    assert "holds the results of small-0; choose another folder for small-1" in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["curves", "memorisation"])
 def test_what_follows_a_whole_run_takes_no_single_model(acdc: Acdc, trained: Path, name: str) -> None:
     found = acdc("analyze", name, trained, "--which", "dense")
     assert found.exit_code == 2
-    assert "leave --which out" in " ".join(found.stderr.split())
+    assert "leave out --which" in " ".join(found.stderr.split())
 
 
 def test_few_images_are_spread_over_those_that_the_run_was_trained_with(trained: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_interrupted_calibration_goes_on_to_the_same_bits(tmp_path: Path) -> 
 
 
 def test_no_image_is_refused() -> None:
-    with pytest.raises(RunError, match="no image to evaluate the model on"):
+    with pytest.raises(RunError, match="no images to evaluate the model on"):
         calibrate(model(torch.zeros(1, 2)), Images([]))
 
 

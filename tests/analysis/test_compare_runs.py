@@ -268,4 +268,4 @@ def test_recipes_are_compared_as_the_runs_had_them(
 ) -> None:
     found = acdc("analyze", "compare", trained, other, *asked, "--out", tmp_path)
     assert found.exit_code == 2
-    assert "leave --set and --data out" in " ".join(found.stderr.split())
+    assert "leave out --set and --data" in " ".join(found.stderr.split())

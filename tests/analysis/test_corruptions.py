@@ -273,7 +273,7 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
         *("--set", "corruptions=[contrast,gaussian_noise,saturate]", "--set", "severities=[1,5]"),
     )
     assert result.exit_code == 0, result.output
-    assert "severities are meant for images of 224 pixels, and these have 28" in result.stderr
+    assert "severities are meant for images of 224 pixels; these have 28" in result.stderr
     assert max(map(len, result.stdout.split("\n\n")[0].splitlines())) <= 80
     (file,) = tmp_path.glob("*.json")
     found = json.loads(file.read_text())["results"]
@@ -293,9 +293,9 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("path=x", "workers=2"), "has no effect where `path` names"),
+        (("path=x", "workers=2"), "has no effect when `path` names"),
         (("severities=[0]",), "severities"),
-        (("severities=[2,2]",), "names one twice"),
+        (("severities=[2,2]",), "has a duplicate"),
         (("corruptions=[fogg]",), "fog"),
     ],
 )

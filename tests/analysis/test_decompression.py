@@ -78,7 +78,7 @@ def test_sparse_phases_are_not_shaded_where_runs_have_other_ones(tmp_path: Path)
 
 def test_a_run_that_never_decompressed_is_refused_by_name(tmp_path: Path) -> None:
     for name, found in (("dense", RUN[:1]), ("sparse", RUN[1:3]), ("early", RUN[:3])):
-        with pytest.raises(RunError, match=f"{name}: no dense phase came after a sparse one"):
+        with pytest.raises(RunError, match=f"{name}: no dense phase has followed a sparse one"):
             decompression.analyze([a_run(tmp_path / name, found)], Block(), UNSAVED)
 
 
@@ -103,8 +103,8 @@ def test_the_command(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> 
 
 def test_files_and_single_models_are_refused(acdc: Acdc, trained: Path) -> None:
     for arguments, told in (
-        ([trained / "dense.safetensors"], "reads a run directory"),
-        ([trained, "--which", "dense"], "leave --which out"),
+        ([trained / "dense.safetensors"], "this analysis reads a run"),
+        ([trained, "--which", "dense"], "leave out --which"),
     ):
         result = acdc("analyze", "decompression", *arguments)
         assert (result.exit_code, told in result.output) == (2, True)

@@ -246,9 +246,9 @@ def test_the_command_on_files_takes_them_in_turn(acdc: Acdc, trained: Path, othe
     ("arguments", "told"),
     [
         (["{run}", "--set", "every=3"], "train with checkpoint.keep_every"),
-        (["{run}", "--which", "dense"], "leave --which out"),
+        (["{run}", "--which", "dense"], "leave out --which"),
         (["{run}/sparse.safetensors"], "name another"),
-        (["{run}", "{run}/sparse.safetensors"], "found both"),
+        (["{run}", "{run}/sparse.safetensors"], "cannot be mixed"),
         (["{run}/sparse.safetensors", "{run}/dense.safetensors", "--set", "phase_ends=true"], "files have no phases"),
     ],
 )

@@ -94,13 +94,13 @@ CHECKPOINTS = [
         "run and --model",
         nothing,
         "eval --checkpoint run --model resnet8",
-        "run is a run directory, whose recipe names the model; leave --model out",
+        "run is a run directory, whose recipe names the model; leave out --model",
     ),
     Case(
         "our file and --model",
         nothing,
         "eval --checkpoint run/dense.safetensors --model resnet8",
-        "run/dense.safetensors records its own architecture, resnet8; leave --model out",
+        "run/dense.safetensors records its own architecture, resnet8; leave out --model",
     ),
     Case(
         "file and --which",

@@ -14,13 +14,13 @@ MODELS = [
         "CUDA that is absent",
         nothing,
         f"{TRAIN} --set device=cuda",
-        "device: cuda was asked for, but torch finds no CUDA device; use `--set device=cpu`",
+        "device: cuda is requested, but torch finds no CUDA device; use `--set device=cpu`",
     ),
     Case(
         "CUDA that is absent in eval",
         nothing,
         "eval --checkpoint run --set device=cuda",
-        "device: cuda was asked for, …",
+        "device: cuda is requested, …",
     ),
     Case(
         "unknown device",
@@ -112,7 +112,7 @@ PLACES = [
         "nothing to resume",
         nothing,
         f"{TRAIN} --resume",
-        "runs/small-0 holds no run to resume; leave --resume out to start it",
+        "runs/small-0 holds no run to resume; leave out --resume to start it",
     ),
     Case(
         "run of another recipe to resume",

@@ -307,7 +307,7 @@ def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: Fou
 def test_a_batch_that_does_not_divide_names_those_that_do(two: Found) -> None:
     expected = (
         "RecipeError: data.batch_size: 51 images do not divide over 2 processes × 1 parts (optim.accumulate); "
-        "take 50 or 52, or 1, 3, 17, 51 processes"
+        "use 50 or 52, or 1, 3, 17, 51 processes"
     )
     assert [raised.splitlines()[0] for raised in two.raised["uneven"]] == [expected, expected]
 
@@ -315,7 +315,7 @@ def test_a_batch_that_does_not_divide_names_those_that_do(two: Found) -> None:
 def test_batch_norm_is_not_synchronised_over_cpus(two: Found) -> None:
     for raised in two.raised["sync_bn"]:
         assert raised.startswith(
-            "RunError: sync_bn: torch synchronises batch norm over GPUs only; use --set sync_bn=false"
+            "RunError: sync_bn: torch synchronises batch norm only on GPUs; use --set sync_bn=false"
         )
 
 

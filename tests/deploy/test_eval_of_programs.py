@@ -67,7 +67,10 @@ def test_a_file_of_others_is_refused(name: str, tmp_path: Path, acdc: Acdc) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "--which", "dense", "--checkpoint"], "is an exported program, which holds one model; leave --which"),
+        (
+            ["eval", "--which", "dense", "--checkpoint"],
+            "is an exported program, which holds one model; leave out --which",
+        ),
         (
             ["eval", "--set", "data.val_crop=24", "--checkpoint"],
             "takes images of 28 pixels; leave data.val_crop as it is",

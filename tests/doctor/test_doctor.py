@@ -59,8 +59,8 @@ def test_old_and_missing_packages_are_an_error_with_one_command_that_mends_them(
 @pytest.mark.parametrize(
     ("torch", "problem", "status", "says"),
     [
-        ("2.11.0", None, "ok", "fit together"),
-        ("2.12.0", None, "error", "made for torch ==2.11.0"),
+        ("2.11.0", None, "ok", "match: compiled operations work"),
+        ("2.12.0", None, "error", "built for torch ==2.11.0"),
         ("2.11.0", "RuntimeError: operator torchvision::nms does not exist", "error", "nms does not exist"),
     ],
 )
@@ -68,14 +68,14 @@ def test_torchvision_needs_its_own_torch(torch: str, problem: str | None, status
     versions = {"torch": torch, "torchvision": "0.26.0"}
     verdict = software.judge_torchvision(versions, Requirement("torch==2.11.0"), problem)
     assert verdict.status == status
-    assert says in verdict.found
+    assert says in verdict.result
     assert verdict.fix.startswith("pip install --force-reinstall torch torchvision") == (status == "error")
 
 
 @pytest.mark.parametrize(
     ("installed", "problem", "status", "says", "fix"),
     [
-        ({"ffcv": "1.0.2", "numba": "0.61"}, None, "ok", "takes it for .beton files", ""),
+        ({"ffcv": "1.0.2", "numba": "0.61"}, None, "ok", "uses it for .beton files", ""),
         ({}, "the package ffcv is not installed", "warning", "not installed: data.loader `auto`", "HINT"),
         ({"ffcv": "1.0.2", "numba": "0.61"}, "libopencv_core.so: cannot open", "warning", "libopencv_core.so", "HINT"),
         ({"ffcv": "1.1.0", "numba": "0.61"}, None, "warning", "made for ffcv==1.0.2", "pip install 'ffcv==1.0.2'"),
@@ -86,7 +86,7 @@ def test_without_ffcv_or_its_libraries_the_other_loader_is_named(
 ) -> None:
     verdict = software.judge_ffcv(installed, FFCV, problem, "HINT")
     assert (verdict.status, verdict.fix) == (status, fix)
-    assert says in verdict.found
+    assert says in verdict.result
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_many_processes_need_gloo_and_many_gpus_nccl(gloo: bool, nccl: bool, dev
 
 def test_wandb_that_is_not_logged_in_is_a_warning_unless_it_was_asked_for() -> None:
     assert software.judge_wandb("online", asked=False).status == "ok"
-    assert software.judge_wandb("offline", asked=True) == ok("offline, as WANDB_MODE says")
+    assert software.judge_wandb("offline", asked=True) == ok("offline, as set by WANDB_MODE")
     status, _, fix = software.judge_wandb("offline", asked=False)
     assert status == "warning"
     assert "wandb login" in fix
@@ -132,8 +132,8 @@ def test_without_a_usable_gpu_training_is_on_the_cpu_and_why_is_said(
 ) -> None:
     verdict = gpu.judge(facts)
     assert verdict.status == status
-    assert says in verdict.found
-    assert verdict.found.endswith("training will be on the CPU")
+    assert says in verdict.result
+    assert verdict.result.endswith("training will be on the CPU")
     assert fix in verdict.fix
 
 
@@ -178,7 +178,7 @@ DISK = machine.Disk(Path("/runs"), 100 * GIB, seconds=0.004)
     ("disk", "status", "says"),
     [
         (DISK, "ok", "100.0 GiB free in /runs; writing a file takes 4 ms"),
-        (replace(DISK, free=GIB), "warning", "too little for a ResNet-50's run"),
+        (replace(DISK, free=GIB), "warning", "too little for a ResNet-50 run"),
         (replace(DISK, seconds=2.5), "warning", "takes 2500 ms: every checkpoint will be slow"),
         (replace(DISK, problem="Read-only file system"), "error", "no file can be written: Read-only file system"),
     ],
@@ -186,7 +186,7 @@ DISK = machine.Disk(Path("/runs"), 100 * GIB, seconds=0.004)
 def test_a_disk_is_judged_by_room_by_writing_and_by_its_pace(disk: machine.Disk, status: str, says: str) -> None:
     verdict = machine.judge_disk(disk, "--out ELSEWHERE")
     assert verdict.status == status
-    assert says in verdict.found
+    assert says in verdict.result
     assert verdict.fix == ("" if status == "ok" else "--out ELSEWHERE")
 
 
@@ -273,14 +273,14 @@ def test_training_that_learns_prunes_and_saves_is_ok() -> None:
         ({"losses": (2.3, math.nan)}, "the loss does not fall"),
         ({"losses": (math.nan, 2.3)}, "the loss does not fall"),
         ({"masked_nonzero": 3}, "3 masked weights are not zero"),
-        ({"sparsity": 0.0}, "a sparsity of 0.00% where 90.00% was asked for"),
-        ({"read_back": False}, "the checkpoint read back is not the one written"),
+        ({"sparsity": 0.0}, "the sparsity is 0.00% instead of 90.00%"),
+        ({"read_back": False}, "the checkpoint read back differs from the one written"),
     ],
 )
 def test_training_that_does_one_of_them_wrong_is_an_error(change: dict[str, object], says: str) -> None:
     verdict = self_test.judge(replace(TRAINED, **change))
     assert verdict.status == "error"
-    assert says in verdict.found
+    assert says in verdict.result
     assert verdict.fix
 
 
@@ -297,5 +297,5 @@ def test_a_check_that_fails_is_an_error_of_its_own_and_the_others_are_made(capsy
         ("second", "error"),
         ("third", "ok"),
     ]
-    assert findings[0].found == "the check itself failed: ZeroDivisionError: by zero"
-    assert findings[1].found == "nothing there; write it"
+    assert findings[0].result == "the check itself failed: ZeroDivisionError: by zero"
+    assert findings[1].result == "nothing there; write it"

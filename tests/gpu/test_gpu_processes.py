@@ -24,7 +24,7 @@ pytestmark = gpu_device.marks
     [
         [],
         ["compile=true"],
-        pytest.param(["sync_bn=true"], marks=pytest.mark.skipif(NAME == "cpu", reason="over GPUs only")),
+        pytest.param(["sync_bn=true"], marks=pytest.mark.skipif(NAME == "cpu", reason="only on GPUs")),
         ["optim.accumulate=2"],
     ],
     ids=str,

@@ -76,7 +76,7 @@ def test_a_target_that_a_pattern_cannot_reach_is_told_with_the_sparsity_that_wil
     # of 216 + 576 + 128 + 160 weights the first 216 stay: 432 of 1,080 are pruned
     assert said(recipe(SOUND | {"pattern": "2:4", "target": 0.5})) == [
         "sparsity.pattern: 2:4 does not divide the input channels of 0; they stay dense",
-        "sparsity.target: 0.5 is never reached; the pruned layers reach 0.4 at most",
+        "sparsity.target: 0.5 is never reached; the pruned layers reach at most 0.4",
     ]
 
 
@@ -117,7 +117,7 @@ def test_a_learning_rate_that_still_rises_when_weights_are_pruned_is_told() -> N
     slow = {"schedule": {"name": "linear", "warmup_epochs": 3}}
     assert said(recipe(SOUND, **slow)) == [
         "optim.schedule.warmup_epochs: the learning rate rises until epoch 3, but weights are pruned from epoch 2 on; "
-        "make it shorter, or the first dense phase longer"
+        "shorten the warm-up or lengthen the first dense phase"
     ]
     assert said(recipe(SOUND | {"warmup_epochs": 6}, **slow)) == []
 
@@ -192,7 +192,7 @@ def test_an_average_longer_than_a_third_of_the_last_phase_is_told_with_what_is_s
 def test_more_image_sizes_than_are_compiled_are_told() -> None:
     ramp = {"start_size": 20, "end_size": 40, "end": "100%"}
     found = said(averaged(0.5, resolution=ramp | {"step": 2}))
-    assert found == ["data.resolution: torch.compile recompiles the model for each of 11 sizes; take a larger step"]
+    assert found == ["data.resolution: torch.compile recompiles the model for each of 11 sizes; use a larger step"]
     assert said(averaged(0.5, resolution=ramp | {"step": 4})) == []
 
 

@@ -349,7 +349,7 @@ def sets(campaign: Campaign) -> None:
 
 def report(campaign: Campaign, seconds: float) -> str:
     hits = campaign.hits
-    lines = ["| what | killed | came to the end, the same to the bit | steps lost, median | most |"]
+    lines = ["| what | kills | finished, bit-identical | steps lost, median | most |"]
     lines.append("|---|--:|--:|--:|--:|")
     for work, ended in campaign.runs.items():
         lost = [hit.lost for hit in hits if hit.work == work]
@@ -360,7 +360,7 @@ def report(campaign: Campaign, seconds: float) -> str:
         if struck:
             lines += ["", *_places(title, struck)]
     if found := Counter(hit.found for hit in hits if hit.found):
-        lines += ["", "| what was there after it | times |", "|---|--:|"]
+        lines += ["", "| state afterwards | times |", "|---|--:|"]
         lines += [f"| {what} | {count} |" for what, count in sorted(found.items())]
     return "\n".join([*lines, "", f"{len(hits)} kills, {seconds:.0f} s"])
 

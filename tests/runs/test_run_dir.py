@@ -29,7 +29,7 @@ def test_a_run_keeps_the_recipe_as_given_and_as_resolved(tmp_path: Path) -> None
 def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.finish({"status": "finished"})
-    with pytest.raises(RunError, match=r"finished run, which is never overwritten.*--out"):
+    with pytest.raises(RunError, match=r"never overwritten.*--out"):
         RunDir(run.path).start("", "", {})
 
 

@@ -139,7 +139,7 @@ def test_lengths_are_doubled_round_by_round_until_the_budget_is_spent(queue: Run
     *added, refused = lengthen()
     assert [said.split(" ")[0] for said in added] == [cell("0.8", 32, seed).key for seed in range(2)]
     assert refused.startswith(cell("0.9", 32, 0).key)
-    assert refused.endswith("that would overstep the budget of epochs")
+    assert refused.endswith("they would exceed the budget of epochs")
     assert lengthen() == []
     finish_all(queue)
     assert len(lengthen()) == 1

@@ -380,7 +380,7 @@ def test_squeue_that_fails_is_silence_and_no_empty_queue(sbatch: Path) -> None:
 
 def test_without_slurm_its_launcher_says_so(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(in_tmp))
-    with pytest.raises(RunError, match="no Slurm here"):
+    with pytest.raises(RunError, match="Slurm is not available here"):
         slurm.slurm(Path("slurm"), "lengths", (), lambda states: None)
 
 

@@ -128,12 +128,12 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
         ),
         (
             "axes: {seed: [0, 1], epochs: [16]}\nzip: [[seed, epochs]]",
-            ["4: zip[0]: axes that advance together have the same number of values; seed has 2, epochs has 1"],
+            ["4: zip[0]: axes that advance together need the same number of values; seed has 2, epochs has 1"],
         ),
         (
             "axes: {seed: [0], epochs: [16], threads: [1]}\nzip: [[seed, epochs], [seed, threads]]",
             [
-                f"4: zip[{group}]: seed is named twice; name it once, with all that it advances with"
+                f"4: zip[{group}]: seed occurs twice; name it once, with all axes that advance with it"
                 for group in range(2)
             ],
         ),
@@ -143,7 +143,7 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             [
                 "4: exclude[0].sead: sead is not an axis; did you mean seed? (axes: seed)",
                 "4: exclude[1].seed: expected 0 or 1, found 2",
-                "4: exclude[2]: it names no axis, so it would exclude every run; remove it",
+                "4: exclude[2]: without an axis it would exclude every run; remove it",
             ],
         ),
         (
@@ -160,44 +160,47 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
                 "4: adjust[0].where.sead: sead is not an axis; did you mean seed? (axes: seed)",
             ],
         ),
-        ("axes: {seed: [0, 1]}\nexclude: [{seed: 0}, {seed: 1}]", ["4: exclude: no run is left"]),
+        (
+            "axes: {seed: [0, 1]}\nexclude: [{seed: 0}, {seed: 1}]",
+            ["4: exclude: every run is excluded; remove some exclusions"],
+        ),
         # lengths that may be doubled
         (
             "axes: {epochs: {values: [16], until_converged: true}, seed: [0, 1]}",
             [
-                "3: axes.epochs.until_converged: it takes two lengths and two seeds to see whether accuracy rises; "
-                "give more",
+                "3: axes.epochs.until_converged: it needs at least two lengths and two seeds to tell whether accuracy "
+                "rises; add more",
                 "3: axes.epochs.until_converged: without a `budget` it might never end; set one",
             ],
         ),
         (
             "axes: {seed: {values: [0, 1], until_converged: true}}\nbudget: {runs: 9}",
-            ["3: axes.seed.until_converged: it is for the axis `epochs`, not for seed"],
+            ["3: axes.seed.until_converged: it applies only to the axis `epochs`, not to seed"],
         ),
         (
             "axes: {epochs: {values: [4, {label: short, set: {epochs: 8}}], until_converged: true}, seed: [0, 1]}\n"
             "zip: [[epochs, seed]]\nbudget: {runs: 9}",
             [
-                "3: axes.epochs.values[1]: the label of a length is what it sets `epochs` to; found short",
+                "3: axes.epochs.values[1]: the label of a length must equal its `epochs`; found short",
                 "3: axes.epochs.until_converged: `epochs` advances with another axis, which has no values for "
                 "longer runs",
-                "3: axes.epochs.values[1]: a length that may be doubled is a whole number; found short",
+                "3: axes.epochs.values[1]: a length to be doubled must be a whole number; found short",
             ],
         ),
         (
             "axes: {epochs: [4, {label: 16, set: {epochs: 8}}, {label: long, set: {optim.lr: 1}}]}",
             [
-                "3: axes.epochs[1]: the label of a length is what it sets `epochs` to; found 16",
-                "3: axes.epochs[2]: the label of a length is what it sets `epochs` to; found long",
+                "3: axes.epochs[1]: the label of a length must equal its `epochs`; found 16",
+                "3: axes.epochs[2]: the label of a length must equal its `epochs`; found long",
             ],
         ),
         (
             "axes: {sparsity: [dense, 0.9], sparsity.target: [0.8, 0.9]}",
-            ["3: axes.sparsity.target: it sets sparsity.target, and so does the axis sparsity; leave one of them out"],
+            ["3: axes.sparsity.target: it sets sparsity.target, and so does the axis sparsity; remove one of them"],
         ),
         (
             f"axes: {{track.group: [{'a' * 200}]}}",
-            [f"3: axes: track.group={'a' * 48}… is too long to name a directory; give long values a label"],
+            [f"3: axes: track.group={'a' * 48}… is too long for a directory name; give long values a label"],
         ),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_summary_that_is_gone_makes_the_run_missing(tmp_path: Path) -> None:
 
 
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no study directory"):
+    with pytest.raises(RunError, match="is not a study directory"):
         results.of_study(tmp_path)
 
 

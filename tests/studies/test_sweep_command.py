@@ -161,7 +161,7 @@ def test_failed_runs_are_tabled_the_others_made_and_one_made_again_has_the_setti
     study.write_text(study.read_text() + "set: {optim.lr: 0.01}\n")
     result = acdc("sweep", study)
     assert result.exit_code == 2
-    assert "was made with another recipe (optim.lr: 0.1 there, 0.01 here)" in " ".join(result.stderr.split())
+    assert "was trained with another recipe (optim.lr: 0.1 there, 0.01 here)" in " ".join(result.stderr.split())
     assert "0.01" not in Path("studies/tiny/study.yaml").read_text()
     # as the error says
     for row in (nowhere, there):
@@ -184,7 +184,7 @@ def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, mo
     assert [(row.cell.axes["epochs"], row.state) for row in rows().values()] == [
         (length, "done") for length in (1, 2, 4) for _ in range(2)
     ]
-    assert "would overstep the budget of epochs" in " ".join(result.stderr.split())
+    assert "would exceed the budget of epochs" in " ".join(result.stderr.split())
     assert acdc("sweep", study).exit_code == 0
     study.write_text(text.replace("until_converged: true", "until_converged: false"))
     assert acdc("sweep", study).exit_code == 0

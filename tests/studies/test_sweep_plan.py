@@ -101,9 +101,11 @@ def test_a_budget_that_is_too_small_is_told_and_refused(study: Path) -> None:
     study.write_text(study.read_text().replace("{epochs: 100}", "{runs: 7, epochs: 48, train_flops: 1e9}"))
     found = sweep_plan("foo.yaml")
     runs, flops = found.warnings
-    assert runs == "budget.runs: the study's runs take 8 of 7; allow more, or ask for fewer runs"
+    assert runs == "budget.runs: the study's runs need 8, more than 7; raise the limit or remove runs"
     taken = f"{found.total()['train_flops']:.6g}"
-    assert flops == f"budget.train_flops: the study's runs take {taken} of 1e+09; allow more, or ask for fewer runs"
+    assert (
+        flops == f"budget.train_flops: the study's runs need {taken}, more than 1e+09; raise the limit or remove runs"
+    )
     read = load_study("foo.yaml")
     with pytest.raises(RecipeError) as error:
         require_budget(read, read.recipes().values())

@@ -133,7 +133,7 @@ def test_the_error_is_that_of_the_last_try(queue: RunQueue) -> None:
 
 def test_a_run_that_is_killed_has_failed(queue: RunQueue) -> None:
     swept(queue, {"seed=2": "import os; os.kill(os.getpid(), 9)"})
-    assert by_key(queue)["seed=2"].error == "ended by SIGKILL (is there enough memory?): it said nothing"
+    assert by_key(queue)["seed=2"].error == "ended by SIGKILL (out of memory?): no output"
 
 
 def test_a_run_that_ends_well_without_a_summary_has_failed(queue: RunQueue) -> None:
@@ -185,7 +185,7 @@ def test_runs_that_are_stopped_save_and_wait(queue: RunQueue) -> None:
     said = swept(queue, {f"seed={seed}": SAVES for seed in range(3)}, stop=ready)
     assert [(row.state, row.attempts) for row in queue.rows()] == [("waiting", 1), ("waiting", 1), ("waiting", 0)]
     assert said[-3:] == [
-        "stopping: 2 runs save and end",
+        "stopping: 2 runs are saving",
         "seed=0: saved, to resume later",
         "seed=1: saved, to resume later",
     ]
@@ -252,7 +252,7 @@ def test_who_was_silent_for_so_long_that_the_run_is_anothers_kills_its_own(
     assert time.monotonic() - began < 30, "the run was not killed"
     assert [line for line in said if line.startswith("seed=0")] == [
         "seed=0: starts",
-        "seed=0: this sweep sent no heartbeat for so long that another sweep took it over",
+        "seed=0: this sweep sent no heartbeat for so long that another sweep took the run over",
     ]
     row = by_key(queue)["seed=0"]
     assert (row.state, row.failures, row.host) == ("done", 0, "elsewhere")

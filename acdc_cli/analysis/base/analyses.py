@@ -1,8 +1,8 @@
-"""The analyses: every file of this package's parent is one, and nothing else needs to be told of it.
+"""The registry of analyses: every file in the parent package is one, and needs no other registration.
 
-Such a file has a docstring, whose first line says what it is; `analyze(subjects, options, workspace) -> Findings`;
-where there is something to choose, a `Block` named `Options`; and its measures as public functions of tensors, models
-and loaders.
+Each file has a docstring whose first line describes the analysis; `analyze(subjects, options, workspace) -> Findings`;
+a `Block` named `Options` if there is something to choose; and its measures as public functions of tensors, models and
+loaders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Analysis(Protocol):
 
 
 def find(name: str) -> tuple[Analysis, type[Block]]:
-    """An analysis and its options. Raises RunError where there is none of that name."""
+    """The analysis of this name and its options. Raises RunError if there is none."""
     module = ANALYSES.module(name)
     options: type[Block] = getattr(module, "Options", Block)
     return cast(Analysis, module), options

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics, done without or estimated anew."""
+"""Replacing batch norm's running statistics: by those of each batch, or by new estimates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tracking(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norms that have running statistics; timm's are such too."""
+    """The batch norms with running statistics, timm's included."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by their batch, and leave their running statistics alone; the rest is in eval mode."""
+    """Batch norms normalise by their batch and leave their running statistics unchanged; all other modules are in eval
+    mode."""
     norms = tracking(model)
     model.eval()
     try:
@@ -33,10 +34,10 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def re_estimate(model: nn.Module, forward: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> None:
-    """The running statistics become the means of the batches' own, each weighted by its images.
+    """Sets the running statistics to the mean of the batches' statistics, weighted by batch size.
 
-    As torch's `update_bn`, but all that is no batch norm, dropout for one, is in eval mode, and the host never waits.
-    batches: images, at least two in each.
+    Like torch's `update_bn`, except that all other modules (dropout, for one) are in eval mode and the host never
+    waits. batches: images, at least two in each.
     """
     norms = tracking(model)
     momenta = [norm.momentum for norm in norms]

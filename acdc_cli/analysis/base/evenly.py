@@ -1,4 +1,4 @@
-"""A loader's images in batches of one size, give or take an image, however many the loader gives at a time."""
+"""Cuts a loader's images into batches of equal size (within one image), whatever the loader's own batch size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from acdc_cli.data.batches import Batch, Loader
 
 @dataclass(frozen=True)
 class Evenly:
-    """A last batch of one image, which a plain split may leave, has no batch statistics."""
+    """Avoids a last batch of one image, which has no batch statistics."""
 
     loader: Loader
     largest: int
-    """Images in a batch, at most."""
+    """Largest number of images in a batch."""
 
     @property
     def samples(self) -> int:

@@ -1,4 +1,4 @@
-"""What an analysis gives: numbers, tables and figures, and how they become files."""
+"""The result of an analysis: numbers, tables and figures, and how they are written to files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def csv(self) -> str:
-        """Numbers in full; what is not known is empty."""
+        """Numbers in full precision; unknown values are empty."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -34,20 +34,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Findings:
-    """Names of tables and figures end the names of their files; "" is the analysis's main one."""
+    """The names of tables and figures become suffixes of their file names; "" is the main one."""
 
     numbers: Mapping[str, Any]
-    """All that was found, from what JSON knows; NaN and infinities become null."""
+    """All results, as JSON types; NaN and infinities become null."""
     summary: Table
-    """What a person reads: texts, in at most 80 columns of a terminal."""
+    """Text for the terminal, at most 80 columns wide."""
     tables: Mapping[str, Table] = field(default_factory=dict)
-    """Numbers in full, shares as fractions."""
+    """Numbers in full precision, shares as fractions."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def write(self, folder: Path, stem: str, about: Mapping[str, Any]) -> list[Path]:
-        """The files: one .json that begins with `about`, a .csv for each table, .png and .svg for each figure.
+        """Writes one .json (beginning with `about`), a .csv per table, a .png and .svg per figure; returns the paths.
 
-        Raises RunError where the system does not let them be written.
+        Raises RunError if a file cannot be written.
         """
         with files.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Findings:
 
 
 def plain(value: Any) -> Any:
-    """With None for numbers that are none, for which JSON has no word."""
+    """Replaces NaN and infinities, which JSON cannot express, by None."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Products of a loss's Hessian with vectors, over the weights that are there (P2 M)."""
+"""Products of a loss's Hessian with vectors, over the nonzero weights (P2 M)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def hessian_times(
     data: Evenly,
     advance: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """m⊙∇⟨∇L, m⊙v⟩ (P2 M), L being the mean of the loss over all images; memory is that of one batch.
+    """m⊙∇⟨∇L, m⊙v⟩ (P2 M), where L is the mean loss over all images; needs the memory of one batch.
 
-    vector, mask: (entries of all parameters,), float64 and bool.  loss: images and labels to the batch's mean.
+    vector, mask: (entries of all parameters,), float64 and bool.  loss: maps images and labels to the batch's mean
+    loss.
     advance: called after every batch.
     """
     parts = torch.split(vector * mask, [each.numel() for each in parameters])
@@ -45,8 +46,8 @@ def hessian_times(
 def measured_entries(
     model: nn.Module, layers: Sequence[Layer], parameters: Literal["all", "weights"] = "all"
 ) -> Tensor:
-    """The mask m over the entries of `model.parameters()`, (entries,), bool: not set where a weight of a convolution or
-    linear layer is exactly zero; set for all else, or for no other parameter (`weights`)."""
+    """The mask m over the entries of `model.parameters()`, (entries,), bool: False where a conv or linear weight is
+    exactly zero; True for all other parameters, or False for them with `weights`."""
     weights = {id(layer.parameter) for layer in layers}
     others = parameters == "all"
     return _flat(
@@ -63,7 +64,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 @contextmanager
 def _faithful() -> Iterator[None]:
-    """float32 without TF32's short cuts, the same bits each time, and attention that can be differentiated twice."""
+    """float32 without TF32, deterministic, and with attention that can be differentiated twice."""
     with (
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         sdpa_kernel(SDPBackend.MATH),

@@ -1,6 +1,6 @@
-"""What a sequence of masks comes to: overlaps of consecutive ones, weights never pruned or regrown (P2 J).
+"""Statistics of a sequence of masks: overlap of consecutive masks, weights never pruned or regrown (P2 J).
 
-And the overlaps that follow from an update rule alone, GMP's and RigL's.
+Also the overlaps that follow from an update rule alone, GMP's or RigL's.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from acdc_cli.sparsity.exchange import ExchangeKeys
 from acdc_cli.sparsity.prunable import Layer, layer_name
 
 Masks = Mapping[str, Tensor]
-"""Booleans in the shapes of the weights, by parameter name: True where a weight lives."""
+"""Booleans in the shapes of the weights, by parameter name: True where a weight is alive."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How many of a layer's weights, over a sequence of masks."""
+    """Counts of a layer's weights over a sequence of masks."""
 
     weights: int
-    """All of them."""
+    """All weights of the layer."""
     never_pruned: int
-    """Live in every mask."""
+    """Alive in every mask."""
     always_pruned: int
-    """Live in none."""
+    """Alive in no mask."""
     regrown: int
-    """Are pruned in one mask and live in a later one."""
+    """Pruned in one mask and alive in a later one."""
 
 
 @dataclass(frozen=True)
 class History:
     layers: dict[str, Weights]
     living: dict[str, list[int]]
-    """Weights of each layer that live, in each mask."""
+    """Live weights of each layer, in each mask."""
     overlaps: dict[str, list[tuple[int, int]]]
-    """Weights of each layer that live in both of two consecutive masks, and in either; one pair fewer than masks."""
+    """For each layer and each two consecutive masks: weights alive in both, and in either; one pair fewer than
+    masks."""
 
     @property
     def all_layers(self) -> Weights:
@@ -49,13 +50,13 @@ class History:
 
     @property
     def densities(self) -> list[float]:
-        """Of each mask, over all layers."""
+        """Density of each mask, over all layers."""
         total = self.all_layers.weights
         return [sum(counts) / total for counts in zip(*self.living.values(), strict=True)]
 
     @property
     def ious(self) -> list[float]:
-        """Of consecutive masks, over all layers (P2 J)."""
+        """IoU of consecutive masks, over all layers (P2 J)."""
         return [
             iou(sum(both for both, _ in counts), sum(either for _, either in counts))
             for counts in zip(*self.overlaps.values(), strict=True)
@@ -63,7 +64,7 @@ class History:
 
 
 def history(masks: Iterable[Masks]) -> History:
-    """Of masks of the same layers, at least one. Goes through them once and holds five at a time, however many."""
+    """The history of at least one mask, all over the same layers. Reads them once and holds five at a time."""
     living: dict[str, list[int]] = {}
     overlaps: dict[str, list[tuple[int, int]]] = {}
     before: dict[str, Tensor] = {}
@@ -101,35 +102,36 @@ def overlap(first: Tensor, second: Tensor) -> tuple[int, int]:
 
 
 def iou(both: int, either: int) -> float:
-    """|A∧B| / |A∨B| (P2 J); NaN where no weight lives in either."""
+    """|A∧B| / |A∨B| (P2 J); NaN if no weight is alive in either."""
     return both / either if either else nan
 
 
 def nonzero(layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The masks that a model's prunable weights show, on the CPU: True where a weight is not zero."""
+    """The masks implied by a model's prunable weights, on the CPU: True where a weight is not zero."""
     return {layer.parameter_name: (layer.parameter.detach() != 0).cpu() for layer in layers if layer.kept_dense is None}
 
 
 def nested(densities: Sequence[float]) -> list[float]:
-    """IoU of consecutive masks of these densities if one holds the other: (1 - s2) / (1 - s1) where weights are only
-    pruned. NaN where both are empty."""
+    """IoU of consecutive masks of these densities if one contains the other; (1 - s2) / (1 - s1) if weights are only
+    pruned. NaN if both are empty."""
     return [min(pair) / max(pair) if max(pair) else nan for pair in pairwise(densities)]
 
 
 def exchanged(fractions: Iterable[float]) -> float:
-    """IoU of the masks before and after updates that drop these shares of the living weights and grow as many others.
+    """IoU of the masks before and after updates that drop these fractions of the live weights and grow as many.
 
-    Of one update, at which (1 - α) n of n weights live before and after it and (1 + α) n before or after it: (1 - α) /
-    (1 + α). Of several p / (2 - p) with p = Π (1 - α), under two assumptions: each drops every living weight with the
-    same probability, so that p n live in both masks, and none that was dropped is back in the second. Real runs overlap
-    more: dropped weights come back, and those just grown, still small, are dropped first.
+    After one update, (1 - α) n of n weights are alive in both masks and (1 + α) n in either: (1 - α) / (1 + α). After
+    several: p / (2 - p) with p = Π (1 - α), under two assumptions: each update drops every live weight with the same
+    probability, so that p n are alive in both masks, and no dropped weight returns by the second mask. Real runs
+    overlap more: dropped weights return, and newly grown weights, still small, are dropped first.
     """
     stay = prod(1 - fraction for fraction in fractions)
     return stay / (2 - stay)
 
 
 def updates(config: ExchangeKeys, after: int, until: int, epochs: int, steps_per_epoch: int) -> list[float]:
-    """Shares of the living weights that a run of RigL exchanges from the end of epoch `after` to that of `until`."""
+    """Fractions of the live weights that a run of RigL exchanges between the end of epoch `after` and the end of
+    `until`."""
     steps = range((after + 1) * steps_per_epoch, (until + 1) * steps_per_epoch)
     moments = [Moment(step // steps_per_epoch, step, epochs, steps_per_epoch) for step in steps]
     return [config.exchanged(moment) for moment in moments if config.updates_at(moment)]

@@ -1,4 +1,4 @@
-"""What models say of images, and two loaders that show two models the same ones."""
+"""Outputs of models on images, and loaders that show two models the same images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from acdc_cli.training.precision import choose_device
 
 Split = Literal["train", "val"]
 Pair = tuple[Batch, Batch]
-"""The same images, as each of two models wants them."""
+"""The same images, prepared for each of two models."""
 Difference = tuple[int, int, int]
-"""A's class, B's class, and of how many images they say so."""
+"""A's class, B's class, and the number of images with this pair of answers."""
 
 _MISMATCHED = "labels that differ"
 _COUNTS = ("both_right", "only_a_right", "only_b_right", "both_wrong", "agreed")
@@ -30,24 +30,23 @@ _MEANS = ("cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba")
 
 
 def top_class(logits: Tensor) -> Tensor:
-    """(batch, classes) to (batch,): the class of the largest logit, of tied ones that which `acdc eval` takes."""
+    """(batch, classes) to (batch,): the class with the largest logit; ties are broken as in `acdc eval`."""
     return logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
 
 
 class Pairs:
-    """`workspace.Batches` of the same images from one loader, or from two, with the same batches, that prepare them
-    differently.
+    """`workspace.Batches` of the same images, from one loader or from two with different preparation.
 
-    Raises DataError where the two cannot be the same images: there are more of one, or, while they are drawn, other
-    ones or others in another order. Whoever draws them compares their labels, which lie on the device.
+    Raises DataError if the two loaders do not draw the same images in the same order. The caller compares labels, which
+    are on the device.
     """
 
     def __init__(self, first: Loader, second: Loader | None = None) -> None:
-        """second: None where both models want the images alike."""
+        """second: None if both models use the same preparation."""
         if second is not None and first.samples != second.samples:
             raise DataError(
                 f"one model would be evaluated on {first.samples} images, the other on {second.samples}: give both the "
-                "same set, by --data or --set data.val_images=COUNT"
+                "same set, with --data or --set data.val_images=COUNT"
             )
         self._first, self._second = first, second
 
@@ -71,14 +70,14 @@ class Pairs:
 
 @contextmanager
 def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterator[Pairs]:
-    """A split's images as validation shows them to each of the two, in batches of the smaller one's size.
+    """A split's images, prepared as for validation for each of two models, in the smaller batch size.
 
-    Raises DataError where the two are not judged on the same classes and as many images.
+    Raises DataError if the two models are not evaluated on the same classes and the same number of images.
     """
     data = first.data, second.data
     if data[0].class_names != data[1].class_names:
         judged = (f"{subject.name} is evaluated on {_listed(subject.data.class_names)}" for subject in (first, second))
-        raise DataError(f"{', '.join(judged)}; name a set for both by --data")
+        raise DataError(f"{', '.join(judged)}; name one set for both with --data")
     size = {"val_batch_size": min(each.block.val_batch_size or each.block.batch_size for each in data)}
     first_view, second_view = (
         (replace(each, block=each.block.model_copy(update=size)), choose_device(subject.recipe.device))
@@ -94,11 +93,11 @@ def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterat
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of models A and B, over the same images."""
+    """Models A and B compared over the same images."""
 
     samples: int
     agreement: float
-    """Share of the images that both give the same class, right or wrong."""
+    """Fraction of the images to which both give the same class, right or wrong."""
     cross_entropy_ab: float
     """H(A, B) = -Σ pA ln pB, in nats, mean over the images."""
     cross_entropy_ba: float
@@ -112,7 +111,7 @@ class Agreement:
     only_b_right: int
     both_wrong: int
     mcnemar_p: float
-    """Of `mcnemar`."""
+    """The p-value of `mcnemar`."""
 
 
 def compare(
@@ -123,10 +122,10 @@ def compare(
     key: str = "agreement",
     description: str = "agreement",
 ) -> tuple[Agreement, list[Difference]]:
-    """Sets model B, the second, against model A over all the images; the most frequent differences come first.
+    """Compares model B, the second, with model A over all images; the most frequent differences come first.
 
-    Raises RunError where the two tell different numbers of classes apart, and DataError where the images of a pair
-    have different labels or there is none.
+    Raises RunError if the models have different numbers of classes, and DataError if the two images of a pair have
+    different labels or there are no images.
     """
 
     def add(pair: Pair) -> dict[str, Tensor]:
@@ -141,17 +140,17 @@ def compare(
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
-        raise DataError(f"{description}: there is no image to evaluate the models on; name another set by --data")
+        raise DataError(f"{description}: there are no images to evaluate on; name another set with --data")
     if mismatched := int(totals[_MISMATCHED]):
         raise DataError(
             f"{description}: {mismatched} images have one label for the first model and another for the second, so "
-            "that they are not the same ones; name a set for both by --data"
+            "they are different images; name one set for both with --data"
         )
     return of_sums(totals)
 
 
 def sums(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What `of_sums` needs of a batch, on the logits' device.
+    """The sums over a batch that `of_sums` needs, on the logits' device.
 
     a, b: (batch, classes), the logits of the two models.  labels: (batch,) int64.
     """
@@ -177,7 +176,7 @@ def sums(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def of_sums(totals: Mapping[str, Tensor]) -> tuple[Agreement, list[Difference]]:
-    """totals: `sums`, added up over all batches."""
+    """totals: the results of `sums`, added over all batches."""
     both, only_a, only_b, neither, agreed = (int(totals[key]) for key in _COUNTS)
     samples = both + only_a + only_b + neither
     agreement = Agreement(
@@ -199,8 +198,8 @@ def of_sums(totals: Mapping[str, Tensor]) -> tuple[Agreement, list[Difference]]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """McNemar's exact test, two-sided: how probable so uneven a split of the images that one model alone gets right
-    would be (or a more uneven one) if either were as likely to be the right one; between 0 and 1."""
+    """McNemar's exact test, two-sided: the probability of a split at least this uneven of the images that only one
+    model gets right, if either model were equally likely to be the right one; between 0 and 1."""
     images = only_a + only_b
     ways, tail = 1, 0
     for fewer in range(min(only_a, only_b) + 1):
@@ -211,9 +210,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def _alike(firsts: Iterator[Batch], seconds: Iterator[Batch]) -> Iterator[Pair]:
     for first, second in zip(firsts, seconds, strict=True):
-        # both lie on the CPU, so that nobody waits
+        # both are on the CPU, so comparing them does not wait for the device
         if not torch.equal(first.indices, second.indices):
-            raise DataError("the two sets hold their images in different orders; name a set for both models by --data")
+            raise DataError("the two sets have their images in different orders; name one set for both with --data")
         yield first, second
 
 

@@ -1,4 +1,4 @@
-"""Models on the straight lines between models, one after the other, and the barriers on the way (P2 M)."""
+"""Models on the straight lines between consecutive models, and the loss barriers along the way (P2 M)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def walk(
 ) -> list[dict[str, Any]]:
     """The task's metrics of every model on the path, on each split, with each kind of batch norm statistics.
 
-    loaded: a model of the architecture, whose weights are written over.  states: load the models of the path, of which
-    two are held at a time.  settle: by the name of the statistics, what is done with a model before it is judged.
-    points: models between two neighbours.
+    loaded: a model of the architecture, whose weights are overwritten.  states: functions that load the models of the
+    path; two models are in memory at a time.  settle: by the name of the statistics, what is done to a model before it
+    is evaluated.  points: models between two neighbours.
     """
     state = lru_cache(maxsize=2)(lambda number: states[number]())
     last = (len(states) - 1) * (points + 1)
@@ -40,16 +40,16 @@ def walk(
     for step in range(last + 1):
         number, beyond = divmod(step, points + 1)
         key = f"model {step + 1} of {last + 1}"
-        if (found := workspace.kept(key)) is None:
+        if (judged := workspace.kept(key)) is None:
             share = beyond / (points + 1)
             here = between(state(number), state(number + 1), share) if beyond else state(number)
-            found = _judged(loaded, here, images, settle, workspace, key)
-            workspace.keep(key, found)
+            judged = _judged(loaded, here, images, settle, workspace, key)
+            workspace.keep(key, judged)
         for each in settle:
             for split in images:
                 start = f"{each}/{split}/"
                 metrics = {
-                    name.removeprefix(start): float(found[name]) for name in sorted(found) if name.startswith(start)
+                    name.removeprefix(start): float(judged[name]) for name in sorted(judged) if name.startswith(start)
                 }
                 rows.append({"position": step / (points + 1), "split": split, "statistics": each, **metrics})
     return rows
@@ -67,7 +67,7 @@ def _judged(
         with loaded.precision.autocast():
             return loaded.task.sums(loaded.forward(batch.images), batch.labels)
 
-    found: dict[str, Tensor] = {}
+    judged: dict[str, Tensor] = {}
     for name, settled in settle.items():
         loaded.model.load_state_dict(state)
         loaded.model.eval()
@@ -76,15 +76,15 @@ def _judged(
             description = f"{key}, {name} statistics, {split}"
             sums = workspace.sums(description, loader, add, description)
             metrics = loaded.task.metrics({each: float(total) for each, total in sums.items()}, loader.samples)
-            found |= {
+            judged |= {
                 f"{name}/{split}/{each}": torch.tensor(value, dtype=torch.float64) for each, value in metrics.items()
             }
-    return found
+    return judged
 
 
 def between(start: State, end: State, share: float) -> dict[str, Tensor]:
-    """(1 - share)·start + share·end of every tensor of floats; of others, as batch norm's counts of batches, the nearer
-    model's. share: 0 gives start and 1 gives end, to the bit."""
+    """(1 - share)·start + share·end of every floating-point tensor; other tensors, such as batch norm's batch counters,
+    come from the nearer model. share: 0 gives start and 1 gives end, bit for bit."""
     nearer = start if share < 0.5 else end
     return {
         name: torch.lerp(tensor, end[name], share) if tensor.is_floating_point() else nearer[name]
@@ -93,15 +93,15 @@ def between(start: State, end: State, share: float) -> dict[str, Tensor]:
 
 
 def estimate(loaded: Loaded, images: Evenly) -> None:
-    """Batch norm's running statistics become the means over these images' batches, in the model's precision."""
+    """Sets batch norm's running statistics to their means over these images, in the model's precision."""
     with loaded.precision.autocast(), images.batches() as batches:
         re_estimate(loaded.model, loaded.forward, (shown for shown, _ in batches))
 
 
 def barrier(losses: Sequence[float]) -> tuple[float, float]:
-    """How far the loss rises above the straight line between its ends, and at which share of the way (NaN: nowhere).
+    """Largest rise of the loss above the straight line between its ends, and its position (NaN if none).
 
-    max over t of L(t) - (1-t)·L(0) - t·L(1), at least 0, which it is at both ends.
+    max over t of L(t) - (1-t)·L(0) - t·L(1); 0 or more, because it is 0 at both ends.
     losses: of models at equal distances, ends included.
     """
     last = len(losses) - 1

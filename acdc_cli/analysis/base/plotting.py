@@ -1,4 +1,4 @@
-"""How figures look: told apart in grey and by colour-blind readers, and the same bytes each time."""
+"""The style of figures: readable in grey and for colour-blind readers, and byte-identical each time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-# Okabe and Ito's, which differ for colour-blind readers too, the dark ones first
+# Okabe and Ito's palette for colour-blind readers, dark colours first
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "os^Dv<>Pp"
 LINES: tuple[Any, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -20,34 +20,34 @@ _DPI = 150
 
 
 def new(width: float, height: float) -> Figure:
-    """A figure of so many inches, whose labels never overlap its panels."""
-    # here, because it takes a third of a second
+    """A figure of this size in inches, whose labels never overlap its panels."""
+    # imported here because it takes a third of a second
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def looks() -> Iterator[dict[str, Any]]:
-    """Colour, line and marker, other ones each time: keyword arguments of `Axes.plot`."""
+    """A new colour, line style and marker each time: keyword arguments of `Axes.plot`."""
     for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False):
         yield {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
 
 
 def png(figure: Figure) -> bytes:
     file = BytesIO()
-    # without the version of matplotlib
+    # leave out matplotlib's version
     figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
 
 
 def svg(figure: Figure) -> str:
-    """Text stays text, which can be read aloud, searched and selected."""
+    """Text stays text, so it can be read aloud, searched and selected."""
     import matplotlib
 
     file = StringIO()
     fonts = {"font.sans-serif": ["DejaVu Sans", "Verdana"]}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc", **fonts}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    # without matplotlib's blanks at both ends of lines, and its millionths of a point
+    # strip matplotlib's trailing blanks, and digits below a millionth of a point
     tidy = re.sub(r" *\n *", "\n", file.getvalue())
     return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), tidy)

@@ -1,4 +1,4 @@
-"""Which input channels of layers the image reaches, by a model's zeros alone: whatever its other weights are."""
+"""Which input channels of each layer the image can reach, given only which weights are zero."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ _MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def dead_inputs(model: nn.Module, layers: Sequence[Layer], side: int) -> dict[str, Tensor]:
-    """For the layers' names, a boolean for each input channel, on the CPU: True where no image of side x side pixels
-    can change what the channel holds.
+    """For each layer's name, a boolean for each input channel, on the CPU: True where no image of side x side pixels
+    can change the channel.
 
-    Such a channel is constant: 0, or what biases and batch norm's shifts make of 0. It is dead because every path from
-    the image to it passes a zero weight. That is found out on a copy whose weights are drawn anew, all positive, where
-    they were not zero, and whose batch norm keeps its zero scales and subtracts no mean: there nothing cancels and no
-    rectifier closes, so the derivative of a channel in the direction of a brighter image (by forward-mode
-    differentiation, in float64) is positive exactly where a path of nonzero weights leads to it. So residual
-    connections, concatenation, gates and depthwise layers need no rules of their own.
+    A dead channel is constant: 0, or what biases and batch norm's shifts make of 0, because every path from the image
+    to it passes through a zero weight. This is tested on a copy of the model whose nonzero weights are redrawn, all
+    positive, and whose batch norms keep their zero scales and subtract no mean. There nothing cancels and no rectifier
+    closes, so the derivative of a channel in the direction of a brighter image (by forward-mode differentiation, in
+    float64) is positive exactly where a path of nonzero weights leads to it. Residual connections, concatenation, gates
+    and depthwise layers therefore need no special rules.
 
-    Layers that normalise by their input (group norm, layer norm) and weights that are standardised can have a
-    derivative of 0 by chance: a channel is dead only if it seems so in each of a few draws. Left out are layers whose
-    module is never called: torch's attention holds its projections itself, and auxiliary classifiers rest.
-    Raises ModelError where torch cannot differentiate the model forward.
+    Layers that normalise by their input (group norm, layer norm) and standardised weights can have a zero derivative by
+    chance: a channel is dead only if the derivative is zero in each of several draws. Layers whose module is never
+    called are left out: torch's attention applies its projections itself, and auxiliary classifiers do not run in eval
+    mode.
+    Raises ModelError if torch cannot differentiate the model in forward mode.
     """
     probe = copy.deepcopy(model).double().eval().requires_grad_(False)
     weights = {layer.parameter_name for layer in layers}
     modules = {layer.name: probe.get_submodule(layer.name) for layer in layers if _is_module(probe, layer.name)}
     device = next(probe.parameters()).device
-    # on the CPU, so that the draws are the same on every device
+    # on the CPU, so that every device gets the same draws
     generator = torch.Generator().manual_seed(0)
     reached = _watch(modules)
     for _ in range(_DRAWS):
@@ -61,7 +62,7 @@ def _is_module(model: nn.Module, name: str) -> bool:
 
 @torch.no_grad()
 def _draw(model: nn.Module, weights: set[str], generator: torch.Generator) -> None:
-    """Every zero stays one."""
+    """Redraws every nonzero weight; zeros stay zero."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         _, _, own = name.rpartition(".")
         if own in ("running_mean", "running_var"):
@@ -70,19 +71,19 @@ def _draw(model: nn.Module, weights: set[str], generator: torch.Generator) -> No
             drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) + 0.5
             drawn *= tensor != 0
             if name in weights:
-                # each output about half its inputs' mean: residual sums grow slowly, and nothing saturates
+                # each output is about half the mean of its inputs: residual sums grow slowly and nothing saturates
                 drawn /= 2 * drawn.flatten(1).sum(1).clamp(min=0.5).view(-1, *[1] * (drawn.dim() - 1))
-            # small, lest values grow to where ReLU6 and sigmoids are flat
+            # small, so that values stay below the flat regions of ReLU6 and sigmoids
             tensor.copy_(0.1 * drawn if own.endswith("bias") else drawn)
     for module in model.modules():
         if isinstance(module, _OF_INPUT) and module.weight is not None and module.bias is not None:
-            # positive after all, so that no rectifier closes
+            # positive, so that no rectifier closes
             module.weight.mul_(0.1)
             module.bias.fill_(1)
 
 
 def _differentiate(model: nn.Module, image: Tensor, direction: Tensor) -> None:
-    # the fused attentions have no forward derivative
+    # fused attention has no forward derivative
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -92,12 +93,12 @@ def _differentiate(model: nn.Module, image: Tensor, direction: Tensor) -> None:
             forward_ad.dual_level(),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            # torch's own forward derivatives are written in TorchScript, which it calls deprecated
+            # torch's forward derivatives are written in TorchScript, which torch itself deprecates
             warnings.simplefilter("ignore", FutureWarning)
             model(forward_ad.make_dual(image, direction))  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ModelError(
-            f"torch cannot follow the image through {type(model).__name__} ({error}); leave the input channels out, "
+            f"torch cannot follow the image through {type(model).__name__} ({error}); leave out the input channels "
             "with --set inputs=false"
         ) from error
     finally:
@@ -105,7 +106,7 @@ def _differentiate(model: nn.Module, image: Tensor, direction: Tensor) -> None:
 
 
 def _watch(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Of each module that has been called since, the channels whose derivative was not 0 in any of its calls."""
+    """For each module called from now on, the channels whose derivative was nonzero in any call."""
     reached: dict[str, Tensor] = {}
 
     def noting(name: str) -> Callable[[nn.Module, Any], None]:
@@ -113,8 +114,8 @@ def _watch(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             value, derivative = forward_ad.unpack_dual(inputs[0])  # type: ignore[no-untyped-call]
             channels = -1 if isinstance(module, nn.Linear) else 1
             moves = torch.zeros_like(value, dtype=torch.bool) if derivative is None else derivative != 0
-            found = moves.movedim(channels, 0).flatten(1).any(1)
-            reached[name] = reached[name] | found if name in reached else found
+            nonzero = moves.movedim(channels, 0).flatten(1).any(1)
+            reached[name] = reached[name] | nonzero if name in reached else nonzero
 
         return note
 

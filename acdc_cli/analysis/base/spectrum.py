@@ -1,4 +1,4 @@
-"""Eigenvalues and trace of a symmetric matrix of which only its products with vectors are known."""
+"""Eigenvalues and trace of a symmetric matrix that is known only by its products with vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from acdc_cli.errors import RunError
 from acdc_cli.statistics import Spread
 
 Product = Callable[[Tensor], Tensor]
-"""What the matrix makes of a vector: (entries,) to (entries,), float64."""
+"""The matrix-vector product: (entries,) to (entries,), float64."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Eigenvalue:
     history: list[float]
     """The Rayleigh quotient v·Hv after each iteration."""
     residual: float
-    """‖Hv-λv‖/|λ|: an eigenvalue of H lies no further from λ than this share of it."""
+    """‖Hv-λv‖/|λ|: some eigenvalue of H is within this fraction of λ."""
     converged: bool
 
     @property
@@ -49,8 +49,8 @@ def largest_eigenvalue(
     workspace: Workspace = UNSAVED,
     key: str = "eigenvalue",
 ) -> tuple[Eigenvalue, Eigenvalue]:
-    """(the largest, that of largest modulus). Where the latter, λ, is negative, the largest of H + |λ|I is sought too:
-    it is H's largest plus |λ|, and none is larger in modulus.
+    """(the largest eigenvalue, the one of largest modulus). If the latter, λ, is negative, a second iteration finds the
+    largest eigenvalue of H + |λ|I, which is H's largest plus |λ| and its own largest in modulus.
 
     start: (entries,), float64.
     """
@@ -74,9 +74,10 @@ def power_iteration(
 ) -> Eigenvalue:
     """The eigenvalue λ of H with the largest |λ + shift|: v <- (Hv + shift·v) / ‖Hv + shift·v‖.
 
-    Converged where the quotient's relative change and the square of its residual are at most the tolerance: the two
-    are about equal where the iteration converges, but between eigenvalues of opposite sign a quotient may stand still.
-    Raises RunError where H is not finite.
+    Converged if the relative change of the quotient and the square of its residual are at most the tolerance. The two
+    are about equal when the iteration converges; between eigenvalues of opposite sign the quotient may stand still
+    although the residual is large.
+    Raises RunError if H is not finite.
     """
     vector, history, residual = start / start.norm(), list[float](), math.inf
     if (state := workspace.kept(key)) is not None:
@@ -89,11 +90,11 @@ def power_iteration(
         image = product(vector)
         following = image + shift * vector
         quotient = vector @ image
-        # fetched together, because the host waits for the device each time
-        found = torch.stack([quotient, (image - quotient * vector).norm(), following.norm()])
-        value, error, length = found.tolist()
+        # fetched together, because each fetch waits for the device
+        fetched = torch.stack([quotient, (image - quotient * vector).norm(), following.norm()])
+        value, error, length = fetched.tolist()
         if not math.isfinite(length):
-            raise RunError(f"{key}: the loss's curvature is not finite; have the weights diverged?")
+            raise RunError(f"{key}: the loss's curvature is NaN or infinite; check whether the weights diverged")
         residual = error / abs(value) if value else (math.inf if error else 0.0)
         vector = following / length if length else vector
         history.append(value)
@@ -110,26 +111,26 @@ def _is_converged(history: Sequence[float], residual: float, tolerance: float) -
 def hutchinson(
     product: Product, mask: Tensor, samples: int = 10, seed: int = 0, workspace: Workspace = UNSAVED, key: str = "model"
 ) -> tuple[float, float]:
-    """The trace of H as the mean of z·Hz over random z of ±1 where the mask is set, and that mean's standard error.
+    """The trace of H: the mean of z·Hz over random z of ±1 where the mask is True, and its standard error.
 
-    mask: (entries,), bool.  samples: 0 gives NaN twice, 1 no error.
+    mask: (entries,), bool.  samples: 0 gives NaN for both, 1 gives NaN for the error.
     """
     key = f"{key}: trace"
     state = workspace.kept(key)
-    found: list[float] = [] if state is None else state["found"].tolist()
-    for index in range(len(found), samples):
+    quadratic_forms: list[float] = [] if state is None else state["found"].tolist()
+    for index in range(len(quadratic_forms), samples):
         signs = 2.0 * torch.randint(2, mask.shape, generator=generator(seed, index), dtype=torch.float64) - 1
         signs = signs.to(mask.device) * mask
-        found.append(float(signs @ product(signs)))
-        workspace.keep(key, {"found": _double(found)})
-    if not found:
+        quadratic_forms.append(float(signs @ product(signs)))
+        workspace.keep(key, {"found": _double(quadratic_forms)})
+    if not quadratic_forms:
         return math.nan, math.nan
-    products = Spread(tuple(found))
+    products = Spread(tuple(quadratic_forms))
     return products.mean, math.nan if products.standard_error is None else products.standard_error
 
 
 def generator(*seed: int) -> torch.Generator:
-    """On the CPU, so that every device sees the same numbers."""
+    """A generator on the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 

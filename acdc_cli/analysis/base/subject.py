@@ -1,4 +1,4 @@
-"""What is analysed: a run, or one model of it or of somebody else."""
+"""The subject of an analysis: a run, one model of a run, or a file with weights."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Loaded(Protocol):
     def model(self) -> nn.Module: ...
     @property
     def forward(self) -> Forward:
-        """Normalises uint8 images and shows them to the model; call it within `precision.autocast()`."""
+        """Normalises uint8 images and applies the model; call it within `precision.autocast()`."""
 
     @property
     def layers(self) -> Sequence[Layer]:
-        """The convolutions and linear layers, and which of them the recipe prunes."""
+        """The conv and linear layers, each with whether the recipe prunes it."""
 
     @property
     def task(self) -> Task: ...
@@ -47,63 +47,64 @@ class Loaded(Protocol):
 class Subject(Protocol):
     @property
     def name(self) -> str:
-        """In tables and legends; no two subjects of an analysis have the same."""
+        """Name in tables and legends; unique within an analysis."""
 
     @property
     def recipe(self) -> Recipe: ...
     @property
     def run(self) -> RunDir | None:
-        """The run directory that was named; None where it was a file with weights."""
+        """The run directory that was named; None if a file with weights was named."""
 
     @property
     def kind(self) -> Kind | None:
-        """Which of a run's two models this is; None: nobody asked for one, so the sparse one if there is one."""
+        """Which of a run's two models this is; None if none was requested, which means the sparse one if it exists."""
 
     @property
     def weights(self) -> Path:
-        """The file with the model's weights. Raises CheckpointError where the run has none yet."""
+        """The file with the model's weights. Raises CheckpointError if the run has none yet."""
 
     @property
     def data(self) -> DataSet:
-        """What it is judged on. Raises DataError where it is missing."""
+        """The data it is evaluated on. Raises DataError if it is missing."""
 
     @property
     def digest(self) -> str:
-        """Differs where the weights do."""
+        """Changes with the weights."""
 
     def of(self, kind: Kind) -> Subject:
-        """That model of the same run. Raises RunError where it is no run, and CheckpointError where there is none."""
+        """The model of this kind from the same run. Raises RunError if the subject is no run, CheckpointError if it has
+        no such model."""
 
     def load(self, weights: Path | None = None) -> Loaded:
-        """The model; weights: another file's instead of its own, for example that of an earlier phase."""
+        """The model. weights: another file to load instead, for example that of an earlier phase."""
 
     def images(
         self, split: Literal["train", "val"] = "val", count: int | None = None
     ) -> AbstractContextManager[Loader]:
-        """The images that the recipe uses, as validation sees them: each once, in the set's order, unaugmented, in the
-        recipe's `val_batch_size`.
+        """The recipe's images as validation prepares them: each once, in the set's order, unaugmented.
 
-        count: take so many of them only, evenly spread. Raises DataError where there are none.
+        count: take only this many, evenly spaced. The batch size is the recipe's `val_batch_size`.
+        Raises DataError if there are none.
         """
 
 
 def run_of(subject: Subject) -> RunDir:
-    """Raises RunError where the subject is a file."""
+    """Raises RunError if the subject is a file."""
     if subject.run is None:
-        raise RunError(f"{subject.name} is a file with weights, but this analysis reads a run directory; name one")
+        raise RunError(f"{subject.name} is a file with weights, but this analysis reads a run; name a run directory")
     return subject.run
 
 
 def whole_run_of(subject: Subject) -> RunDir:
-    """Raises RunError where the subject is a file, or one of a run's two models."""
+    """Raises RunError if the subject is a file or one of a run's two models."""
     run = run_of(subject)
     if subject.kind is not None:
-        raise RunError(f"{subject.name}: this analysis follows a whole run, not one of its models; leave --which out")
+        raise RunError(f"{subject.name}: this analysis follows a whole run, not one of its models; leave out --which")
     return run
 
 
 def records_of(subject: Subject) -> list[dict[str, Any]]:
-    """A run's epochs. Raises RunError where none has ended."""
+    """The records of a run's epochs. Raises RunError if no epoch has ended."""
     records: list[dict[str, Any]] = run_of(subject).records()
     if not records:
         raise RunError(f"{subject.name}: no epoch has ended yet, so there is nothing to analyse")

@@ -1,4 +1,4 @@
-"""Computations that take minutes: their progress is shown, and unfinished ones are resumed."""
+"""Computations that take minutes: shows their progress and resumes interrupted ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EVERY_SECONDS = 20.0
 
 
 class Batches(Protocol[T_co]):
-    """What `Workspace.sums` goes over: a loader, or something that gives its batches in another form."""
+    """What `Workspace.sums` iterates over: a loader, or an object that yields its batches in another form."""
 
     @property
     def steps(self) -> int: ...
@@ -33,10 +33,10 @@ class Batches(Protocol[T_co]):
 
 
 class Workspace:
-    """Unfinished work by its key, in files that count only for the same models, data and options."""
+    """Interim results by key, in files that are valid only for the same models, data and options."""
 
     def __init__(self, folder: Path | None, rests_on: str = "", every_seconds: float = _EVERY_SECONDS) -> None:
-        """folder: None keeps nothing.  rests_on: all that the results depend on."""
+        """folder: None saves nothing.  rests_on: identifies everything the results depend on."""
         self._folder = folder
         self._rests_on = hashlib.sha256(rests_on.encode()).hexdigest()
         self._every = every_seconds
@@ -44,11 +44,10 @@ class Workspace:
     def sums(
         self, key: str, batches: Batches[T], add: Callable[[T], Mapping[str, Tensor]], description: str
     ) -> dict[str, Tensor]:
-        """The sums of what `add` gives for each batch, in float64 where that gives floats; each batch counts once, also
-        after an interruption.
+        """The sums of what `add` returns for each batch, floats as float64; a resumed pass counts each batch once.
 
-        key: names this pass among those of the analysis. `add` runs without gradients, and its tensors stay on their
-        device: the host waits for it only where unfinished work is kept.
+        key: identifies this pass within the analysis. `add` runs without gradients and its tensors stay on their
+        device: the host waits for them only when interim results are saved.
         """
         totals = self.kept(key) or {}
         done = int(totals.pop(_DONE, torch.zeros(())))
@@ -74,18 +73,18 @@ class Workspace:
         return totals
 
     def kept(self, key: str) -> dict[str, Tensor] | None:
-        """What `keep` was last given under this key, on the CPU; None where there is none that still counts."""
+        """The tensors last saved under this key, on the CPU; None if there are none or they are no longer valid."""
         if self._folder is None:
             return None
         try:
             tensors, about = load_tensors(self._file(key))
         except (OSError, ValueError, safetensors.SafetensorError):
-            # missing, or damaged: either way it is worked out again
+            # missing or damaged: either way it is computed again
             return None
         return tensors if about.get(_RESTS_ON) == self._rests_on else None
 
     def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Raises RunError where the system does not let it be written."""
+        """Raises RunError if the file cannot be written."""
         if self._folder is None:
             return
         with files.explained(self._folder):
@@ -97,26 +96,26 @@ class Workspace:
         return self._folder is not None and any(self._folder.glob("*.safetensors"))
 
     def clear(self) -> None:
-        """The work is finished."""
+        """Deletes the interim results once the work is finished."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, key: str) -> Path:
         assert self._folder is not None
-        # keys may hold what no file name can
+        # keys may contain characters that file names cannot
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 UNSAVED = Workspace(None)
-"""Saves nothing: for callers of an analysis's functions from Python."""
+"""Saves nothing: for calling an analysis's functions from Python."""
 
 _DONE = "batches that are in the sums"
 _RESTS_ON = "rests on"
 
 
-def _added(totals: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _added(totals: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     added = dict(totals)
-    for name, value in found.items():
+    for name, value in sums.items():
         each = value.double() if value.is_floating_point() else value
         added[name] = added[name].to(each.device) + each if name in added else each
     return added

@@ -22,16 +22,16 @@ PANELS = {
     "train_loss": "training loss, last epoch (nats)",
     "entropy": "validation entropy (nats)",
 }
-"""Of Figure C.1, and of the curves."""
+"""Metrics of Figure C.1 and of the curves."""
 _INK, _PAPER, _GRID, _SHADE = "#1a1a1b", "#ffffff", "#dcdcdd", "#ededee"
 ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} | {
     colour: f"--line-{number}" for number, colour in enumerate(COLOURS)
 }
-"""The page's name of each colour, which is another in the dark."""
+"""The page's CSS variable for each colour, which changes in dark mode."""
 
 
 def panels(summary: Summary) -> Figure:
-    """Figure C.1: accuracy, training loss and validation entropy, one line a series."""
+    """Figure C.1: accuracy, training loss and validation entropy, one line per series."""
     figure = _figure(11, 4.2)
     for axes, key in zip(figure.subplots(1, 3), PANELS, strict=True):
         _panel(axes, summary, key)
@@ -40,14 +40,14 @@ def panels(summary: Summary) -> Figure:
 
 
 def panel(summary: Summary, key: str) -> Figure:
-    """One of them alone, without the legend."""
+    """One panel alone, without the legend."""
     figure = _figure(3.7, 3.2)
     _panel(figure.subplots(), summary, key)
     return figure
 
 
 def legend(summary: Summary) -> Figure:
-    """What the lines of all figures are."""
+    """The legend shared by all figures."""
     columns = 3 if max(len(series.name) for series in summary.series) < 12 else 1
     figure = _figure(3.9, 0.25 + 0.23 * math.ceil((len(summary.series) + 1) / columns))
     _legend(figure, summary, loc="center", ncols=columns)
@@ -55,7 +55,7 @@ def legend(summary: Summary) -> Figure:
 
 
 def pareto(summary: Summary) -> Figure | None:
-    """Top-1 against training FLOPs; None where no group has both."""
+    """Top-1 against training FLOPs; None if no group has both."""
     points = accuracy_and_cost(summary.groups)
     if not points:
         return None
@@ -71,19 +71,19 @@ def pareto(summary: Summary) -> Figure | None:
         cost, accuracy = points[key]
         axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
     for key, (cost, accuracy) in points.items():
-        # up and to the left of the front, and only there, is nothing
+        # the region above and to the left of the front contains no model
         away, side = ((-6, 7), "right") if key in front else ((5, -9), "left")
         place = (cost, 100 * accuracy)
         axes.annotate(str(key[1]), place, away, textcoords="offset points", ha=side, size=7, color=_INK)
     axes.set_xscale("log")
-    axes.set(xlabel="training FLOPs, as the weights really were", ylabel=PANELS["top1"])
+    axes.set(xlabel="training FLOPs (measured)", ylabel=PANELS["top1"])
     _dress(axes)
     _legend(figure, summary, "on the Pareto front", loc="outside lower center", ncols=3)
     return figure
 
 
 def curves(series: Series, axis: str) -> Figure | None:
-    """Every run of a series, epoch by epoch, also of those that go on; None where none has ended an epoch."""
+    """Every run of a series, epoch by epoch, unfinished runs included; None if no run has ended an epoch."""
     from matplotlib.ticker import MaxNLocator
 
     groups = [group for group in series.groups if any(run.records for run in group.runs)]
@@ -109,10 +109,10 @@ def curves(series: Series, axis: str) -> Figure | None:
 
 
 def inline(drawn: str, name: str, title: str) -> str:
-    """An SVG as part of a page: ids of its own, the page's colours, and a title."""
+    """An SVG to embed in a page, with its own ids, the page's colours and a title."""
     body = drawn[drawn.index("<svg") :]
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    body = re.sub("|".join(ROLES), lambda found: f"var({ROLES[found[0]]})", body)
+    body = re.sub("|".join(ROLES), lambda match: f"var({ROLES[match[0]]})", body)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body).groups()  # type: ignore[union-attr]
     opening = (
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" role="img" '
@@ -128,7 +128,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
-    """How each series is drawn: colours, markers and lines all differ, so that grey print can be read; dense dashed."""
+    """The style of each series: distinct colours, markers and lines, readable in grey; dense models are dashed."""
     sparse = [series for series in summary.series if not series.dense]
     looks: dict[str, dict[str, Any]] = {
         series.name: {
@@ -188,7 +188,7 @@ def _errorbar(
     value: Callable[[Group], tuple[float, float]],
     looks: Mapping[str, Any],
 ) -> None:
-    """Hollow markers: not all of the group's runs have ended."""
+    """Hollow markers: some runs of the group have not ended."""
     if not groups:
         return
     x, (y, error) = [place(group) for group in groups], zip(*map(value, groups), strict=True)
@@ -238,7 +238,7 @@ def _colour(box: Any) -> None:
 
 
 def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
-    # an epoch without validation is left out, so that the line goes on; a value that was not finite breaks it
+    # an epoch without validation is left out, so that the line continues; a value that is not finite breaks it
     shown = [record for record in run.records if key == "train_loss" or record["top1"] is not None]
     if shown:
         scale = 100 if key == "top1" else 1
@@ -254,7 +254,7 @@ def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
 
 
 def _shade(axes: Axes, group: Group) -> None:
-    """The sparse phases, as the run that has come furthest has them."""
+    """Shades the sparse phases of the run with the most epochs."""
     furthest = max(group.runs, key=lambda run: len(run.records))
     for kind, start, end in phases(list(map(dict, furthest.records))):
         if kind in ("sparse", "ramp"):

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside itself: figures, tables and recipes are all in it."""
+"""One self-contained HTML page with all figures, tables and recipes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 class Picture:
     svg: str
     name: str
-    """In small letters, digits and dashes: its ids begin with it."""
+    """Lower-case letters, digits and dashes: the prefix of its ids."""
     title: str
 
     @property
     def inline(self) -> Markup:
-        # drawn by matplotlib, which escapes the text in it
+        # drawn by matplotlib, which escapes the text
         return Markup(charts.inline(self.svg, self.name, str(escape(self.title))))
 
 
@@ -39,8 +39,8 @@ def page(
     pictures: Mapping[str, Sequence[Picture]],
     links: Mapping[str, str],
 ) -> str:
-    """pictures: `pareto` and `curves`.  links: to the runs' resolved recipes, by the runs' keys; none where they are
-    not to be relied on."""
+    """pictures: `pareto` and `curves`.  links: to the runs' resolved recipes, by run key; empty if they would not stay
+    valid."""
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,

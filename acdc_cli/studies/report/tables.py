@@ -1,4 +1,4 @@
-"""A study's tables, each once: as CSV, as Markdown and on the page they hold the same."""
+"""A study's tables; the CSV, Markdown and HTML versions contain the same values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, pareto_f
 class Cell:
     text: str
     value: str | int | float | None = None
-    """What the table is sorted by, and what the CSV holds; None: the text."""
+    """Sort key and CSV value; None: the text."""
     more: tuple[str | int | float, ...] = ()
-    """What the CSV holds in further columns."""
+    """Values of further CSV columns."""
     marked: bool = False
 
     @property
@@ -31,20 +31,20 @@ class Cell:
 class Column:
     name: str
     csv: tuple[str, ...]
-    """The column's name, or names, in the CSV file."""
+    """Names of the column in the CSV file."""
 
 
 @dataclass(frozen=True)
 class Table:
     name: str
-    """Of its CSV file."""
+    """Name of its CSV file."""
     title: str
     about: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def csv(self) -> str:
-        """Numbers in full, means and deviations in columns of their own."""
+        """Numbers in full precision; means and deviations in separate columns."""
         file = StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(name for column in self.columns for name in column.csv)
@@ -65,7 +65,7 @@ _NONE = "–"
 
 
 def last_epoch(summary: Summary) -> Table:
-    """The models that the runs ended with."""
+    """The models at the end of the runs."""
     front = set(pareto_front(accuracy_and_cost(summary.groups)))
     best = {(series.best.series, series.best.x) for series in summary.series if series.best}
     rows = []
@@ -95,15 +95,16 @@ def last_epoch(summary: Summary) -> Table:
         *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "FLOPs an image", "best", "Pareto front"),
     )
     about = (
-        "The models that the runs ended with: mean and sample standard deviation over seeds. In bold the "
-        f"{summary.along.axis} of the highest mean top-1 of each series. Losses and entropy in nats, FLOPs as the "
-        "weights really were."
+        "The models at the end of the runs: mean and sample standard deviation over seeds. Bold: the "
+        f"{summary.along.axis} with the highest mean top-1 of each series. Losses and entropy in nats; FLOPs as "
+        "measured with the actual weights."
     )
     return Table("last_epoch", "After the last epoch", about, columns, tuple(rows))
 
 
 def best_epoch(summary: Summary) -> Table:
-    """The best epoch of each run, which nobody knows who has no validation labels; another table, for other numbers."""
+    """The best epoch of each run, chosen on validation labels; a separate table, because its numbers are not
+    comparable."""
     chosen = [series.best_at_best_epoch for series in summary.series]
     best = {(group.series, group.x) for group in chosen if group}
     rows = [
@@ -125,27 +126,27 @@ def best_epoch(summary: Summary) -> Table:
         *_ones("best epochs", "best"),
     )
     about = (
-        "Of each run the epoch of its highest top-1, among those whose model is as sparse as the last: mean and sample "
-        "standard deviation over seeds. Chosen on the validation images, so too high; not to be compared with the "
-        "table of the last epochs."
+        "For each run, the epoch with the highest top-1 among those as sparse as the last: mean and sample standard "
+        "deviation over seeds. It is chosen on the validation images and therefore optimistic; do not compare it with "
+        "the table of last epochs."
     )
     return Table("best_epoch", "At the best epoch", about, columns, tuple(rows))
 
 
 def advice(summary: Summary) -> Table:
-    """Is it trained for long enough?"""
+    """The verdict on each sparse group's training length."""
     rows = [
         (
-            Cell(found.group.series),
-            Cell(str(found.group.epochs), found.group.epochs),
-            Cell(found.verdict or "no verdict", marked=found.verdict is not None),
-            Cell(found.reason),
-            Cell(str(len(found.group.done)), len(found.group.done)),
-            Cell(named(found.reference) if found.reference else _NONE),
-            _distance(found.loss),
-            _distance(found.entropy),
+            Cell(each.group.series),
+            Cell(str(each.group.epochs), each.group.epochs),
+            Cell(each.verdict or "no verdict", marked=each.verdict is not None),
+            Cell(each.reason),
+            Cell(str(len(each.group.done)), len(each.group.done)),
+            Cell(named(each.reference) if each.reference else _NONE),
+            _distance(each.loss),
+            _distance(each.entropy),
         )
-        for found in advise(by_length(summary))
+        for each in advise(by_length(summary))
     ]
     columns = _ones(
         "series", "epochs", "verdict", "because", "n", "reference", "loss above (std)", "entropy above (std)"
@@ -156,18 +157,18 @@ def advice(summary: Summary) -> Table:
 def supported(summary: Summary) -> Table:
     rows = [
         (
-            Cell(found.series),
-            Cell(", ".join(map(str, found.supported)) or "none", marked=bool(found.supported)),
-            Cell(found.note),
+            Cell(each.series),
+            Cell(", ".join(map(str, each.supported)) or "none", marked=bool(each.supported)),
+            Cell(each.note),
         )
-        for found in map(lengths, by_length(summary).series)
+        for each in map(lengths, by_length(summary).series)
     ]
     columns = _ones("series", "lengths supported (epochs)", "what is known")
-    return Table("lengths", "Lengths that the runs support", "", columns, tuple(rows))
+    return Table("lengths", "Training lengths that the runs support", "", columns, tuple(rows))
 
 
 def runs(summary: Summary) -> Table:
-    """One row a run; the last and the best epoch in columns of their own."""
+    """One row per run, with separate columns for the last and the best epoch."""
     rows = [
         (
             Cell(run.key),
@@ -218,7 +219,7 @@ def missing(summary: Summary) -> Table:
 
 
 def by_length(summary: Summary) -> Summary:
-    """The same runs, along the epochs."""
+    """The same runs with epochs as the horizontal axis."""
     return summary if summary.along.axis == "epochs" else summarise(summary.name, summary.runs, "epochs")
 
 
@@ -285,15 +286,15 @@ def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
 
 def _value(value: float | None, key: str) -> Cell:
     if value is None:
-        return Cell("no number", "")
+        return Cell("not finite", "")
     if key == "epoch":
         return Cell(str(value + 1), value + 1)
     return Cell(f"{100 * value:.2f}", 100 * value) if key == "top1" else Cell(f"{value:.4f}", value)
 
 
 def _flops(run: Run) -> Cell:
-    found = run.measured
-    return Cell(_NONE, "") if found is None else Cell(f"{found['train_flops']:.3g}", found["train_flops"])
+    flops = run.measured
+    return Cell(_NONE, "") if flops is None else Cell(f"{flops['train_flops']:.3g}", flops["train_flops"])
 
 
 def _piped(cell: Cell) -> str:

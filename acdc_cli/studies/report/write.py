@@ -1,4 +1,4 @@
-"""`acdc report`: a study's tables, figures and page, of the runs that are done so far."""
+"""`acdc report`: writes a study's tables, figures and page from the runs finished so far."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ class Report:
     folder: Path
     facts: str
     missing: list[str]
-    """Keys of the runs that are not done."""
+    """Keys of the unfinished runs."""
 
 
 def report(source: str, out: Path | None = None) -> Report:
     """Writes the report of a study into `report/` of its directory, or into `out`.
 
-    source: the directory, or the study that `acdc sweep` was given.
-    Raises RunError where nothing is known of its runs, or where none has begun.
+    source: the study's directory, or the study as given to `acdc sweep`.
+    Raises RunError if the study has no queue or none of its runs has begun.
     """
     study = results.folder_of(source)
     out = out or study / "report"
     runs, together = results.of_study(study), results.advancing_together(study)
     summary = summarise(study.resolve().name, runs, together=together)
-    found = _tables(summary)
+    tables = _tables(summary)
     drawn = {"panels": charts.panels(summary), "pareto": charts.pareto(summary)}
     names = _curves(summary)
     drawn |= {names[series.name]: charts.curves(series, summary.along.axis) for series in summary.series}
     svgs: dict[str, str] = {}
     with files.explained(out):
         out.mkdir(parents=True, exist_ok=True)
-        # of a report made before, when there was more of them
+        # left by an earlier report with more series
         for old in [*out.glob("curves-*.png"), *out.glob("curves-*.svg"), out / "missing.csv"]:
             old.unlink(missing_ok=True)
     for name, figure in drawn.items():
@@ -53,10 +53,10 @@ def report(source: str, out: Path | None = None) -> Report:
             svgs[name] = svg(figure)
             files.write_text(out / f"{name}.svg", svgs[name])
             files.write_bytes(out / f"{name}.png", png(figure))
-    for table in found:
+    for table in tables:
         files.write_text(out / f"{table.name}.csv", table.csv())
-    files.write_text(out / "report.md", _markdown(summary, found, svgs))
-    files.write_text(out / "index.html", _page(summary, found, svgs, _links(summary, study, out)))
+    files.write_text(out / "report.md", _markdown(summary, tables, svgs))
+    files.write_text(out / "index.html", _page(summary, tables, svgs, _links(summary, study, out)))
     return Report(out, facts(summary), [run.key for run in summary.missing])
 
 
@@ -73,9 +73,9 @@ def _tables(summary: Summary) -> list[Table]:
     return [table(summary) for table in of]
 
 
-def _markdown(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str]) -> str:
+def _markdown(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str]) -> str:
     parts = [f"# {summary.name}", facts(summary) + ".", f"![{_alternative(summary)}](panels.svg)"]
-    for table in found:
+    for table in tables:
         parts += [f"## {table.title}", *([table.about] if table.about else []), table.markdown().rstrip()]
         if table.name == "last_epoch" and "pareto" in svgs:
             parts.append("![Top-1 against training FLOPs, with the Pareto front](pareto.svg)")
@@ -87,11 +87,11 @@ def _alternative(summary: Summary) -> str:
     return f"Validation top-1, training loss and validation entropy along {summary.along.axis}"
 
 
-def _page(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
+def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
     panels = [
         Picture(svg(charts.panel(summary, key)), key.replace("_", "-"), title) for key, title in _PANEL_TITLES.items()
     ]
-    panels.append(Picture(svg(charts.legend(summary)), "legend", "What the lines are"))
+    panels.append(Picture(svg(charts.legend(summary)), "legend", "Legend"))
     names = _curves(summary)
     curves = [
         Picture(svgs[name], f"curves-{number}", series.name)
@@ -99,11 +99,11 @@ def _page(summary: Summary, found: Sequence[Table], svgs: Mapping[str, str], lin
         if (name := names[series.name]) in svgs
     ]
     pareto = [Picture(svgs["pareto"], "pareto", "Top-1 against training FLOPs")] if "pareto" in svgs else []
-    return page(summary, found, panels, {"pareto": pareto, "curves": curves}, links)
+    return page(summary, tables, panels, {"pareto": pareto, "curves": curves}, links)
 
 
 def _links(summary: Summary, study: Path, out: Path) -> dict[str, str]:
-    """To the resolved recipes, where the report lies in the study and goes wherever that does."""
+    """Links to the resolved recipes, if the report is inside the study's directory and moves with it."""
     if not out.resolve().is_relative_to(study.resolve()):
         return {}
     return {
@@ -112,7 +112,7 @@ def _links(summary: Summary, study: Path, out: Path) -> dict[str, str]:
 
 
 def _curves(summary: Summary) -> dict[str, str]:
-    """Names of the files of the curves, by series."""
+    """File names of the curves, by series."""
     return {
         series.name: f"curves-{number}-" + re.sub(r"[^a-z0-9.]+", "-", series.name.lower()).strip("-")
         for number, series in enumerate(summary.series, 1)
