@@ -106,8 +106,8 @@ class SparseTraining:
         """model: on its final device and in its final memory layout.
         optimizer: without state and without a scheduler yet; STR and Top-KAST regroup its parameters.
         recipe: its `sparsity`, `epochs` and `seed` apply; model, data and optimiser are yours.
-        losses: mean losses over training batches of the given size, which WoodFisher asks for.
-        input_shape: of one example without the batch dimension, which SynFlow asks for.
+        losses: mean losses over training batches of the given size; WoodFisher needs them.
+        input_shape: shape of one example without the batch dimension; SynFlow needs it.
 
         Raises RecipeError if the sparsity block does not fit the model.
         """
@@ -124,7 +124,7 @@ class SparseTraining:
     def epochs(self) -> Iterator[int]:
         """The epochs still to train. The method updates masks before each of them.
 
-        Raises RunError where an epoch's body did not take `steps_per_epoch` steps.
+        Raises RunError if an epoch's body did not take `steps_per_epoch` steps.
         """
         while self._step < self._epochs * self._steps_per_epoch:
             epoch, done = divmod(self._step, self._steps_per_epoch)
@@ -170,13 +170,13 @@ class SparseTraining:
         self.sparsifier.load_state_dict(state["sparsifier"])
 
     def input_shape(self, epoch: int) -> tuple[int, ...]:
-        """As `sparsity.sparsifier.Training` says."""
+        """See `sparsity.sparsifier.Training`."""
         if self._input_shape is None:
             raise RecipeError(f"sparsity.method: {self.sparsifier.config.method} needs SparseTraining(input_shape=…)")
         return self._input_shape
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """As `sparsity.sparsifier.Training` says."""
+        """See `sparsity.sparsifier.Training`."""
         import torch
 
         if self._losses is None:
@@ -190,11 +190,11 @@ class SparseTraining:
             self.model.train(was_training)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """As `sparsity.sparsifier.Training` says."""
+        """See `sparsity.sparsifier.Training`."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        """As `sparsity.sparsifier.Training` says."""
+        """See `sparsity.sparsifier.Training`."""
         self.model.load_state_dict(snapshot)
         self.sparsifier.masked.reset_momentum()
 
@@ -206,8 +206,8 @@ class SparseTraining:
         groups = self._optimizer.param_groups
         first = next(iter(self.sparsifier.masked.parameters.values()))
         decay = next((g.get("weight_decay", 0.0) for g in groups if any(w is first for w in g["params"])), 0.0)
-        for own in self.sparsifier.parameter_groups(decay):
-            taken = set(map(id, own["params"]))
+        for added in self.sparsifier.parameter_groups(decay):
+            taken = set(map(id, added["params"]))
             for group in groups:
                 group["params"] = [weight for weight in group["params"] if id(weight) not in taken]
-            self._optimizer.add_param_group(own)
+            self._optimizer.add_param_group(added)

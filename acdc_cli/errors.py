@@ -1,16 +1,16 @@
-"""What can go wrong that the user can mend: one clear message, no traceback, exit code 2."""
+"""Errors that the user can fix: one clear message, no traceback, exit code 2."""
 
 
 class AcdcError(Exception):
-    """The message names the cause and the way out. Anything else that is raised is our bug."""
+    """The message names the cause and the fix. Any other exception is a bug of acdc."""
 
 
 class RecipeError(AcdcError):
-    """The recipe does not describe a run that can be made."""
+    """The recipe does not describe a valid run."""
 
 
 class DataError(AcdcError):
-    """A data set is missing, unreadable, damaged or not the one that was meant."""
+    """A data set is missing, unreadable, damaged or not the expected one."""
 
 
 class ModelError(AcdcError):
@@ -18,7 +18,7 @@ class ModelError(AcdcError):
 
 
 class RunError(AcdcError):
-    """A run directory or the machine does not allow what was asked."""
+    """The run directory or the machine does not allow the request."""
 
 
 class CheckpointError(RunError):
@@ -26,8 +26,8 @@ class CheckpointError(RunError):
 
 
 class Stopped(Exception):  # noqa: N818 — nothing went wrong
-    """The run was asked to end, is saved, and wants to go on. The message says how."""
+    """The run stopped on request, after a checkpoint. The message says how to resume it."""
 
 
 RESUME_ME = 75
-"""Exit code of a run that ended by `Stopped`: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a run that ended with `Stopped`: EX_TEMPFAIL of sysexits.h."""

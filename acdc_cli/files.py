@@ -1,4 +1,4 @@
-"""Files that are whole or not there, that say when they are damaged, and that one process at a time writes."""
+"""Atomic writes, checksums that reveal damage, and locks that allow one writer at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CAUSES = {
     errno.EROFS: "the file system is read-only; have it mounted for writing, or choose another place",
     errno.EACCES: "permission denied; make the folder writable, or choose another place",
     errno.EPERM: "permission denied; make the folder writable, or choose another place",
-    errno.EFBIG: "the file gets larger than is allowed here; raise `ulimit -f`, or choose another place",
+    errno.EFBIG: "the file exceeds the size limit; raise `ulimit -f`, or choose another place",
     errno.EIO: "the disk reports an input/output error; see the system's log, or choose another disk",
     errno.EMFILE: "too many files are open; raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine; stop other programs",
-    errno.ENOLCK: "the file system gives no locks; have its lock service started, or choose another place",
+    errno.ENOLCK: "the file system has no locks; have its lock service started, or choose another place",
 }
 _SEAL = re.compile(rb"\nacdc sha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 78
@@ -34,7 +34,7 @@ _READ_BYTES = 1 << 20
 
 @contextmanager
 def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
-    """An OSError in the block becomes `error`, with its cause in words and the way out."""
+    """An OSError in the block becomes `error`, with its cause and its fix in words."""
     try:
         yield
     except OSError as cause:
@@ -44,11 +44,11 @@ def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, error: type[AcdcError] = RunError, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary sibling to write to; it takes the place of `path` when the block ends without an exception.
+    """A temporary sibling to write to; it replaces `path` when the block ends without an exception.
 
     The data reach the disk before the name does, so a power cut leaves the old file or the new one.
-    keep: the name that the old file gets.
-    Raises `error` where the system does not let it be written; the old file is then as it was.
+    keep: the new name of the old file.
+    Raises `error` if the file cannot be written; the old file is then unchanged.
     """
     partial = _beside(path, "partial")
     with explained(path, error):
@@ -68,10 +68,10 @@ def replacing(path: Path, error: type[AcdcError] = RunError, keep: Path | None =
 
 @contextmanager
 def assembling(path: Path) -> Iterator[Path]:
-    """A path of the same name in an empty folder beside it, for a file or a folder that others write.
+    """A path of the same name in a temporary folder beside it, for a file or a folder that other code writes.
 
-    What lies there when the block ends without an exception takes the place of `path`; all else in the folder goes.
-    Raises RunError where the system does not let it be written.
+    When the block ends without an exception, it replaces `path`; all else in the temporary folder is removed.
+    Raises RunError if it cannot be written.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def assembling(path: Path) -> Iterator[Path]:
 
 
 def _replace_and_keep(partial: Path, path: Path, keep: Path) -> None:
-    """`keep` is given up last: should `path` be damaged, then it is the only good one until `partial` has its name."""
+    """Replaces `keep` last: if `path` is damaged, `keep` is the only good file until `partial` is renamed."""
     second_name = _beside(path, "older")
     second_name.unlink(missing_ok=True)
     try:
@@ -111,9 +111,9 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What processes that died had not brought to an end; for the only one that writes below the folder now.
+    """Removes unfinished files of processes that died. Only the sole writer below the folder may call it.
 
-    Most is overwritten by the next attempt, but after the last there is none.
+    The next write overwrites most of them, but there is none after the last.
     """
     with explained(folder):
         for kind in ("partial", "older"):
@@ -131,10 +131,10 @@ def write_text(path: Path, text: str, error: type[AcdcError] = RunError) -> None
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line that has reached the disk.
+    """Appends a line, and returns when it has reached the disk.
 
-    Half a line at the end, of a process that died or a disk that was full, goes: whoever reads takes it for none.
-    Raises RunError where the system does not let it be written; the lines before are then as they were.
+    Half a line at the end, left by a process that died or a full disk, is removed; readers treat it as missing.
+    Raises RunError if the line cannot be written; the lines before it are then unchanged.
     """
     with explained(path):
         lines = path.read_bytes() if path.exists() else b""
@@ -148,13 +148,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 class _Sealing:
-    """Passes what is written on to a file, and digests it on the way."""
+    """Writes to a file and computes the digest of what it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
         self.failure: OSError | None = None
-        """Of the first write that failed: torch.save may raise an error of its own instead."""
+        """The error of the first failed write; torch.save may raise its own instead."""
 
     def write(self, data: bytes | memoryview) -> int:
         if self.failure:
@@ -176,9 +176,9 @@ class _Sealing:
 
 @contextmanager
 def sealed(path: Path) -> Iterator[BinaryIO]:
-    """A new file, to write to and flush only, whose last line is the SHA-256 of all before it.
+    """A new file, for writing and flushing only, whose last line is the SHA-256 of the bytes before it.
 
-    `seal_holds` finds any change.
+    `seal_holds` detects any change.
     """
     with path.open("wb") as file:
         sealing = _Sealing(file)
@@ -192,12 +192,12 @@ def sealed(path: Path) -> Iterator[BinaryIO]:
 
 
 def seal_holds(path: Path) -> bool | None:
-    """Are the bytes those that were written? None: no seal is there."""
+    """Whether the file is as `sealed` wrote it; None if it has no seal."""
     with path.open("rb") as file:
         content = file.seek(0, os.SEEK_END) - _SEAL_BYTES
         file.seek(max(content, 0))
-        found = _SEAL.fullmatch(file.read())
-        if found is None:
+        seal = _SEAL.fullmatch(file.read())
+        if seal is None:
             return None
         digest = hashlib.sha256()
         file.seek(0)
@@ -205,14 +205,14 @@ def seal_holds(path: Path) -> bool | None:
             part = file.read(min(content, _READ_BYTES))
             digest.update(part)
             content -= len(part)
-        return digest.hexdigest().encode() == found[1]
+        return digest.hexdigest().encode() == seal[1]
 
 
 @contextmanager
 def locked(path: Path, busy: AcdcError) -> Iterator[None]:
-    """Holds the lock file `path`, or raises `busy` while another process does; the system frees that of a dead one.
+    """Holds the lock file `path`, or raises `busy` while another process does; the system frees a dead one's lock.
 
-    Where there can be no lock, an error of the class of `busy` is raised.
+    Raises an error of the class of `busy` if the file system has no locks.
     """
     with explained(path, type(busy)):
         lock = path.open("w")
@@ -226,10 +226,10 @@ def locked(path: Path, busy: AcdcError) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Does a process hold this lock file?"""
+    """Whether a process holds this lock file."""
     with explained(path), path.open() as lock:
         try:
-            # shared, so that two who ask at once do not take each other for the holder
+            # shared, so that two simultaneous checks do not take each other for the holder
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

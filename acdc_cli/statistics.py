@@ -29,12 +29,12 @@ class Spread:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean; None for one value."""
+        """The standard error of the mean; None for one value."""
         return None if self.std is None else self.std / sqrt(self.n)
 
 
 def pooled_std(*samples: Spread) -> float | None:
-    """The standard deviation of the samples around their own means; None where no sample has two values."""
+    """The standard deviation of the samples around their own means; None if no sample has two values."""
     known = [sample for sample in samples if sample.n > 1]
     if not known:
         return None
@@ -45,16 +45,16 @@ def pooled_std(*samples: Spread) -> float | None:
 def distance(sample: Spread, reference: Spread) -> float | None:
     """How far the mean lies above the reference's, in pooled standard deviations.
 
-    None where either has fewer than two values, or where all values of each are equal.
+    None if either has fewer than two values, or if all values of each are equal.
     """
     pooled = pooled_std(sample, reference) if min(sample.n, reference.n) > 1 else None
     return (sample.mean - reference.mean) / pooled if pooled else None
 
 
 def rises(before: Sequence[float], last: Sequence[float]) -> bool:
-    """Is the mean of `last` above that of `before` by more than one pooled standard deviation?
+    """Whether the mean of `last` exceeds that of `before` by more than one pooled standard deviation.
 
-    False where either has fewer than two values: one seed is no verdict.
+    False if either has fewer than two values: one seed proves nothing.
     """
     if min(len(before), len(last)) < 2:
         return False
@@ -65,7 +65,7 @@ def rises(before: Sequence[float], last: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Paired:
-    """How far one group lies above another over the seeds that they share, each of which both have once."""
+    """The difference between two groups over the seeds that they share."""
 
     seeds: list[int]
     mean: float | None = None
@@ -73,7 +73,7 @@ class Paired:
     """The sample standard deviation (n - 1) of the differences."""
     t: float | None = None
     p: float | None = None
-    """Two-sided: how often differences whose true mean is zero would give a t as far from zero."""
+    """Two-sided: the probability of a t at least as far from zero if the true mean difference is zero."""
     low: float | None = None
     high: float | None = None
     """The 95 % confidence interval of the mean difference."""

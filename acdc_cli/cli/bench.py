@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,23 @@ import typer
 
 from acdc_cli.cli.eval import Data, Model, Set, WhichOption
 
+
+class Device(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Runs = Annotated[
     list[Path] | None,
     typer.Argument(metavar="RUN…", help="Run directories or checkpoint files.", show_default=False),
 ]
-Engines = Annotated[str | None, typer.Option(help="Of torch, ort, mnn, openvino.", show_default="those installed")]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        help="On the CPU of torch, ort, mnn, openvino; on a GPU of torch, compiled, bf16, bf16-compiled, 2:4.",
+        show_default="those installed",
+    ),
+]
 Batch = Annotated[str, typer.Option(help="Images in a batch, one or more numbers: 1,16.")]
 Threads = Annotated[str, typer.Option(help="Threads of an engine, one or more numbers: 1,2.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often every engine has its turn.")]
@@ -38,6 +51,7 @@ def bench(
     engines: Engines = None,
     batch: Batch = "1",
     threads: Threads = "1",
+    device: Annotated[Device, typer.Option(help="Where the engines run.")] = Device.CPU,
     rounds: Rounds = 10,
     random: Random = None,
     zero_filters: ZeroFilters = 0.0,
@@ -50,7 +64,7 @@ def bench(
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time a model on the CPU, dense, sparse and shrunk, on several engines in turn.
+    """Time a model, dense, sparse and shrunk, on several engines in turn.
 
     For example: acdc bench runs/demo, or acdc bench --random 0.95 --model resnet50.
     """
@@ -61,7 +75,9 @@ def bench(
     from acdc_cli.jobs.export_run import Asked
 
     names = tuple(_parts(engines)) if engines else ()
-    how = bench_run.Setup(names, _numbers("batch", batch), _numbers("threads", threads), rounds)
+    how = bench_run.Setup(
+        names, _numbers("batch", batch), _numbers("threads", threads), rounds, device=bench_run.device_of(device.value)
+    )
     if random is not None:
         if runs or model is None:
             raise RunError("--random needs --model, and takes no run")
@@ -79,7 +95,7 @@ def bench(
         console.table(table.columns, table.rows, title)
         console.out("")
     console.say("ms, p90: median and 90th percentile of a batch; MB: file, and peak memory of the engine's process")
-    console.say("× dense, × ort: how many times faster than the dense model on the same engine, and on ONNX Runtime")
+    console.say(f"× own, × base: how many times faster than the dense model on the same engine, and on {how.base}")
     for file in done.files:
         console.out(str(file))
 

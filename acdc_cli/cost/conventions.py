@@ -10,17 +10,17 @@ from acdc_cli.cost.count import Operation
 
 Convention = Literal["A", "B", "C"]
 CONVENTION: Convention = "A"
-"""Where nobody asks for another."""
+"""The default convention."""
 
 NAMES: dict[Convention, str] = {"A": "weights", "B": "all operations", "C": "RigL"}
 """A: 2 FLOPs for each use of a nonzero weight, of convolutions and linear layers only.
 
 B: A, and attention's products and blurs at 2 per multiply-accumulate, biases of linear layers, 2 per normalised
-element, 1 per element of an activation, k² per pooled element. A blur counts for the values that it computes: before
-a 1x1 convolution with stride 2 these are a quarter of its input's (`models.blurpool`).
+element, 1 per element of an activation, k² per pooled element. A blur counts the values that it computes: before a
+1x1 convolution with stride 2, a quarter of its input (`models.blurpool`).
 
-C: 2L+1 FLOPs per output of convolutions and linear layers, L the nonzero weights that it depends on; the image's
-padding counts as pixels where the first convolution is strided (RigL's counter, arXiv 1911.11134).
+C: 2L+1 FLOPs per output of convolutions and linear layers, L being the nonzero weights that the output depends on; the
+image's padding counts as pixels if the first convolution is strided (RigL's counter, arXiv 1911.11134).
 """
 
 
@@ -29,21 +29,21 @@ def forward_flops(
 ) -> int | Fraction:
     """FLOPs of one image's forward pass, exact.
 
-    kept: nonzero weights by parameter name; layers that are not in it are dense, and all are where it is None.
+    kept: nonzero weights by parameter name; layers that it does not name are dense, as are all if it is None.
     """
     count = _COUNTS[convention]
     return exact(sum(count(operation, _macs(operation, kept or {})) for operation in operations))
 
 
 def _macs(operation: Operation, kept: Mapping[str, int | Fraction]) -> int | Fraction:
-    """Multiply-accumulates by weights that are not zero."""
+    """Multiply-accumulates by nonzero weights."""
     if operation.parameter_name is None or operation.parameter_name not in kept:
         return operation.macs
     return exact(Fraction(operation.macs * kept[operation.parameter_name], operation.weights))
 
 
 def exact(number: int | Fraction) -> int | Fraction:
-    """Whole numbers as such: they are added many times faster."""
+    """Whole numbers as `int`, which adds many times faster."""
     return number.numerator if number.denominator == 1 else number
 
 

@@ -1,4 +1,4 @@
-"""What a model does to one image: its operations in the order of the forward pass, counted without any weights."""
+"""The operations of a model on one image, in the order of the forward pass, counted without its weights."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ Kind = Literal["conv", "linear", "attention", "norm", "activation", "pool", "blu
 
 @dataclass(frozen=True)
 class Operation:
-    """What one call does to one image."""
+    """One call on one image."""
 
     name: str
-    """Of the layer whose weight it uses, as in `sparsity.prunable.Layer.name`, else of the module that it happens in;
-    of attention's own products `blocks.0.attn (scores)` and `(values)`."""
+    """Name of the layer whose weight it uses, as in `prunable.Layer.name`, else of the module around it;
+    for attention's own products, `blocks.0.attn (scores)` and `(values)`."""
     kind: Kind
     parameter_name: str | None
-    """The weight that is multiplied, as in `sparsity.prunable.Layer.parameter_name`; None where it is no parameter."""
+    """The weight that is multiplied, as in `sparsity.prunable.Layer.parameter_name`; None if it is not a parameter."""
     weights: int
-    """Of that parameter; 0 where there is none."""
+    """Size of that parameter; 0 if there is none."""
     positions: int
-    """How often each of these weights is used: output positions of a convolution (padding counts as input), in all
-    parts of the image where it is cut into some; tokens of a linear layer."""
+    """How often each of these weights is used: output positions of a convolution (padding counts as input), over all
+    parts of the image if it is cut into several; tokens of a linear layer."""
     same_positions: int
-    """The same, but those of a padded, strided first convolution are counted as if its padding were pixels of the image
-    and it padded by "same": of 224 + 2·3 pixels stride 2 makes 115, not 112. RigL's counter did (convention C), because
-    its ResNet-50 pads the image by a layer of its own, and no later input."""
+    """`positions`, but a padded, strided first convolution counts as if its padding were pixels and it padded by
+    "same": 224 + 2·3 pixels with stride 2 give 115, not 112. RigL's counter does so (convention C), because its
+    ResNet-50 pads the image in a separate layer, and no later input."""
     elements: int
-    """Of the output."""
+    """Elements of the output."""
     macs: int
     """Multiply-accumulates while no weight is zero, of convolutions, linear layers, attention and blurs, else 0."""
     bias: bool
-    """Does a convolution or linear layer have one?"""
+    """Whether a convolution or linear layer has a bias."""
     taps: int
-    """Inputs that one output of a pooling or blur is made of, else 0."""
+    """Inputs of one output of a pooling or blur, else 0."""
 
 
 def operations(model: nn.Module, side: int) -> list[Operation]:
-    """Of one image of side x side pixels, in eval mode.
+    """The operations on one image of side x side pixels, in eval mode.
 
-    The model is not touched: tensors on the meta device, which have shapes and no memory, take the place of its own,
-    wherever these are, and what runs is looked at where torch hands it to a device. So what a model does by functions
-    (`F.relu`, attention) counts like what it does by modules. Additions, softmax and gates are left out.
+    The model is not touched: tensors on the meta device, which have shapes but no memory, replace its own, and calls
+    are recorded where torch hands them to a device. So operations by functions (`F.relu`, attention) count like those
+    by modules. Additions, softmax and gates are left out.
     Raises ModelError if the model takes no images of this size.
     """
     # tied weights by their first name, as in sparsity.prunable
@@ -83,7 +83,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _scopes(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the modules that run at this moment, outermost first."""
+    """The names of the modules that are running, outermost first."""
     running: list[str] = []
 
     def enter(name: str) -> Callable[..., None]:
@@ -95,7 +95,7 @@ def _scopes(model: nn.Module) -> Iterator[list[str]]:
     handles = [
         handle
         for name, module in model.named_modules()
-        # before BlurPool's own hook, so that a blur happens in the convolution that it belongs to
+        # before BlurPool's own hook, so that a blur belongs to its convolution
         for handle in (module.register_forward_pre_hook(enter(name), prepend=True), module.register_forward_hook(leave))
     ]
     try:
@@ -110,7 +110,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # nothing here is compiled, and to keep the compiler out of it torch would import it, a second's work
+        # nothing here is compiled; to keep its compiler out, torch would import it, which takes a second
         return False
 
     def __init__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], scopes: list[str]) -> None:
@@ -125,7 +125,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket.__name__.removesuffix("_")
         result: Any
-        # what torch would find out by running it in Python, for which it imports its compiler
+        # shapes that torch would find by running it in Python, for which it imports its compiler
         if packet == "native_batch_norm":
             # in eval mode its output is like its input
             nothing = args[0].new_empty(0)
@@ -148,7 +148,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _convolution(self, args: Sequence[Any], output: Tensor) -> None:
         image, weight, _, stride, padding, _, transposed = args[:7]
-        # windows and attention heads come as a batch: of one image too there may be several
+        # windows and attention heads come as a batch, so one image may have several
         batch, _, *side = (image if transposed else output).shape
         positions = batch * prod(side)
         macs = positions * weight.numel()
@@ -199,14 +199,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _storage(tensor) in self._parameter_names
 
     def _parameter_name(self, weight: Tensor) -> str | None:
-        """The parameter itself, or the one of the running module that this weight is made of (standardised ones)."""
+        """The parameter itself, or that of the module that computes this weight from it (standardisation)."""
         if self._is_weight(weight):
             return self._parameter_names[_storage(weight)]
         own = f"{self._scope}.weight".removeprefix(".")
         return own if own in self._parameters and self._parameters[own].shape == weight.shape else None
 
     def _attention_part(self) -> str:
-        """Attention multiplies twice: queries by keys, and what results by values."""
+        """Attention multiplies twice: queries by keys, then the scores by values."""
         before = sum(name.kind == "attention" and name.name.startswith(f"{self._scope} (") for name in self.operations)
         return ("scores", "values")[before % 2]
 
@@ -225,7 +225,7 @@ _ELEMENTWISE: dict[str, Kind] = {
 
 
 def _reduced(shape: Sequence[int], dimensions: Sequence[int], keep: bool) -> list[int]:
-    """After a reduction over these dimensions; keep: as sides of 1."""
+    """The shape after a reduction over these dimensions; keep: they stay, with size 1."""
     gone = {dimension % len(shape) for dimension in dimensions}
     return [1 if number in gone else size for number, size in enumerate(shape) if keep or number not in gone]
 
@@ -245,5 +245,5 @@ def _same(image: Sequence[int], output: Sequence[int], stride: Sequence[int], pa
 
 
 def _storage(tensor: Tensor) -> int:
-    """Tells memory from memory even where there is none, as on the meta device; views share it."""
+    """An identity of the storage, even without memory, as on the meta device; views share it."""
     return int(tensor.untyped_storage()._cdata)

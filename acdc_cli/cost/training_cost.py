@@ -1,13 +1,13 @@
-"""What training costs, epoch by epoch: what the method's schedule says, and what its weights really were.
+"""The cost of training, epoch by epoch: planned from the method's schedule, and measured from its weights.
 
-Per image, an ordinary step takes 2 f(A) + f(B): a forward pass with the weights A, the gradients of its inputs with the
-same, and the gradients of the weights B. That is 3 f for dense training, 3 f_e for AC/DC in an epoch with cost f_e, and
-2 f_A + f_B for Top-KAST (arXiv 2106.03517). A step whose weights are sparse but whose gradient is not takes
-2 f(A) + f(dense): of it and dT ordinary ones, RigL's mean is (3 f_S dT + 2 f_S + f_D) / (dT + 1) (arXiv 1911.11134).
+Per image, an ordinary step takes 2 f(A) + f(B): a forward pass with the weights A, gradients of its inputs with the
+same weights, and gradients of the weights B. That is 3 f for dense training, 3 f_e for AC/DC in an epoch with cost f_e,
+and 2 f_A + f_B for Top-KAST (arXiv 2106.03517). A step with sparse weights and dense gradients takes 2 f(A) + f(dense):
+over one such step and dT ordinary ones, RigL's mean is (3 f_S dT + 2 f_S + f_D) / (dT + 1) (arXiv 1911.11134).
 
-A gradient that a method asks for besides, before an epoch's steps, takes 3 f of the weights that live until then for
-each of its images. An epoch's cost of an image is that of all it takes, divided by the images that its steps train on:
-times these and summed over the epochs it is the run's.
+An extra gradient that a method asks for before an epoch's steps takes 3 f, of the weights that live until then, for
+each of its images. An epoch's cost per image is its whole cost divided by the images that its steps train on; times
+these images and summed over the epochs, it is the cost of the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from acdc_cli.sparsity.where import Living
 
 Flops = int | Fraction
 Kept = Mapping[str, int | Fraction]
-"""Weights that are not zero, by parameter name; layers that are not in it are dense."""
+"""Nonzero weights by parameter name; layers that it does not name are dense."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class EpochCost:
     resolution: int
     """Side of the images, in pixels."""
     forward: Flops
-    """FLOPs of one image, with the weights that the epoch ends with."""
+    """FLOPs of one image with the weights at the epoch's end."""
     train: Flops
-    """FLOPs of one image, forward and backward: the mean over the epoch's steps, and its share of what the method asks
-    for besides."""
+    """FLOPs of one image, forward and backward: the mean over the epoch's steps, and its share of the method's extra
+    gradients."""
 
 
 def training_flops(
@@ -47,10 +47,10 @@ def training_flops(
     dense_gradients: Fraction = Fraction(0),
     dense_steps: Fraction = Fraction(0),
 ) -> Flops:
-    """Of one image, the mean over an epoch's steps.
+    """FLOPs of one image, the mean over an epoch's steps.
 
-    dense_gradients: share of those in which every weight has a gradient, but sparse ones act.  dense_steps: share of
-    those without masks.
+    dense_gradients: share of the steps with sparse weights and dense gradients.  dense_steps: share of the steps
+    without masks.
     """
     ordinary = 1 - dense_gradients - dense_steps
     acting = (1 - dense_steps) * forward + dense_steps * dense
@@ -65,10 +65,10 @@ def nominal(
     batch_size: int,
     convention: Convention,
 ) -> list[EpochCost]:
-    """What the method's schedule says, known before the run starts.
+    """The costs that follow from the method's schedule, known before the run starts.
 
     operations: of the model, by the images' side.  resolutions: of the epochs.
-    What is asked for besides has the weights that the epoch before ends with; before the first, all.
+    Extra gradients have the weights at the end of the epoch before; before the first epoch, all weights.
     """
     prices = _Prices(operations, convention)
     costs = []
@@ -88,8 +88,8 @@ def nominal(
 def kept_weights(masked: MaskedParameters, living: Living) -> Kept:
     """Weights that take part in a pass.
 
-    Where the method does not know how many each layer has, they are spread evenly over the layers that it prunes, in
-    fractions of weights; where it does not even know how many in all, because they are learned, they are dense.
+    If the method knows only their total, they are spread evenly over the layers that it prunes, in fractions of
+    weights. If it does not know the total either, because it learns it, they are dense.
     """
     if living.by_layer is not None:
         return living.by_layer
@@ -100,11 +100,11 @@ def kept_weights(masked: MaskedParameters, living: Living) -> Kept:
 
 
 class Measured:
-    """What the run really took: zeros are counted after every epoch, those of dead filters in dense phases included.
+    """The measured cost of a run: zeros are counted after every epoch, including those of dead filters in dense phases.
 
-    An epoch is charged with the weights that it ends with, also for its steps before a change of the masks.
-    The total alone is its state: what is asked for before an epoch's steps is in it before the first of them is taken,
-    so that a run which goes on within the epoch has it once.
+    An epoch is charged with the weights at its end, even for its steps before a change of the masks.
+    The total is the only state. It includes an epoch's extra gradients before the first step, so that a run that
+    resumes within the epoch counts them once.
     """
 
     def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
@@ -115,7 +115,7 @@ class Measured:
         """FLOPs of all images so far."""
 
     def probe(self, images: int, nonzero: Mapping[str, int], side: int) -> None:
-        """Gradients that the method is about to compute before an epoch's steps, with the weights as they are.
+        """Charge the extra gradients that the method is about to compute before an epoch's steps.
 
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
@@ -124,7 +124,7 @@ class Measured:
     def add(
         self, sparsifier: Sparsifier[Any], nonzero: Mapping[str, int], epoch: int, side: int, steps: int, images: int
     ) -> EpochCost:
-        """The steps of an epoch that is just over, on so many images; `probe` has charged what came before them.
+        """Charge the steps of an epoch that is just over, on so many images; `probe` has charged extra gradients.
 
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
@@ -135,7 +135,7 @@ class Measured:
 
 
 class _Prices:
-    """Of epochs, each kind of which is counted once."""
+    """Costs of epochs; equal epochs are counted once."""
 
     def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
         self._operations = operations
@@ -143,7 +143,7 @@ class _Prices:
         self._known: dict[tuple[int, frozenset[tuple[str, int | Fraction]]], Flops] = {}
 
     def of(self, work: EpochWork, epoch: int, side: int, forward: Kept, backward: Kept, steps: int) -> EpochCost:
-        """Of the epoch's steps."""
+        """The cost of the epoch's steps."""
         acting, trained, dense = (self._forward(side, kept) for kept in (forward, backward, {}))
         # as exact as they are: numbers of steps
         dense_gradients, dense_steps = (
@@ -152,7 +152,7 @@ class _Prices:
         return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients, dense_steps))
 
     def probe(self, side: int, kept: Kept) -> Flops:
-        """Of the gradient of one image."""
+        """The cost of the gradient of one image."""
         return 3 * self._forward(side, kept)
 
     def _forward(self, side: int, kept: Kept) -> Flops:

@@ -1,8 +1,8 @@
 """Crops and flips as pure functions of (seed, epoch, sample index).
 
-The functions hold for Python, for numba, which compiles them for the FFCV loader (`ffcv.py`), and, but for those of
-random resized crops, for NumPy's arrays (`shifts`), and give all three the same integers. That is why they are plain
-arithmetic on ints and floats, and call nothing but `math` and one another.
+Python, numba (which compiles them for the FFCV loader, `ffcv.py`) and, except for random resized crops, NumPy arrays
+(`shifts`) share these functions and get the same integers from them. So they are plain arithmetic on ints and floats,
+and call only `math` and one another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Crop(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """All that an image depends on but its sample index, the epoch and the resolution."""
+    """All that a drawn image depends on, besides its sample index, the epoch and the resolution."""
 
     crop: Crop
     flip: float
@@ -53,8 +53,8 @@ class Augmentation(NamedTuple):
 def philox(index: int, epoch: int, block: int, purpose: int, seed: int) -> tuple[int, int, int, int]:
     """Four random words of 32 bits: Philox4x32-10 with the counter (index, epoch, block, purpose) and the key `seed`.
 
-    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). Another counter or key is another block.
-    Compiled, the products wrap around at 64 bits; that leaves the bits that are kept here as they are in Python.
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). Another counter or key gives other words.
+    Compiled, the products wrap around at 64 bits, which does not change the bits that are used here.
     """
     key_low, key_high = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
@@ -74,12 +74,12 @@ def uniform(word: int, low: float, high: float) -> float:
 
 
 def below(word: int, count: int) -> int:
-    """One of range(count)."""
+    """A number in range(count)."""
     return (word * count) >> 32
 
 
 def nearest(value: float) -> int:
-    """Halves up: `round` rounds them to even in Python, and need not when it is compiled."""
+    """Rounds halves up: `round` rounds them to even in Python, but not always when compiled."""
     return math.floor(value + 0.5)
 
 
@@ -120,7 +120,7 @@ def centred_box(share: float, height: int, width: int) -> Box:
 
 
 def crop_box(crop: Crop, seed: int, epoch: int, index: int, height: int, width: int, size: int) -> Box:
-    """What of sample `index` is shown in this epoch; the box is then resized to a square of `size`."""
+    """The box of sample `index` in this epoch; it is then resized to a square of `size`."""
     if crop.kind == RANDOM_RESIZED:
         return random_resized_box(crop, seed, epoch, index, height, width)
     if crop.kind == PADDED:
@@ -137,14 +137,14 @@ def is_flipped(probability: float, seed: int, epoch: int, index: int) -> bool:
 
 
 def only_shifts(crop: Crop, height: int, width: int, size: int) -> bool:
-    """Whether crops of `size` are parts of the image and the black around it, or all of it, and never resized."""
+    """Whether crops of `size` are cut from the image and the black around it without resizing."""
     if crop.kind == PADDED:
         return True
     return crop.kind in (WHOLE, CENTRED) and height == width == size == nearest(size / crop.share)
 
 
 class Shifts(NamedTuple):
-    """Crops that are only shifts, of many samples."""
+    """Crops of many samples that need no resizing."""
 
     top: NDArray[np.int64]
     left: NDArray[np.int64]
@@ -171,7 +171,7 @@ def padding_of(crop: Crop) -> int:
 
 
 def require_room(crop: Crop, shorter_side: int, size: int) -> None:
-    """Raises DataError when an image is too small for crops of `size`."""
+    """Raises DataError if an image is too small for crops of `size`."""
     if crop.kind == PADDED and shorter_side + 2 * crop.padding < size:
         raise DataError(
             f"an image's shorter side is {shorter_side} pixels: with data.padding {crop.padding} no crop of "
@@ -180,4 +180,4 @@ def require_room(crop: Crop, shorter_side: int, size: int) -> None:
 
 
 COMPILED = (philox, uniform, below, nearest, random_resized_box, padded_box, centred_box, crop_box, is_flipped)
-"""What a loader that compiles its decoding compiles with it."""
+"""The functions that the FFCV loader compiles."""

@@ -1,4 +1,4 @@
-"""What every loader gives: batches of one epoch, drawn from nothing but (seed, epoch, step)."""
+"""The contract of loaders: batches of an epoch that depend on (seed, epoch, step) alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from acdc_cli.data.order import epoch_order, spread
 
 @dataclass(frozen=True)
 class Batch:
-    """Valid until the next batch is asked for: the storage may be reused."""
+    """Valid until the next batch is requested: the storage may be reused."""
 
     images: Tensor
     """(batch, 3, height, width), uint8, channels_last, on the loader's device."""
@@ -30,51 +30,51 @@ class Batch:
 
 class Loader(Protocol):
     """A split of a data set. Training loaders shuffle, augment and drop the last partial batch;
-    validation loaders give every image once, in the set's order. Of several processes each has its `Shard`."""
+    validation loaders give every image once, in the set's order. Each rank has its `Shard`."""
 
     @property
     def kind(self) -> Literal["ffcv", "torch"]:
-        """Which implementation this is."""
+        """The implementation."""
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch: when training, as many in each process."""
+        """Batches in an epoch; in training, the same number on every rank."""
 
     @property
     def samples(self) -> int:
-        """Images in the split, whoever draws them."""
+        """Images in the split, over all ranks."""
 
     def epoch(
         self, epoch: int, start_step: int = 0, resolution: int | None = None
     ) -> AbstractContextManager[Iterator[Batch]]:
-        """The batches of an epoch from `start_step` on; leaving the context early leaks nothing.
+        """The batches of an epoch from `start_step` on; leaving the context early is safe.
 
         resolution: side of the crops in pixels; None keeps the loader's own.
         Only one epoch of a loader may be open at a time. Raises DataError when an image cannot be decoded.
         """
 
     def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        """Begin to draw the first batches of an epoch now, beside whatever else runs; between epochs only.
+        """Begin to draw the first batches of an epoch in the background; call it between epochs only.
 
-        The next `epoch` takes them if it asks for the same from step 0 on. Any other, or `close`, drops them. The
-        batches are the same with and without; what fails here is raised by `epoch` or its batches.
+        The next `epoch` uses them if it has the same arguments and starts at step 0; any other call, or `close`, drops
+        them. Batches do not depend on it; `epoch` or its batches raise what fails here.
         """
 
     def warm_up(self) -> None:
-        """Compile and allocate now what the first epoch would otherwise wait for."""
+        """Compile and allocate now, so that the first epoch need not wait."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one of several processes draws: when training an equal part of every batch, else every so many-th batch."""
+    """The part that a rank draws: in training an equal part of every batch, else every `size`-th batch."""
 
     rank: int = 0
     size: int = 1
-    """Processes that share the split."""
+    """Ranks that share the split."""
     local_size: int = 1
-    """Those of them that share this machine's cores."""
+    """Ranks that share this machine's cores."""
 
 
 UNDIVIDED = Shard()
@@ -82,10 +82,10 @@ UNDIVIDED = Shard()
 
 @dataclass(frozen=True)
 class Plan:
-    """How a split is read: all about a loader but where its images lie and where they go."""
+    """How a split is read: all settings of a loader except the location of its images and its device."""
 
     batch_size: int
-    """When training, over all processes, whose number divides it."""
+    """In training, over all ranks, whose number divides it."""
     size: Callable[[int], int]
     """Side of the images in an epoch, in pixels."""
     crop: Crop
@@ -95,21 +95,21 @@ class Plan:
     shuffle: bool = False
     """For training: shuffled anew every epoch, in whole batches only."""
     images: int | None = None
-    """Use this many only, evenly spread over the set; None: all."""
+    """Use this many images only, evenly spread over the set; None: all."""
     only: NDArray[np.int64] | None = None
-    """Use those at these positions only, in this order, instead of `images`."""
+    """Use the images at these positions only, in this order, instead of `images`."""
     relabelled: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     """Positions in the data set, and the labels of the images there instead of the stored ones."""
     shard: Shard = UNDIVIDED
     bicubic: bool = False
-    """Whether CENTRED images are resized with it, not bilinearly; FFCV's loader does not have it."""
+    """Whether CENTRED images are resized bicubically, not bilinearly; FFCV's loader cannot."""
 
     def samples(self, stored: int) -> int:
-        """Images of the split that are used, of so many in the set."""
+        """Number of images that are used, of so many in the set."""
         return min(stored, self.images or stored) if self.only is None else len(self.only)
 
     def labels(self, stored: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of the whole set, of which these are stored."""
+        """The labels of the whole set, given those that are stored."""
         if self.relabelled is None:
             return stored
         positions, labels = self.relabelled
@@ -119,7 +119,7 @@ class Plan:
 
     @property
     def largest_batch(self) -> int:
-        """Images that this process draws at once."""
+        """Images in a batch of this rank."""
         return self.batch_size // self.shard.size if self.shuffle else self.batch_size
 
     def steps(self, stored: int) -> int:
@@ -136,7 +136,7 @@ class Plan:
         return spread(self.samples(stored), stored) if self.only is None else self.only
 
     def _starts(self, used: int) -> range:
-        """Of each batch, in the epoch's order."""
+        """The start of each batch of this rank, in the epoch's order."""
         if self.shuffle:
             first = self.shard.rank * self.largest_batch
             return range(first, used // self.batch_size * self.batch_size, self.batch_size)
@@ -160,8 +160,8 @@ class Transfer:
         self._stream = torch.cuda.Stream(device) if self.pinned else None  # type: ignore[no-untyped-call]
 
     def begin_thread(self) -> None:
-        """To be called first in every thread that copies: else CUDA, which takes the first device unless told, would
-        put a context of this process on the device of another."""
+        """Call this first in every thread that copies: otherwise CUDA would create a context on the first device, which
+        may belong to another rank."""
         if self.pinned:
             torch.cuda.set_device(self.device)
 
@@ -175,7 +175,7 @@ class Transfer:
         return Batch(images.permute(0, 3, 1, 2), labels, indices)
 
     def hand_over(self, batch: Batch) -> Batch:
-        """To be called by who uses the batch, on the stream where it is used."""
+        """Call this before using the batch, on the stream that uses it."""
         if self._stream is not None:
             # else its memory, which belongs to the copying stream, could be given away while this one still reads it
             stream = torch.cuda.current_stream(self.device)

@@ -20,13 +20,13 @@ from acdc_cli.errors import DataError
 
 Mode = Literal["jpg", "raw"]
 MODES: tuple[Mode, Mode] = ("jpg", "raw")
-"""What an image is stored as, at its code in the file."""
+"""How an image is stored; the position is its code in the file."""
 
 VERSION = 2
 PAGE_SIZE = 8 << 20
 """FFCV's default. FFCV may cache a file page by page, so no image crosses a page's border."""
 LARGEST_IMAGE = 1 << 31
-"""Bytes of one stored image: the page it must fit into has its size in 32 bits, and is a power of two."""
+"""Most bytes of one stored image: its page's size is a power of two and has 32 bits."""
 LONGEST_SIDE = (1 << 16) - 1
 
 HEADER = np.dtype(
@@ -62,10 +62,10 @@ class Sample:
 def write_beton(path: Path, samples: Iterable[Sample], capacity: int) -> int:
     """Writes the samples in their order; the same samples give the same bytes. Returns how many there were.
 
-    capacity: room for this many samples is kept in front of the images; fewer may come, never more.
+    capacity: room in front of the images for this many samples; there may be fewer, never more.
 
     The header comes last: a file whose writer was killed has version 0 and is refused by every reader.
-    It holds the CRC-32 of the images, where FFCV ignores it: files of other images differ in their first page, too.
+    It holds the CRC-32 of the images, which FFCV ignores, so that files of other images differ in their first page.
     """
     metadata = np.zeros(capacity, METADATA)
     table = np.zeros(capacity, ALLOCATION)
@@ -90,7 +90,7 @@ def write_beton(path: Path, samples: Iterable[Sample], capacity: int) -> int:
 
 
 def _page_for(size: int) -> int:
-    """Page that an image of this size needs: a power of two, so that larger pages hold whole smaller ones."""
+    """Size of the page for an image of this size: a power of two, so that larger pages hold whole smaller ones."""
     if not 0 < size <= LARGEST_IMAGE:
         raise ValueError(f"an image of {size} bytes does not fit into a .beton file")
     return max(PAGE_SIZE, 1 << (size - 1).bit_length())
@@ -115,8 +115,8 @@ def _write_index(
 class BetonFile:
     """A .beton file of images and labels, mapped into memory. Opening one of a million images takes about 0.2 s.
 
-    Raises DataError when the file is not a whole and sound one. That finds every truncated or half-written file,
-    but not a changed byte inside an image: the manifest's checksums do.
+    Raises DataError if the structure is damaged. This detects every truncated or half-written file, but not a changed
+    byte inside an image, which the manifest's checksums detect.
     """
 
     path: Path
@@ -128,13 +128,13 @@ class BetonFile:
     modes: NDArray[np.uint8]
     """(samples,): positions in MODES."""
     starts: NDArray[np.int64]
-    """(samples,): where an image's bytes begin in the file …"""
+    """(samples,): position of an image's bytes in the file."""
     lengths: NDArray[np.int64]
-    """(samples,): … and how many they are."""
+    """(samples,): number of an image's bytes."""
     index_end: int
-    """The bytes before this hold header and labels …"""
+    """End of the header and the labels, in bytes."""
     table_start: int
-    """… and those from this on the allocation table."""
+    """Start of the allocation table, in bytes."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -178,10 +178,10 @@ class BetonFile:
         return memoryview(self._map)[start : start + int(self.lengths[index])]
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
-        """Has the system read these images from the disk, and does not wait for them.
+        """Asks the system to read these images from the disk, without waiting for them.
 
-        Else each is read when its first byte is asked for, by a thread that meanwhile decodes nothing, and with it as
-        much of the file as the system reads ahead, which in a random order is seldom of use.
+        Otherwise the thread that decodes an image waits for the disk, and the system reads ahead bytes that a random
+        order seldom needs.
         """
         in_place = indices[np.argsort(self.starts[indices])]
         first = self.starts[in_place] // mmap.PAGESIZE
@@ -204,8 +204,8 @@ class BetonFile:
         except (OSError, SyntaxError, ValueError) as cause:
             raise DataError(self._message(f"image {index} does not decode: {cause}")) from cause
         if pixels.shape != (height, width, 3):
-            found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-            self._refuse(f"image {index} is {found} pixels, the index says {width}x{height}")
+            size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            self._refuse(f"image {index} is {size} pixels, the index says {width}x{height}")
         return pixels
 
     def _read_header(self, size: int) -> None:
@@ -215,15 +215,15 @@ class BetonFile:
         self.samples = int(header["num_samples"])
         self.table_start = int(header["alloc_table_ptr"])
         if version == 0 or (version == VERSION and self.table_start == 0):
-            self._refuse("it has no header: whoever wrote it was stopped before the end")
+            self._refuse("it has no header: writing it was stopped before the end")
         if version != VERSION:
-            self._refuse(f"it is version {version} of the format or no .beton file; only version {VERSION} is read")
+            self._refuse(f"it is version {version} of the format or not a .beton file; only version {VERSION} is read")
         fields = self._array(FIELD, HEADER.itemsize, len(_FIELDS))
-        found = tuple((bytes(field["name"]), int(field["type_id"])) for field in fields)
-        if int(header["num_fields"]) != len(_FIELDS) or found != _FIELDS:
+        stored = tuple((bytes(field["name"]), int(field["type_id"])) for field in fields)
+        if int(header["num_fields"]) != len(_FIELDS) or stored != _FIELDS:
             self._refuse("its fields are not `image` (RGBImageField) and `label` (IntField)")
         if self.page_size == 0 or self.page_size & (self.page_size - 1):
-            self._refuse(f"its page size, {self.page_size}, is no power of two")
+            self._refuse(f"its page size, {self.page_size}, is not a power of two")
         if self.samples == 0:
             self._refuse("it holds no images")
         self.index_end = _METADATA_START + self.samples * METADATA.itemsize
@@ -234,7 +234,7 @@ class BetonFile:
             self._refuse(f"{size - table_end} bytes follow its allocation table")
 
     def _read_table(self, pointers: NDArray[np.uint64]) -> None:
-        """Images in the order of the table; a sample's entry is found by its pointer, as FFCV finds it."""
+        """Starts and lengths of the images; a sample's entry is looked up by its pointer, as FFCV does."""
         table = self._array(ALLOCATION, self.table_start, self.samples)
         table = table[np.argsort(table["ptr"], kind="stable")]
         order = np.argsort(pointers, kind="stable")
@@ -242,7 +242,7 @@ class BetonFile:
         if not np.array_equal(table["sample_id"], order) or not np.array_equal(starts, pointers[order]):
             self._refuse("its allocation table and its index of images contradict each other")
         inside = (starts >= self.index_end) & (starts < self.table_start)
-        # compared like this, so that absurd lengths cannot overflow
+        # so that absurd lengths cannot overflow
         inside &= (lengths > 0) & (lengths <= np.uint64(self.table_start) - np.minimum(starts, self.table_start))
         if not inside.all():
             self._refuse(f"image {order[~inside][0]} lies outside the file")
@@ -262,7 +262,7 @@ class BetonFile:
         fits = ~raw | (self.lengths == 3 * self.sizes.prod(axis=1))
         sound = known & fits & (self.sizes > 0).all(axis=1) & (self.labels >= 0)
         if not sound.all():
-            self._refuse(f"the entry of image {np.flatnonzero(~sound)[0]} makes no sense")
+            self._refuse(f"the entry of image {np.flatnonzero(~sound)[0]} is invalid")
 
     def _array(self, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
         return np.frombuffer(self._map, dtype, count, offset)

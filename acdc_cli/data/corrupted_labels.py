@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from acdc_cli.errors import DataError
 
 _NO_EPOCH = 2**64 - 1
-"""Second word of the key, which of the epochs' orders is the epoch: what is drawn here has nothing to do with them."""
+"""Second word of the key, where orders have the epoch: these draws are independent of all orders."""
 
 
 @dataclass(frozen=True)
 class CorruptedLabels:
-    """The samples with a drawn label, in the set's order; arrays of (count,)."""
+    """The samples with a corrupted label, in the set's order; arrays of (count,)."""
 
     indices: NDArray[np.int64]
     """Positions in the data set."""
     true: NDArray[np.int64]
-    """Their classes …"""
+    """Their true classes."""
     given: NDArray[np.int64]
-    """… and those that the training is told."""
+    """The classes that training uses."""
 
     def csv(self) -> str:
         text = StringIO()
@@ -35,13 +35,11 @@ class CorruptedLabels:
 
 
 def check(count: int, samples: int, classes: int) -> None:
-    """Raises DataError where that many of the samples cannot be given another class."""
+    """Raises DataError if that many samples cannot get another class."""
     if count > samples:
-        raise DataError(
-            f"data.corrupt_labels.count: {count:,} labels of {samples:,} training images cannot be corrupted; lower it"
-        )
+        raise DataError(f"data.corrupt_labels.count: expected at most the {samples:,} training images, found {count:,}")
     if classes < 2:
-        raise DataError("data.corrupt_labels: the set has one class only, so that no label can be wrong; leave it out")
+        raise DataError("data.corrupt_labels: the set has one class only, so no label can be wrong; remove it")
 
 
 def corrupt(
@@ -53,7 +51,7 @@ def corrupt(
     Raises DataError as `check` does.
     """
     check(count, len(used), classes)
-    # raw words, since NumPy promises only these to be the same in its every version
+    # raw words, because only these are the same in every version of NumPy
     stream = np.random.Philox(key=np.array([seed, _NO_EPOCH], np.uint64))
     ranks = stream.random_raw(len(used))
     indices = np.sort(used[np.argsort(ranks, kind="stable")[:count]])

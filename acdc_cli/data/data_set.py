@@ -1,4 +1,4 @@
-"""A data set on the disk, opened once: what lies there, its labels, its classes and its fingerprint."""
+"""A data set on the disk, opened once: its images, labels, classes and fingerprint."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a recipe's `data` block names. Loaders, wrong labels and provenance share what was opened of it."""
+    """The data set of a recipe's `data` block, shared by loaders, corrupted labels and provenance."""
 
     block: DataBlock
     splits: Mapping[str, Split]
-    """Those that are there: at least one."""
+    """The splits that exist; at least one."""
 
     @property
     def path(self) -> Path:
@@ -78,33 +78,33 @@ class DataSet:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Of each split that is there."""
+        """The fingerprint of each split that exists."""
         return {name: split.fingerprint for name, split in self.splits.items()}
 
     def split(self, name: str) -> Split:
-        """Raises DataError when it is not there."""
+        """The split of this name. Raises DataError if it does not exist."""
         if name not in self.splits:
             raise DataError(_missing(self.block, name))
         return self.splits[name]
 
     def stored(self, name: str) -> int:
-        """Images of a split, 0 when it is not there."""
+        """Number of images of a split; 0 if it does not exist."""
         return len(self.splits[name].labels) if name in self.splits else 0
 
     @cached_property
     def corrupted_labels(self) -> CorruptedLabels | None:
-        """The training samples whose labels the recipe makes wrong; None where it makes none wrong.
+        """The training samples whose labels the recipe corrupts; None if there are none.
 
-        Raises DataError when it asks for more than can be.
+        Raises DataError if it corrupts more than possible.
         """
-        if (asked := self.block.corrupt_labels) is None:
+        if (wrong := self.block.corrupt_labels) is None:
             return None
         labels = self.split("train").labels
         used = spread(min(len(labels), self.block.images or len(labels)), len(labels))
-        return corrupted_labels.corrupt(labels, used, self.classes, asked.count, asked.seed, asked.classes == "all")
+        return corrupted_labels.corrupt(labels, used, self.classes, wrong.count, wrong.seed, wrong.classes == "all")
 
     def facts(self) -> dict[str, Any]:
-        """For a run's provenance."""
+        """The entry in a run's provenance."""
         return {
             "name": self.block.name,
             "path": str(self.path),
@@ -117,7 +117,7 @@ class DataSet:
 
 
 def open_set(block: DataBlock) -> DataSet:
-    """Raises DataError when neither split is there, one is damaged, or their classes differ."""
+    """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
     root = _root(block)
     places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
     if not places:
@@ -128,11 +128,10 @@ def open_set(block: DataBlock) -> DataSet:
 
 
 def expected_set(block: DataBlock) -> tuple[int, int, bool]:
-    """(classes, training images that are used, whether they were found): of the set that lies there, or of the one
-    that is known by this name where it lies elsewhere.
+    """(classes, training images that are used, whether the set exists): of the set on the disk, else of the known
+    set of this name.
 
-    Raises DataError for a set that is not there and whose size its name does not tell, and for labels that cannot be
-    corrupted.
+    Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
     """
     known = known_sets().get(block.name)
     if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
@@ -160,7 +159,7 @@ def _root(block: DataBlock) -> Path:
 def _lies_at(root: Path, split: str) -> Path | None:
     """The split's .beton file, else its folder of class folders."""
     beton, folder = root / f"{split}.beton", root / split
-    # os.path's, which take what may not be looked at for missing
+    # os.path's, which treat what may not be read as missing
     if os.path.isfile(beton):
         return beton
     return folder if os.path.isdir(folder) else None
@@ -171,11 +170,13 @@ def _missing(block: DataBlock, what: str) -> str:
     if os.path.isfile(root):
         return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
     if os.path.isdir(root) and not _may_read(root):
-        return f"the data set {block.name}: you may not read {root}; ask its owner for it, or --set data.path=FOLDER"
+        return (
+            f"the data set {block.name}: you may not read {root}; ask its owner for access, or --set data.path=FOLDER"
+        )
     near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
     return (
-        f"the data set {block.name} has no {what}: in {root} lies neither a .beton file of that name nor a folder of "
-        f"images{near or '.'} Write it: {_write_command(block)}. Or say where it lies: --set data.path=FOLDER"
+        f"the data set {block.name} has no {what}: {root} has neither a .beton file of that name nor a folder of "
+        f"images{near or '.'} Write it: {_write_command(block)}. Or give its location: --set data.path=FOLDER"
     )
 
 

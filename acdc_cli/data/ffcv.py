@@ -1,8 +1,8 @@
 """The FFCV loader: .beton files drawn by FFCV's C++ kernels (libturbojpeg decodes, OpenCV resizes) on threads.
 
-Of FFCV this takes the file format and the two kernels; the loop around them is our own. FFCV's draws crops that differ
-from process to process, compiles every loader anew, waits for ever when its thread fails, leaves the thread and its
-buffers behind when an epoch is left early, and does not look at what the decoder returns.
+This loader uses FFCV's file format and two kernels in a loop of its own. FFCV's loop draws crops that differ from
+process to process, compiles every loader anew, hangs when its thread fails, leaks the thread and its buffers when an
+epoch is left early, and ignores the decoder's return value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from acdc_cli.errors import DataError
 _AHEAD = 3
 """Batches that are drawn while one is used."""
 _CHUNK = 32
-"""Images that a thread draws in one go, at most: much longer than handing over between threads."""
+"""Most images that a thread draws at once; this takes much longer than handing over between threads."""
 _JPEG = MODES.index("jpg")
 
 
@@ -47,10 +47,10 @@ def _kernels() -> tuple[Any, Any]:
     package = importlib.util.find_spec("ffcv")
     if package is None or not package.submodule_search_locations:
         raise ImportError("the package ffcv is not installed")
-    found = sorted(Path(package.submodule_search_locations[0]).glob("_libffcv*"))
-    if not found:
+    libraries = sorted(Path(package.submodule_search_locations[0]).glob("_libffcv*"))
+    if not libraries:
         raise ImportError("the package ffcv has no compiled kernels")
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(libraries[0]))
     word, flag = ctypes.c_uint32, ctypes.c_bool
     decode = library.imdecode
     # JPEG, its bytes, height and width, pixels, height, width, row and column of a crop, scale num/denom, crop?, flip?
@@ -64,7 +64,7 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def _compiled_augment() -> dict[str, Any]:
-    """The functions of `augment`, compiled. Not with fast maths: their results would differ from Python's."""
+    """The functions of `augment`, compiled. Without fast maths, whose results would differ from Python's."""
     namespace = dict(vars(augment))
     for function in augment.COMPILED:
         namespace[function.__name__] = numba.njit(nogil=True)(FunctionType(function.__code__, namespace))
@@ -79,7 +79,7 @@ is_flipped: Callable[..., bool] = _functions["is_flipped"]
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _place(image: Any, top: int, left: int, height: int, width: int, out: Any) -> None:
-    """The box of the image in the size of `out`. Only boxes that have it already reach beyond the image (PADDED)."""
+    """Writes the box of the image, resized, to `out`. Boxes that reach beyond the image (PADDED) have its size."""
     rows, columns = image.shape[0], image.shape[1]
     if top >= 0 and left >= 0 and top + height <= rows and left + width <= columns:
         source, target = image.ctypes.data, out.ctypes.data
@@ -148,28 +148,28 @@ def _draw(
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch under way."""
+    """A batch that is being drawn."""
 
     chunks: list[Future[None]]
     ready: Future[Batch]
 
     def cancel(self) -> None:
-        """Whatever has not begun will not."""
+        """Cancels all work that has not begun."""
         self.ready.cancel()
         for chunk in self.chunks:
             chunk.cancel()
 
     def settle(self) -> None:
-        """Waits for what has begun: it writes into a buffer that the next epoch reuses."""
+        """Waits for work that has begun: it writes into a buffer that the next epoch reuses."""
         wait(self.chunks)
         wait([self.ready])
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """An epoch under way."""
+    """An epoch that is being drawn."""
 
-    asked: tuple[int, int, int]
+    request: tuple[int, int, int]
     """Epoch, step to begin with, side."""
     starts: Iterator[_Job]
     jobs: deque[_Job] = field(default_factory=deque)
@@ -234,10 +234,10 @@ class FFCVLoader:
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
         self._refuse_if_open()
-        asked = (epoch, start_step, resolution or self._plan.size(epoch))
-        if self._prepared is None or self._prepared.asked != asked:
+        request = (epoch, start_step, resolution or self._plan.size(epoch))
+        if self._prepared is None or self._prepared.request != request:
             self._drop_prepared()
-            self._prepared = self._begin(*asked)
+            self._prepared = self._begin(*request)
         under_way, self._prepared = self._prepared, None
         self._open = True
         try:
@@ -302,10 +302,10 @@ class FFCVLoader:
             done += 1
 
     def _second_opinion(self, index: int) -> NDArray[np.uint8]:
-        """The pixels of an image with which libjpeg was not content.
+        """The pixels of an image for which libjpeg reported an error.
 
-        A few photographs are like that from the start, and every decoder shows them all the same. But it is also what
-        damage looks like: only an image whose bytes are still those that were written is shown.
+        A few original photographs cause one, and every decoder reads them nevertheless. Damage causes it, too: only an
+        image whose bytes are unchanged since they were written is used.
         """
         file = self._file
         begin, end = int(file.starts[index]), int(file.starts[index] + file.lengths[index])
@@ -314,7 +314,7 @@ class FFCVLoader:
             stored = self._bytes[page * manifests.PAGE : (page + 1) * manifests.PAGE]
             if zlib.crc32(stored.data) != checksums[page]:
                 raise DataError(
-                    f"{file.path}: image {index} is damaged. `acdc data check` finds what else is; "
+                    f"{file.path}: image {index} is damaged. `acdc data check` lists all damage; "
                     "write the set again (`acdc data write --force`) or fetch another copy."
                 )
         return file.decode(index)

@@ -1,6 +1,6 @@
-"""The 19 corruptions of ImageNet-C, made anew from any images (Hendrycks and Dietterich, arXiv 1903.12261).
+"""The 19 corruptions of ImageNet-C, applied to any images (Hendrycks and Dietterich, arXiv 1903.12261).
 
-Loads no torch, for which the processes that corrupt images would wait.
+It does not import torch, so that the processes that corrupt images start fast.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Corruption = Literal[
 
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 COMMON = CORRUPTIONS[:15]
-"""Those that a mean corruption error is defined over; the other four are extra."""
+"""The corruptions of the mean corruption error; the other four are extra."""
 GROUPS: dict[Group, tuple[Corruption, ...]] = {
     "noise": CORRUPTIONS[:3],
     "blur": CORRUPTIONS[3:7],
@@ -57,17 +57,17 @@ GROUPS: dict[Group, tuple[Corruption, ...]] = {
     "extra": CORRUPTIONS[15:],
 }
 SIDE = 224
-"""Of ImageNet-C's images, in pixels: how strong a severity is, is meant for these."""
+"""Side of ImageNet-C's images, in pixels, for which the severities are defined."""
 SMALLEST_SIDE = 32
-"""That the library takes."""
+"""Smallest side that the library accepts, in pixels."""
 _SEEDED_APART = ("glass_blur", "impulse_noise")
 
 
 def corrupt(images: Pixels, indices: Sequence[int], corruption: Corruption, severity: int, seed: int) -> Pixels:
     """Each image as a function of itself, its index, the severity (1 to 5) and the seed, whatever else is in the batch.
 
-    Images smaller than the library takes are mirrored at their edges, corrupted and cut back.
-    Raises DataError where the library is missing.
+    Images smaller than the library accepts are mirrored at their edges, corrupted and cut back.
+    Raises DataError if the library is missing.
     """
     made = np.empty_like(images)
     for position, index in enumerate(indices):
@@ -99,7 +99,7 @@ def _margins(side: int) -> tuple[int, int]:
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    """NumPy's global generator, from which the library draws, is afterwards as it was."""
+    """Seeds NumPy's global generator, from which the library draws, and restores it afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -122,10 +122,10 @@ def _library() -> Any:
 
 
 class Corrupter:
-    """Makes corrupted images, in processes of its own; what comes out does not depend on their number."""
+    """Makes corrupted images in processes of its own; the images do not depend on their number."""
 
     def __init__(self, seed: int = 0, workers: int | None = None) -> None:
-        """workers: processes; None: one a core; 0: in this process.  Raises DataError where the library is missing."""
+        """workers: processes; None: one per core; 0: in this process.  Raises DataError if the library is missing."""
         _library()
         self._seed = seed
         self._workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -143,9 +143,9 @@ class Corrupter:
             self._pool.shutdown(cancel_futures=True)
 
     def begin(self, images: Pixels, indices: Sequence[int], corruption: Corruption, severity: int) -> Make:
-        """Starts on a batch, and returns what waits for it. `images` is read until then.
+        """Starts on a batch, and returns a function that waits for it. `images` is read until then.
 
-        Waiting raises DataError where a process ended.
+        Waiting raises DataError if a process ended.
         """
         if self._pool is None:
             return partial(corrupt, images, indices, corruption, severity, self._seed)
@@ -170,7 +170,7 @@ class Corrupter:
 
 
 def _process_ended(cause: BaseException) -> DataError:
-    return DataError(f"a process that corrupts images ended ({cause}). Most often memory ran out: --set workers=1")
+    return DataError(f"a process that corrupts images ended ({cause}). Memory probably ran out: --set workers=1")
 
 
 def _begin() -> None:

@@ -1,4 +1,4 @@
-"""Folders of images, one a class, in the order and with the labels of torchvision's ImageFolder."""
+"""Folders of images, one per class, in the order and with the labels of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Files with other names are no part of an image folder, as torchvision has it."""
+"""Other files do not belong to an image folder, as in torchvision."""
 
 
 def folder_source(name: str, split: str, root: Path) -> Source:
@@ -34,19 +34,19 @@ def folder_source(name: str, split: str, root: Path) -> Source:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Their names, sorted. Raises DataError when there is none."""
+    """The names of the class folders, sorted. Raises DataError if there are none."""
     try:
         with os.scandir(folder) as entries:
             contents = list(entries)
     except OSError as cause:
         raise DataError(
-            f"{folder}: {cause.strerror}. The images must lie in train/CLASS/ and val/CLASS/ of the --source folder."
+            f"{folder}: {cause.strerror}. The --source folder must hold the images in train/CLASS/ and val/CLASS/."
         ) from cause
     class_names = tuple(sorted(entry.name for entry in contents if entry.is_dir()))
     if not class_names:
         loose = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in contents)
         holds = f"{loose:,} images but no class folders" if loose else "no class folders"
-        raise DataError(f"{folder}: holds {holds}. Sort the images into one folder a class, as in train/.")
+        raise DataError(f"{folder}: holds {holds}. Sort the images into one folder per class, as in train/.")
     return class_names
 
 

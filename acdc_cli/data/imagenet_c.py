@@ -1,4 +1,4 @@
-"""Loaders of corrupted images: ImageNet-C's own folders (arXiv 1903.12261), or any loader's images corrupted anew."""
+"""Loaders of corrupted images: ImageNet-C's own folders (arXiv 1903.12261), or a loader's images, corrupted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _finished(make: Make, labels: Tensor, indices: Tensor) -> Batch:
 
 
 class MadeAnew:
-    """The images of loaders, as validation shows them."""
+    """Corrupts the images of validation loaders."""
 
     def __init__(self, corrupter: Corrupter) -> None:
         self._corrupter = corrupter
@@ -70,15 +70,15 @@ class MadeAnew:
 
 
 class Folders:
-    """ImageNet-C's own images, which were cropped before they were corrupted: they are resized to the recipe's crop, if
-    at all, and come in the order of the validation set's classes."""
+    """ImageNet-C's own images, which were cropped before they were corrupted. They are resized to the recipe's crop if
+    needed, and come in the order of the validation set's classes."""
 
     def __init__(self, root: Path, clean: DataSet, device: torch.device) -> None:
-        """clean: its validation images are those that were corrupted."""
+        """clean: the set whose validation images were corrupted."""
         self._root, self._clean, self._device = root, clean, device
 
     def require(self, corruptions: Sequence[Corruption], severities: Sequence[int]) -> None:
-        """Raises DataError where folders are missing."""
+        """Raises DataError if folders are missing."""
         wanted = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
         if missing := [name for name in wanted if not (self._root / name).is_dir()]:
             raise DataError(
@@ -88,12 +88,12 @@ class Folders:
 
     @contextmanager
     def under(self, _: Loader, corruption: Corruption, severity: int) -> Iterator[Loader]:
-        """Raises DataError where they are not as many images of the same classes."""
+        """Raises DataError if the folders differ from the validation set in their classes or their number of images."""
         source = pictures(self._root, corruption, severity, self._clean.class_names)
         if len(source.labels) != (clean := self._clean.stored("val")):
             raise DataError(
                 f"{self._root / corruption / str(severity)} holds {len(source.labels)} images of the validation set's "
-                f"classes, and that has {clean}; unpack it again, or name the set that it was made from by --data"
+                f"classes, which has {clean}; unpack it again, or name the set that it was made from with --data"
             )
         block = self._clean.block
         plan = Plan(
@@ -110,7 +110,7 @@ class Folders:
 def pictures(root: Path, corruption: Corruption, severity: int, class_names: Sequence[str]) -> Source:
     """The images of `root/<corruption>/<severity>/<class>/`, in this order of the classes; other classes are left out.
 
-    Raises DataError where a class's folder is missing or empty.
+    Raises DataError if a class's folder is missing or empty.
     """
     source = folder_source("imagenet-c", str(severity), root / corruption)
     if missing := [name for name in class_names if name not in source.class_names]:

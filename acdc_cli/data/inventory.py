@@ -1,4 +1,4 @@
-"""`acdc data`: what sets there are, writing them, checking what was written."""
+"""`acdc data`: listing, writing and checking data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOME = Path("data")
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """What `acdc data write` was asked for; None leaves a setting to the data set."""
+    """The options of `acdc data write`; None leaves a setting to the data set."""
 
     source: Path | None = None
     out: Path | None = None
@@ -69,7 +69,7 @@ def write_set(name: str, options: WriteOptions) -> list[Manifest]:
             skip_bad=options.skip_bad,
             force=options.force,
         )
-        # the small split first: what is wrong with the source shows within minutes
+        # the small split first: mistakes in the source show within minutes
         for split in ("val", "train")
     ]
 
@@ -79,12 +79,12 @@ def write_demo() -> None:
 
 
 def _default_workers(source: Source) -> int:
-    """Images that lie in memory are too small to be worth processes."""
+    """Images in memory are too small to be worth processes."""
     return 0 if isinstance(source.images, np.ndarray) else len(os.sched_getaffinity(0))
 
 
 def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
-    """The set's settings for the split, changed by what was asked for.
+    """The set's settings for the split, changed by the options.
 
     A split that passes through by default stays as it is unless --reencode is given.
     """
@@ -93,15 +93,15 @@ def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
     }
     if options.original:
         if encoding:
-            asked = ", ".join("--" + key.replace("_", "-") for key in encoding)
-            raise DataError(f"--original stores the source's own bytes, so {asked} cannot hold; leave one of them out")
+            given = ", ".join("--" + key.replace("_", "-") for key in encoding)
+            raise DataError(f"--original stores the source's own bytes, so {given} cannot apply; remove one of them")
         return Settings(original=True)
     default = known.train if split == "train" or options.original is False else known.val
     return default if default.original else replace(default, **encoding)
 
 
 def check(target: str) -> list[Manifest]:
-    """Every byte of a .beton file, or of all in a folder or a set. Raises DataError that names everything damaged."""
+    """Check every byte of a .beton file, or of all in a folder or set. Raises DataError that lists all damage."""
     sound, damaged = [], []
     for beton in _betons(target):
         title = f"Checking {beton}"
@@ -136,10 +136,10 @@ def _betons(target: str) -> list[Path]:
         known = f" (sets: {', '.join(known_sets())})" if path.parent == Path() else ""
         raise DataError(f"{path}: there is no such file, folder or written set{known}. `acdc data write` makes one.")
     if path.suffix != ".beton":
-        raise DataError(f"{path} is no .beton file; give one, the folder that holds them, or a set's name")
+        raise DataError(f"{path} is not a .beton file; give one, the folder that holds them, or a set's name")
     return [path]
 
 
 def _promised(folder: Path) -> list[Path]:
-    """Files that have a manifest, though they themselves may be gone."""
+    """Files that have a manifest, even if they are gone."""
     return [path.with_suffix("") for path in folder.glob("*.beton.json")]

@@ -23,24 +23,24 @@ AS_PIXELS = Settings(raw_share=1.0)
 @dataclass(frozen=True)
 class KnownSet:
     description: str
-    """A line of `acdc data list`."""
+    """Description in `acdc data list`."""
     classes: int | None
-    """None: as many as there are folders."""
+    """None: the number of folders."""
     train_images: int | None
-    """None: as many as there are files."""
+    """None: the number of files."""
     image_size: str
     read: Callable[[str, str, Path | None, bool], Source]
     """(name of the set, split, folder of --source, whether it may be downloaded) -> the split's images."""
     train: Settings = AS_PIXELS
-    """How training images are stored unless options say otherwise …"""
+    """How training images are stored by default."""
     val: Settings = AS_PIXELS
-    """… and validation images."""
+    """How validation images are stored by default."""
 
 
 @cache
 def known_sets() -> Mapping[str, KnownSet]:
-    """By name, the largest first and those of any size last. A new set is one new file of `sets/` that names it in a
-    dictionary `SETS`."""
+    """The sets by name, the largest first and those of any size last. A new set is one file of `sets/` that names it
+    in a dictionary `SETS`."""
     named: dict[str, KnownSet] = DATA_SETS.table("SETS")
     return dict(sorted(named.items(), key=lambda item: -(item[1].train_images or 0)))
 
@@ -53,7 +53,7 @@ def known_set(name: str) -> KnownSet:
 
 
 def read_set(name: str, root: Path | None = None, download: bool = False) -> dict[str, Source]:
-    """The splits by their names. Raises DataError for an unknown set, and where its images are missing or damaged."""
+    """The splits by name. Raises DataError for an unknown set, or if its images are missing or damaged."""
     known = known_set(name)
     splits = {split: known.read(name, split, root, download) for split in SPLITS}
     require_same_classes(root or name, [source.class_names for source in splits.values()])
@@ -61,7 +61,7 @@ def read_set(name: str, root: Path | None = None, download: bool = False) -> dic
 
 
 def require_same_classes(where: object, splits: Sequence[Sequence[str]]) -> None:
-    """Raises DataError when the classes of the first split are not those of all."""
+    """Raises DataError if the splits have different classes."""
     for names in splits[1:]:
         if names != splits[0]:
             differing = sorted(set(names) ^ set(splits[0]))

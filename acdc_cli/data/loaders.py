@@ -1,4 +1,4 @@
-"""From a data set and its recipe's `data` block to loaders."""
+"""Build the loaders of a data set by its recipe's `data` block."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _CROPS = {"random_resized_crop": augment.RANDOM_RESIZED, "pad_crop": augment.PAD
 
 
 def train_loader(data: DataSet, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
-    """Shuffled and augmented; crops have the resolution that the recipe gives the epoch, and samples the labels that
-    the recipe's corruption gives them."""
+    """The training loader: shuffled and augmented, with the recipe's resolution in each epoch and its corrupted
+    labels."""
     block, wrong = data.block, data.corrupted_labels
     plan = Plan(
         batch_size=block.batch_size,
@@ -66,11 +66,11 @@ def first_size(data: DataSet, split: str = "val") -> tuple[int, int]:
 
 
 def steps_per_epoch(block: DataBlock, images: int) -> int:
-    """Whole batches in that many training images. Raises DataError where there is none."""
+    """Whole batches in that many training images. Raises DataError if there is none."""
     if images < block.batch_size:
         raise DataError(
-            f"data.batch_size {block.batch_size} is more than the {images} images of {block.name}: "
-            "an epoch would have no step. Lower it."
+            f"data.batch_size {block.batch_size} is more than the {images} images of {block.name}, "
+            "so an epoch would have no step. Lower it."
         )
     return images // block.batch_size
 
@@ -78,9 +78,9 @@ def steps_per_epoch(block: DataBlock, images: int) -> int:
 def val_loader(
     data: DataSet, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
 ) -> Loader:
-    """Every image of the split that is used, once, in its order, without augmentation, and with its true label.
+    """The validation loader: every image of the split once, in order, not augmented, with its true label.
 
-    count: so many of them only, evenly spread.
+    count: use this many images only, evenly spread.
     """
     used = data.block.images if split == "train" else data.block.val_images
     plan = replace(_val_plan(data.block, shard), images=count if used is None else used)
@@ -92,7 +92,7 @@ def val_loader(
 
 
 def corrupted_loader(data: DataSet, wrong: CorruptedLabels, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
-    """The corrupted training samples as validation would show them, each once; labels are their numbers in `wrong`."""
+    """The corrupted training samples, each once and not augmented; labels are their positions in `wrong`."""
     numbers = np.arange(len(wrong.indices))
     plan = replace(_val_plan(data.block, shard), only=wrong.indices, relabelled=(wrong.indices, numbers))
     return _loader(data, "train", plan, device)
@@ -139,7 +139,7 @@ def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs:
 
 
 def _ffcv(block: DataBlock) -> type[FFCVLoader] | None:
-    """None where it cannot be used, and the recipe does not insist on it."""
+    """FFCV's loader; None if it is unusable and the recipe does not require it."""
     try:
         # here, because it loads FFCV's kernels
         from acdc_cli.data.ffcv import FFCVLoader
@@ -151,7 +151,7 @@ def _ffcv(block: DataBlock) -> type[FFCVLoader] | None:
 
 
 def _do_without_ffcv(block: DataBlock, reason: str) -> None:
-    """Raises DataError where the recipe insists on FFCV; where it takes what there is, says why."""
+    """Raises DataError if the recipe requires FFCV; with `auto`, prints the reason."""
     if block.loader == "ffcv":
         raise DataError(f"{reason}. Or let torchvision do it: --set data.loader=torch")
     if block.loader == "auto":

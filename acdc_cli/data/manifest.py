@@ -1,4 +1,4 @@
-"""What was written into a .beton file and how: settings, classes and the checksums that make damage visible."""
+"""The manifest of a .beton file: settings, classes and the checksums that reveal damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSION = 1
 PAGE = 8 << 20
 """Bytes that share one checksum."""
 Progress = Callable[[int, int], object]
-"""Told the bytes done and the bytes in all."""
+"""Called with the bytes done and the bytes in total."""
 _PAGES_NAMED = 10
 _SAMPLE = struct.Struct("<QqBHHQ")
 
@@ -48,26 +48,26 @@ class Manifest:
     settings: dict[str, Any]
     """How images were stored: `acdc_cli.data.write_beton.Settings`."""
     source: str
-    """Fingerprint of what the images were read from."""
+    """Fingerprint of the source of the images."""
     bytes: int
     """Size of the .beton file."""
     page_crc32: tuple[int, ...]
-    """Of each 8 MiB of the file."""
+    """CRC-32 of each 8 MiB of the file."""
     content_hash: str
-    """SHA-256 over index, label, kind, size and bytes of each image: it does not depend on the file's layout."""
+    """SHA-256 over index, label, kind, size and bytes of each image, independent of the file's layout."""
     label_histogram: tuple[int, ...]
     """Images of each class."""
     reencoded: int
-    """Images that were to pass through unchanged but are no RGB or grey JPEG, and so were encoded anew."""
+    """Images encoded anew although they should pass through: they are not RGB or grey JPEGs."""
     bad: tuple[BadImage, ...]
-    """Sources that were left out because they cannot be read."""
+    """Sources that were left out because they are unreadable."""
     created: str
     acdc_version: str
 
     def summary(self) -> str:
         notes = [f"{self.samples:,} images", f"{self.classes:,} classes", f"{self.bytes / 1e6:,.1f} MB"]
         if self.reencoded:
-            notes.append(f"{self.reencoded:,} that are no RGB JPEG encoded anew")
+            notes.append(f"{self.reencoded:,} that are not RGB JPEGs encoded anew")
         if self.bad:
             notes.append(f"{len(self.bad):,} unreadable left out")
         return ", ".join(notes)
@@ -104,12 +104,12 @@ def checksums(file: BetonFile, progress: Progress | None = None) -> tuple[tuple[
 
 
 def _page_crc32(path: Path, advance: Callable[[int], None]) -> tuple[int, ...]:
-    found = []
+    pages = []
     with path.open("rb") as file:
         while page := file.read(PAGE):
-            found.append(zlib.crc32(page))
+            pages.append(zlib.crc32(page))
             advance(len(page))
-    return tuple(found)
+    return tuple(pages)
 
 
 def _content_hash(file: BetonFile, advance: Callable[[int], None]) -> str:
@@ -134,7 +134,7 @@ def write(beton: Path, manifest: Manifest) -> None:
 
 
 def read(beton: Path) -> Manifest:
-    """The manifest of a .beton file. Raises DataError when there is none or it is damaged."""
+    """The manifest of a .beton file. Raises DataError if it is missing or damaged."""
     path = path_of(beton)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -153,13 +153,16 @@ def read(beton: Path) -> Manifest:
         return TypeAdapter(Manifest).validate_python(values)
     except ValidationError as cause:
         key = cause.errors()[0]["loc"][0]
-        raise DataError(f"{path}: {key} is not what `acdc data write` writes. Write the data set again.") from cause
+        raise DataError(
+            f"{path}: {key} is not a value that `acdc data write` writes. Write the data set again."
+        ) from cause
 
 
 def check_quick(beton: Path) -> Manifest:
-    """For every opening: the file has its manifest's size and structure, and header, labels and table are unchanged.
+    """Check size and structure of the file, and that header, labels and table are unchanged.
 
-    Takes a fraction of a second whatever the size. Raises DataError; damage inside images is for `check_full`.
+    It takes a fraction of a second at any size, and runs whenever a file is opened. Raises DataError. Damage inside
+    images is found by `check_full`.
     """
     manifest = read(beton)
     _check_size(beton, manifest)
@@ -176,7 +179,7 @@ def check_quick(beton: Path) -> Manifest:
 
 
 def check_full(beton: Path, progress: Progress | None = None) -> Manifest:
-    """Every byte against the manifest. Raises DataError that names the damaged pages and the images they hold."""
+    """Check every byte against the manifest. Raises DataError that names the damaged pages and the images they hold."""
     manifest = read(beton)
     _check_size(beton, manifest)
     file = BetonFile(beton)
@@ -186,7 +189,7 @@ def check_full(beton: Path, progress: Progress | None = None) -> Manifest:
         raise DataError(_damage(file, damaged))
     _check_index(file, manifest)
     if content_hash != manifest.content_hash:
-        raise DataError(f"{beton}: the manifest's content hash is that of other images. Write the data set again.")
+        raise DataError(f"{beton}: the manifest's content hash belongs to other images. Write the data set again.")
     return manifest
 
 

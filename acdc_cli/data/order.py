@@ -1,4 +1,4 @@
-"""Which samples of a set are used, and their order in an epoch, from nothing but (seed, epoch)."""
+"""The samples of a set that are used, and their order in an epoch, which depends on (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation of range(samples).
 
-    Seed and epoch are two words of the key, never a sum: with `seed + epoch`, as FFCV has it, epoch 0 of seed 1
+    Seed and epoch are two words of the key, never a sum: with `seed + epoch`, as in FFCV, epoch 0 of seed 1
     would be epoch 1 of seed 0, and the runs of a study would be correlated.
     """
     key = np.array([seed, epoch], np.uint64)
@@ -17,5 +17,5 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def spread(used: int, stored: int) -> NDArray[np.int64]:
-    """Positions of so many samples of a set, in its order and evenly: sets are often stored class by class."""
+    """Positions of `used` samples, evenly spread over the set, because sets are often stored class by class."""
     return np.arange(used) * stored // used

@@ -1,4 +1,4 @@
-"""The loader of small sets whose crops are only shifts: all images lie on the device, and batches are cut there."""
+"""The loader of small sets whose crops are not resized: all images stay on the device, and batches are cut there."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from acdc_cli.data.batches import Batch, Plan
 from acdc_cli.data.beton import BetonFile
 
 SMALL = 256 << 20
-"""Bytes of pixels up to which a split is kept in memory, the device's or the host's."""
+"""Most bytes of pixels of a split that is kept in memory, on the device or the host."""
 _DRAWN_AT_ONCE = 8192
-"""Samples, at least: NumPy's time for a call counts no more, and the first batch need not wait for a whole epoch."""
+"""Fewest samples drawn in one call: enough to hide NumPy's overhead, and less than a whole epoch."""
 
 
 def can_stay(file: BetonFile, plan: Plan, sizes: Iterable[int]) -> bool:
-    """Whether the images that are used may stay on the device, and crops of all these sizes need no resizing."""
+    """Whether the used images fit on the device, and crops of all these sizes need no resizing."""
     height, width = (int(side) for side in file.sizes[0])
     border = 2 * augment.padding_of(plan.crop)
     return (
@@ -36,7 +36,7 @@ class ResidentLoader:
     """`batches.Loader` of a .beton file for which `can_stay` holds. Its pixels are those of `torch.TorchLoader`.
 
     Nothing is drawn ahead: a batch costs the host a few calls, and the host never waits for the device.
-    Raises DataError when an image cannot be decoded.
+    Raises DataError if an image cannot be decoded.
     """
 
     kind: Literal["torch"] = "torch"
@@ -113,8 +113,8 @@ def cut(padded: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 def cut_on_host(padded: Tensor, places: Tensor, size: int) -> Tensor:
-    """What `cut` returns, in a quarter of the time where `padded` lies on the CPU: images are copied as a whole, not
-    byte by byte."""
+    """The same result as `cut`, in a quarter of the time on the CPU: images are copied as a whole, not byte by
+    byte."""
     (_, height, width, _), bytes_per_crop = padded.shape, 3 * size * size
     image, top, left, mirrored = places.numpy()
     # from a crop's first pixel to its last, with what lies between its rows

@@ -27,7 +27,7 @@ from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 
 _LOST = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
-"""What is raised when a worker has ended; the last three when that is noticed while a batch is being taken from it."""
+"""Errors of a worker that has ended; the last three occur while a batch is taken from it."""
 
 
 class Images(Protocol):
@@ -40,7 +40,7 @@ class Images(Protocol):
         """(height, width, 3), RGB. Raises DataError when the image cannot be decoded."""
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
-        """These are asked for next, wherever they are read from."""
+        """Announces the images that are decoded next."""
 
 
 class FolderImages:
@@ -86,7 +86,7 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class Request:
-    """A batch to be drawn."""
+    """A batch to draw."""
 
     indices: NDArray[np.int64]
     epoch: int
@@ -115,7 +115,7 @@ class Drawer:
         height, width = image.shape[1:]
         require_room(crop, min(height, width), size)
         if crop.kind == CENTRED:
-            # as published checkpoints are judged: the whole image is resized, then cut
+            # as published checkpoints are evaluated: the whole image is resized, then cropped
             image = _resized(image, [nearest(size / crop.share)], self.bicubic)
             image = functional.center_crop(image, [size, size])
         else:
@@ -131,7 +131,7 @@ def _resized(image: Tensor, size: Sequence[int], bicubic: bool = False) -> Tenso
 
 
 class _RequestedBatches(Dataset[Tensor | DataError]):
-    """What a worker process sees: a batch for every request."""
+    """The data set of a worker process: a batch for every request."""
 
     def __init__(self, drawer: Drawer) -> None:
         self._drawer = drawer
@@ -159,9 +159,9 @@ class _Requests(Sampler[Request]):
 
 @dataclass(frozen=True)
 class _Drawing:
-    """The batches of an epoch, which workers have begun to draw."""
+    """The batches of an epoch that workers have begun to draw."""
 
-    asked: tuple[int, int, int]
+    start: tuple[int, int, int]
     """Epoch, step to begin with, side."""
     requests: list[Request]
     images: Iterator[Tensor | DataError]
@@ -229,10 +229,10 @@ class TorchLoader:
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        asked = (epoch, start_step, resolution or self._plan.size(epoch))
+        start = (epoch, start_step, resolution or self._plan.size(epoch))
         drawing, self._prepared = self._prepared, None
-        if drawing is None or drawing.asked != asked:
-            drawing = self._begin(*asked)
+        if drawing is None or drawing.start != start:
+            drawing = self._begin(*start)
         # closed, because a generator that is left in the middle holds the workers for as long as it lives
         with closing(self._transferred(drawing)) as drawn:
             if self._transfer.pinned:
@@ -250,7 +250,7 @@ class TorchLoader:
         else:
             self._requests.now = requests
             try:
-                # workers draw from here on; what an epoch that was not drawn to its end has asked of them is dropped
+                # workers draw from here on; open requests of an unfinished epoch are dropped
                 images = iter(self._workers)
             except _LOST as cause:
                 images = _raising(cause)
@@ -270,7 +270,7 @@ class TorchLoader:
             if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
                 raise
             raise DataError(
-                f"a process that draws images ended ({cause!r}). Most often memory ran out: lower data.workers."
+                f"a process that draws images ended ({cause!r}). Memory probably ran out: lower data.workers."
             ) from cause
 
     def _one_ahead(self, batches: Iterator[Batch], sending: ThreadPoolExecutor) -> Iterator[Batch]:
@@ -282,7 +282,7 @@ class TorchLoader:
 
 
 def _raising(error: Exception) -> Iterator[Never]:
-    """Raises the error when it is asked for something."""
+    """Raises the error at the first `next`."""
     raise error
     yield
 

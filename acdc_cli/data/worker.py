@@ -1,4 +1,4 @@
-"""What every process does first that reads images for another."""
+"""The first steps of every process that reads images for another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import threading
 
 
 def begin(_: int = 0) -> None:
-    """The signals that end a run are for the process that started this one, and whose end, however it comes, ends this.
+    """Ignore the signals that end a run, and end when the process that started this one ends.
 
-    A run that is asked to end still needs its workers for the step under way.
+    A run that is stopping still needs its workers for the current step.
     """
     for each in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(each, signal.SIG_IGN)

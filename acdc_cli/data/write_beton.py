@@ -29,13 +29,13 @@ from acdc_cli.errors import DataError
 Pixels = NDArray[np.uint8]
 
 REENCODED_QUALITY = 97
-"""JPEG quality, without chroma subsampling, of images that should pass through unchanged but are no RGB JPEG."""
+"""JPEG quality, without chroma subsampling, of images that should pass through but are not RGB JPEGs."""
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 _EIGHT_BIT = ("RGB", "L", "1", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr")
 _CHUNK = 8
-"""Images in one message to or from a worker."""
+"""Images in a message to or from a worker."""
 _CHUNKS_AHEAD = 3
-"""Chunks in flight for each worker: what memory is needed, whatever the size of the set."""
+"""Chunks in flight for each worker: they bound the memory, whatever the size of the set."""
 _BAD_SHOWN = 10
 
 
@@ -54,11 +54,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
-            raise DataError(f"JPEG quality {self.quality}: 1 to 100 are possible")
+            raise DataError(f"JPEG quality: expected 1 to 100, found {self.quality}")
         if not 0 <= self.raw_share <= 1:
-            raise DataError(f"share of raw images {self.raw_share}: a fraction from 0 to 1 is possible")
+            raise DataError(f"share of raw images: expected 0 to 1, found {self.raw_share}")
         if self.max_side is not None and not 1 <= self.max_side <= LONGEST_SIDE:
-            raise DataError(f"longest side {self.max_side}: 1 to {LONGEST_SIDE} pixels are possible")
+            raise DataError(f"longest side: expected 1 to {LONGEST_SIDE} pixels, found {self.max_side}")
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def write(
 ) -> Manifest:
     """Writes `destination` and its manifest, or leaves both as they are.
 
-    The same source and settings give the same bytes, whatever the number of workers (0: this process does it all).
+    The same source and settings give the same bytes, whatever the number of workers (0: this process does the work).
     A file already written from them is kept; any other is replaced only by `force`.
-    Raises DataError when an image cannot be read (`skip_bad` leaves it out) and when a worker dies.
+    Raises DataError if an image cannot be read (`skip_bad` leaves it out) or a worker dies.
     """
     with files.explained(destination, DataError):
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -112,24 +112,24 @@ def write(
 
 
 def _finished(source: Source, destination: Path, settings: Settings) -> Manifest | None:
-    """The manifest of what lies there if it is what would be written now, None if nothing lies there."""
+    """The manifest of an existing file with these images and settings; None if there is no file."""
     if not destination.exists():
         return None
     try:
-        found = manifests.check_quick(destination)
+        present = manifests.check_quick(destination)
     except DataError as cause:
-        raise DataError(f"{cause} (--force writes it anew)") from cause
-    if found.settings != asdict(settings):
+        raise DataError(f"{cause} (--force writes it again)") from cause
+    if present.settings != asdict(settings):
         raise DataError(
-            f"{destination}: already written, with other settings: {_described(found.settings)} there, "
-            f"{_described(asdict(settings))} asked for. --force replaces it, --out writes elsewhere."
+            f"{destination}: already written, with other settings: {_described(present.settings)}, not "
+            f"{_described(asdict(settings))}. --force replaces it, --out writes elsewhere."
         )
-    if (found.name, found.split, found.source) != (source.name, source.split, source.fingerprint):
+    if (present.name, present.split, present.source) != (source.name, source.split, source.fingerprint):
         raise DataError(
-            f"{destination}: already written, from other images ({found.name}, {found.samples:,} of {found.split}). "
-            "--force replaces it, --out writes elsewhere."
+            f"{destination}: already written, from other images ({present.name}, {present.samples:,} of "
+            f"{present.split}). --force replaces it, --out writes elsewhere."
         )
-    return found
+    return present
 
 
 def _described(settings: dict[str, object]) -> str:
@@ -160,8 +160,8 @@ def _write(source: Source, destination: Path, settings: Settings, workers: int, 
 def _publish(partial: Path, destination: Path, manifest: Manifest) -> None:
     """Gives both files their names, or leaves both as they were.
 
-    The manifest goes first: its few bytes can be brought back if the other does not follow. Should the process die
-    in between, then `check_quick` refuses the old file with the new manifest.
+    The manifest goes first: its few bytes can be brought back if the other does not follow. If the process dies
+    in between, `check_quick` refuses the old file with the new manifest.
     """
     beside = manifests.path_of(destination)
     before = beside.read_bytes() if beside.exists() else None
@@ -185,7 +185,7 @@ def _put_back(beside: Path, before: bytes | None) -> None:
 
 
 class _Intake:
-    """The stream of encoded images on its way into the file, and what is learned from it."""
+    """The stream of encoded images into the file, and its statistics."""
 
     def __init__(self, source: Source, settings: Settings, workers: int, skip_bad: bool) -> None:
         self._source = source
@@ -202,7 +202,7 @@ class _Intake:
         return self._content.hexdigest()
 
     def samples(self) -> Iterator[Sample]:
-        """What can be read. After the first image that cannot, the others are only checked, so that all are listed."""
+        """The readable images. After the first unreadable one, the rest are only checked, so that all are listed."""
         title = f"Writing {self._source.name} {self._source.split}"
         with console.progress(title, "{task.fields[bad]}") as bar:
             task = bar.add_task(title, total=len(self._source.labels), bad="")
@@ -229,15 +229,15 @@ class _Intake:
             return
         shown = "".join(f"\n  {image.path}: {image.reason}" for image in self.bad[:_BAD_SHOWN])
         more = f"\n  … and {count - _BAD_SHOWN} more" if count > _BAD_SHOWN else ""
-        way_out = "" if count == total else " Mend them, or leave them out with --skip-bad."
+        way_out = "" if count == total else " Repair them, or leave them out with --skip-bad."
         raise DataError(
-            f"{count} of {total} images cannot be read, so it is not written.{way_out} All are listed in {bad_list}."
-            f"{shown}{more}"
+            f"{count} of {total} images cannot be read, so the set is not written.{way_out} All are listed in "
+            f"{bad_list}.{shown}{more}"
         )
 
 
 def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake) -> Manifest:
-    """The manifest of a file that was read back and holds exactly what was sent into it."""
+    """The manifest of a file, which is read back and compared with what was written."""
     file = BetonFile(partial)
     title = f"Checking {source.name} {source.split}"
     with console.progress(title) as bar:
@@ -247,7 +247,7 @@ def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake
         )
     histogram = np.bincount(file.labels, minlength=len(source.class_names)).tolist()
     if histogram != intake.histogram or content_hash != intake.content_hash:
-        raise DataError(f"{partial}: what was read back is not what was written: check the disk")
+        raise DataError(f"{partial}: the file read back differs from what was written; check the disk")
     for index in (0, file.samples // 2, file.samples - 1):
         file.decode(index)
     return Manifest(
@@ -289,7 +289,7 @@ def encode_all(source: Source, settings: Settings, workers: int) -> Iterator[Enc
             yield from pending.popleft().result()
     except BrokenProcessPool as cause:
         raise DataError(
-            f"a worker that read images of {source.name} {source.split} was killed, perhaps for want of memory; "
+            f"a worker that read images of {source.name} {source.split} was killed, perhaps because memory ran out; "
             "nothing was written. Try again with fewer --workers."
         ) from cause
     finally:
@@ -330,7 +330,7 @@ def encode(image: str | Pixels, label: int, index: int, root: Path, settings: Se
         warnings.simplefilter("ignore")
         decoded = Image.open(io.BytesIO(data), formats=_FORMATS)
         if decoded.mode not in _EIGHT_BIT:
-            raise ValueError(f"its pixels are {decoded.mode}, not 8 bits a channel: convert it first")
+            raise ValueError(f"its pixels are {decoded.mode}, not 8 bits per channel: convert it first")
         decoded.load()
         if max(decoded.size) > LONGEST_SIDE:
             raise ValueError(f"{decoded.width}x{decoded.height} pixels: the longest possible side is {LONGEST_SIDE}")
@@ -362,7 +362,7 @@ def _shrunk(image: Image.Image, max_side: int | None) -> Image.Image:
 def _raw(image: Image.Image, label: int) -> Sample:
     size = 3 * image.width * image.height
     if size > LARGEST_IMAGE:
-        raise ValueError(f"{size} bytes of pixels are too many for a raw image: limit its longest side")
+        raise ValueError(f"{size} bytes of pixels are too many for a raw image; limit its longest side")
     return Sample(label, "raw", image.height, image.width, image.tobytes())
 
 

@@ -21,7 +21,7 @@ from acdc_cli.deploy.engines import ENGINES, Array
 from acdc_cli.errors import ModelError
 
 _START_SECONDS = 600
-"""Time that a process has to load its model and to answer."""
+"""Seconds that a process has to load its model and answer."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Contestant:
     variant: str
     """`dense`, `sparse` or `shrunk`."""
     engine: str
-    file: Path
+    file: Path | None
+    """What the engine reads; None: the model in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Turn:
     """A few forward passes in a row."""
 
     walls: tuple[float, ...]
-    """Seconds of each."""
+    """Seconds of each pass."""
     cpu: float
-    """Seconds of all threads of the process, per pass."""
+    """CPU seconds of all threads of the process, per pass."""
 
 
 @dataclass
 class Record:
-    """What was measured of a contestant with one batch size."""
+    """The measurements of a contestant at one batch size."""
 
     peak_bytes: int
     """Largest resident memory of its process up to this batch size."""
@@ -58,16 +59,16 @@ class Record:
     def ratio_to(self, other: Record) -> tuple[float, float]:
         """How many times faster this one is: the median over rounds of the ratio of wall times, and of CPU times."""
         pairs = list(zip(self.turns, other.turns, strict=True))
-        walls = median(median(theirs.walls) / median(own.walls) for own, theirs in pairs)
-        return walls, median(theirs.cpu / own.cpu for own, theirs in pairs)
+        walls = median(median(others.walls) / median(own.walls) for own, others in pairs)
+        return walls, median(others.cpu / own.cpu for own, others in pairs)
 
 
 @dataclass(frozen=True)
 class Outcome:
     logits: Mapping[Contestant, Array]
-    """Of the images given."""
+    """Logits of the images."""
     records: Mapping[tuple[Contestant, int], Record]
-    """By contestant and batch size."""
+    """Records by contestant and batch size."""
 
 
 def run(
@@ -100,8 +101,9 @@ def run(
 
 @contextmanager
 def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Callable[..., Any]]:
-    """Yields a function that has the process do one thing and returns its answer."""
-    context = multiprocessing.get_context("spawn")
+    """Yields a function that sends a request to the process and returns its answer."""
+    assert contestant.file is not None
+    name, context = contestant.file.name, multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     arguments = (theirs, contestant.engine, contestant.file, threads, images)
     # a daemon ends with this process, however that ends
@@ -113,7 +115,7 @@ def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Ca
         try:
             ours.send(message)
             if not ours.poll(_START_SECONDS):
-                raise ModelError(f"{contestant.engine} took more than {_START_SECONDS} s over {contestant.file.name}")
+                raise ModelError(f"{contestant.engine} took more than {_START_SECONDS} s over {name}")
             answer = ours.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             process.join()
@@ -122,7 +124,7 @@ def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Ca
                 "--engines"
             ) from error
         if isinstance(answer, str):
-            raise ModelError(f"{contestant.engine} cannot run {contestant.file.name}: {answer}")
+            raise ModelError(f"{contestant.engine} cannot run {name}: {answer}")
         return answer
 
     try:
@@ -134,7 +136,7 @@ def _process(contestant: Contestant, images: Array, threads: int) -> Iterator[Ca
 
 
 def _serve(pipe: Connection, engine: str, file: Path, threads: int, images: Array) -> None:
-    """A process's life. Its answers are never texts, except for errors."""
+    """The main loop of a process. Its answers are texts only for errors."""
     # Ctrl-C reaches it too, and the process that started it then ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -1,8 +1,7 @@
-"""Export formats: every file of `formats/` is one, and nothing else needs to be told of it.
+"""Export formats: every file of `formats/` is one, and no other file names it.
 
-Such a file has a docstring, whose first line says what it is; `SUFFIX`, `write` and `read` of `Format`; and where there
-is something to choose, a `Block` named `Options`. Its packages are imported at its top: one that is missing is refused
-by `find`.
+Such a file has a docstring, whose first line describes the format; `SUFFIX`, `write` and `read` of `Format`; and, if
+it has options, a `Block` named `Options`. It imports its packages at its top; `find` reports one that is missing.
 """
 
 from __future__ import annotations
@@ -29,30 +28,30 @@ Logits = Callable[[Tensor], Tensor]
 _RAW = "uint8 RGB"
 """The input of a model with preprocessing, in its metadata."""
 _EXTRAS = {"onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tools": "mnn"}
-"""Of this package, by what they bring."""
+"""Extras of this package, by the modules that they install."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the model besides its weights."""
+    """The facts about a model besides its weights."""
 
     name: str
     recipe: Recipe
-    """Of the model as it is exported: `model.weights` is the file that it was read from."""
+    """The recipe of the exported model: `model.weights` is the file that it was read from."""
     classes: tuple[str, ...]
-    """Names, in the order of the logits."""
+    """Class names in the order of the logits."""
     header: Mapping[str, Any]
-    """The recipe and the metrics that the weights' file says of itself."""
+    """The recipe and the metrics in the header of the weights' file."""
     outcome: Mapping[str, float | None]
-    """`runs.outcome` of the run whose result the model is; empty for any other model."""
+    """`runs.outcome` of the run that trained the model; empty for other models."""
     with_preprocessing: bool = False
-    """Is the normalisation part of the model?"""
+    """Whether the model normalises its input."""
     batch: int | None = None
     """The one batch size that the exported model takes; None: any."""
 
     def inputs(self, images: Tensor) -> Tensor:
-        """What the exported model takes, of uint8 images (n, 3, side, side): those images normalised, or with
-        preprocessing as an image reader gives them, uint8 (n, side, side, 3)."""
+        """The exported model's input for uint8 images (n, 3, side, side): normalised images, or with preprocessing
+        images as an image reader gives them, uint8 (n, side, side, 3)."""
         if self.with_preprocessing:
             return images.permute(0, 2, 3, 1).contiguous()
         return normalised(images, self.recipe).contiguous()
@@ -81,20 +80,19 @@ class Facts:
 
 class Format(Protocol):
     SUFFIX: str
-    """How the name of a file of this format ends, or that of a folder."""
+    """Ending of the name of a file or folder of this format."""
 
     def write(self, model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
-        """model: in eval mode, on the CPU; it takes `facts.inputs`.  out: nothing is there; the folder that it lies in
-        is empty and is removed, so that other files may be left there.
+        """model: in eval mode, on the CPU; it takes `facts.inputs`.  out: does not exist; it lies in an empty temporary
+        folder, where other files may be left.
 
         Raises ModelError for a model that the format cannot hold.
         """
 
     def read(self, path: Path, facts: Facts) -> Logits:
-        """What was written, run as its recipient would run it.
+        """The written model, run as its users run it.
 
-        A format whose `Options` ask for more to be done with it also has `publish(path, facts, options)`, which is
-        called once the check has passed.
+        A format may also have `publish(path, facts, options)`, which is called after the check has passed.
         """
 
 
@@ -150,7 +148,7 @@ def engine_logits(engine: str, path: Path) -> Logits:
 
 
 def normalised(images: Tensor, recipe: Recipe) -> Tensor:
-    """uint8 (n, 3, height, width) to float32, as the model was trained to see them."""
+    """uint8 (n, 3, height, width) to float32, normalised as in training."""
     shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
     return (images - shift) / scale
 

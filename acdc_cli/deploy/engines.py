@@ -27,9 +27,9 @@ class Engine:
     package: str
     """The module to import."""
     install: str
-    """What pip installs."""
+    """The package that pip installs."""
     open: Callable[[Path, int], Runner]
-    """From a file and a number of threads; 0 leaves the number to the engine."""
+    """Opens a file with a number of threads; 0 leaves the number to the engine."""
 
 
 def _torch(path: Path, threads: int) -> Runner:
@@ -108,7 +108,7 @@ def installed() -> list[str]:
 
 
 def find(name: str) -> Engine:
-    """Raises RunError where there is no such engine, or its package is missing."""
+    """The engine of this name. Raises RunError if there is none, or its package is missing."""
     if name not in ENGINES:
         raise RunError(f"there is no engine {name}, only {', '.join(ENGINES)}{did_you_mean(name, list(ENGINES))}")
     engine = ENGINES[name]

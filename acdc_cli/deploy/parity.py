@@ -1,4 +1,4 @@
-"""Whether an exported model says of real images what the original says."""
+"""Whether an exported model gives the logits of the original on real images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from acdc_cli.deploy.contract import Logits
 from acdc_cli.errors import ModelError
 
 TOLERANCE = 1e-3
-"""Of the largest logit: engines add in other orders, and MNN approximates exp and erf (1e-4 on a ViT)."""
+"""As a share of the largest logit: engines sum in other orders, and MNN approximates exp and erf (1e-4 on a ViT)."""
 AGREEMENT = 0.95
-"""Of the top classes: an image may lie on the border between two."""
+"""Required share of equal top classes: an image may lie on the border between two."""
 SHRUNK_TOLERANCE = 1e-5
-"""Of the largest logit, for the same function of other weights in the same engine."""
+"""As a share of the largest logit, for the same function with other weights in the same engine."""
 
 
 @dataclass(frozen=True)
 class Parity:
     images: int
     batches: tuple[int, ...]
-    """Sizes that were tried."""
+    """Batch sizes of the check."""
     difference: float
     """Largest difference of two logits, as a share of the largest absolute logit."""
     top1_agreement: float
@@ -60,10 +60,10 @@ def check(
     differences = [difference(expected, each) for each in shares]
     agreed = [(each.argmax(1) == expected[: len(each)].argmax(1)).double().mean() for each in shares]
     # of several maxima NaN wins only in torch's
-    found = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
-    if not (found.difference <= tolerance and found.top1_agreement >= AGREEMENT):
-        raise ModelError(f"{what} is not the same model and is not kept: {found}")
-    return found
+    parity = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
+    if not (parity.difference <= tolerance and parity.top1_agreement >= AGREEMENT):
+        raise ModelError(f"{what} is not the same model and is not kept: {parity}")
+    return parity
 
 
 def difference(expected: Tensor, given: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Weights of no training, with the zeros that training would leave: what an engine's speed depends on."""
+"""Untrained weights with zeros as training would leave them: an engine's speed depends on these alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from acdc_cli.sparsity.prunable import Layer, pruned
 from acdc_cli.sparsity.where import largest
 
 _EXPONENT = 0.7
-"""Of a layer's size, to which its number of nonzero weights is proportional: global magnitude pruning of ResNet-50
+"""Exponent of a layer's size to which its nonzero weights are proportional: global magnitude pruning of ResNet-50
 leaves densities in proportion to n^-0.3."""
 
 
 @torch.no_grad()
 def prune(layers: Sequence[Layer], sparsity: float, zero_filters: float = 0.0) -> None:
-    """Zeroes the smallest weights of each layer that is pruned, and whole filters of each convolution.
+    """Zeroes the smallest weights of each pruned layer, and whole filters of each convolution.
 
     sparsity: share of all these weights.  zero_filters: share of the filters of a convolution; those at the end.
     """

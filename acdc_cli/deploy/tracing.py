@@ -1,4 +1,4 @@
-"""What the formats share that record a model's operations: their options, and the recording."""
+"""Options and tracing for the formats that record a model's operations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Traced(Block):
     """The options of every format that records a model's operations."""
 
     batch: Annotated[int, Field(ge=1)] | Literal["dynamic"] = "dynamic"
-    """Images of a batch; `dynamic`: any number up to 1,024."""
+    """Images in a batch; `dynamic`: any number up to 1,024."""
     input_size: Annotated[int, Field(ge=1)] | None = None
-    """Side of the images in pixels; null: that of the recipe's validation."""
+    """Side of the images in pixels; null: the recipe's `data.val_crop`."""
     with_preprocessing: bool = False
     """Whether the model takes RGB images as uint8 (batch, height, width, 3) and normalises them itself."""
     shrink: bool = False

@@ -18,12 +18,13 @@ import torch
 from acdc_cli import __version__, console
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table, plain
-from acdc_cli.deploy import contest, contract, engines
+from acdc_cli.deploy import contest, contract, engines, on_gpu
 from acdc_cli.deploy.contest import Contestant, Record
 from acdc_cli.deploy.parity import difference
+from acdc_cli.errors import RunError
 from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
 from acdc_cli.jobs.export_run import Asked
-from acdc_cli.runs.provenance import command_line, cpu_model
+from acdc_cli.runs.provenance import command_line, cpu_model, describe
 from acdc_cli.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
 _STEM = "bench"
 """Of the files' names."""
-_COLUMNS = ("variant", "engine", "ms", "p90", "images/s", "MB", "peak MB", "× dense", "× ort", "differs")
+_COLUMNS = ("variant", "engine", "ms", "p90", "images/s", "MB", "peak MB", "× own", "× base", "differs")
 _HEADS = (
     "model", "variant", "engine", "batch", "threads", "top1", "latency_ms", "latency_p90_ms", "cpu_ms",
     "images_per_second", "file_bytes", "peak_memory_bytes", "logit_difference", "speedup_over_own_dense",
-    "speedup_over_own_dense_cpu", "speedup_over_ort_dense", "speedup_over_ort_dense_cpu",
+    "speedup_over_own_dense_cpu", "speedup_over_base", "speedup_over_base_cpu",
 )  # fmt: skip
 Row = dict[str, Any]
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,31 @@ class Setup:
     rounds: int = 10
     turn_seconds: float = 0.3
     """A turn of an engine takes one pass, or as many as fit."""
+    device: torch.device = _CPU
+
+    @property
+    def base(self) -> str:
+        """The engine whose dense model all are compared with."""
+        return "ort" if self.device == _CPU else "torch"
 
     def checked(self) -> Setup:
         """With the engines by name. Raises RunError for one that does not exist or is not installed."""
-        names = self.engines or tuple(engines.installed())
-        for name in names:
-            contract.find(engines.find(name).format)
+        if self.device == _CPU:
+            names = self.engines or tuple(engines.installed())
+            for name in names:
+                contract.find(engines.find(name).format)
+        else:
+            names = self.engines or on_gpu.ENGINES
         return replace(
             self, engines=names, batches=tuple(sorted(set(self.batches))), threads=tuple(sorted(set(self.threads)))
         )
+
+
+def device_of(name: str) -> torch.device:
+    """Raises RunError for `cuda` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: torch finds no CUDA device; leave --device out to bench on the CPU")
+    return torch.device(name)
 
 
 @dataclass
@@ -117,19 +135,23 @@ def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched
 
 def _rows(entrant: Entrant, how: Setup) -> list[Row]:
     """One entrant's contestants alternate; entrants and numbers of threads come one after the other."""
+    expected = {name: _logits(entrant, name) for name in entrant.variants}
+    rows = []
     with tempfile.TemporaryDirectory(prefix="acdc-bench-") as folder:
-        contestants = _exported(entrant, how, Path(folder))
-        expected = {name: _logits(entrant, name) for name in entrant.variants}
-        rows = []
-        for threads in how.threads:
+        contestants = _exported(entrant, how, Path(folder)) if how.device == _CPU else []
+        for threads in how.threads if how.device == _CPU else (None,):
             with console.progress("bench") as bar:
-                rounds = bar.track(range(how.rounds), description=f"{entrant.name}, threads {threads}")
-                outcome = contest.run(
-                    contestants, entrant.inputs.numpy(), how.batches, threads, rounds, how.turn_seconds
-                )
-            records = outcome.records
-            for (each, batch), record in records.items():
-                differs = difference(expected[each.variant], torch.from_numpy(outcome.logits[each]))
+                described = entrant.name if threads is None else f"{entrant.name}, threads {threads}"
+                rounds = bar.track(range(how.rounds), description=described)
+                if threads is None:
+                    outcome = on_gpu.run(
+                        entrant.variants, how.engines, entrant.inputs, how.batches, rounds, how.turn_seconds, how.device
+                    )
+                else:
+                    outcome = contest.run(
+                        contestants, entrant.inputs.numpy(), how.batches, threads, rounds, how.turn_seconds
+                    )
+            for (each, batch), record in outcome.records.items():
                 rows.append(
                     {
                         "model": entrant.name,
@@ -138,10 +160,10 @@ def _rows(entrant: Entrant, how: Setup) -> list[Row]:
                         "batch": batch,
                         "threads": threads,
                         "top1": entrant.top1.get(each.variant),
-                        "file_bytes": each.file.stat().st_size,
-                        "logit_difference": differs,
+                        "file_bytes": each.file.stat().st_size if each.file else None,
+                        "logit_difference": difference(expected[each.variant], torch.from_numpy(outcome.logits[each])),
                         **_speed(record, batch),
-                        **_speedups(each, batch, records),
+                        **_speedups(each, batch, outcome.records, how.base),
                     }
                 )
     return rows
@@ -182,27 +204,27 @@ def _speed(record: Record, batch: int) -> Row:
     }
 
 
-def _speedups(contestant: Contestant, batch: int, records: Mapping[tuple[Contestant, int], Record]) -> Row:
-    """Over the dense model on the same engine, and on ONNX Runtime; None where that was not timed."""
-    found: Row = {}
-    for name, engine in (("own", contestant.engine), ("ort", "ort")):
+def _speedups(contestant: Contestant, batch: int, records: Mapping[tuple[Contestant, int], Record], base: str) -> Row:
+    """Over the dense model on the same engine, and on the engine `base`; None where that was not timed."""
+    speedups: Row = {}
+    for name, engine in (("own_dense", contestant.engine), ("base", base)):
         bases = [each for each, size in records if (each.variant, each.engine, size) == ("dense", engine, batch)]
         ratios = records[contestant, batch].ratio_to(records[bases[0], batch]) if bases else (None, None)
-        found[f"speedup_over_{name}_dense"], found[f"speedup_over_{name}_dense_cpu"] = ratios
-    return found
+        speedups[f"speedup_over_{name}"], speedups[f"speedup_over_{name}_cpu"] = ratios
+    return speedups
 
 
 def _about(how: Setup) -> dict[str, Any]:
-    packages = {engine: engines.ENGINES[engine].package for engine in how.engines}
+    packages = {engines.ENGINES[engine].package for engine in how.engines if how.device == _CPU} - {"torch"}
     return {
         "acdc": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "device": describe(how.device)},
         "load_before": _load(),
-        "versions": {"torch": torch.__version__}
-        | {package: metadata.version(package) for package in packages.values() if package != "torch"},
+        "versions": {"torch": torch.__version__} | {package: metadata.version(package) for package in sorted(packages)},
         "rounds": how.rounds,
+        "base": f"the dense model on {how.base}",
     }
 
 
@@ -214,7 +236,8 @@ def _load() -> float:
 def _tables(rows: Sequence[Row]) -> dict[str, Table]:
     cells: dict[str, list[list[str]]] = {}
     for row in rows:
-        title = f"{row['model']}, batch {row['batch']}, threads {row['threads']}"
+        title = f"{row['model']}, batch {row['batch']}"
+        title += "" if row["threads"] is None else f", threads {row['threads']}"
         cells.setdefault(title, []).append(_cells(row))
     return {title: Table(_COLUMNS, rows) for title, rows in cells.items()}
 
@@ -229,18 +252,18 @@ def _cells(row: Row) -> list[str]:
         f"{row['latency_ms']:.2f}",
         f"{row['latency_p90_ms']:.2f}",
         f"{row['images_per_second']:.1f}",
-        f"{row['file_bytes'] / 1e6:.1f}",
+        "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.1f}",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
         times(row["speedup_over_own_dense"]),
-        times(row["speedup_over_ort_dense"]),
+        times(row["speedup_over_base"]),
         f"{row['logit_difference']:.0e}",
     ]
 
 
 def _figure(rows: Sequence[Row]) -> Figure | None:
     """Accuracy over latency with the smallest batch and fewest threads; None where no accuracy is known."""
-    least = min((row["threads"], row["batch"]) for row in rows)
-    known = [row for row in rows if row["top1"] is not None and (row["threads"], row["batch"]) == least]
+    least = min((row["threads"] or 0, row["batch"]) for row in rows)
+    known = [row for row in rows if row["top1"] is not None and (row["threads"] or 0, row["batch"]) == least]
     if not known:
         return None
     figure = plotting.new(7, 4.5)
@@ -265,7 +288,8 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
             axes.annotate(
                 row["model"], (row["latency_ms"], 100 * row["top1"]), xytext=(4, 4), textcoords="offset points"
             )
-    axes.set(xlabel=f"latency of a batch of {least[1]}, {least[0]} thread(s) (ms)", ylabel="top-1 (%)", xscale="log")
+    threads = f", threads {least[0]}" if least[0] else ""
+    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="top-1 (%)", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

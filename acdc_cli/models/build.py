@@ -56,7 +56,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Constructor:
-    """The constructor of a local model, else torchvision's, else timm's; a prefix such as `timm:` insists.
+    """The constructor of a local model, else torchvision's, else timm's; a prefix such as `timm:` picks a library.
 
     torchvision comes before timm because it imports faster, and because P2's recipe, FFCV's, trains its ResNet, which
     is the local one, too; timm's starts with the last BN scale of every residual block at zero. The ResNets of all
@@ -76,12 +76,12 @@ def source(name: str) -> str:
 
 
 def takes_images_as_they_are(model: str) -> bool:
-    """Is this local model made for small images, which are neither resized nor cropped for it?"""
+    """Whether this local model is made for small images, which are neither resized nor cropped."""
     return bool(getattr(_module_of(_local()[model]), "SMALL_IMAGES", False))
 
 
 def options_for(name: str, file: Path) -> Options:
-    """The options with which this model has the names of that file; a file of models lists what is tried in VARIANTS.
+    """The options with which this model has the file's names; a model's file lists the candidates in VARIANTS.
 
     Raises ModelError if the file cannot be read.
     """
@@ -116,7 +116,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
             raise ModelError(f"model.options.{option} cannot be set: {_OURS[option]}")
     try:
         return constructor(num_classes=classes, **block.options)
-    # whatever a foreign constructor raises over foreign options; without options it is no error of the user's
+    # whatever a library's constructor raises over these options; without options, it is not the user's error
     except Exception as error:
         if not block.options:
             raise
@@ -163,5 +163,5 @@ def _unknown(name: str, model: str) -> str:
         f"there is no model '{name}'; {hint}Local models: {', '.join(names())}. For the others, use "
         "python -c \"import timm; print(*timm.list_models('*resnet*'))\" or "
         'python -c "from torchvision import models; print(*models.list_models(models))", '
-        "and timm:NAME or torchvision:NAME to insist on one"
+        "and timm:NAME or torchvision:NAME to pick a library"
     )

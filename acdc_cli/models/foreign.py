@@ -1,8 +1,8 @@
-"""State dicts as others write them: where they lie in a file, and what their names mean.
+"""State dicts of other projects: where they lie in a file, and what their names mean.
 
-Nothing is listed by project. A file is flattened to tensors by dotted paths; the prefix under which most of the model's
-own names lie is the state dict, whatever containers and wrappers that prefix names. Beside it lie masks and thresholds,
-which are applied, and other names of the same layers, which are matched by shape.
+No project is special. A file is flattened to tensors by dotted paths; the prefix under which most of the model's names
+lie is the state dict, whatever containers and wrappers it names. Masks and thresholds beside it are applied, and other
+names of the same layers are matched by shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WRAPPERS = ("module", "_orig_mod", "_layer", "_fsdp_wrapped_module")
 """Names that DistributedDataParallel, torch.compile, AC/DC's authors and FSDP put into the path of a weight."""
 _IN_PATH = re.compile(rf"(?<![^.])({'|'.join(WRAPPERS)})\.")
 _COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
-"""Of batch norm, of torch's averaged models and of thop: no function of the model's depends on them."""
+"""Counters of batch norm, torch's averaged models and thop; the model's output does not depend on them."""
 _MASKS = (
     ("{}.weight_orig", "{}.weight_mask"),
     ("{}.parametrizations.weight.original", "{}.parametrizations.weight.0.mask"),
@@ -28,18 +28,18 @@ _MASKS = (
     ("{}.weight", "{}.mask"),
     ("{}.bias", "{}._bias_mask"),
 )
-"""torch's pruning, its sparsifiers, and the codes of AC/DC and WoodFisher, of GMP and RigL."""
+"""(weight, mask) in torch's pruning, its sparsifiers, and the code of AC/DC and WoodFisher, GMP and RigL."""
 
 
 @dataclass
 class StateDict:
-    """Tensors by the model's names, as far as these are known."""
+    """Tensors by the model's names, as far as they are known."""
 
     prefix: str
-    """Where they lie in the file."""
+    """Path of the tensors in the file."""
     tensors: dict[str, Tensor]
-    said: list[str] = field(default_factory=list)
-    """What was done to them, for the user."""
+    remarks: list[str] = field(default_factory=list)
+    """Changes made to them, for the user."""
 
 
 def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -52,14 +52,14 @@ def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def plain(name: str) -> str:
-    """Without wrappers' names."""
+    """The name without those of wrappers."""
     return _IN_PATH.sub("", name)
 
 
 def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
-    """The state dicts in a file that hold some of the names expected, those that hold most of them first.
+    """The state dicts in a file that hold some of the expected names, those with most of them first.
 
-    expected: shapes by the model's names.  Raises ValueError where a name occurs twice, with and without a wrapper, and
+    expected: shapes by the model's names.  Raises ValueError if a name occurs twice, with and without a wrapper, and
     where a mask does not have its weight's shape.
     """
     tensors: dict[str, Tensor] = {}
@@ -74,13 +74,13 @@ def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
         for start in [0, *(match.end() for match in re.finditer(r"\.", path))]:
             if _base(path[start:]) in expected:
                 covered[path[:start]] = covered.get(path[:start], 0) + 1
-    # averages come last among equals, and what is an optimiser's of no parameter's name at all
+    # of equals, averages come last; optimiser state has no parameter's name
     ranked = sorted(covered, key=lambda prefix: (-covered[prefix], "ema" in prefix.lower()))
     return [_below(prefix, tensors) for prefix in ranked]
 
 
 def _base(name: str) -> str:
-    """The weight that this is a stored form of."""
+    """Name of the weight that this tensor is a stored form of."""
     return name.replace(".parametrizations.weight.original", ".weight").replace(".weight_orig", ".weight")
 
 
@@ -111,7 +111,7 @@ def _apply_masks(state: StateDict) -> None:
             tensors[_base(layer + ending)] = weight * mask.to(weight.dtype)
             applied += not bool(mask.all())
     if applied:
-        state.said.append(f"{applied} masks applied")
+        state.remarks.append(f"{applied} masks applied")
 
 
 def _apply_thresholds(state: StateDict) -> None:
@@ -126,14 +126,14 @@ def _apply_thresholds(state: StateDict) -> None:
         weight, threshold = tensors[f"{layer}.weight"], torch.sigmoid(tensors.pop(layer + ending))
         tensors[f"{layer}.weight"] = weight.sign() * (weight.abs() - threshold.flatten()[0]).relu()
     if layers:
-        state.said.append(f"the thresholds of {len(layers)} layers applied, as STR does")
+        state.remarks.append(f"the thresholds of {len(layers)} layers applied, as STR does")
 
 
 def rename(state: StateDict, expected: Mapping[str, Size]) -> None:
-    """Give the layers that go by other names the model's own, where shapes leave no doubt.
+    """Rename layers to the model's names if the shapes leave no doubt.
 
-    A renaming replaces one part of a path by another, in all names at once, and leads from names that the model lacks
-    to names that the file lacks, of the same shapes.
+    A renaming replaces one part of a path by another, in all names at once, and turns names that the model lacks into
+    names that the file lacks, of the same shapes.
     """
     tensors = state.tensors
     for name in [name for name in tensors if name not in expected and _is_leftover(name)]:
@@ -148,7 +148,7 @@ def rename(state: StateDict, expected: Mapping[str, Size]) -> None:
             for name, other in renamed.items():
                 tensors[other] = tensors.pop(name).reshape(expected[other])
             missing -= set(renamed.values())
-            state.said.append(f"{old} is {new} here")
+            state.remarks.append(f"{old} is {new} here")
     for name in expected:
         # a classifier that is a 1x1 convolution, as STR's
         if name in tensors and tensors[name].shape != expected[name] and _fits(tensors[name], expected[name]):
@@ -162,17 +162,17 @@ def _add_zero_bias(state: StateDict, expected: Mapping[str, Size], missing: set[
         weight = state.tensors.get(name.removesuffix("bias") + "weight")
         if weight is not None and weight.ndim == 2:
             state.tensors[name] = weight.new_zeros(expected[name])
-            state.said.append(f"{name} is zero, because the file has none")
+            state.remarks.append(f"{name} is zero, because the file has none")
 
 
 def _is_leftover(name: str) -> bool:
-    """What code around a model stores beside it, and no model computes with."""
+    """Whether code around a model stores this tensor, and no model computes with it."""
     leaf = name.rpartition(".")[2]
     return leaf in _COUNTERS or leaf.startswith("_")
 
 
 def _substitution(name: str, other: str) -> Iterator[tuple[str, str]]:
-    """(old, new), if the names are the same but for one part, or two in a row."""
+    """(old, new), if the names differ in one part only."""
     parts, others = name.split("."), other.split(".")
     if parts[-1] == others[-1] and len(parts) == len(others):
         differing = [(old, new) for old, new in zip(parts, others, strict=True) if old != new]
@@ -185,7 +185,7 @@ def _replaced(name: str, old: str, new: str) -> str:
 
 
 def _fits(tensor: Tensor, shape: Size | None) -> bool:
-    """Of this shape, or of one with trailing axes of size 1 more."""
+    """Whether the tensor has this shape, perhaps with further axes of size 1 at its end."""
     if shape is None:
         return False
     extra = tensor.shape[len(shape) :]

@@ -1,4 +1,4 @@
-"""Random initial weights, and doing without them."""
+"""Random initial weights, and building a model without drawing them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _DRAWN = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
 
 
 class Undrawn(TorchFunctionMode):
-    """Within it, tensors on the meta device, which have no values, are not filled with random ones: for that torch
-    would import its compiler, a second's work."""
+    """Within it, tensors on the meta device, which have no values, are not filled at random: torch would import its
+    compiler for that, which takes a second."""
 
     def __torch_function__(
         self,
@@ -31,8 +31,8 @@ Fan = Literal["fan_out", "fan_in"]
 
 
 def initialise_convolutions(model: nn.Module, fan: Fan = "fan_out") -> None:
-    """As torchvision's ResNets have it (He et al., arXiv 1502.01852): normal with variance 2 / fan-out; norm and linear
-    layers keep PyTorch's defaults.
+    """Initialise as torchvision's ResNets do (He et al., arXiv 1502.01852): normal with variance 2 / fan-out; norm and
+    linear layers keep PyTorch's defaults.
 
     fan: `fan_in` is STR's (arXiv 2002.03231), linear weights included, for its classifier is a 1x1 convolution.
     """

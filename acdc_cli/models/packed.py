@@ -34,7 +34,7 @@ class _Entry(BaseModel):
     dtype: DType
     shape: Annotated[list[NonNegativeInt], Field(max_length=16)]
     nonzero: NonNegativeInt | None
-    """Values that follow the mask; None: there is no mask, all values are stored."""
+    """Number of values after the mask; None: there is no mask, and all values are stored."""
 
     @property
     def count(self) -> int:
@@ -62,7 +62,7 @@ class _Header(BaseModel):
 
 
 def is_packed(path: Path) -> bool:
-    """False for a file that may not be read."""
+    """Whether this is a packed file; False if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -71,7 +71,7 @@ def is_packed(path: Path) -> bool:
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A file's content. Raises ModelError for a dtype that cannot be packed, and where zstandard is not installed."""
+    """A file's content. Raises ModelError for a dtype that cannot be packed, or if zstandard is missing."""
     entries, masks, values = [], [], []
     for name, tensor in tensors.items():
         entry, mask, stored = _packed(name, tensor.detach().cpu().contiguous())
@@ -87,7 +87,7 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata that `pack` was given.
 
-    Raises ValueError if the content is damaged or contradicts itself, ModelError where zstandard is not installed.
+    Raises ValueError if the content is damaged or contradicts itself, ModelError if zstandard is not installed.
     """
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
         raise ValueError("it is damaged: its checksum does not match")
@@ -111,11 +111,11 @@ def read_packed_header(path: Path) -> dict[str, str]:
 
 
 def _header(content: bytes) -> tuple[_Header, int]:
-    """With the position of what follows it."""
+    """The header and its end."""
     begin = len(MAGIC) + 8
     end = begin + int.from_bytes(content[len(MAGIC) : begin], "little")
     if not content.startswith(MAGIC) or end > len(content) - _DIGEST_BYTES:
-        raise ValueError("it is cut off, or no packed file")
+        raise ValueError("it is cut off or not a packed file")
     try:
         return _Header.model_validate_json(content[begin:end]), end
     except ValidationError as error:
@@ -124,7 +124,7 @@ def _header(content: bytes) -> tuple[_Header, int]:
 
 
 def _packed(name: str, tensor: Tensor) -> tuple[_Entry, bytes, bytes]:
-    """Masked where that is smaller. Zero is what has no bit set: a negative zero is a value."""
+    """The tensor, masked if that is smaller. Zero means that no bit is set: a negative zero is a value."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in get_args(DType):
         raise ModelError(f"{name} holds {dtype}, which cannot be packed")
@@ -150,12 +150,14 @@ def _tensor(entry: _Entry, mask: Bytes, values: Bytes) -> Tensor:
 
 
 def _decompressed(payload: bytes, size: int) -> Bytes:
-    """Raises ValueError where the frame is damaged or its content has not this size."""
+    """The frame's content. Raises ValueError if it is damaged or does not have this size."""
     zstandard = _zstandard()
     try:
         frame = zstandard.get_frame_parameters(payload)
         if frame.content_size != size:
-            raise ValueError(f"it holds {frame.content_size} bytes of masks and values, where {size} are described")
+            raise ValueError(
+                f"it holds {frame.content_size} bytes of masks and values, but the header describes {size}"
+            )
         return np.frombuffer(zstandard.ZstdDecompressor().decompress(payload) if size else b"", np.uint8)
     except zstandard.ZstdError as error:
         raise ValueError(f"it is damaged: {error}") from error

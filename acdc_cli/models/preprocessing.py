@@ -1,4 +1,4 @@
-"""What a published checkpoint was trained to see: the resizing, crop, mean and deviation of its own weights."""
+"""The preprocessing of a published checkpoint: the resizing, crop, mean and deviation of its weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 @dataclass(frozen=True)
 class Preprocessing:
     origin: str
-    """Where it is from, for the user."""
+    """Its source, for the user."""
     resize: int | None = 256
-    """The shorter side before the crop, in pixels; None where images are taken as they are."""
+    """The shorter side before the crop, in pixels; None if images are taken as they are."""
     crop: int | None = 224
     mean: Channels = IMAGENET[0]
     std: Channels = IMAGENET[1]
@@ -28,10 +28,10 @@ class Preprocessing:
 
 
 def preprocessing(name: str, file: Path) -> Preprocessing:
-    """For a model of this name with the weights of this file.
+    """The preprocessing for a model of this name with the weights of this file.
 
-    That of the published weights whose file has this file's name; else of the library's first for the model; else as
-    the model is made for. Raises ModelError for a name that no library has.
+    It is that of the published weights whose file has the same name, else of the library's first weights for the model,
+    else ImageNet's. Raises ModelError for a name that no library has.
     """
     source, model = build.source(name), name.rpartition(":")[2]
     if source == "local" and build.takes_images_as_they_are(model):
@@ -48,7 +48,7 @@ def preprocessing(name: str, file: Path) -> Preprocessing:
 
 
 def _of_torchvision(model: str) -> Iterator[tuple[set[str], Preprocessing]]:
-    """(file names, preprocessing) of each of its weights, the first as published first."""
+    """(file names, preprocessing) of each of its weights, in the order of publication."""
     # here, as timm below, because it takes a second to import
     from torchvision import models as zoo
 

@@ -1,7 +1,7 @@
 """ResNets for ImageNet, with the stride in the 3x3 convolution (He et al., arXiv 1512.03385, as torchvision has them).
 
-Parameter names, initialisation and arithmetic are torchvision's to the bit, so that weights go both ways. They stand
-here because torchvision takes a second to import, and because P2 halves a ResNet-50's inner widths.
+Parameter names, initialisation and arithmetic are torchvision's to the bit, so weights can be exchanged. They are
+defined here because torchvision takes a second to import, and because P2 halves a ResNet-50's inner widths.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution, the inner two of which have `width` channels."""
+    """A 1x1, a 3x3 and a 1x1 convolution; the first two have `width` channels."""
 
     expansion = 4
 
@@ -64,8 +64,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A stem that divides the side by 4, and four stages of 64, 128, 256 and 512 channels times the block's expansion.
 
-    width: of the inner convolutions, relative to those of the usual model.
-    zero_init_residual: each block begins as its shortcut alone, its last batch norm's scale being zero.
+    width: channels of the inner convolutions, relative to the usual model.
+    zero_init_residual: the scale of each block's last batch norm starts at zero, so the block starts as its shortcut.
     init, classifier_bias: `fan_in` and False are STR's (arXiv 2002.03231).
     """
 
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if init not in get_args(Fan):
-            raise ValueError(f"init is {' or '.join(get_args(Fan))}")
+            raise ValueError(f"init must be {' or '.join(get_args(Fan))}")
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -120,7 +120,7 @@ def _stage(
 
 
 def resnet50_half(num_classes: int, zero_init_residual: bool = False) -> ResNet:
-    """ResNet-50x0.5 (P2 G): 3x3 convolutions of 32, 64, 128 and 256 channels, the stem and the outer widths kept."""
+    """ResNet-50x0.5 (P2 G): 3x3 convolutions of 32, 64, 128 and 256 channels; stem and outer widths as usual."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, 0.5, zero_init_residual)
 
 

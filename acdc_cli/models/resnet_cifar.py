@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
         if self.new_channels == 0:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
-        # as many before as after: as public code and checkpoints have it
+        # half before and half after, as in public code and checkpoints
         return F.pad(x, (0, 0, 0, 0, self.new_channels // 2, self.new_channels // 2))
 
 
@@ -51,12 +51,12 @@ class ResNet(nn.Module):
     """Stages of 16, 32 and 64 channels, `blocks` blocks each; images of any size, made for 28 to 64 pixels."""
 
     weights_since = "0.2.0"
-    """Before it, shortcuts had all new channels at the end."""
+    """Version since which shortcuts have new channels on both sides, not all at the end."""
 
     def __init__(self, blocks: int, num_classes: int, shortcut: Shortcut = "pad") -> None:
         super().__init__()
         if shortcut not in get_args(Shortcut):
-            raise ValueError(f"shortcut is {' or '.join(get_args(Shortcut))}")
+            raise ValueError(f"shortcut must be {' or '.join(get_args(Shortcut))}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, blocks, 1, shortcut)

@@ -19,16 +19,16 @@ _DIGEST = "acdc sha256"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Whole or not at all. Raises RunError where the system does not let it be written."""
+    """Write the file whole or not at all. Raises RunError if it cannot be written."""
     # copies, because safetensors takes no two names for one storage and no channels_last strides
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     files.write_bytes(path, save(owned, {**metadata, _DIGEST: _digest(owned, metadata)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of anybody's file.
+    """The tensors and the metadata of any .safetensors file.
 
-    Raises ValueError if they are not those that `save_tensors` wrote, and what safetensors raises over other damage.
+    Raises ValueError if a file of `save_tensors` has changed, and what safetensors raises over other damage.
     """
     tensors, metadata = load_file(path), read_header(path)
     digest = metadata.pop(_DIGEST, None)
@@ -38,7 +38,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata alone, unverified; of a packed file, too."""
+    """The metadata alone, unverified, of a .safetensors or a packed file."""
     if is_packed(path):
         return read_packed_header(path)
     with safetensors.safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""Weight files: read without running code from them, matched to a model by plain parameter names."""
+"""Weight files: read without running code, matched to a model by plain parameter names."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights of a .safetensors, packed or torch file into the model, every one of them.
+    """Copy all weights of a .safetensors, packed or torch file into the model.
 
-    They may lie anywhere in a torch file, in the containers and with the prefixes of any wrapper; masks and thresholds
-    beside them are applied (`models.foreign`). What is done to them is said.
+    They may lie anywhere in a torch file, in containers and with the prefixes of wrappers; masks and thresholds beside
+    them are applied (`models.foreign`). Every such change is printed.
     Raises ModelError if the file cannot be read or does not fit; the model is then unchanged.
     """
     path = Path(path).expanduser()
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = _matching(read(path), {name: tensor.shape for name, tensor in expected.items()}, path)
     _check_fit(model, expected, state.tensors, path)
     _check_age(model, path)
-    for remark in state.said:
+    for remark in state.remarks:
         console.say(f"{path}: {remark}")
     with torch.no_grad():
         for name in expected.keys() & state.tensors.keys():
@@ -59,7 +59,7 @@ def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[
 
 
 def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
-    """The state dict that fits best, by the model's names."""
+    """The best matching state dict, by the model's names."""
     states = state_dicts(content, expected, path)
     if not states:
         raise ModelError(f"{path} holds no weights of this model: {_description(content)}")
@@ -72,12 +72,14 @@ def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign
     foreign.rename(best, expected)
     rivals = [state.prefix.rstrip(".") for state in others if len(state.tensors) >= len(expected) <= len(best.tensors)]
     if rivals:
-        best.said.append(f"{best.prefix.rstrip('.') or 'the top level'} is taken; the file also holds {_list(rivals)}")
+        best.remarks.append(
+            f"{best.prefix.rstrip('.') or 'the top level'} is taken; the file also holds {_list(rivals)}"
+        )
     return best
 
 
 def _description(content: Any) -> str:
-    """What a file holds, for a message."""
+    """The content of a file, for an error."""
     tensors = [f"{name} {list(tensor.shape)}" for name, tensor in foreign.flatten(content)]
     if tensors:
         return f"its {len(tensors)} tensors are {_list(tensors)}; name the model that the file was made with"
@@ -88,7 +90,7 @@ def _description(content: Any) -> str:
 
 
 def _check_age(model: nn.Module, path: Path) -> None:
-    """Raises ModelError for a file of ours from before the model's function changed."""
+    """Raises ModelError for a file that acdc wrote before the model's function changed."""
     since = getattr(model, "weights_since", None)
     has_header = path.suffix == ".safetensors" or is_packed(path)
     if since is None or not has_header or "acdc" not in (header := read_header(path)):
@@ -96,8 +98,8 @@ def _check_age(model: nn.Module, path: Path) -> None:
     version = header.get("acdc version", "0.1.0")
     if Version(version) < Version(since):
         raise ModelError(
-            f"{path} is of acdc {version}; this model computes another function since {since} (see CHANGELOG.md), so "
-            "train it again, or evaluate it with that version"
+            f"{path} was written by acdc {version}; since {since} this model computes another function (see "
+            "CHANGELOG.md). Train it again, or evaluate it with that version"
         )
 
 
@@ -106,7 +108,7 @@ def _plain(name: str) -> str:
 
 
 def read(path: Path) -> Any:
-    """What a .safetensors, packed or torch file holds.
+    """The content of a .safetensors, packed or torch file.
 
     Raises ModelError if it is missing, damaged or could run code.
     """
@@ -122,7 +124,7 @@ def read(path: Path) -> Any:
         )
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
-        # safetensors calls a file missing that may not be read
+        # safetensors reports a file that may not be read as missing
         path.open("rb").close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
@@ -154,7 +156,7 @@ def read(path: Path) -> Any:
 
 
 class _Inert:
-    """Stands for an object of a class that is never imported: optimisers, arguments, numbers of NumPy."""
+    """Stands for an object whose class is never imported: an optimiser, arguments, a NumPy number."""
 
     path = ""
 
@@ -166,14 +168,14 @@ class _Inert:
 
 
 def _load_inertly(path: Path) -> Any:
-    """A torch file, with an `_Inert` in place of each object that is no tensor, number, string or container."""
+    """A torch file, with an `_Inert` for each object that is not a tensor, number, string or container."""
     stands_for: list[Any] = [(type("Inert", (_Inert,), {"path": name}), name) for name in _classes_in(path)]
     with torch.serialization.safe_globals(stands_for):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _classes_in(path: Path) -> set[str]:
-    """Names of all classes and functions that a torch file's pickles name; nothing is unpickled."""
+    """All classes and functions that a torch file's pickles name; nothing is unpickled."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             streams = [archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -186,22 +188,22 @@ def _classes_in(path: Path) -> set[str]:
     return {name.replace(" ", ".") for name in named}
 
 
-def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    # a counter that old checkpoints lack, and that nothing reads where BN has a momentum
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in found if name not in expected]
-    reshaped = [name for name in expected if name in found and expected[name].shape != found[name].shape]
+def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    # a counter that old checkpoints lack, and that nothing reads if batch norm has a momentum
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in tensors if name not in expected]
+    reshaped = [name for name in expected if name in tensors and expected[name].shape != tensors[name].shape]
     if not (missing or unknown or reshaped):
         return
-    if not missing and not unknown and (classes := _class_counts(model, expected, found, reshaped)):
+    if not missing and not unknown and (classes := _class_counts(model, expected, tensors, reshaped)):
         ours, theirs = classes
         raise ModelError(
             f"{path} is for {theirs} classes, but the data has {ours}: choose weights trained on this data, or data "
             f"with {theirs} classes"
         )
-    shapes = [f"{name} is {list(found[name].shape)}, not {list(expected[name].shape)}" for name in reshaped]
-    absent = [f"{name} {list(expected[name].shape)}{_nearest(name, expected, found, unknown)}" for name in missing]
-    more = [f"{name} {list(found[name].shape)}" for name in unknown]
+    shapes = [f"{name} is {list(tensors[name].shape)}, not {list(expected[name].shape)}" for name in reshaped]
+    absent = [f"{name} {list(expected[name].shape)}{_nearest(name, expected, tensors, unknown)}" for name in missing]
+    more = [f"{name} {list(tensors[name].shape)}" for name in unknown]
     parts = [
         f"{len(names)} {what}: {_list(names)}"
         for what, names in (("missing", absent), ("unknown", more), ("of another shape", shapes))
@@ -213,23 +215,23 @@ def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[
     )
 
 
-def _nearest(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
-    """The file's tensor that might be meant."""
-    same_shape = [other for other in unknown if found[other].shape == expected[name].shape]
+def _nearest(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
+    """The file's tensor that is probably meant."""
+    same_shape = [other for other in unknown if tensors[other].shape == expected[name].shape]
     near = difflib.get_close_matches(name, same_shape, n=1, cutoff=0)
     return f" (nearest: {near[0]})" if near else ""
 
 
 def _class_counts(
-    model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], reshaped: Sequence[str]
+    model: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], reshaped: Sequence[str]
 ) -> tuple[int, int] | None:
     """(the model's, the file's) number of classes if the classifier's outputs are all that differs."""
     classifier = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     if not set(reshaped) <= {_plain(f"{classifier}.weight"), _plain(f"{classifier}.bias")}:
         return None
-    if any(expected[name].shape[1:] != found[name].shape[1:] for name in reshaped):
+    if any(expected[name].shape[1:] != tensors[name].shape[1:] for name in reshaped):
         return None
-    return expected[reshaped[0]].shape[0], found[reshaped[0]].shape[0]
+    return expected[reshaped[0]].shape[0], tensors[reshaped[0]].shape[0]
 
 
 def _list(names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ class BiasedWideResNet(nn.Module):
         self.layer1 = _stage(16, 160, 1, dropout)
         self.layer2 = _stage(160, 320, 2, dropout)
         self.layer3 = _stage(320, 640, 2, dropout)
-        # 0.9 of every new batch, not of the running mean: so in P1's code, and in no other layer
+        # 0.9 of every new batch, not of the running mean, as in P1's code, and in no other layer
         self.bn1 = nn.BatchNorm2d(640, momentum=0.9)
         self.linear = nn.Linear(640, num_classes)
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Which keys of a recipe bear on the numbers of its run; the fields of the schema carry the answer."""
+"""Which recipe keys affect the numbers of a run, as the schema marks them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.schema import Bears, Recipe
 
 MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
-"""A resumed run is the same run, to the bit where it can be."""
+"""The classes of keys that a resumed run may change: it stays the same run, to the bit where possible."""
 SAME_EXPERIMENT = frozenset({Bears.NOTHING, Bears.EXECUTION, Bears.REPETITION})
-"""Runs that differ in such keys only are repetitions of one experiment, over which means are taken."""
+"""Runs that differ only in keys of these classes are repetitions of one experiment; means are taken over them."""
 
 
 def bearing(recipe: Mapping[str, Any], ignored: Collection[Bears]) -> dict[str, Any]:
     """The recipe's values by dotted key, without the keys of the `ignored` classes.
 
-    recipe: nested or with dotted keys, perhaps from another version of acdc; an unknown key bears on the numbers.
+    recipe: nested or with dotted keys, perhaps from another version of acdc; an unknown key affects the numbers.
     """
     return {key: value for key, value in flat(recipe).items() if bears_on(key) not in ignored}
 
 
 def bears_on(key: str) -> Bears:
-    """The class of a dotted key, which it may have from the block that holds it."""
+    """The class of a dotted key: its own, or that of a block around it."""
     blocks = accumulate(key.split("."), lambda outer, inner: f"{outer}.{inner}")
     return next((marks()[block] for block in blocks if block in marks()), Bears.NUMBERS)
 

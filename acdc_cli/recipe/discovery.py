@@ -1,4 +1,4 @@
-"""Folders of which every file is one thing of a kind: nothing else lists methods, models, data sets and formats."""
+"""Folders in which each file is one method, analysis, model, data set or export format; nothing else lists them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from acdc_cli.recipe.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Folder:
-    """The files lie above this layer, and are therefore imported by name."""
+    """A folder of such files. They belong to higher layers, so they are imported by name."""
 
     package: str
     kind: str
-    """What one is called in errors."""
+    """The word for one file in errors."""
 
     def _paths(self) -> list[str]:
         spec = importlib.util.find_spec(self.package)
@@ -29,23 +29,23 @@ class Folder:
         return list(spec.submodule_search_locations or ())
 
     def names(self) -> list[str]:
-        """In alphabetical order. Imports none."""
+        """The files' names in alphabetical order, without importing them."""
         return sorted(module.name for module in pkgutil.iter_modules(self._paths()) if not module.ispkg)
 
     def described(self) -> dict[str, str]:
-        """The first line of each file's docstring, by name. Imports none."""
-        found = [(module.name, Path(path)) for path in self._paths() for module in pkgutil.iter_modules([path])]
-        return {name: _first_line(path / f"{name}.py") for name, path in sorted(found) if name in self.names()}
+        """The first line of each file's docstring, by name, without importing them."""
+        files = [(module.name, Path(path)) for path in self._paths() for module in pkgutil.iter_modules([path])]
+        return {name: _first_line(path / f"{name}.py") for name, path in sorted(files) if name in self.names()}
 
     def module(self, name: str) -> ModuleType:
-        """Raises RunError where there is none of that name."""
+        """The module of that name. Raises RunError if there is none."""
         if name not in self.names():
             hint = did_you_mean(name, self.names())
             raise RunError(f"there is no {self.kind} {name}, only {', '.join(self.names())}{hint}")
         return importlib.import_module(f"{self.package}.{name}")
 
     def table(self, key: str) -> dict[str, Any]:
-        """What the files name in dictionaries called `key`. Imports all of them."""
+        """The entries of all files' dictionaries called `key`. Imports all files."""
         entries: dict[str, Any] = {}
         for name in self.names():
             more = getattr(self.module(name), key, {})

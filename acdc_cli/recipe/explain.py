@@ -1,4 +1,4 @@
-"""pydantic's errors as problems a person can mend: where, what was found, what is allowed."""
+"""pydantic's errors in words: where the mistake is, what was found, what is allowed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _BOOLEANS = {"on": "true", "yes": "true", "off": "false", "no": "false"}
 
 
 def explain(error: ValidationError, root: Entry, recipe: Shape) -> list[Problem]:
-    """One problem for each key that is wrong, whatever number of errors pydantic makes of it."""
-    found = (_problem(detail, root, recipe) for detail in error.errors(include_url=False))
-    return list(dict.fromkeys(problem for problem in found if problem is not None))
+    """One problem for each wrong key, however many errors pydantic reports for it."""
+    problems = (_problem(detail, root, recipe) for detail in error.errors(include_url=False))
+    return list(dict.fromkeys(problem for problem in problems if problem is not None))
 
 
 def problem_at(root: Entry, path: KeyPath, message: str) -> Problem:
-    """A problem about a key that may not be written out: it stands where its block does."""
+    """A problem with a key; a key that is not written out is placed at its block."""
     return Problem(root.nearest(path).place, path, message)
 
 
 def unknown_name(name: Any, names: list[str]) -> str:
-    """What to say of a word that is none of `names`."""
+    """The message for a word that is not one of `names`."""
     hint = did_you_mean(name, names) if isinstance(name, str) else ""
     return f"expected {either(names)}, found {in_words(name)}{hint}"
 
@@ -44,7 +44,7 @@ def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None
     path, here, block = where
     value = root.nearest(path).plain()
     if not short and detail["loc"] and path[-1:] != detail["loc"][-1:] and kind in ("missing", "extra_forbidden"):
-        # of one of the blocks that may stand here; what was given is none of them
+        # an error of one of the blocks allowed here, but the value is none of them
         return problem_at(root, path, f"expected {here.in_words()}, found {in_words(value)}")
     if kind == "missing" and not short:
         return problem_at(root, path, f"missing; expected {here.in_words()}")
@@ -63,7 +63,7 @@ def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None
 def _where(steps: tuple[str | int, ...], root: Entry, recipe: Shape) -> tuple[KeyPath, Shape, Shape] | None:
     """The key path of pydantic's location, what may stand there, and the block around it.
 
-    pydantic also names the member of a union it tried. An error of a member that cannot be meant gives None.
+    pydantic also names the member of a union it tried. Returns None for an error of a member that cannot be meant.
     """
     path: KeyPath = ()
     here = block = recipe
@@ -85,7 +85,7 @@ def _where(steps: tuple[str | int, ...], root: Entry, recipe: Shape) -> tuple[Ke
 
 
 def _meant(here: Shape, value: Any) -> Shape | None:
-    """Of the shapes that may stand here, the list or the block that this value is meant to be."""
+    """The list or block, among the shapes allowed here, that this value is meant to be."""
     if not isinstance(value, list | dict):
         return None
     kind = "array" if isinstance(value, list) else "object"
@@ -108,7 +108,7 @@ def _unknown_key(path: KeyPath, block: Shape, recipe: Shape) -> str:
 
 
 def _homes(block: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The paths of all keys there are."""
+    """The paths of all keys in a block."""
     for kind in block.kinds.values() or [block]:
         for key in kind.keys:
             yield (*path, key)
@@ -117,7 +117,7 @@ def _homes(block: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def in_words(value: Any) -> str:
-    """A value that was found, cut after 60 characters."""
+    """A value for a message, cut after 60 characters."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
@@ -131,7 +131,7 @@ def _cut(text: str) -> str:
 
 
 def _hint(here: Shape, value: Any) -> str:
-    """The way out of the usual slips."""
+    """How to fix common mistakes."""
     if value is None:
         return "; give a value or remove the line"
     if isinstance(value, str):
@@ -158,6 +158,6 @@ def _text_hint(here: Shape, value: str) -> str:
 
 
 def _upper(here: Shape) -> float:
-    """The largest number that may stand here, or the bound it must stay below."""
+    """The largest number allowed here, or the bound it must stay below."""
     bounds = (option.schema.get("maximum", option.schema.get("exclusiveMaximum")) for option in here.options)
     return min((float(bound) for bound in bounds if bound is not None), default=float("inf"))

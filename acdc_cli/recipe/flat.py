@@ -7,8 +7,8 @@ from typing import Any
 
 
 def flat(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"optim.lr": 0.1}` of nested blocks."""
-    found: dict[str, Any] = {}
+    """`{"optim.lr": 0.1}` from `{"optim": {"lr": 0.1}}`."""
+    values: dict[str, Any] = {}
     for key, value in block.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values

@@ -1,4 +1,4 @@
-"""What a recipe inherits (`extends`) and what the command line changes (`--set`), laid over one another."""
+"""Merges a recipe with those it extends (`extends`) and with the command line's changes (`--set`)."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class Draft:
     root: Entry
     problems: list[Problem]
     sources: list[str]
-    """In the order in which their problems are told: the recipe, what it extends, the command line."""
+    """In the order in which their problems are reported: the recipe, what it extends, the command line."""
 
     def in_order(self, problems: Sequence[Problem]) -> list[Problem]:
         return sorted(problems, key=lambda problem: (self.sources.index(problem.place.source), problem.place.line or 0))
 
 
 def draft(source: str | Path, overrides: Sequence[str]) -> Draft:
-    """The recipe of a path or shipped name over all that it extends, under `--set` in the order given."""
+    """The recipe of a path or shipped name, merged with what it extends and with `--set` values."""
     return overridden(Draft(*_with_parents(shipped.find(source).resolve(), [])), overrides)
 
 
 def overridden(given: Draft, overrides: Sequence[str]) -> Draft:
-    """The same recipe under `--set`, in the order given."""
+    """The same recipe with `--set` values, applied in order."""
     root, problems, sources = given.root, given.problems, given.sources
     for override in overrides:
-        changed, found, name = _override(root, override)
+        changed, more, name = _override(root, override)
         root = overlay(root, changed)
-        problems = problems + found
+        problems = problems + more
         sources = [*sources, name]
     return Draft(root, problems, sources)
 
@@ -49,9 +49,9 @@ def overridden(given: Draft, overrides: Sequence[str]) -> Draft:
 def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
     """Mappings are merged key by key; a list or a value above replaces the one below.
 
-    Where `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that
-    only the old kind knows go: `method: gmp` over an AC/DC block keeps its target and loses its phase lengths. Another
-    `model.name` loses the options of the model below.
+    If `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that only
+    the old kind has are dropped: `method: gmp` over an AC/DC block keeps its target and drops its phase lengths.
+    Another `model.name` drops the options of the old model.
     """
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
@@ -81,11 +81,9 @@ def _with_parents(path: Path, children: list[Path]) -> tuple[Entry, list[Problem
     file = _parent_file(parent, path)
     if file in chain:
         circle = " → ".join(shown(each) for each in [*chain[chain.index(file) :], file])
-        raise RecipeError(f"{parent.place}: extends: is circular: {circle}; one must not extend")
+        raise RecipeError(f"{parent.place}: extends: is circular: {circle}; remove one extends")
     if len(chain) > DEEPEST:
-        raise RecipeError(
-            f"{parent.place}: extends: more than {DEEPEST} files extend one another in a row; write fewer"
-        )
+        raise RecipeError(f"{parent.place}: extends: more than {DEEPEST} files extend one another in a row; use fewer")
     below, inherited, sources = _with_parents(file, chain)
     return overlay(below, root), problems + inherited, [shown(path), *sources]
 
@@ -100,14 +98,14 @@ def _parent_file(entry: Entry, child: Path) -> Path:
         )
     beside = child.parent / name
     try:
-        # os.path's, which takes a name that no file can have for one that is not there
+        # os.path's, which returns False for a name that no file can have
         return (beside if os.path.isfile(beside) else shipped.find(name)).resolve()
     except RecipeError as e:
         raise RecipeError(f"{entry.place}: extends: there is no {shown(beside)}, and {e}") from e
 
 
 def _override(root: Entry, text: str) -> tuple[Entry, list[Problem], str]:
-    """`a.b.c=value` as a mapping to lay over the recipe, and how its source is called."""
+    """`a.b.c=value` as a mapping to lay over the recipe, and the name of its source."""
     name, equals, value = text.partition("=")
     keys = tuple(name.strip().split("."))
     source = f"--set {'.'.join(keys)}"

@@ -1,4 +1,4 @@
-"""What a recipe names comes in several kinds: methods, models, data sets, optimisers and schedules."""
+"""The kinds of blocks that a recipe can choose from: methods, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acdc_cli.recipe.syntax import KeyPath
 
 
 def methods() -> list[str]:
-    """The methods of sparse training, in alphabetical order: one file of `sparsity/methods` each. Imports none."""
+    """The sparse-training methods in alphabetical order, one per file of `sparsity/methods`; imports none of them."""
     return METHODS.names()
 
 
@@ -42,7 +42,7 @@ def shape_of(block: type[BaseModel]) -> Shape:
 
 
 def keys_of_kind(path: KeyPath, block: dict[str, Any]) -> frozenset[str]:
-    """The keys of the kind that this block says it is; none where the block has no kinds or names none of them."""
+    """The keys of the kind that this block names; empty if it has no kinds or names an unknown one."""
     if path == ("sparsity",):
         method = block.get("method")
         return frozenset(method_config(method).model_fields) if method in methods() else frozenset()

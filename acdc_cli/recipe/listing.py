@@ -11,7 +11,7 @@ from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.syntax import read_file, read_text, shown
 
 _STUDIES = "studies/"
-"""Before a study's name, which may be that of a recipe."""
+"""Prefix of a study's name, which a recipe may share."""
 
 
 def list_recipes() -> list[dict[str, str]]:
@@ -22,7 +22,7 @@ def list_recipes() -> list[dict[str, str]]:
 
 
 def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
-    """The file as it is; resolved, or with overrides, which no file holds, every key with its value."""
+    """The file as it is; if resolved or with overrides, every key with its value."""
     if not (resolved or overrides):
         return read_text(_find(name))
     if is_study(name):
@@ -33,11 +33,11 @@ def show(name: str, overrides: Sequence[str], resolved: bool) -> str:
 def copy(name: str, destination: Path | None) -> Path:
     """Writes a shipped recipe to a file or into a folder (default: here) and returns the new file's path.
 
-    Raises RecipeError where that file exists.
+    Raises RecipeError if that file exists.
     """
     source = _find(name).resolve()
     if not source.is_relative_to(shipped.FOLDER):
-        raise RecipeError(f"{name} is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`")
+        raise RecipeError(f"{name} is not a shipped recipe; `acdc recipes copy` takes a name from `acdc recipes list`")
     target = destination or Path()
     if target.is_dir():
         target = target / source.name
@@ -56,12 +56,12 @@ def _find(name: str) -> Path:
 
 
 def is_study(name: str) -> bool:
-    """Is it the name of a shipped one, as `list_recipes` has it?"""
+    """Whether this is the name of a shipped study, as `list_recipes` gives it."""
     return name.removeprefix("recipes/").startswith(_STUDIES) and not Path(name).is_file()
 
 
 def _for_elsewhere(source: Path) -> str:
-    """The file's text, extending by a shipped recipe's name what it extends by a path beside it."""
+    """The file's text; `extends` names a shipped recipe instead of a path beside the file."""
     text = source.read_text(encoding="utf-8")
     root, _ = read_file(source)
     assert isinstance(root.value, dict)

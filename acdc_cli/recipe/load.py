@@ -1,4 +1,4 @@
-"""From a YAML file to a validated Recipe, or to one error that names everything there is to mend."""
+"""From a YAML file to a validated Recipe, or to one error that names every mistake."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ B = TypeVar("B", bound=Block)
 T = TypeVar("T")
 
 _SHOWN = 20
-"""Problems that are told at once."""
+"""Most problems that one error lists."""
 
 _EPOCHS: TypeAdapter[int] = TypeAdapter(EpochCount, config=ConfigDict(strict=True))
 _SCHEDULE: TypeAdapter[LinearSchedule | CosineSchedule | StepSchedule] = TypeAdapter(Schedule)
 
 
 class _UnknownMethod(SparsityBlock):
-    """Lets the other blocks be checked when no method tells which keys this one may have."""
+    """Stands in for the block of an unknown method, so that the other blocks are checked."""
 
     model_config = ConfigDict(
         extra="allow", json_schema_extra={"expected": f"a block whose method is {either(methods())}"}
@@ -61,15 +61,15 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def from_dict(values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of plain values, such as those `as_dict` gives and checkpoints hold, with `--set` values over it.
 
-    origin: names where the values come from. Raises RecipeError as `load` does.
+    origin: the name of their source in errors. Raises RecipeError as `load` does.
     """
     return _checked(overridden(Draft(Entry.of(values, Place(origin)), [], [origin]), overrides))
 
 
 def block_of(schema: type[B], overrides: Sequence[str], origin: str) -> B:
-    """A block that `--set` values alone make up, such as the options of an analysis.
+    """A block made of `--set` values alone, such as the options of an analysis.
 
-    origin: names what the block is for. Raises RecipeError as `load` does.
+    origin: the name of the block in errors. Raises RecipeError as `load` does.
     """
     given = overridden(Draft(Entry.of({}, Place(origin)), [], [origin]), overrides)
     try:
@@ -82,14 +82,14 @@ def block_of(schema: type[B], overrides: Sequence[str], origin: str) -> B:
 
 
 def sorted_overrides(schema: type[Block], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The `--set` values of the block's keys, among them those that nobody knows, and those of a recipe's keys."""
-    own: list[str] = []
-    others: list[str] = []
+    """The `--set` values for the block, unknown keys included, and those for the recipe."""
+    of_block: list[str] = []
+    of_recipe: list[str] = []
     for override in overrides:
         key = re.split(r"[.=]", override, maxsplit=1)[0].strip()
-        is_own = key in schema.model_fields or (bool(schema.model_fields) and key not in Recipe.model_fields)
-        (own if is_own else others).append(override)
-    return own, others
+        for_block = key in schema.model_fields or (bool(schema.model_fields) and key not in Recipe.model_fields)
+        (of_block if for_block else of_recipe).append(override)
+    return of_block, of_recipe
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -128,7 +128,7 @@ def _config(root: Entry) -> tuple[type[SparsityBlock], list[Problem]]:
 
 
 def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
-    """What holds between blocks: lengths that do not fit the epochs. A block that is wrong itself is passed over."""
+    """Conflicts between blocks, such as lengths that do not fit the epochs; invalid blocks are skipped."""
     given = root.plain()
     optim = given.get("optim")
     epochs = _valid(_EPOCHS, given.get("epochs"))
@@ -136,7 +136,7 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     schedule = _valid(_SCHEDULE, optim.get("schedule") if isinstance(optim, dict) else None)
     problems = []
     if isinstance(sparsity, PrunedBlock) and sparsity.from_checkpoint and _weights(given.get("model")):
-        text = "the run starts from this model, and `model.weights` names another; leave one of them out"
+        text = "the run would start from this model and from `model.weights`; remove one of them"
         problems.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))

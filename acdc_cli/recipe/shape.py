@@ -1,4 +1,4 @@
-"""What may stand where in a recipe, read from the JSON schema of its blocks and put into words."""
+"""What each place in a recipe accepts, read from the JSON schema of its blocks and put into words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Shape:
-    """One spot of a recipe: a block, a list or a value, with what it may hold."""
+    """One place in a recipe: a block, a list or a value, with what it accepts."""
 
     schema: Mapping[str, Any]
     definitions: Mapping[str, Any]
@@ -44,13 +44,13 @@ class Shape:
 
     @property
     def options(self) -> list[Shape]:
-        """The shapes any of which will do; itself where there is one only. `null` is left out."""
+        """The alternatives that this place accepts, without `null`; itself if there is only one."""
         members = [self._shape(member) for member in self.schema.get("anyOf", [])]
         return [member for member in members if member.schema.get("type") != "null"] or [self]
 
     @property
     def choices(self) -> list[str]:
-        """The words that may stand here."""
+        """The words that this place accepts."""
         words: list[str] = []
         for option in self.options:
             words += option.schema.get("enum", [])
@@ -58,7 +58,7 @@ class Shape:
         return words
 
     def child(self, key: str | int) -> Shape | None:
-        """What may stand at a key of a block or at a position of a list; None where nothing may."""
+        """The shape at a key of a block or at a position of a list; None if there is none."""
         if isinstance(key, str):
             inner = self.schema.get("properties", {}).get(key) or self.schema.get("additionalProperties")
         else:
@@ -67,7 +67,7 @@ class Shape:
         return self._shape(inner) if inner else None
 
     def takes(self, kind: str) -> bool:
-        """Whether values of a JSON type (`boolean`, `array`, …) may stand here."""
+        """Whether this place accepts values of a JSON type (`boolean`, `array`, …)."""
         return any(option.schema.get("type") == kind for option in self.options)
 
     def in_words(self) -> str:

@@ -1,4 +1,4 @@
-"""The recipes and studies that come with the package, and how one is found by path or by name."""
+"""The recipes and studies that come with the package, and finding one by path or by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from acdc_cli.recipe.syntax import one_line
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INSTALLED = _PACKAGE / "recipes"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
-"""Inside the package once it is installed from a wheel, beside it in a checkout."""
+"""Inside the package if installed from a wheel, beside it in a checkout."""
 _STUDIES = FOLDER / "studies"
 
 
@@ -38,14 +38,14 @@ def find(name_or_path: str | Path) -> Path:
     Raises RecipeError where there is neither.
     """
     path = Path(name_or_path)
-    # os.path's, which takes a name that no file can have for one that is not there
+    # os.path's, which returns False for a name that no file can have
     if os.path.isfile(path):
         return path
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
     if name in names():
         return FOLDER / f"{name}.yaml"
     if os.path.isdir(path):
-        raise RecipeError(f"{name_or_path} is a folder; a recipe is a file, or a name of `acdc recipes list`")
+        raise RecipeError(f"{name_or_path} is a folder; give a recipe file, or a name from `acdc recipes list`")
     near = did_you_mean(name, names())
     shown = one_line(str(name_or_path))
     raise RecipeError(f"no recipe {shown}: neither a file nor a shipped recipe{near} (see: acdc recipes list)")
@@ -65,7 +65,7 @@ def find_study(name_or_path: str | Path) -> Path:
     near = did_you_mean(name, study_names())
     shown = one_line(str(name_or_path))
     raise RecipeError(
-        f"no study {shown}: neither a file nor one that comes with acdc{near} (there are: {', '.join(study_names())})"
+        f"no study {shown}: neither a file nor a shipped study{near} (there are: {', '.join(study_names())})"
     )
 
 

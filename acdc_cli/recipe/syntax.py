@@ -1,4 +1,4 @@
-"""YAML that means what it says (1.2 scalars, no duplicate keys), every value with the line it stands on."""
+"""YAML read strictly (1.2 scalars, no duplicate keys), with the line of every value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from acdc_cli.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 
 DEEPEST = 20
-"""Levels of blocks and lists in one another, and of files that extend one another; a recipe has four."""
+"""Most levels of nested blocks and lists, and of files that extend one another; a recipe has four."""
 _LARGEST = 200_000
-"""Bytes of a recipe's file; the longest that come with acdc have 2,000."""
-_MOST = 5_000
-"""Values in a recipe, those that aliases repeat included."""
+"""Most bytes of a recipe file; the longest shipped ones have 2,000."""
+_MOST_VALUES = 5_000
+"""Most values in a recipe, including those that aliases repeat."""
 _BOOL, _NULL, _INT, _FLOAT, _STR, _MERGE, _LIST, _BLOCK = (
     f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "merge", "seq", "map")
 )
@@ -32,7 +32,7 @@ _IMPLICIT = (
     (_MERGE, re.compile(r"^<<$"), "<"),
 )
 _HINTS = {
-    "mapping values are not allowed here": "put a value that holds a colon in quotes, or mend the indentation",
+    "mapping values are not allowed here": "put a value that holds a colon in quotes, or fix the indentation",
     "found character '\\t'": "indent with spaces, not with tabs",
     "that cannot start any token": "put the value in quotes",
     "expected <block end>": "the indentation does not match the lines above",
@@ -44,7 +44,7 @@ _HINTS = {
     "found duplicate anchor": "give each anchor a name of its own",
     "incompatible YAML document": "remove the line that begins with %YAML",
 }
-_TOO_DEEP = f"blocks or lists more than {DEEPEST} deep in one another; a recipe has four levels"
+_TOO_DEEP = f"blocks or lists nested more than {DEEPEST} deep; a recipe has four levels"
 _NO_CHARACTER = "an unknown escape; write the character itself"
 
 
@@ -61,7 +61,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to mend, found at `place`; `path` is the key it is about."""
+    """A mistake at `place`; `path` is its key."""
 
     place: Place
     path: KeyPath
@@ -74,7 +74,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Entry:
-    """A value with its place; the value of a key stands where its key does."""
+    """A value with its place; for the value of a key, that is the key's place."""
 
     value: dict[str, Entry] | list[Entry] | str | int | float | bool | None
     place: Place
@@ -96,7 +96,7 @@ class Entry:
         return self.value
 
     def nearest(self, path: KeyPath) -> Entry:
-        """The entry at `path`, or the innermost one around it where `path` was not written."""
+        """The entry at `path`, or the innermost one around it if `path` was not written."""
         if not path:
             return self
         head, rest = path[0], path[1:]
@@ -113,28 +113,28 @@ def spell(path: KeyPath) -> str:
 
 
 def one_line(text: str) -> str:
-    """Line breaks, control characters and whatever else cannot be printed as spaces."""
+    """Replace line breaks, control characters and other unprintable characters by spaces."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def read_file(
     path: Path, form: str = "a recipe is a block of keys such as `epochs: 100`"
 ) -> tuple[Entry, list[Problem]]:
-    """The file's mapping, and its duplicate keys. Raises RecipeError where the file is no YAML mapping.
+    """The file's mapping, and its duplicate keys. Raises RecipeError if the file is not a YAML mapping.
 
-    form: what is said then.
+    form: the expected form, for that error.
     """
     source = shown(path)
     reading = _Reading(source, read_text(path))
     value = reading.value
     if not isinstance(value, dict):
-        found = "nothing" if value is None else "a list" if isinstance(value, list) else _beginning(value)
-        raise RecipeError(f"{source}: {form}, found {found}")
+        content = "nothing" if value is None else "a list" if isinstance(value, list) else _beginning(value)
+        raise RecipeError(f"{source}: {form}, found {content}")
     return Entry(value, Place(source)), reading.problems
 
 
 def read_text(path: Path) -> str:
-    """Raises RecipeError where the file cannot be read, or is none that a recipe could be."""
+    """The file's text. Raises RecipeError if it cannot be read or is too long for a recipe."""
     source = shown(path)
     try:
         if (size := path.stat().st_size) > _LARGEST:
@@ -153,13 +153,13 @@ def read_value(text: str, source: str) -> tuple[Entry, list[Problem]]:
 
 
 def shown(path: Path) -> str:
-    """The path as a reader here would write it."""
+    """The path, relative to the working directory if it lies in it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def dump(value: Mapping[str, Any]) -> str:
-    """YAML that these rules, and those of YAML 1.1, read back as the same value."""
+    """YAML that both this reader and YAML 1.1 read back as the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -253,8 +253,8 @@ class _Reading:
         if len(around) >= DEEPEST:
             raise self._error(node.start_mark.line, _TOO_DEEP)
         self._values += 1
-        if self._values > _MOST:
-            many = f"more than {_MOST:,} values, with those that aliases repeat; a recipe has about a hundred"
+        if self._values > _MOST_VALUES:
+            many = f"more than {_MOST_VALUES:,} values, aliases included; a recipe has about a hundred"
             raise self._error(node.start_mark.line, many)
         if isinstance(node, yaml.CollectionNode) and node.tag not in (_LIST, _BLOCK):
             raise self._no_meaning(node)
@@ -309,7 +309,9 @@ class _Reading:
             if node.tag == _FLOAT:
                 return float(text)
         except (KeyError, ValueError) as e:
-            raise self._error(node.start_mark.line, f"{_beginning(text)} is no {node.tag.rpartition(':')[2]}") from e
+            raise self._error(
+                node.start_mark.line, f"{_beginning(text)} is not a valid {node.tag.rpartition(':')[2]}"
+            ) from e
         raise self._no_meaning(node)
 
     def _no_meaning(self, node: yaml.Node) -> RecipeError:
@@ -325,6 +327,6 @@ def _beginning(value: Any) -> str:
 def _explained(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or ""
     text = f"{error.context}, {problem}" if problem.startswith("but ") or not problem else problem
-    begun = f" in what begins on line {error.context_mark.line + 1}" if error.context_mark else ""
+    begun = f" in the text that begins on line {error.context_mark.line + 1}" if error.context_mark else ""
     hint = next((f"; {hint}" for symptom, hint in _HINTS.items() if symptom in text), "")
     return f"{text}{begun}{hint}"

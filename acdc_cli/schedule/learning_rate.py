@@ -13,7 +13,7 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def share_of_peak(schedule: LinearSchedule | CosineSchedule | StepSchedule, progress: float, epochs: int) -> float:
-    """The learning rate as a factor of its peak, after `progress` epochs of the run.
+    """The learning rate as a fraction of its peak, after `progress` epochs of the run.
 
     The peak is reached when `progress` is `warmup_epochs`, the schedule's end when it is `epochs`.
     """

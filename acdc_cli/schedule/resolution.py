@@ -23,13 +23,13 @@ def resolution_of(setting: int | list[ResolutionStep] | ResolutionRamp, epoch: i
 def _along(ramp: ResolutionRamp, epoch: int, epochs: int) -> int:
     """FFCV's ImageNet script: the line from one size to the other, at the nearest multiple of `step`.
 
-    Halves go to the even multiple, as NumPy rounds them: 176 is 5.5 times 32, so that it becomes 6 times 32.
+    Halves go to the even multiple, as NumPy rounds them: 176 is 5.5 times 32 and becomes 6 times 32.
     """
     begin, end = epochs_of(ramp.begin, epochs), epochs_of(ramp.end, epochs)
     if epoch <= begin:
         return ramp.start_size
     if epoch >= end:
         return ramp.end_size
-    # in the order of np.interp, so that what is a half there is one here
+    # in the order of np.interp, so that the same epochs give halves
     slope = (ramp.end_size - ramp.start_size) / (end - begin)
     return round((slope * (epoch - begin) + ramp.start_size) / ramp.step) * ramp.step

@@ -1,4 +1,4 @@
-"""Where a run is: a moment of it, and the phases that its epochs fall into (P1 3.2)."""
+"""Time in a run: its moments, and the phases of its epochs (P1 3.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Moment:
 
     epoch: int
     step: int
-    """Of the whole run, not of the epoch."""
+    """Step of the whole run, not of the epoch."""
     epochs: int
     steps_per_epoch: int
 
@@ -58,13 +58,13 @@ class PhasePlan:
         """The phase that holds this epoch. Raises ValueError if none does."""
         if not 0 <= epoch < self.epochs:
             raise ValueError(f"epoch {epoch} is outside the run's {self.epochs} epochs")
-        # long runs have hundreds
+        # bisected, because long runs have hundreds of phases
         return self.phases[bisect_right(self.phases, epoch, key=lambda phase: phase.start) - 1]
 
     def begins(self, epoch: int) -> bool:
-        """Is this the first epoch of its phase?"""
+        """Whether this is the first epoch of its phase."""
         return self.at(epoch).start == epoch
 
     def ends(self, epoch: int) -> bool:
-        """Is this the last epoch of its phase?"""
+        """Whether this is the last epoch of its phase."""
         return self.at(epoch).end == epoch + 1

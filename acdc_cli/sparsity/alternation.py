@@ -1,4 +1,4 @@
-"""When AC/DC trains sparse and when dense: the lengths of its phases, and what to change where they do not fit."""
+"""The phases of AC/DC: their lengths, and what to change if they do not fit the run."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class AlternationBlock(TargetBlock):
     dense_epochs: PositiveInt | None = None
     """Length of a dense phase. Default: 5, unless `period_epochs` is given."""
     period_epochs: Annotated[int, Field(ge=2)] | None = None
-    """Instead of these two: the length of a sparse and a dense phase together …"""
+    """Length of a sparse and a dense phase together; replaces `sparse_epochs` and `dense_epochs`."""
     sparse_fraction: Share | None = None
-    """… and the share of it that is sparse: 0.2 of 10 epochs is 2 sparse and 8 dense (P2 H)."""
+    """Sparse share of `period_epochs`: 0.2 of 10 epochs is 2 sparse and 8 dense epochs (P2 H)."""
     last_dense_epochs: Epochs = 10
     """Length of the last dense phase, which ends in the dense model."""
     last_sparse_epochs: Epochs = 15
-    """Length of the last phase, which ends in the sparse model, or by `last_phase` in the dense one."""
+    """Length of the last phase. It ends in the sparse model, or with another `last_phase` in the dense one."""
     last_phase: Literal["sparse", "dense_best", "dense_last"] = "sparse"
-    """`dense_best` and `dense_last` fine-tune a dense model in place of the last sparse phase: that of the dense epoch
-    with the best top-1 on the validation images, the warm-up's left out, or that of the last one (P1 3.2, 4). The
-    sparse model is then the end of the sparse phase before."""
+    """`dense_best` and `dense_last` replace the last sparse phase: they fine-tune the dense model with the best
+    validation top-1 after the warm-up, or the dense model of the last dense epoch (P1 3.2, 4). The sparse model is then
+    that of the sparse phase before."""
 
     @model_validator(mode="after")
     def _lengths_given_once(self) -> Self:
@@ -46,26 +46,26 @@ class AlternationBlock(TargetBlock):
         if period is None or share is None:
             missing = "period_epochs" if period is None else "sparse_fraction"
             raise ValueError(
-                f"{missing}: missing; `period_epochs` and `sparse_fraction` come together, as the length of a sparse "
-                "and a dense phase and the share of it that is sparse"
+                f"{missing}: missing; set both `period_epochs`, the length of a sparse and a dense phase together, and "
+                "`sparse_fraction`, its sparse share"
             )
         if self.sparse_epochs is not None or self.dense_epochs is not None:
             raise ValueError(
-                "period_epochs: it gives the phases their lengths, and so do `sparse_epochs` and `dense_epochs`; leave "
-                "one of the two ways out (null takes back an inherited key)"
+                "period_epochs: sets the phase lengths, and so do `sparse_epochs` and `dense_epochs`; remove one or "
+                "the other (null removes an inherited key)"
             )
         if not any(isclose(share, whole / period, abs_tol=1e-3) for whole in range(1, period)):
             near = {min(max(near, 1), period - 1) for near in (floor(share * period), ceil(share * period))}
             fitting = " or ".join(f"{whole / period:.4g}" for whole in sorted(near))
             raise ValueError(
                 f"sparse_fraction: {share:g} of {period} epochs is {share * period:.4g} epochs; sparse and dense "
-                f"phases take whole epochs, at least one: make it {fitting}"
+                f"phases need whole epochs, at least one: use {fitting}"
             )
         return self
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Epochs of a sparse phase, and of a dense one."""
+        """Epochs of a sparse phase and of a dense phase."""
         if self.period_epochs is None or self.sparse_fraction is None:
             return self.sparse_epochs or _DEFAULT_EPOCHS, self.dense_epochs or _DEFAULT_EPOCHS
         sparse = round(self.sparse_fraction * self.period_epochs)
@@ -78,12 +78,12 @@ class AlternationBlock(TargetBlock):
         ]
         for key in empty:
             of = f"{getattr(self, key)} of {run.epochs} epochs"
-            yield Misfit(key, f"{of} is no epoch at all; the last phases need at least one")
+            yield Misfit(key, f"{of} is 0 epochs; each of the last phases needs at least one")
         if not empty and not self._fits(run.epochs):
             yield Misfit("period_epochs" if self.period_epochs else "sparse_epochs", self._misfit(run.epochs))
 
     def phases(self, epochs: int) -> PhasePlan:
-        """Raises ValueError where `check` says that they do not fit."""
+        """Raises ValueError if the phases do not fit the run, as `check` reports."""
         if not self._fits(epochs):
             raise ValueError(self._misfit(epochs))
         warmup, last_dense, last = self._fixed(epochs)
@@ -105,7 +105,7 @@ class AlternationBlock(TargetBlock):
         )
 
     def _middle(self, epochs: int) -> int:
-        """Epochs between the warm-up and the last dense phase; negative where even those do not fit."""
+        """Epochs between the warm-up and the last dense phase; negative if these alone do not fit."""
         return epochs - sum(self._fixed(epochs))
 
     def _fits(self, epochs: int) -> bool:
@@ -116,12 +116,11 @@ class AlternationBlock(TargetBlock):
         warmup, last_dense, last = self._fixed(epochs)
         middle, (sparse, dense) = self._middle(epochs), self.lengths
         fitting = ", ".join(str(sparse + number * (sparse + dense)) for number in range(3))
-        lie_between = f"{middle} lie" if middle >= 0 else f"{-middle} too few are left"
         shorter = next((total for total in range(epochs - 1, 0, -1) if self._fits(total)), None)
         longer = next((total for total in range(epochs + 1, epochs + _SEARCHED_EPOCHS) if self._fits(total)), None)
         totals = " or ".join(str(total) for total in (shorter, longer) if total is not None)
         return (
-            f"of {epochs} epochs, {lie_between} between the warm-up ({warmup}) and the last phases ({last_dense} dense "
-            f"and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them take "
-            f"{fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
+            f"{epochs} epochs leave {max(middle, 0)} between the warm-up ({warmup}) and the last phases ({last_dense} "
+            f"dense and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them "
+            f"take {fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
         )

@@ -1,4 +1,4 @@
-"""Drop and grow: an update drops some of a layer's weights and grows as many others (arXiv 1911.11134)."""
+"""Drop and grow: an update drops some weights of a layer and grows as many others (arXiv 1911.11134)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from acdc_cli.sparsity.where import largest
 
 class ExchangeKeys(UpdateKeys):
     fraction: Share = 0.3
-    """Share of a layer's living weights that is exchanged at first; it falls to 0 along half a cosine until `end`."""
+    """Share of a layer's living weights that an update exchanges at first; it falls to 0 along a half cosine."""
 
     def exchanged(self, moment: Moment) -> float:
         """Share of a layer's living weights that an update at this step exchanges: a/2 (1 + cos(pi t/T)) (P2 eq. 6)."""
@@ -26,9 +26,9 @@ class ExchangeKeys(UpdateKeys):
 
 
 def drop_and_grow(masked: MaskedParameters, share: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks with as many weights in each layer: the smallest `share` of the living drop, the best scores grow.
+    """New masks, each as dense as before: the smallest `share` of the living weights drop, the best scores grow.
 
-    scores: of each weight, masked or not, at least 0.
+    scores: one for each weight, masked or not, at least 0.
     """
     magnitudes, counts = masked.magnitudes(), living(masked.masks)
     dropped = {name: int(share * count) for name, count in counts.items()}
@@ -42,9 +42,8 @@ def exchange(magnitudes: Tensor, scores: Tensor, kept: int, grown: int) -> Tenso
     """The mask of a layer whose `kept` largest weights stay and in which `grown` others grow.
 
     magnitudes: |w|, and less than 0 where masked.  scores: at least 0.
-    The candidates for growth are all weights but those that stay (arXiv 1911.11134, section 3, "Grow criterion"), so
-    also those just dropped. One of these that grows again has, as in the paper's own code, never been away: it keeps
-    its value.
+    The candidates for growth are all weights but those that stay (arXiv 1911.11134, section 3, "Grow criterion"),
+    including those just dropped. A dropped weight that grows again keeps its value, as in the paper's own code.
     """
     stay = largest(magnitudes.flatten(), kept)
     grow = largest(scores.flatten().masked_fill(stay, -1), grown)
@@ -52,7 +51,7 @@ def exchange(magnitudes: Tensor, scores: Tensor, kept: int, grown: int) -> Tenso
 
 
 def living(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """Weights of each layer that live, with one fetch from the device."""
+    """Living weights of each layer, with one fetch from the device."""
     zeros = count_zeros(list(masks.values()))
     return {name: mask.numel() - count for (name, mask), count in zip(masks.items(), zeros, strict=True)}
 
@@ -60,10 +59,10 @@ def living(masks: Mapping[str, Tensor]) -> dict[str, int]:
 def dropped_by_layer(
     share: float, living: Mapping[str, int], sizes: Mapping[str, int], momentum: Mapping[str, float]
 ) -> dict[str, int]:
-    """How many weights each layer of SNFS drops: this share of those that live.
+    """Weights that each layer of SNFS drops: this share of its living weights.
 
-    A layer less than a fifth sparse whose mean |momentum| lies above the layers' average drops no larger share than its
-    sparsity (the authors' code, `adjust_prune_rate`): what it drops beyond the weights it lacks has nowhere else to go.
+    A layer that is less than a fifth sparse and whose mean |momentum| is above the average of the layers drops at most
+    a share equal to its sparsity, as in the authors' code (`adjust_prune_rate`).
     """
     average = sum(momentum.values()) / len(momentum)
 
@@ -76,11 +75,11 @@ def dropped_by_layer(
 
 
 def regrowth(dropped: Mapping[str, int], momentum: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
-    """How many weights grow in each layer: as many in all as dropped, in proportion to the layers' mean |momentum|.
+    """Weights that grow in each layer: as many in total as dropped, in proportion to the layers' mean |momentum|.
 
-    room: at least as much as dropped. What a layer has no room for goes to the others, in the same proportion; what
-    none with momentum has room for goes back to those without, in proportion to what they dropped. Rounded by largest
-    remainders, of which the first among equals is rounded up.
+    room: at least as many as the layer dropped. Weights that a layer has no room for go to the others, in the same
+    proportion; once all layers with momentum are full, the rest goes to those without, in proportion to what they
+    dropped. Counts are rounded by largest remainders; of equal remainders the first is rounded up.
     """
     total = sum(dropped.values())
     moving = {name: Fraction(mean) for name, mean in momentum.items() if mean > 0}

@@ -1,4 +1,4 @@
-"""How much is pruned, over time: along a cubic (arXiv 1710.01878), or by the same share in every round."""
+"""How much is pruned over time: along a cubic (arXiv 1710.01878), or the same share in every round."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cubic:
 
 
 def geometric(done: int, rounds: int, target: float) -> float:
-    """1 - (1 - target)^(done / rounds): each round leaves the same share of the weights before it. Exact at the end."""
+    """1 - (1 - target)^(done / rounds): each round keeps the same share of the remaining weights. Exact at the end."""
     return target if done == rounds else 1 - (1 - target) ** (done / rounds)
 
 
@@ -44,7 +44,7 @@ class CubicKeys(TargetBlock):
     begin: Epochs = 0
     """Epochs of dense training before the sparsity starts to rise, as a number or a share of the run."""
     end: Epochs = "75%"
-    """Epoch at whose start the target is reached, exactly, whether or not a regular update falls on it."""
+    """Epoch at whose start the sparsity reaches the target, whether or not a regular update falls on it."""
     every_epochs: PositiveInt = 5
     """Epochs between two steps of the sparsity."""
     initial_sparsity: Sparsity = 0.0
@@ -54,20 +54,20 @@ class CubicKeys(TargetBlock):
         yield from super().check(run)
         begin, end = self.ramp(run.epochs)
         if end >= run.epochs:
-            last = f"epoch {run.epochs - 1} is the last that starts"
-            yield Misfit("end", f"the target would be reached at epoch {end}, but {last}")
+            last = f"epoch {run.epochs - 1} is the last"
+            yield Misfit("end", f"the sparsity would reach the target at epoch {end}, but {last}; make it earlier")
         elif begin > end:
             yield Misfit(
                 "begin", f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
             )
         elif self.initial_sparsity > self.target:
-            yield Misfit("initial_sparsity", f"it lies above the target, {self.target:g}, from which nothing rises")
+            yield Misfit("initial_sparsity", f"is above the target, {self.target:g}; lower it")
         elif self.n_of_m and begin < end:
-            only = f"{self.pattern} has one sparsity only, and {self.method} reaches its target over many"
-            yield Misfit("pattern", f"{only}; take another method, such as acdc, or another pattern")
+            only = f"{self.pattern} has a single sparsity, but {self.method} reaches its target in steps"
+            yield Misfit("pattern", f"{only}; use another method, such as acdc, or another pattern")
         if 0 < end - begin <= self.every_epochs:
-            rises = f"the sparsity has epochs {begin} to {end} to rise, no more than the {self.every_epochs} of one"
-            yield Misfit("every_epochs", f"{rises} step, so it jumps to the target; make it smaller", stops=False)
+            rises = f"the sparsity rises from epoch {begin} to {end}, within one step of {self.every_epochs} epochs"
+            yield Misfit("every_epochs", f"{rises}, so it jumps to the target; make it smaller", stops=False)
 
     def phases(self, epochs: int) -> PhasePlan:
         begin, end = self.ramp(epochs)
@@ -81,7 +81,7 @@ class CubicKeys(TargetBlock):
         return epoch == end or (begin < epoch < end and (epoch - begin) % self.every_epochs == 0)
 
     def sparsity(self, epoch: int, epochs: int) -> float:
-        """Of the masks in this epoch: a staircase, because it stays between two updates."""
+        """Sparsity of the masks in this epoch; it is constant between two updates."""
         begin, end = self.ramp(epochs)
         if epoch < begin:
             return 0.0
@@ -89,5 +89,5 @@ class CubicKeys(TargetBlock):
         return Cubic(begin, end, self.target, self.initial_sparsity).at(epoch - since_update)
 
     def ramp(self, epochs: int) -> tuple[int, int]:
-        """The epochs at which the sparsity starts to rise and reaches the target; the same one where it jumps."""
+        """The epochs at which the sparsity starts to rise and reaches the target; equal if it jumps."""
         return epochs_of(self.begin, epochs), epochs_of(self.end, epochs)

@@ -1,4 +1,4 @@
-"""Dense weights that live on behind a sparse model, unseen by the forward pass, and that the optimiser moves."""
+"""Dense weights behind a sparse model: the optimiser moves them, the forward pass does not use them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from acdc_cli.sparsity.masked import MaskedParameters
 
 
 class LatentWeights:
-    """The model holds the sparse weights; these take their place for the optimiser's step alone.
+    """The model holds the sparse weights; the latent weights replace them for the optimiser's step alone.
 
-    So whatever looks at the model between two steps (validation, a checkpoint, a count of zeros) sees what the forward
-    pass uses. `install` before the optimiser's step, `keep` after it; then the method makes the weights sparse again.
+    So everything that reads the model between two steps (validation, a checkpoint, a count of zeros) sees the weights
+    of the forward pass. Call `install` before the optimiser's step and `store` after it; then the method makes the
+    weights sparse again.
     """
 
     def __init__(self, masked: MaskedParameters) -> None:
@@ -24,7 +25,7 @@ class LatentWeights:
     def install(self) -> None:
         torch._foreach_copy_(list(self._parameters.values()), list(self.weights.values()))
 
-    def keep(self) -> None:
+    def store(self) -> None:
         torch._foreach_copy_(list(self.weights.values()), list(self._parameters.values()))
 
     def magnitudes(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The prunable weights with their masks: a masked weight, its gradient and its optimiser state are exactly zero.
 
-Some methods train weights that the forward pass does not use: for those the gradients and the optimiser's state have a
-mask of their own, the backward mask.
+Some methods train weights that the forward pass does not use. Gradients and optimiser state then have a mask of their
+own, the backward mask.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ T = TypeVar("T")
 
 
 class Agreement(Protocol):
-    """What the masks need of the processes that train together: `training.distributed.Ranks`."""
+    """What the masks need from the ranks of a run: `training.distributed.Ranks`."""
 
     @property
     def size(self) -> int: ...
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """They become the first process's, in place."""
+        """Overwrite these tensors in place with those of rank 0."""
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in order."""
+        """The value of every rank, in order."""
 
 
 class MaskedParameters:
-    """Weights by plain parameter name, and a boolean mask of each: True where the weight lives.
+    """Weights by plain parameter name, each with a boolean mask: True where the weight lives.
 
-    Everything happens in place, so that compiled graphs, DDP's buckets and the optimiser keep what they hold. Make it
-    when the model has its device and its memory layout: masks take both from the weights.
+    All changes are in place, so that compiled graphs, DDP's buckets and the optimiser keep their tensors. Create it
+    once the model has its device and memory layout: masks take both from the weights.
 
-    Of several processes the first one's masks count, and at every change all must have the same, and the same weights.
+    With several ranks, rank 0's masks are broadcast, and every change checks that all ranks have the same masks and
+    weights.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Agreement | None = None) -> None:
-        """ranks: the processes that train together, if there are several."""
+        """ranks: the ranks of the run, if there are several."""
         self._ranks = ranks
         self.parameters = dict(parameters)
         self.masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.parameters.items()}
@@ -53,30 +54,30 @@ class MaskedParameters:
 
     @property
     def backward_masks(self) -> dict[str, Tensor]:
-        """True where a weight's gradient counts: the masks themselves, unless `set` was given others."""
+        """True where a weight has a gradient: the masks themselves, unless `set` was given backward masks."""
         return self.masks if self._backward is None else self._backward
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Of each weight."""
+        """Shape of each weight."""
         return {name: weight.shape for name, weight in self.parameters.items()}
 
     def attach(self, optimizer: Optimizer) -> None:
-        """From now on the state of masked weights in this optimiser is kept at zero too."""
+        """From now on, keep the state of masked weights in this optimiser at zero, too."""
         self._optimizer = optimizer
 
     @property
     def learning_rate(self) -> float:
-        """Of these weights, at this step."""
+        """Learning rate of these weights at this step."""
         assert self._optimizer is not None
         first = next(iter(self.parameters.values()))
         groups = self._optimizer.param_groups
         return next(float(group["lr"]) for group in groups if any(weight is first for weight in group["params"]))
 
     def set(self, masks: Mapping[str, Tensor], backward: Mapping[str, Tensor] | None = None) -> None:
-        """Take these masks; newly masked weights, their gradients and their optimiser state become zero.
+        """Set the masks; newly masked weights, their gradients and their optimiser state become zero.
 
-        backward: where gradients and optimiser state stay alive, if that is not where weights do.
+        backward: masks of gradients and optimiser state, if they differ from those of the weights.
         """
         assert masks.keys() == self.masks.keys()
         self.verify()
@@ -92,7 +93,7 @@ class MaskedParameters:
         self.verify()
 
     def fill(self) -> None:
-        """Free every weight; those that were masked come back as the zeros they are."""
+        """Free every weight; those that were masked start from zero."""
         self.verify()
         for mask in self.masks.values():
             mask.fill_(True)
@@ -100,16 +101,16 @@ class MaskedParameters:
         self._backward, self._gradient_factors = None, self._weight_factors
 
     def verify(self) -> None:
-        """Raises RunError, in all processes, where one has other masks or weights than the first."""
+        """Raises RunError on all ranks if the masks or weights of one differ from those of rank 0."""
         if self._ranks is None or self._ranks.size == 1:
             return
         everyone = self._ranks.gather(self._fingerprints())
         for rank, fingerprints in enumerate(everyone):
-            if differing := [what for what, value in fingerprints.items() if value != everyone[0][what]]:
+            if differing := [name for name, value in fingerprints.items() if value != everyone[0][name]]:
                 raise RunError(
-                    f"process {rank} of {len(everyone)} no longer trains the same model: its {differing[0]} differ "
-                    f"from those of process 0 ({len(differing)} of {len(fingerprints)} differ). Its machine's memory "
-                    "or GPU may be faulty: leave that machine out, and resume from the last checkpoint with --resume"
+                    f"rank {rank} of {len(everyone)} no longer trains the same model: its {differing[0]} differ from "
+                    f"those of rank 0 ({len(differing)} of {len(fingerprints)} tensors differ). Its machine's memory "
+                    "or GPU may be faulty: leave that machine out, and continue from the last checkpoint with --resume"
                 )
 
     def apply(self) -> None:
@@ -117,38 +118,38 @@ class MaskedParameters:
         self._weight_factors.multiply(self._detached())
 
     def apply_to(self, tensors: Mapping[str, Tensor]) -> None:
-        """Zero these tensors, of the weights' names and shapes, where the weights are masked."""
+        """Zero these tensors, which have the weights' names and shapes, where the weights are masked."""
         self._weight_factors.multiply(iter(tensors.items()))
 
     def apply_to_gradients(self) -> None:
-        """Zero the masked weights' gradients: one fused call, nothing at all while no weight is masked."""
+        """Zero the masked weights' gradients: one fused call, and none while no weight is masked."""
         named = [(name, weight.grad) for name, weight in self.parameters.items() if weight.grad is not None]
         self._gradient_factors.multiply(iter(named))
 
     def finite_gradients(self) -> Tensor:
-        """Is every gradient of this step a number, those of weights that are never pruned included?
+        """Whether every gradient of this step is finite, including those of weights that are never pruned.
 
-        One boolean, still on the device. Where it is false the optimiser takes no step.
+        A boolean on the device. If it is false, the optimiser takes no step.
         """
         groups = [] if self._optimizer is None else self._optimizer.param_groups
         weights = [weight for group in groups for weight in group["params"]] or self.parameters.values()
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        found, one = torch.zeros((), device=gradients[0].device), torch.ones((), device=gradients[0].device)
-        # what the gradient scaler asks, too: one fused call, which leaves gradients as they are when it scales by 1
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, one)
-        return found == 0
+        non_finite, one = torch.zeros((), device=gradients[0].device), torch.ones((), device=gradients[0].device)
+        # the gradient scaler's own check: one fused call, which leaves gradients unchanged when it scales by 1
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, non_finite, one)
+        return non_finite == 0
 
     def reset_momentum(self) -> None:
-        """Zero the optimiser's state of every parameter, those that are never pruned included, on the device.
+        """Zero the optimiser's state of every parameter on the device, including those that are never pruned.
 
-        Adam's step count too: its bias correction belongs to the averages and starts again with them.
+        Adam's step count is zeroed too, because its bias correction belongs to the averages.
         """
         of_parameters = [] if self._optimizer is None else self._optimizer.state.values()
         if states := [value for state in of_parameters for value in state.values() if isinstance(value, Tensor)]:
             torch._foreach_zero_(states)
 
     def magnitudes(self) -> dict[str, Tensor]:
-        """|w|, and -1 for masked weights: they rank below those that live, even below those that live as zeros."""
+        """|w|, and -1 for masked weights, which rank below every living weight, even a zero one."""
         magnitudes = {name: weight.abs() for name, weight in self._detached()}
         if self._weight_factors.kept < self.total:
             for name, magnitude in magnitudes.items():
@@ -156,7 +157,7 @@ class MaskedParameters:
         return magnitudes
 
     def sparsity(self) -> float:
-        """Share of the prunable weights that are masked; known without asking the device."""
+        """Fraction of the prunable weights that is masked, without a fetch from the device."""
         return 1 - self._weight_factors.kept / self.total if self.total else 0.0
 
     def zeros(self) -> dict[str, int]:
@@ -164,21 +165,21 @@ class MaskedParameters:
         return dict(zip(self.parameters, count_zeros(list(self.parameters.values())), strict=True))
 
     def trained(self) -> dict[str, int]:
-        """Weights of each layer that have a gradient, where others have than those that live; else empty."""
+        """Weights of each layer that have a gradient; empty unless there are backward masks."""
         if self._backward is None:
             return {}
         masked = count_zeros(list(self._backward.values()))
         return {name: mask.numel() - count for (name, mask), count in zip(self._backward.items(), masked, strict=True)}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The masks, and the backward masks where there are some."""
+        """The masks, and the backward masks if there are any."""
         forward = {name: mask.clone() for name, mask in self.masks.items()}
         if self._backward is None:
             return {"forward": forward}
         return {"forward": forward, "backward": {name: mask.clone() for name, mask in self._backward.items()}}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take the masks of a checkpoint whose weights and optimiser are loaded by their own means.
+        """Load the masks of a checkpoint; its weights and optimiser are loaded separately.
 
         Raises CheckpointError if they are not masks of these weights.
         """
@@ -186,8 +187,8 @@ class MaskedParameters:
         current = {name: mask.shape for name, mask in self.masks.items()}
         if differing := [name for name in {**current, **saved} if current.get(name) != saved.get(name)]:
             raise CheckpointError(
-                f"the checkpoint's masks are of other weights: {len(differing)} differ, the first is {differing[0]}; "
-                "resume with the model and the keep_dense of the run that wrote it"
+                f"the checkpoint has masks of other weights: {len(differing)} differ, the first is {differing[0]}; "
+                "resume with the model and keep_dense of the run that wrote it"
             )
         self._take(state["forward"], state.get("backward"))
 
@@ -203,12 +204,12 @@ class MaskedParameters:
         self._copy(backward, self._backward)
         self._gradient_factors.set(self._backward)
 
-    def _copy(self, masks: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        for name, mask in own.items():
+    def _copy(self, masks: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        for name, mask in targets.items():
             mask.copy_(masks[name])
         if self._ranks is not None:
             # rounding may differ from one kind of GPU to another, and a tie's outcome with it
-            self._ranks.broadcast_(own.values())
+            self._ranks.broadcast_(targets.values())
 
     def _fingerprints(self) -> dict[str, int]:
         """A number for each layer's weights, masks and backward masks, with one fetch from the device."""
@@ -225,7 +226,7 @@ class MaskedParameters:
         if self._optimizer is None:
             return
         for name, weight in self.parameters.items():
-            # .get, because the state is a defaultdict: a look must leave no trace in the checkpoint
+            # .get, because the state is a defaultdict: reading it must leave no trace in the checkpoint
             state: dict[str, Any] = self._optimizer.state.get(weight, {})
             for value in state.values():
                 if isinstance(value, Tensor):
@@ -233,13 +234,13 @@ class MaskedParameters:
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the bytes of a number."""
+"""Integer types by the bytes of a number."""
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """The bits as integers, each times an odd number that belongs to its place, summed modulo 2^64.
+    """The bits as integers, each times an odd number that depends on its position, summed modulo 2^64.
 
-    Exact in whatever order a device adds, and any change of a single number changes it.
+    The sum does not depend on the order in which a device adds, and any change of a single number changes it.
     """
     bits = tensor.reshape(-1).view(_BITS[tensor.element_size()]).long()
     places = torch.arange(len(bits), device=bits.device)
@@ -266,7 +267,7 @@ class _Factors:
         self.kept = self.total
 
     def multiply(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """In place; no work where every factor is 1."""
+        """Multiply in place; no work if every factor is 1."""
         if self.kept == self.total:
             return
         named = list(tensors)

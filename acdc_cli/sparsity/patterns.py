@@ -1,4 +1,4 @@
-"""Patterns of sparsity that hardware likes: groups of consecutive input channels, at one output and kernel position."""
+"""Sparsity patterns for hardware: groups of consecutive input channels, at one output and kernel position."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def fits(shape: torch.Size, channels: int) -> bool:
-    """Whether the input channels of a weight, those of one group of a grouped convolution, split into such groups."""
+    """Whether the input channels of a weight (of one group, if it is grouped) are a multiple of `channels`."""
     return channels == 1 or shape[1] % channels == 0
 
 
 def n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
-    """Mask of the n largest scores of every m consecutive input channels, the first among equals (P1 4, 2:4)."""
+    """Mask of the n largest of every m consecutive input channels; of equal scores the first stay (P1 4, 2:4)."""
     members = [scores[:, member::m] for member in range(m)]
     ranks = [torch.zeros_like(member, dtype=torch.int16) for member in members]
     # pair by pair: for the small m in use, many times faster than sorting millions of short rows
@@ -37,5 +37,5 @@ def block_means(scores: Tensor, channels: int) -> Tensor:
 
 
 def whole_blocks(mask: Tensor, channels: int) -> Tensor:
-    """The mask of weights of a mask of blocks."""
+    """Expand a mask of blocks to a mask of weights."""
     return mask if channels == 1 else mask.repeat_interleave(channels, dim=1)

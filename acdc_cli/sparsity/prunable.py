@@ -1,4 +1,4 @@
-"""Which weights can be pruned: every convolution and linear weight, less those that the recipe keeps dense."""
+"""Which weights can be pruned: every convolution and linear weight, except those that the recipe keeps dense."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ class Layer:
     """A convolution or linear module's weight."""
 
     name: str
-    """Of the module, `layer1.0.conv1`; of a weight of torch's attention, `layers.0.self_attention.in_proj`."""
+    """Module name, such as `layer1.0.conv1`; for torch's attention, `layers.0.self_attention.in_proj`."""
     parameter_name: str
-    """`layer1.0.conv1.weight`."""
+    """Such as `layer1.0.conv1.weight`."""
     kind: Literal["conv", "linear"]
     parameter: nn.Parameter
     shape: torch.Size
     kept_dense: str | None
-    """The first entry of `keep_dense` that holds it back, or None: it is pruned."""
+    """The first entry of `keep_dense` that matches the layer; None if it is pruned."""
 
 
 def layers(model: nn.Module, keep_dense: Sequence[str]) -> list[Layer]:
-    """All convolution and linear weights in registration order, each once however many modules share it.
+    """All convolution and linear weights in registration order, each once even if modules share it.
 
     keep_dense: `first`, `last` (the last linear layer), `depthwise`, or patterns (fnmatch) of module names.
-    Raises ModelError if an entry holds for no layer, or if nothing is left to prune.
+    Raises ModelError if an entry matches no layer, or if nothing is left to prune.
     """
     weights = _weights(model)
     held = {entry: _held_by(entry, weights) for entry in keep_dense}
     if nowhere := [entry for entry, names in held.items() if not names]:
-        raise ModelError(_holds_for_no_layer(nowhere, list(weights)))
+        raise ModelError(_matches_no_layer(nowhere, list(weights)))
     reasons = {name: entry for entry in reversed(keep_dense) for name in held[entry]}
     if weights and len(reasons) == len(weights):
-        raise ModelError(f"sparsity.keep_dense: {list(keep_dense)} holds back all {len(weights)} layers; drop an entry")
+        raise ModelError(
+            f"sparsity.keep_dense: {list(keep_dense)} keeps all {len(weights)} layers dense; drop an entry"
+        )
     return [
         Layer(
             name=name,
@@ -66,12 +68,12 @@ def pruned(layers: Sequence[Layer]) -> dict[str, nn.Parameter]:
 
 
 def layer_name(parameter_name: str) -> str:
-    """`layer1.0.conv1` of `layer1.0.conv1.weight`, `layers.0.self_attention.in_proj` of `….in_proj_weight`."""
+    """`layer1.0.conv1` for `layer1.0.conv1.weight`, `layers.0.self_attention.in_proj` for `….in_proj_weight`."""
     return parameter_name.removesuffix("_weight").removesuffix("weight").removesuffix(".")
 
 
 def nearest(entries: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Names that are spelled most like the entries, a few for each."""
+    """The names most similar to the entries, a few for each."""
     return list(dict.fromkeys(name for entry in entries for name in get_close_matches(entry, names, n=3, cutoff=0)))
 
 
@@ -83,20 +85,20 @@ def zero_counts(layers: Sequence[Layer]) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a collapse shows in (`runs.collapse`)."""
+    """The quantities that reveal a collapse (`runs.collapse`)."""
 
     largest_weight: float
     """Largest |w| of all layers."""
     empty_layers: int
-    """Layers without any weight other than zero."""
+    """Layers whose weights are all zero."""
     empty_channels: int
-    """Output channels without any, of all layers."""
+    """Output channels, of all layers, whose weights are all zero."""
 
 
 def extent(layers: Sequence[Layer]) -> Extent:
-    """With one fetch from the device."""
+    """The extent of these layers, with one fetch from the device."""
     rows = [layer.parameter.detach().flatten(1) for layer in layers]
-    # of each output channel, the largest |w|
+    # the largest |w| of each output channel
     channels = [row.abs().amax(dim=1) for row in rows]
     largest = torch.stack([channel.amax().double() for channel in channels])
     empty = torch.stack([(channel == 0).sum() for channel in channels]).double()
@@ -114,8 +116,8 @@ class _Weight:
 
 
 def _weights(model: nn.Module) -> dict[str, _Weight]:
-    """By layer name; of several modules that share a weight, the first."""
-    found: dict[str, _Weight] = {}
+    """Weights by layer name; a shared weight belongs to the first module that has it."""
+    weights: dict[str, _Weight] = {}
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         for own_name in _prunable_weights(module):
@@ -123,8 +125,8 @@ def _weights(model: nn.Module) -> dict[str, _Weight]:
             parameter = module.get_parameter(own_name)
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                found[layer_name(parameter_name)] = _Weight(module, parameter_name, parameter)
-    return found
+                weights[layer_name(parameter_name)] = _Weight(module, parameter_name, parameter)
+    return weights
 
 
 def _prunable_weights(module: nn.Module) -> Sequence[str]:
@@ -164,8 +166,8 @@ _WORDS: dict[str, Callable[[dict[str, _Weight]], list[str]]] = {
 }
 
 
-def _holds_for_no_layer(entries: Sequence[str], names: Sequence[str]) -> str:
+def _matches_no_layer(entries: Sequence[str], names: Sequence[str]) -> str:
     return (
         f"sparsity.keep_dense: {', '.join(map(repr, entries))} matches no convolution or linear layer of the model; "
-        f"near: {', '.join(nearest(entries, [*_WORDS, *names]))}"
+        f"nearest: {', '.join(nearest(entries, [*_WORDS, *names]))}"
     )

@@ -14,18 +14,18 @@ from acdc_cli.sparsity.which import random_scores
 
 class RandomStartKeys(TargetBlock):
     distribution: Distribution = "erk"
-    """The same sparsity in every layer (`uniform`), or the sparser the more weights it has (`erk`)."""
+    """`uniform`: the same sparsity in every layer. `erk`: layers with more weights are sparser."""
 
     @model_validator(mode="after")
     def _knows_its_counts(self) -> Self:
         if self.distribution == "global":
             raise ValueError(
                 "distribution: global ranks all weights by magnitude, but the masks are random; "
-                "take uniform or erk, which count by layer"
+                "use uniform or erk, which set a count for each layer"
             )
         return self
 
 
 def start_at_random(masked: MaskedParameters, selector: Selector, sparsity: float, seed: int) -> None:
-    """Set random masks, with as many weights in each layer as the selector gives it."""
+    """Set random masks with the selector's count of weights in each layer."""
     masked.set(selector.masks(random_scores(masked.parameters, seed, step=0), sparsity))

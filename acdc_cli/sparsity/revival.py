@@ -1,8 +1,8 @@
-"""Filters that return from all zeros, and what keeps batch norm from blowing them up.
+"""Filters that return from all zeros, and a clip that keeps batch norm from blowing up their gradients.
 
-The output of a filter without a weight is constant. Batch norm divides by the root of its variance, which is then
-epsilon alone, and multiplies its first gradients, and those of the filters that read it, by up to 1/sqrt(epsilon), 316
-at torch's default. They become giants, and the next global ranking takes their weights for the most important ones.
+The output of a filter without weights is constant: its variance is zero. Batch norm, which divides by the root of
+variance plus epsilon, then multiplies the filter's first gradients, and those of the filters that read it, by up to
+1/sqrt(epsilon), 316 at torch's default. Their weights grow huge, and the next global ranking keeps them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from acdc_cli.sparsity.masked import MaskedParameters
 
 Revive = Literal["as_paper", "clipped"]
 CLIP = 1.0
-"""Longest gradient of a filter, in medians of its layer. 2 is enough at 98 %, not at 99 % (docs/results)."""
+"""Largest gradient norm of a filter, in medians of its layer. 2 works at 98 %, but not at 99 % (docs/results)."""
 
 
 def filters_with_weights(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whether each output channel has a weight, by layer; empty where all have. The host waits for the answer."""
+    """Whether each output channel has a weight, by layer; empty if all have. Waits for the device."""
     living = {name: mask.flatten(1).any(dim=1) for name, mask in masks.items()}
     return living if (~torch.cat(list(living.values()))).any() else {}
 
@@ -29,7 +29,7 @@ def filters_with_weights(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def clip_filters(masked: MaskedParameters, living: Mapping[str, Tensor]) -> None:
     """Clip each filter's gradient to `CLIP` times the median norm of those filters of its layer that have weights.
 
-    living: from `filters_with_weights`; nothing is clipped where it is empty.
+    living: from `filters_with_weights`; nothing is clipped if it is empty.
     """
     for name, has_weights in living.items():
         gradient = masked.parameters[name].grad

@@ -1,4 +1,4 @@
-"""When a run that rewinds prunes: rounds of training, each but the first from an early epoch on (arXiv 1912.05671)."""
+"""Rounds of training with rewinding: each but the first restarts from an early epoch (arXiv 1912.05671)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acdc_cli.sparsity.when import in_turn
 
 @dataclass(frozen=True)
 class Rounds:
-    """A round of `length` epochs, and after each of the `prunings` another that begins at epoch `rewound_to` of it."""
+    """A round of `length` epochs, then one after each of the `prunings`, which starts at epoch `rewound_to` of it."""
 
     length: int
     rewound_to: int
@@ -33,12 +33,12 @@ class Rounds:
         return 0 if epoch < self.length else 1 + int((epoch - self.length) // (self.length - self.rewound_to))
 
     def clock(self, progress: float) -> float:
-        """Epochs elapsed of the round's training, those skipped by rewinding included."""
+        """Position within the round, in epochs, including the epochs that rewinding skips."""
         number = self.at(progress)
         return progress - self.start(number) + self.rewound_to if number else progress
 
     def phases(self) -> PhasePlan:
-        """One a round: dense the first, sparse the last, for that one has the target's masks."""
+        """One phase per round: the first dense, the last sparse, because it has the target's masks."""
         starts = [self.start(number) for number in range(self.prunings + 2)]
         return in_turn(
             *(
@@ -50,11 +50,11 @@ class Rounds:
 
 @cache
 def rounds_of(epochs: int, prunings: int, rewind_to: int | str) -> Rounds | None:
-    """The rounds that make up a run of this many epochs, or None where its epochs do not come out even."""
+    """The rounds of a run of this many epochs; None if its epochs do not divide into equal rounds."""
 
     def of(length: int) -> Rounds:
         return Rounds(length, epochs_of(rewind_to, length), prunings)
 
     # a longer round makes a longer run, however its share is rounded
-    found = of(bisect_left(range(epochs + 1), epochs, key=lambda length: of(length).epochs))
-    return found if found.epochs == epochs and found.rewound_to < found.length else None
+    rounds = of(bisect_left(range(epochs + 1), epochs, key=lambda length: of(length).epochs))
+    return rounds if rounds.epochs == epochs and rounds.rewound_to < rounds.length else None

@@ -3,7 +3,7 @@
 The training loop, with every hook at its place:
 
     method = Method(config, masked, epochs, seed)           # -> plan()
-    for each epoch: method.cost() -> sparsity()             # at any time, for `acdc plan` and the account of costs
+    for each epoch: method.cost() -> sparsity()             # at any time, for `acdc plan` and the measured cost
     optimizer over method.parameter_groups(weight_decay) and the other parameters
     method.attach(optimizer, training)
     method.load_state_dict(state)                           # a resumed run only
@@ -46,54 +46,54 @@ ConfigT = TypeVar("ConfigT", bound=SparsityBlock)
 
 @dataclass(frozen=True)
 class EpochWork:
-    """What an epoch computes with, known before the run starts: all that its cost follows from."""
+    """The work of an epoch, known before the run starts: everything that its cost depends on."""
 
     forward: Living
-    """Weights of the forward pass, at the epoch's end."""
+    """Weights of the forward pass at the epoch's end."""
     backward: Living
-    """Weights that have a gradient, at the epoch's end."""
+    """Weights that have a gradient at the epoch's end."""
     dense_gradients: float = 0.0
     """Share of the steps that need the gradients of all weights, although the forward pass is sparse."""
     dense_steps: float = 0.0
-    """Share of the steps that come before the masks: dense forward and backward."""
+    """Share of the steps before there are masks: both passes are dense."""
     probed_images: int = 0
-    """Images whose gradients `on_epoch_start` computes, counted again in every pass over them."""
+    """Images whose gradients `on_epoch_start` computes; an image counts once for each pass."""
 
 
 class Training(Protocol):
-    """What a method may ask of the run that it is part of."""
+    """What a method may ask of its run."""
 
     @property
     def model(self) -> nn.Module:
         """The model itself, neither compiled nor wrapped; it takes normalised images."""
 
     def input_shape(self, epoch: int) -> tuple[int, ...]:
-        """Of one training example in this epoch: channels, height and width of an image."""
+        """Shape of one training example in this epoch: channels, height and width of an image."""
 
     def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Gradients of the prunable weights, one batch at a time: of the mean loss over `batch_size` training images.
 
-        In eval mode and fp32, the same on all ranks, dense (masked weights have theirs), from the images that this
-        epoch begins with. Fewer batches than asked for where the epoch has no more.
+        Computed in eval mode and fp32 from the first images of this epoch; the same on all ranks, and dense: masked
+        weights have gradients, too. Yields fewer batches if the epoch has no more.
         """
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the whole model: weights, biases, batch norm and its running statistics."""
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        """The model becomes that of the snapshot, and the optimiser's state of all its parameters zero."""
+        """Load the snapshot into the model, and zero the optimiser's state of all parameters."""
 
 
 class Sparsifier(Generic[ConfigT]):
-    """A method of sparse training. As it stands it prunes nothing."""
+    """A sparse-training method. The base class prunes nothing."""
 
     training: Training
-    """Known from `attach` on."""
+    """Set by `attach`."""
     revives_values = False
-    """Whether a weight that is freed has a value other than zero: the method keeps the weights that it masks."""
+    """Whether a freed weight may return with a nonzero value, because the method stores masked weights."""
 
     def __init__(self, config: ConfigT, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
-        """seed: of the run; what a method draws at random follows from it, never from torch's global generator."""
+        """seed: the run's; all random draws of a method depend on it, never on torch's global generator."""
         self.config = config
         self.masked = masked
         self.epochs = epochs
@@ -110,13 +110,13 @@ class Sparsifier(Generic[ConfigT]):
         return self.config.target if isinstance(self.config, TargetBlock) else 0.0
 
     def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
-        """What this epoch computes with; by default, masks of the sparsity at its end."""
+        """The work of this epoch; by default, with masks of the sparsity at its end."""
         last = Moment(epoch, (epoch + 1) * steps_per_epoch - 1, self.epochs, steps_per_epoch)
         living = self.living(self.sparsity(last))
         return EpochWork(living, living)
 
     def living(self, sparsity: float | None) -> Living:
-        """The weights of masks of this sparsity."""
+        """The living weights under masks of this sparsity."""
         return Living(None, None) if sparsity is None else self.selector.living(self.masked.shapes, sparsity)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -128,44 +128,44 @@ class Sparsifier(Generic[ConfigT]):
         return []
 
     def attach(self, optimizer: Optimizer, training: Training) -> None:
-        """Once, before anything else happens."""
+        """Called once, before any other hook of the run."""
         self.masked.attach(optimizer)
         self.training = training
 
     def on_epoch_start(self, moment: Moment) -> None:
-        """Before the first batch of every epoch, and not again when a run resumes within one.
+        """Called before the first batch of every epoch, but not when a run resumes within the epoch.
 
-        Raises RecipeError where the recipe's keys do not fit the epochs and the steps of the run.
+        Raises RecipeError if the recipe's keys do not fit the epochs and steps of the run.
         """
         self.config.require(RunSize(moment.epochs, moment.steps_per_epoch))
 
     def on_gradients(self, moment: Moment) -> bool:
-        """Between the backward pass and the optimiser's step; gradients are unscaled, dense and the same on all ranks.
+        """Called between the backward pass and the optimiser's step.
 
-        Returns whether the optimiser takes this step.
+        The gradients are unscaled, dense and the same on all ranks. Returns whether the optimiser takes this step.
         """
         self.masked.apply_to_gradients()
         return True
 
     def after_step(self, moment: Moment) -> None:
-        """After the optimiser's step."""
+        """Called after the optimiser's step."""
 
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
-        """After an epoch's validation, whose `metrics` these are, none if it had none; `moment` is its last step."""
+        """Called after an epoch's validation, with its metrics (empty if it had none) and the epoch's last step."""
 
     def finish(self) -> None:
-        """After the last epoch's last step, before the model is judged and written."""
+        """Called after the last step of the run, before the model is evaluated and written."""
 
     def metrics(self) -> dict[str, float]:
-        """What the method adds to an epoch's record."""
+        """The method's entries in an epoch's record."""
         return {"mask_sparsity": self.masked.sparsity()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the method knows, masks included; only tensors, numbers, strings and containers of them."""
+        """The complete state of the method, masks included; only tensors, numbers, strings and containers of them."""
         return {"masks": self.masked.state_dict()}
 
     def later_bytes(self, model: int) -> int:
-        """Bytes by which `state_dict` grows in the course of the run: of what a method is made without, and keeps.
+        """Bytes by which `state_dict` grows during the run.
 
         model: bytes of a snapshot.
         """

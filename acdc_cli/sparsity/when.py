@@ -14,12 +14,12 @@ from acdc_cli.recipe.schema import Epochs, Misfit, RunSize, SparsityBlock, Targe
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 
 PhaseLength = tuple[Literal["dense", "ramp", "sparse"], int]
-"""A phase's kind and its epochs."""
+"""A phase's kind and its length in epochs."""
 
 
 @lru_cache
 def in_turn(*lengths: PhaseLength) -> PhasePlan:
-    """Phases of these kinds and epochs, one after another; those of 0 epochs are left out."""
+    """Phases of these kinds and lengths, in order; phases of 0 epochs are left out."""
     # cached, because every epoch asks for the plan, which may be long
     bounds = pairwise(accumulate((epochs for _, epochs in lengths), initial=0))
     placed = (Phase(kind, *bound) for (kind, _), bound in zip(lengths, bounds, strict=True))
@@ -27,9 +27,9 @@ def in_turn(*lengths: PhaseLength) -> PhasePlan:
 
 
 def ranks_after(moment: Moment, every: int) -> bool:
-    """Are weights that are ranked every `every` steps ranked after this one?
+    """Whether weights ranked every `every` steps are ranked after this step.
 
-    Not after the last of the run: its model would have weights that no forward pass has ever used.
+    Never after the run's last step: the model would have weights that no forward pass has used.
     """
     done = moment.step + 1
     return done % every == 0 and done < moment.epochs * moment.steps_per_epoch
@@ -43,18 +43,18 @@ class UpdateKeys(SparsityBlock):
     every_epochs: PositiveInt | None = None
     """Epochs between two updates of the masks (P2 B: 1). Either this or `every`."""
     end: Epochs = "75%"
-    """Epoch from which on the masks stay, as a number or a share of the run."""
+    """Epoch from which the masks stay fixed, as a number or a share of the run."""
 
     @model_validator(mode="after")
     def _can_update(self) -> Self:
         if (self.every is None) == (self.every_epochs is None):
             raise ValueError(
-                "every: give the interval between two updates once, as `every` (steps) or as `every_epochs`; "
-                "null takes back an inherited one"
+                "every: set the interval between two updates with either `every` (steps) or `every_epochs`; "
+                "null removes an inherited key"
             )
         if isinstance(self, TargetBlock) and self.pattern != "unstructured":
             raise ValueError(
-                "pattern: weights drop and grow one by one, which would break up a pattern's groups; take unstructured"
+                "pattern: weights drop and grow one by one, which breaks a pattern's groups; use unstructured"
             )
         return self
 
@@ -62,32 +62,32 @@ class UpdateKeys(SparsityBlock):
         yield from super().check(run)
         end = epochs_of(self.end, run.epochs)
         if end > run.epochs:
-            yield Misfit("end", f"the updates would end at epoch {end}, after the run's {run.epochs}")
+            yield Misfit("end", f"the updates would end at epoch {end}, but the run has {run.epochs}; make it earlier")
         elif (self.every_epochs or 0) >= end:
             key = "every_epochs" if self.every_epochs else "end"
             yield Misfit(
-                key, f"no update would come before epoch {end}, where they end; masks that stay are method static"
+                key, f"there is no update before epoch {end}, where updates end; for fixed masks, use method static"
             )
         elif run.steps_per_epoch and (interval := self.interval(run.steps_per_epoch)) >= end * run.steps_per_epoch:
-            update = f"the first update would be at step {interval}, but the updates end before step"
-            said = f"{update} {end * run.steps_per_epoch} (epochs of {run.steps_per_epoch} steps): make it smaller"
-            yield Misfit("every", said)
+            first = f"the first update would be at step {interval}, but the updates end before step"
+            text = f"{first} {end * run.steps_per_epoch} (epochs of {run.steps_per_epoch} steps): make it smaller"
+            yield Misfit("every", text)
         usual = type(self).model_fields["end"].default
         # a method whose own paper updates to the end does so by default
         if end == run.epochs != epochs_of(usual, run.epochs):
-            text = "the masks change until the run ends, and what grows last is hardly trained"
-            yield Misfit("end", f"{text}; {self.method}'s own is {usual}", stops=False)
+            text = "the masks change until the run ends, so weights that grow last are hardly trained"
+            yield Misfit("end", f"{text}; the default of {self.method} is {usual}", stops=False)
 
     def interval(self, steps_per_epoch: int) -> int:
         """Steps between two updates."""
         return self.every or (self.every_epochs or 0) * steps_per_epoch
 
     def last_step(self, moment: Moment) -> int:
-        """No update comes at this step of the run or after it."""
+        """The step of the run from which there are no updates."""
         return epochs_of(self.end, moment.epochs) * moment.steps_per_epoch
 
     def last_update(self, moment: Moment) -> int:
-        """The step of the run's last update; 0 where there is none."""
+        """The step of the run's last update; 0 if there is none."""
         interval = self.interval(moment.steps_per_epoch)
         return (self.last_step(moment) - 1) // interval * interval
 
@@ -97,21 +97,21 @@ class UpdateKeys(SparsityBlock):
         return 0 < moment.step < self.last_step(moment) and moment.step % interval == 0
 
     def latest_update(self, moment: Moment) -> int:
-        """The step of the last update up to this step, its own included; 0 where there was none."""
+        """The step of the latest update up to and including this step; 0 if there was none."""
         interval = self.interval(moment.steps_per_epoch)
         return min(moment.step // interval * interval, self.last_update(moment))
 
     def updates_in(self, epoch: int, epochs: int, steps_per_epoch: int) -> int:
-        """Updates in this epoch."""
+        """Number of updates in this epoch."""
         steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
         first, last = (Moment(epoch, step, epochs, steps_per_epoch) for step in (steps[0], steps[-1]))
         between = (self.latest_update(last) - self.latest_update(first)) // self.interval(steps_per_epoch)
         return between + self.updates_at(first)
 
     def update_after(self, moment: Moment) -> Moment | None:
-        """The next step, if the masks are updated between it and this one.
+        """The next step, if the masks are updated between this step and it.
 
-        None between two epochs: an update there waits until the model is validated, for the start of the epoch.
+        None between two epochs: that update waits for the start of the next epoch, after validation.
         """
         following = replace(moment, step=moment.step + 1)
         within = following.step % following.steps_per_epoch > 0

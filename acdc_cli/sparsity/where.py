@@ -21,13 +21,13 @@ Shapes = Mapping[str, torch.Size]
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest of a vector of scores, the first among equals.
+    """Mask of the `count` largest of a vector of scores; of equal scores the first stay.
 
-    Never `score > threshold`, which drops or keeps whole ties.
+    A comparison `score > threshold` would keep or drop all equal scores.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    # topk gives the right smallest score, but does not say which of several equal ones it took
+    # topk gives the right smallest score, but not which of several equal scores it took
     smallest = scores.topk(count, sorted=False).values.min()
     above, equal = scores > smallest, scores == smallest
     places = count - above.count_nonzero()
@@ -35,63 +35,63 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 
 def warn_of_empty_layers(method: str, masks: Mapping[str, Tensor]) -> None:
-    """Say which layers masks that stay for the rest of the run leave without a weight."""
+    """Warn of layers that these final masks leave without weights."""
     if empty := [layer_name(name) for name, mask in masks.items() if not mask.any()]:
         console.warn(
             f"{method} leaves no weight in {len(empty)} of {len(masks)} layers, {', '.join(empty[:3])}"
-            f"{', …' if len(empty) > 3 else ''}: nothing passes through them for the rest of the run; a lower "
-            "sparsity.target or the distribution erk keeps some in every layer"
+            f"{', …' if len(empty) > 3 else ''}, so they pass no signal for the rest of the run; lower sparsity.target "
+            "or set sparsity.distribution: erk"
         )
 
 
 @dataclass(frozen=True)
 class Living:
-    """Weights that take part in a pass, as they are known before the run starts."""
+    """The weights that take part in a pass, as known before the run starts."""
 
     density: float | None
-    """Their share of the prunable weights; None where it is learned."""
+    """Their fraction of the prunable weights; None if the method learns it."""
     by_layer: Mapping[str, int] | None
-    """Their number in each layer, by parameter name; None where scores decide it, or where it is learned."""
+    """Their number in each layer, by parameter name; None if scores decide it or the method learns it."""
 
 
 @dataclass(frozen=True)
 class Selector:
-    """How a recipe spreads a sparsity over the layers and within them. Layers come by parameter name.
+    """How a recipe spreads a sparsity over the layers, keyed by parameter name, and within them.
 
-    Layers that the pattern does not fit stay dense, and the sparsity is that of the others. In blocks, what is counted
-    and rounded is blocks, so that a count of weights is a multiple of the block's size.
+    Layers that the pattern does not fit stay dense; the sparsity applies to the others. With blocks, whole blocks are
+    counted and rounded, so a count of weights is a multiple of the block's size.
     """
 
     target: float
-    """The sparsity at which `layers` have theirs; below it, theirs are lower in proportion."""
+    """The sparsity at which `layers` have their own sparsities; below it, these are lower in proportion."""
     distribution: Distribution
     layers: Mapping[str, float]
-    """Sparsities of their own, by pattern of layer names; the first that matches holds."""
+    """Sparsities of single layers, by pattern of layer names; the first match wins."""
     n_of_m: tuple[int, int] | None
     block: int
-    """Consecutive input channels that live and die together."""
+    """Consecutive input channels that are kept or dropped together."""
     _known: dict[tuple[tuple[str, torch.Size], ...], dict[float, Mapping[str, int]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """Counts by shapes and sparsity: ERK is solved slowly, and every epoch is asked for several times."""
+    """Counts by shapes and sparsity, cached because ERK is slow and each epoch needs it several times."""
 
     @classmethod
     def of(cls, config: SparsityBlock) -> Selector:
-        """Of a method without a target: one that is only asked for a sparsity of 0."""
+        """The selector of a sparsity block; without a target, it serves a sparsity of 0 only."""
         if not isinstance(config, TargetBlock):
             return cls(0.0, "global", {}, None, 1)
         return cls(config.target, config.distribution, config.layers, config.n_of_m, config.block)
 
     def check(self, shapes: Shapes) -> None:
-        """Raises ModelError where the recipe's `layers` or `pattern` hold for none of these layers."""
+        """Raises ModelError if an entry of the recipe's `layers`, or its `pattern`, applies to none of these layers."""
         names = [layer_name(name) for name in shapes]
-        won = {self._match(name) for name in names}
-        if idle := [pattern for pattern in self.layers if pattern not in won]:
-            raise ModelError(self._of_no_use(idle, names))
+        matched = {self._match(name) for name in names}
+        if unused := [pattern for pattern in self.layers if pattern not in matched]:
+            raise ModelError(self._unused(unused, names))
         if shapes and len(self.left_dense(shapes)) == len(shapes):
             raise ModelError(
-                f"sparsity.pattern: no layer has input channels in multiples of {self._channels}, so none would be "
-                "pruned; take another pattern, or unstructured"
+                f"sparsity.pattern: no layer's input channels are a multiple of {self._channels}, so nothing would be "
+                "pruned; use another pattern or unstructured"
             )
 
     def left_dense(self, shapes: Shapes) -> list[str]:
@@ -101,8 +101,8 @@ class Selector:
     def masks(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         """Boolean masks, in the shapes of `scores`, of the largest scores.
 
-        Among equal scores the first stays: by layer in the order of `scores`, then row-major within the layer, whatever
-        the memory layout.
+        Of equal scores the first stay: by layer in the order of `scores`, then row-major within the layer, whatever the
+        memory layout.
         """
         if not sparsity:
             return {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
@@ -113,18 +113,18 @@ class Selector:
         }
 
     def living(self, shapes: Shapes, sparsity: float) -> Living:
-        """The weights of masks of this sparsity."""
+        """The living weights under masks of this sparsity."""
         return Living(self.density(shapes, sparsity), self.counts(shapes, sparsity))
 
     def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int] | None:
-        """Weights that each layer keeps, or None where one ranking of several layers decides by their scores."""
+        """Weights that each layer keeps; None if a ranking across layers decides."""
         if not sparsity:
             return {name: shape.numel() for name, shape in shapes.items()}
         fixed = self._fixed(shapes, sparsity)
         return {name: fixed[name] for name in shapes} if fixed.keys() == shapes.keys() else None
 
     def density(self, shapes: Shapes, sparsity: float) -> float:
-        """The share of all weights that stays, as exact as the counts."""
+        """Fraction of all weights that is kept, computed from the exact counts."""
         if not sparsity:
             return 1.0
         fixed = self._fixed(shapes, sparsity)
@@ -140,7 +140,7 @@ class Selector:
         return {name: shape.numel() // self.block for name, shape in shapes.items()}
 
     def _fixed(self, shapes: Shapes, sparsity: float) -> Mapping[str, int]:
-        """Weights kept of each layer whose count does not depend on the scores."""
+        """Weights kept in each layer whose count does not depend on the scores."""
         known = self._known.setdefault(tuple(shapes.items()), {})
         if sparsity not in known:
             known[sparsity] = self._solved(shapes, sparsity)
@@ -150,7 +150,7 @@ class Selector:
         dense = {name: shapes[name].numel() for name in self.left_dense(shapes)}
         pruned = {name: shape for name, shape in shapes.items() if name not in dense}
         if self.n_of_m:
-            assert sparsity == self.target  # the pattern knows no other: methods that need one refuse it
+            assert sparsity == self.target  # the pattern has no other: methods that need one refuse it
             n, m = self.n_of_m
             return dense | {name: shape.numel() * n // m for name, shape in pruned.items()}
         blocks = self._blocks(pruned)
@@ -164,7 +164,7 @@ class Selector:
         return dense | {name: count * self.block for name, count in kept.items()}
 
     def _mask(self, score: Tensor, count: int) -> Tensor:
-        """Of a layer by itself. A count of all its weights needs no pattern that fits."""
+        """Mask of a single layer. If all its weights are kept, the pattern need not fit."""
         if count == score.numel():
             return torch.ones_like(score, dtype=torch.bool)
         if self.n_of_m:
@@ -174,7 +174,7 @@ class Selector:
         return patterns.whole_blocks(mask, self.block)
 
     def _ranked(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-        """Of several layers in one ranking."""
+        """Masks of several layers from one ranking."""
         if not scores:
             return {}
         means = {name: patterns.block_means(score, self.block) for name, score in scores.items()}
@@ -187,7 +187,7 @@ class Selector:
         }
 
     def _own_sparsities(self, names: Iterable[str], sparsity: float) -> dict[str, Fraction]:
-        """Of the layers that `layers` names, when the run is at this sparsity on its way to the target."""
+        """Sparsities of the layers that `layers` names when the run has this sparsity on its way to the target."""
         if not self.layers:
             return {}
         progress = Fraction(str(sparsity)) / Fraction(str(self.target))
@@ -201,13 +201,13 @@ class Selector:
     def _match(self, layer: str) -> str | None:
         return next((pattern for pattern in self.layers if fnmatchcase(layer, pattern)), None)
 
-    def _of_no_use(self, idle: list[str], names: list[str]) -> str:
-        late = [pattern for pattern in idle if any(fnmatchcase(name, pattern) for name in names)]
-        nowhere = [pattern for pattern in idle if pattern not in late]
-        said = []
+    def _unused(self, unused: list[str], names: list[str]) -> str:
+        late = [pattern for pattern in unused if any(fnmatchcase(name, pattern) for name in names)]
+        nowhere = [pattern for pattern in unused if pattern not in late]
+        reasons = []
         if nowhere:
             near = ", ".join(nearest(nowhere, names))
-            said.append(f"{', '.join(map(repr, nowhere))} matches no layer that is pruned; near: {near}")
+            reasons.append(f"{', '.join(map(repr, nowhere))} matches no pruned layer; nearest: {near}")
         if late:
-            said.append(f"{', '.join(map(repr, late))} comes after a pattern for all of its layers; put it first")
-        return f"sparsity.layers: {'; '.join(said)}"
+            reasons.append(f"{', '.join(map(repr, late))} comes after a pattern that matches its layers; put it first")
+        return f"sparsity.layers: {'; '.join(reasons)}"

@@ -1,6 +1,6 @@
-"""Which weights stay: scores of all of them, by layer and in their shapes; the largest win.
+"""Which weights stay: those with the largest scores, given by layer and in the shapes of the weights.
 
-Magnitudes are `MaskedParameters.magnitudes`, second-order scores `fisher.Fisher.scores`; gradients and chance are here.
+Magnitudes are `MaskedParameters.magnitudes`, second-order scores `fisher.Fisher.scores`; the others are here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from acdc_cli.sparsity.masked import MaskedParameters
 
 
 class GradientSums:
-    """Gradients of every weight, masked or not, summed over steps. A step with a bad gradient adds nothing."""
+    """Gradients of all weights, masked or not, summed over steps; a step with a NaN or infinite one adds nothing."""
 
     def __init__(self, masked: MaskedParameters) -> None:
         self._masked = masked
@@ -24,14 +24,14 @@ class GradientSums:
         """Empty before the first step and after `clear`."""
 
     def add(self) -> None:
-        """The gradients of this step, while these are dense."""
+        """Add the gradients of this step, before they are masked."""
         weights = self._masked.parameters
         if not self.sums:
             self.sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         finite = self._masked.finite_gradients()
         for name, weight in weights.items():
             if weight.grad is not None:
-                # a bad step counts for nothing, without the host having to know
+                # such a step adds zeros, without a wait for the device
                 self.sums[name] += weight.grad.where(finite, 0)
 
     def clear(self) -> None:
@@ -57,10 +57,10 @@ def gradient_magnitudes(masked: MaskedParameters) -> dict[str, Tensor]:
 
 
 def random_scores(like: Mapping[str, Tensor], seed: int, step: int) -> dict[str, Tensor]:
-    """Uniform in [0, 1), in the shapes of `like` and on its device.
+    """Uniform scores in [0, 1), in the shapes of `like` and on its device.
 
-    They follow from the seed, the step and the layer's name alone: the same on every rank, on every device and after
-    every restart, and torch's global generator is left as it was.
+    They depend on the seed, the step and the layer's name alone: they are the same on every rank, on every device and
+    after every restart. torch's global generator is not used.
     """
     return {
         name: torch.rand(weight.shape, generator=generator(seed, step, name)).to(weight.device)
@@ -68,7 +68,7 @@ def random_scores(like: Mapping[str, Tensor], seed: int, step: int) -> dict[str,
     }
 
 
-def generator(*facts: Any) -> torch.Generator:
-    """Seeded with these facts (numbers and strings), the same in every process."""
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
+def generator(*seeds: Any) -> torch.Generator:
+    """A generator seeded with these numbers and strings, the same in every process."""
+    digest = hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))

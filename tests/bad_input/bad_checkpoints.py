@@ -81,7 +81,8 @@ CHECKPOINTS = [
         "run with a broken recipe",
         wrote("run/resolved.yaml", "{"),
         "eval --checkpoint run",
-        "run/resolved.yaml:1: not valid YAML: expected the node content, but found '… in what begins on line 1",
+        "run/resolved.yaml:1: not valid YAML: expected the node content, but found '… in the text that begins "
+        "on line 1",
     ),
     Case(
         "run of another acdc",
@@ -302,7 +303,7 @@ CHECKPOINTS = [
         "two models to start from",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=run --set model.weights=c.pt",
-        "--set sparsity.from_checkpoint: the run starts from this model, and `model.weights` names "
-        "another; leave one of them out",
+        "--set sparsity.from_checkpoint: the run would start from this model and from "
+        "`model.weights`; remove one of them",
     ),
 ]

@@ -44,15 +44,14 @@ MODELS = [
         "layer to keep that is none",
         nothing,
         f"{TRAIN} --set 'sparsity.keep_dense=[layer9.*]'",
-        "sparsity.keep_dense: 'layer9.*' matches no convolution or linear layer of the model; near: "
+        "sparsity.keep_dense: 'layer9.*' matches no convolution or linear layer of the model; nearest: "
         "layer3.0.conv2, layer3.0.conv1, layer2.0.conv2",
     ),
     Case(
         "sparsity of a layer that is none",
         nothing,
         f"{TRAIN} --set 'sparsity.layers={{\"layer9.*\": 0.5}}'",
-        "sparsity.layers: 'layer9.*' matches no layer that is pruned; near: layer3.0.conv2, "
-        "layer3.0.conv1, layer2.0.conv2",
+        "sparsity.layers: 'layer9.*' matches no pruned layer; nearest: layer3.0.conv2, layer3.0.conv1, layer2.0.conv2",
     ),
     Case(
         "images too small for the model",
@@ -181,9 +180,9 @@ ARGUMENTS = [
         "data to judge by that are nowhere",
         nothing,
         "eval --checkpoint run --data nowhere",
-        "the data set nowhere has no train and val: in HOME/data/nowhere lies neither a .beton file "
+        "the data set nowhere has no train and val: HOME/data/nowhere has neither a .beton file "
         "of that name nor a folder of images. Write it: `acdc data write folder --source "
-        "/path/to/nowhere --out data/nowhere`. Or say where it lies: --set data.path=FOLDER",
+        "/path/to/nowhere --out data/nowhere`. Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "unknown key in eval",
@@ -235,7 +234,7 @@ ARGUMENTS = [
         "own recipe to copy",
         nothing,
         "recipes copy small.yaml",
-        "small.yaml is a file of yours; `acdc recipes copy` takes a name of `acdc recipes list`",
+        "small.yaml is not a shipped recipe; `acdc recipes copy` takes a name from `acdc recipes list`",
     ),
     Case(
         "unknown recipe to copy",

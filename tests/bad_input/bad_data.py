@@ -45,25 +45,25 @@ READ = [
         "no data",
         nothing,
         f"{PHOTOS} --set data.path=nowhere",
-        "the data set folder has no train and val: in HOME/nowhere lies neither a .beton file of that"
+        "the data set folder has no train and val: HOME/nowhere has neither a .beton file of that"
         " name nor a folder of images. Write it: `acdc data write folder --source /path/to/folder "
-        "--out nowhere`. Or say where it lies: --set data.path=FOLDER",
+        "--out nowhere`. Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "no ImageNet",
         nothing,
         "train resnet50_95",
-        "the data set imagenet has no train and val: in HOME/data/imagenet lies neither a .beton file"
+        "the data set imagenet has no train and val: HOME/data/imagenet has neither a .beton file"
         " of that name nor a folder of images. Write it: `acdc data write imagenet --source "
-        "/path/to/imagenet --out data/imagenet`. Or say where it lies: --set data.path=FOLDER",
+        "/path/to/imagenet --out data/imagenet`. Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "misspelt data set",
         nothing,
         f"{PHOTOS} --set data.path=null --set data.name=cfar10",
-        "the data set cfar10 has no train and val: in HOME/data/cfar10 lies neither a .beton file of "
+        "the data set cfar10 has no train and val: HOME/data/cfar10 has neither a .beton file of "
         "that name nor a folder of images; did you mean cifar10? Write it: `acdc data write folder "
-        "--source /path/to/cfar10 --out data/cfar10`. Or say where it lies: --set data.path=FOLDER",
+        "--source /path/to/cfar10 --out data/cfar10`. Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "data that are a file",
@@ -75,21 +75,21 @@ READ = [
         "no validation images",
         gone("photos/val"),
         PHOTOS,
-        "the data set folder has no val: in HOME/photos lies neither a .beton file of that name nor a"
+        "the data set folder has no val: HOME/photos has neither a .beton file of that name nor a"
         " folder of images. Write it: `acdc data write folder --source /path/to/folder --out photos`."
-        " Or say where it lies: --set data.path=FOLDER",
+        " Or give its location: --set data.path=FOLDER",
     ),
     Case(
         "no training images",
         gone("photos/train"),
         PHOTOS,
-        "the data set folder has no train: in HOME/photos lies neither a .beton file …",
+        "the data set folder has no train: HOME/photos has neither a .beton file …",
     ),
     Case(
         "file where images should be",
         all_of(gone("photos/val"), wrote("photos/val", "")),
         PHOTOS,
-        "the data set folder has no val: in HOME/photos lies neither a .beton file …",
+        "the data set folder has no val: HOME/photos has neither a .beton file …",
     ),
     Case(
         "class missing in validation",
@@ -107,7 +107,7 @@ READ = [
         "images without class folders",
         lambda: moved_up("photos/train"),
         PHOTOS,
-        "photos/train: holds 16 images but no class folders. Sort the images into one folder a class, as in train/.",
+        "photos/train: holds 16 images but no class folders. Sort the images into one folder per class, as in train/.",
     ),
     Case(
         "image that is none",
@@ -128,7 +128,7 @@ READ = [
         "larger batch than data",
         nothing,
         f"{PHOTOS} --set data.batch_size=100",
-        "data.batch_size 100 is more than the 16 images of folder: an epoch would have no step. Lower it.",
+        "data.batch_size 100 is more than the 16 images of folder, so an epoch would have no step. Lower it.",
     ),
     Case(
         "FFCV without .beton",
@@ -141,9 +141,9 @@ READ = [
         ".beton missing",
         removed(TRAIN),
         SET,
-        "the data set folder has no train: in HOME/set lies neither a .beton file of that name nor a "
+        "the data set folder has no train: HOME/set has neither a .beton file of that name nor a "
         "folder of images. Write it: `acdc data write folder --source /path/to/folder --out set`. Or "
-        "say where it lies: --set data.path=FOLDER",
+        "give its location: --set data.path=FOLDER",
     ),
     Case(
         ".beton empty",
@@ -163,7 +163,7 @@ READ = [
         ".beton of another version",
         flipped(TRAIN, 0),
         SET,
-        "set/train.beton: it is version 253 of the format or no .beton file; only version 2 is read. "
+        "set/train.beton: it is version 253 of the format or not a .beton file; only version 2 is read. "
         "Write it again (`acdc data write`) or fetch another copy.",
     ),
     Case(
@@ -231,7 +231,7 @@ READ = [
         "manifest with a wrong type",
         entry(f"{TRAIN}.json", page_crc32=7),
         SET,
-        "set/train.beton.json: page_crc32 is not what `acdc data write` writes. Write the data set again.",
+        "set/train.beton.json: page_crc32 is not a value that `acdc data write` writes. Write the data set again.",
     ),
     Case(
         "manifest of another class count",
@@ -256,7 +256,7 @@ READ = [
         "check of another file",
         nothing,
         "data check small.yaml",
-        "small.yaml is no .beton file; give one, the folder that holds them, or a set's name",
+        "small.yaml is not a .beton file; give one, the folder that holds them, or a set's name",
     ),
     Case(
         "check of images",
@@ -277,20 +277,20 @@ WRITTEN = [
         "no source",
         nothing,
         "data write imagenet",
-        "imagenet: --source FOLDER says where the images lie: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg",
+        "imagenet: name the images' folder with --source FOLDER: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg",
     ),
     Case(
         "source that is nowhere",
         nothing,
         "data write folder --source nowhere --out new",
-        "nowhere/train: No such file or directory. The images must lie in train/CLASS/ and val/CLASS/"
-        " of the --source folder.",
+        "nowhere/train: No such file or directory. The --source folder must hold the images in "
+        "train/CLASS/ and val/CLASS/.",
     ),
     Case(
         "source that is a file",
         nothing,
         "data write folder --source small.yaml --out new",
-        "small.yaml/train: Not a directory. The images must lie in train/CLASS/ and val/CLASS/ of the --source folder.",
+        "small.yaml/train: Not a directory. The --source folder must hold the images in train/CLASS/ and val/CLASS/.",
     ),
     Case(
         "wrong class count",
@@ -302,7 +302,7 @@ WRITTEN = [
         "image that cannot be decoded",
         wrote("photos/val/cat/16.png", "none"),
         WRITE,
-        "1 of 8 images cannot be read, so it is not written. Mend them, or leave them out with "
+        "1 of 8 images cannot be read, so the set is not written. Repair them, or leave them out with "
         "--skip-bad. All are listed in new/val.beton.bad.txt.\n"
         "  val/cat/16.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image",
         ("new",),
@@ -311,7 +311,7 @@ WRITTEN = [
         "no image that can be decoded",
         spoilt("photos/val"),
         f"{WRITE} --skip-bad",
-        "8 of 8 images cannot be read, so it is not written. All are listed in new/val.beton.bad.txt.\n"
+        "8 of 8 images cannot be read, so the set is not written. All are listed in new/val.beton.bad.txt.\n"
         "  val/cat/16.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
         "  val/cat/18.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
         "  val/cat/20.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
@@ -327,15 +327,15 @@ WRITTEN = [
         nothing,
         "data write folder --source photos --out set --quality 50",
         "set/train.beton: already written, with other settings: quality 90, max_side 400, raw_share "
-        "0.0, original False there, quality 50, max_side 400, raw_share 0.0, original False asked "
-        "for. --force replaces it, --out writes elsewhere.",
+        "0.0, original False, not quality 50, max_side 400, raw_share 0.0, original False. "
+        "--force replaces it, --out writes elsewhere.",
     ),
     Case(
         "foreign file in its place",
         foreign,
         WRITE,
         "new/val.beton has no manifest (val.beton.json): it was not written by `acdc data write`, or "
-        "not to the end. Write it again. (--force writes it anew)",
+        "not to the end. Write it again. (--force writes it again)",
     ),
     Case(
         "set into a file",
@@ -349,19 +349,19 @@ WRITTEN = [
         "data write folder --source photos --out /proc/new",
         "/proc/new/val.beton cannot be written: No such file or directory. The previous file is kept.",
     ),
-    Case("quality out of range", nothing, f"{WRITE} --quality 0", "JPEG quality 0: 1 to 100 are possible"),
+    Case("quality out of range", nothing, f"{WRITE} --quality 0", "JPEG quality: expected 1 to 100, found 0"),
     Case(
         "share out of range",
         nothing,
         f"{WRITE} --raw-share 2",
-        "share of raw images 2.0: a fraction from 0 to 1 is possible",
+        "share of raw images: expected 0 to 1, found 2.0",
     ),
-    Case("side out of range", nothing, f"{WRITE} --max-side 0", "longest side 0: 1 to 65535 pixels are possible"),
+    Case("side out of range", nothing, f"{WRITE} --max-side 0", "longest side: expected 1 to 65535 pixels, found 0"),
     Case(
         "options that contradict",
         nothing,
         f"{WRITE} --original --quality 9",
-        "--original stores the source's own bytes, so --quality cannot hold; leave one of them out",
+        "--original stores the source's own bytes, so --quality cannot apply; remove one of them",
     ),
     Case(
         "download of what cannot be",
@@ -373,8 +373,8 @@ WRITTEN = [
         "CIFAR that is not there",
         nothing,
         "data write cifar10 --source photos --out new",
-        "cifar10: neither photos/cifar-10-python.tar.gz nor its unpacked folder lies there whole (…)."
-        " Put the archive there, or let it be fetched: acdc data write cifar10 --source photos "
+        "cifar10: neither photos/cifar-10-python.tar.gz nor its unpacked folder is complete (…)."
+        " Put the archive there, or download it: acdc data write cifar10 --source photos "
         "--download",
     ),
 ]

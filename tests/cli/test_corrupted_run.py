@@ -185,8 +185,8 @@ def test_another_choice_is_another_run(
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["data.corrupt_labels.count=201"], "201 labels of 200 training images cannot be corrupted; lower it"),
-        ([COUNT, "data.images=39", "data.batch_size=10"], "40 labels of 39 training images cannot be corrupted"),
+        (["data.corrupt_labels.count=201"], "expected at most the 200 training images, found 201"),
+        ([COUNT, "data.images=39", "data.batch_size=10"], "expected at most the 39 training images, found 40"),
         (["data.corrupt_labels.count=0"], "data.corrupt_labels.count: expected a whole number above 0, found 0"),
         (["data.corrupt_labels.cuont=3"], "unknown key; did you mean count?"),
         (["data.corrupt_labels=3"], "expected a block with the keys count, classes, seed or null, found 3"),

@@ -82,7 +82,7 @@ def test_original_and_reencode_hold_for_both_splits(photographs: Path) -> None:
 def test_original_contradicts_settings_of_encoding(photographs: Path) -> None:
     code, _, said = _write("--original", "--max-side", "10", "--quality", "80")
     assert code == 2
-    assert "so --quality, --max-side cannot hold" in said
+    assert "so --quality, --max-side cannot apply" in said
     assert not Path("data").exists()
 
 

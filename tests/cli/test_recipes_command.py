@@ -94,7 +94,7 @@ def test_copy_takes_a_folder_or_a_new_file_and_overwrites_none(in_tmp: Path) -> 
 
 def test_copy_leaves_files_of_ones_own_alone(in_tmp: Path) -> None:
     jobs.copy("demo", Path("mine.yaml"))
-    with pytest.raises(RecipeError, match=r"^mine.yaml is a file of yours"):
+    with pytest.raises(RecipeError, match=r"^mine.yaml is not a shipped recipe"):
         jobs.copy("mine.yaml", Path("yours.yaml"))
 
 

@@ -151,7 +151,7 @@ def test_a_run_goes_on_when_the_model_it_started_from_is_gone(
     [
         ("nowhere.pt", (), "there is no weight file nowhere.pt"),
         ("empty", (), "empty is not a run directory"),
-        ("other.pt", ("--set", "model.weights=one.pt"), "the run starts from this model, and `model.weights` names"),
+        ("other.pt", ("--set", "model.weights=one.pt"), "the run would start from this model and from `model.weights`"),
     ],
 )
 def test_a_dense_model_that_is_not_there_is_said_before_anything_is_written(
@@ -375,7 +375,7 @@ def test_a_layer_that_a_pattern_does_not_fit_is_told_and_stays_dense(acdc: Acdc,
 def test_sparsities_of_layers_that_do_not_exist_are_refused_before_a_run_begins(acdc: Acdc, recipe: Path) -> None:
     refused = acdc("train", recipe, "--set", 'sparsity.layers={"layer9.*": 0.5}')
     assert refused.exit_code == 2
-    assert "'layer9.*' matches no layer" in flat(refused.stderr)
+    assert "'layer9.*' matches no pruned layer" in flat(refused.stderr)
     assert not Path("runs").exists()
 
 

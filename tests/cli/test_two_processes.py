@@ -299,8 +299,8 @@ def test_each_process_drops_other_activations(two: Found) -> None:
 def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: Found, what: str) -> None:
     for raised in two.raised[what]:
         message = raised.splitlines()[0]
-        assert message.startswith("RunError: process 1 of 2 no longer trains the same model: its ")
-        assert f"{what}s of blocks.0.attn.qkv.weight differ from those of process 0 (1 of 8 differ)" in message
+        assert message.startswith("RunError: rank 1 of 2 no longer trains the same model: its ")
+        assert f"{what}s of blocks.0.attn.qkv.weight differ from those of rank 0 (1 of 8 tensors differ)" in message
     assert [record["epoch"] for record in RunDir(two.folder / what).records()] == [0, 1]
 
 

@@ -148,7 +148,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other fields": (lambda path: _field(path, FIELD, HEADER.itemsize, "name", b"covariate"), "fields are not"),
     "no samples": (lambda path: _field(path, HEADER, 0, "num_samples", 0), "no images"),
     "absurd count": (lambda path: _field(path, HEADER, 0, "num_samples", 2**62), "its end is missing"),
-    "odd page": (lambda path: _field(path, HEADER, 0, "page_size", 12), "no power of two"),
+    "odd page": (lambda path: _field(path, HEADER, 0, "page_size", 12), "not a power of two"),
     "page smaller than an image": (
         lambda path: _field(path, HEADER, 0, "page_size", 2048),
         "image 0 crosses the border",
@@ -163,13 +163,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "overlap": (lambda path: _field(path, ALLOCATION, _table(path), "size", 4000), "images 0 and 1 overlap"),
     "raw of another size": (
         lambda path: _field(path, ALLOCATION, _table(path), "size", 3839),
-        "image 0 makes no sense",
+        "image 0 is invalid",
     ),
     "unknown mode": (
         lambda path: _field(path, METADATA, INDEX_START, "image", (2, 40, 32, 8 << 20)),
-        "image 0 makes no sense",
+        "image 0 is invalid",
     ),
-    "negative label": (lambda path: _field(path, METADATA, INDEX_START + 24, "label", -1), "image 1 makes no sense"),
+    "negative label": (lambda path: _field(path, METADATA, INDEX_START + 24, "label", -1), "image 1 is invalid"),
 }
 
 

@@ -101,8 +101,8 @@ def test_seeds_choose_other_samples_and_other_classes() -> None:
 @pytest.mark.parametrize(
     ("count", "classes", "said"),
     [
-        (51, 3, "data.corrupt_labels.count: 51 labels of 50 training images cannot be corrupted; lower it"),
-        (5, 1, "data.corrupt_labels: the set has one class only, so that no label can be wrong; leave it out"),
+        (51, 3, "data.corrupt_labels.count: expected at most the 50 training images, found 51"),
+        (5, 1, "data.corrupt_labels: the set has one class only, so no label can be wrong; remove it"),
     ],
 )
 def test_what_cannot_be_corrupted_is_an_error(count: int, classes: int, said: str) -> None:
@@ -205,9 +205,9 @@ def test_of_a_trial_only_samples_that_are_used_are_chosen(kind: str, opened: lis
     assert wrong.indices.tolist() == [5 * index // 2 for index in range(20)] == spread(20, 50).tolist()
     seen = labels_seen(train(opened, asked))
     assert seen == dict(zip(wrong.indices.tolist(), wrong.given.tolist(), strict=True))
-    with pytest.raises(DataError, match="21 labels of 20 training images"):
+    with pytest.raises(DataError, match="at most the 20 training images, found 21"):
         loaders.train_loader(open_set(block(root, 21, images=20, loader=kind)), 0, 2, CPU)
-    with pytest.raises(DataError, match="21 labels of 20 training images"):
+    with pytest.raises(DataError, match="at most the 20 training images, found 21"):
         expected_set(block(root, 21, images=20, loader=kind))
 
 

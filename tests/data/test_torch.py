@@ -133,7 +133,7 @@ def test_a_worker_that_is_killed_is_an_error_and_no_hang(load: Any, photographs:
         (worker,) = {child.pid for child in multiprocessing.active_children()} - others
         assert worker is not None
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(DataError, match=r"memory ran out: lower data\.workers"):
+        with pytest.raises(DataError, match=r"Memory probably ran out: lower data\.workers"):
             list(batches)
 
 

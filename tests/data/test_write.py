@@ -170,7 +170,7 @@ def test_quality_is_that_of_the_jpeg() -> None:
     "settings", [{"quality": 0}, {"quality": 101}, {"raw_share": 1.1}, {"max_side": 0}, {"max_side": 70000}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(DataError, match="possible"):
+    with pytest.raises(DataError, match="expected"):
         Settings(**settings)
 
 
@@ -182,7 +182,7 @@ BROKEN = {
     "truncated.jpg": (_bytes(_picture(0))[:-300], "truncated"),
     "without-its-end.jpg": (_bytes(_picture(0))[:-1], "truncated"),
     "truncated.png": (_bytes(_picture(0), "PNG")[:-300], "truncated"),
-    "sixteen-bit.png": (_bytes(Image.fromarray(np.full((5, 5), 60000, np.uint16)), "PNG"), "not 8 bits a channel"),
+    "sixteen-bit.png": (_bytes(Image.fromarray(np.full((5, 5), 60000, np.uint16)), "PNG"), "not 8 bits per channel"),
     "long.png": (_bytes(Image.new("RGB", (65536, 1)), "PNG"), "longest possible side"),
 }
 
@@ -209,7 +209,7 @@ def test_one_bad_image_stops_the_write_and_leaves_nothing_but_the_list(tmp_path:
     with pytest.raises(DataError) as refusal:
         write(source, out / "train.beton", JPEG, workers=1)
     message = str(refusal.value)
-    assert message.startswith("2 of 22 images cannot be read, so it is not written.")
+    assert message.startswith("2 of 22 images cannot be read, so the set is not written.")
     assert "--skip-bad" in message
     assert "bad.jpg: no JPEG" in message
     assert "worse.jpg: the file is empty" in message
@@ -254,7 +254,7 @@ def test_skip_bad_writes_the_others_and_the_manifest_names_the_bad(
 
 def test_skip_bad_does_not_write_a_set_without_images(tmp_path: Path) -> None:
     source = _folder(tmp_path, {"a.jpg": b"text", "b.jpg": b""})
-    with pytest.raises(DataError, match="2 of 2 images cannot be read, so it is not written") as refusal:
+    with pytest.raises(DataError, match="2 of 2 images cannot be read, so the set is not written") as refusal:
         write(source, tmp_path / "train.beton", JPEG, workers=0, skip_bad=True)
     assert "--skip-bad" not in str(refusal.value)
 
@@ -310,7 +310,7 @@ def test_other_settings_or_images_replace_a_written_file_only_by_force(tmp_path:
     source = _folder(tmp_path, _pictures(4))
     beton = tmp_path / "train.beton"
     write(source, beton, JPEG, workers=0)
-    with pytest.raises(DataError, match=r"other settings: quality 90.* there, quality 80.*--force"):
+    with pytest.raises(DataError, match=r"other settings: quality 90.* not quality 80.*--force"):
         write(source, beton, Settings(quality=80), workers=0)
     other = dataclasses.replace(source, fingerprint="another")
     with pytest.raises(DataError, match=r"from other images.*--force"):

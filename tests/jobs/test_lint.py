@@ -84,8 +84,8 @@ def test_a_target_that_a_pattern_cannot_reach_is_told_with_the_sparsity_that_wil
 def test_masks_that_change_until_the_end_leave_nothing_trained(method: str) -> None:
     sparsity = {"method": method, "target": 0.9, "every_epochs": 1, "end": "100%"}
     assert said(recipe(sparsity)) == [
-        "sparsity.end: the masks change until the run ends, and what grows last is hardly trained; "
-        f"{method}'s own is 75%"
+        "sparsity.end: the masks change until the run ends, so weights that grow last are hardly trained; "
+        f"the default of {method} is 75%"
     ]
     assert said(recipe(sparsity | {"end": 19})) == []
 
@@ -93,7 +93,7 @@ def test_masks_that_change_until_the_end_leave_nothing_trained(method: str) -> N
 def test_a_ramp_shorter_than_a_step_of_it_is_a_jump() -> None:
     gmp = {"method": "gmp", "target": 0.9, "begin": 4, "end": 9}
     assert said(recipe(gmp)) == [
-        "sparsity.every_epochs: the sparsity has epochs 4 to 9 to rise, no more than the 5 of one step, so it jumps "
+        "sparsity.every_epochs: the sparsity rises from epoch 4 to 9, within one step of 5 epochs, so it jumps "
         "to the target; make it smaller"
     ]
     assert said(recipe(gmp | {"every_epochs": 4})) == []
@@ -103,7 +103,7 @@ def test_dense_weights_that_are_never_ranked_again_are_told() -> None:
     # 20 epochs of 10 steps, of which the last 5 epochs have the target: steps 150 to 199
     dpf = {"method": "dpf", "target": 0.9}
     assert said(recipe(dpf | {"every": 75})) == [
-        "sparsity.every: no ranking comes between step 150, which reaches the target, and the end; make it smaller"
+        "sparsity.every: the weights are not ranked again after step 150, which reaches the target; make it smaller"
     ]
     assert said(recipe(dpf | {"every": 76})) == []
     topkast = {"method": "topkast", "target": 0.9, "backward_sparsity": 0.5}
@@ -139,8 +139,8 @@ def test_a_batch_that_is_not_the_learning_rates_is_told_with_what_scaling_gives(
         ),
         (
             {"method": "snip", "target": 0.9, "batches": 10},
-            "sparsity.batches: 10 batches are no less than an epoch, which has 10, and the weights are pruned within "
-            "the first; make it smaller",
+            "sparsity.batches: expected fewer than the 10 batches of the first epoch, which prunes the weights, "
+            "found 10",
         ),
     ],
     ids=["rigl", "snip"],

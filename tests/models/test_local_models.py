@@ -135,7 +135,7 @@ def test_shortcuts_of_1x1_convolutions_add_their_weights_and_batch_norm() -> Non
 
 
 def test_an_unknown_shortcut_is_refused() -> None:
-    with pytest.raises(ModelError, match="shortcut is pad or conv"):
+    with pytest.raises(ModelError, match="shortcut must be pad or conv"):
         build.build(ModelBlock(name="resnet8", options={"shortcut": "padd"}), 10)
 
 
@@ -220,7 +220,7 @@ def test_str_starts_with_variance_two_over_fan_in_and_a_classifier_without_bias(
         assert model.get_submodule(name).weight.var().item() == pytest.approx(2 / fan_in, rel=0.05)
     assert model.get_submodule("fc").bias is None
     assert parameter_count(model) == 25_557_032 - 1000
-    with pytest.raises(ModelError, match="init is fan_out or fan_in"):
+    with pytest.raises(ModelError, match="init must be fan_out or fan_in"):
         build.build(ModelBlock(name="resnet18", options={"init": "fan"}), 10)
 
 

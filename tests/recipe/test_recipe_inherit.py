@@ -178,9 +178,9 @@ def test_a_circle_is_shown() -> None:
     Path("a.yaml").write_text("name: a\nextends: b.yaml\n")
     Path("b.yaml").write_text("extends: c.yaml\n")
     Path("c.yaml").write_text("\nextends: b.yaml\n")
-    assert refusal("a.yaml") == ("c.yaml:2: extends: is circular: b.yaml → c.yaml → b.yaml; one must not extend")
+    assert refusal("a.yaml") == ("c.yaml:2: extends: is circular: b.yaml → c.yaml → b.yaml; remove one extends")
     Path("a.yaml").write_text("extends: a.yaml\n")
-    assert refusal("a.yaml") == "a.yaml:1: extends: is circular: a.yaml → a.yaml; one must not extend"
+    assert refusal("a.yaml") == "a.yaml:1: extends: is circular: a.yaml → a.yaml; remove one extends"
 
 
 def test_a_parent_that_is_nowhere_is_named_with_the_nearest() -> None:

@@ -126,11 +126,11 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
         # between keys and between blocks
         ("64", "64\n  val_crop: 300", ["8: data.val_crop: 300 is larger than val_resize, 256"]),
         ("64", "64\n  crop_scale: [1, 0.5]", ["8: data.crop_scale: the smaller number comes first, found [1.0, 0.5]"]),
-        ("linear", "linear\n    warmup_epochs: 100", ["13: optim.schedule.warmup_epochs: the peak would be reached at "
-         "epoch 100 of 100, at no epoch"]),
+        ("linear", "linear\n    warmup_epochs: 100", ["13: optim.schedule.warmup_epochs: the peak would come at "
+         "epoch 100, but there are 100 epochs; make it earlier"]),
         ("linear", "step\n    milestones: [50, 100]", ["13: optim.schedule.milestones: the run ends after 100 epochs, "
          "before 100"]),
-        ("0.1", "0.1\n  nesterov: true\n  momentum: 0.0", ["11: optim.nesterov: it is a form of momentum, which is 0 "
+        ("0.1", "0.1\n  nesterov: true\n  momentum: 0.0", ["11: optim.nesterov: needs momentum, which is 0 "
          "here; set momentum, or nesterov: false"]),
         ("target: 0.9", "target: 0.9\n  pattern: 2:4", ["15: sparsity.target: 2:4 keeps 2 of every 4 weights, a "
          "sparsity of 0.5, found 0.9; write target: 0.5, or take another pattern"]),
@@ -138,8 +138,8 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
          "sparsity of every layer at 0.5, and erk gives each its own; leave one of them out"]),
         ("target: 0.9", "target: 0.5\n  pattern: 2:4\n  layers: {fc: 0.9}", ["17: sparsity.layers: 2:4 fixes the "
          "sparsity of every layer at 0.5, so none can have its own; leave one of them out"]),
-        ("acdc\n  target: 0.9", "gmp\n  target: 0.5\n  pattern: 2:4", ["16: sparsity.pattern: 2:4 has one sparsity "
-         "only, and gmp reaches its target over many; take another method, such as acdc, or another pattern"]),
+        ("acdc\n  target: 0.9", "gmp\n  target: 0.5\n  pattern: 2:4", ["16: sparsity.pattern: 2:4 has a single "
+         "sparsity, but gmp reaches its target in steps; use another method, such as acdc, or another pattern"]),
         ("name: sgd", "name: adamw\n  betas: [0.9, 1.0]", ["10: optim.betas[1]: expected a number of at least 0 and "
          "below 1, found 1.0"]),
         # a missing block
@@ -196,8 +196,8 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("sparsity.layers=0.98", "expected a block of keys, found 0.98"),
         ("track.tags=[a, 1]", 'track.tags[1]: expected text, found 1; put it in quotes: "1"'),
         ("task.name=regression", 'expected classification, found "regression"'),
-        ("optim.weight_decay=[1", "not valid YAML: expected ',' or ']', but got '<stream end>' in what begins on "
-         "line 1; a bracket is not closed"),
+        ("optim.weight_decay=[1", "not valid YAML: expected ',' or ']', but got '<stream end>' in the text that "
+         "begins on line 1; a bracket is not closed"),
         ("extends=demo", "only a file can extend another"),
     ],
 )  # fmt: skip
@@ -226,10 +226,13 @@ RAMP = "start_size: 160, end_size: 192"
         ),
         (
             f"data.resolution={{{RAMP}, end: 101}}",
-            "data.resolution.end: the ramp ends at epoch 101 of 100, after the run",
+            "data.resolution.end: the ramp would end at epoch 101, but the run has 100 epochs; make it earlier",
         ),
         ("ema={decay: 1.0}", f"ema.decay: {TARGET}, found 1.0"),
-        ("ema={decay: 0.9, begin: 100%}", "ema.begin: the average would begin at epoch 100 of 100, at no epoch"),
+        (
+            "ema={decay: 0.9, begin: 100%}",
+            "ema.begin: the average would begin at epoch 100, but the run has 100 epochs; make it earlier",
+        ),
         ("ema={}", f"ema.decay: missing; {TARGET}"),
     ],
 )

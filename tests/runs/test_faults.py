@@ -360,7 +360,7 @@ def saved(folder: Path, *limit: str, program: str = SAVE, inside: tuple[str, ...
 @pytest.mark.slow
 def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     message, rest = saved(tmp_path, "500000")
-    assert "last.pt cannot be written: the file gets larger than is allowed here" in message
+    assert "last.pt cannot be written: the file exceeds the size limit" in message
     assert rest == "1 ['last.pt']"
 
 

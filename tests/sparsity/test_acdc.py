@@ -65,11 +65,11 @@ def test_a_run_may_start_sparse() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "left", "totals"),
-    [(97, "62 lie", "90 or 100"), (35, "0 lie", "40"), (20, "15 too few are left", "40")],
+    [(97, 62, "90 or 100"), (35, 0, "40"), (20, 0, "40")],
 )
-def test_phases_that_do_not_fit_are_a_problem_that_names_runs_that_do(epochs: int, left: str, totals: str) -> None:
+def test_phases_that_do_not_fit_are_a_problem_that_names_runs_that_do(epochs: int, left: int, totals: str) -> None:
     message = (
-        f"of {epochs} epochs, {left} between the warm-up (10) and the last phases (10 dense and 15 sparse); "
+        f"{epochs} epochs leave {left} between the warm-up (10) and the last phases (10 dense and 15 sparse); "
         "sparse phases of 5 with dense phases of 5 between them take 5, 15, 25, … epochs: "
         f"change a length, or train {totals} epochs"
     )
@@ -86,7 +86,7 @@ def test_where_no_run_fits_only_the_lengths_can_change() -> None:
 def test_the_last_phases_must_exist() -> None:
     problems = config(last_dense_epochs=0, last_sparse_epochs="0.1%").errors(RunSize(100))
     assert [key for key, _ in problems] == ["last_dense_epochs", "last_sparse_epochs"]
-    assert problems[1][1] == "0.1% of 100 epochs is no epoch at all; the last phases need at least one"
+    assert problems[1][1] == "0.1% of 100 epochs is 0 epochs; each of the last phases needs at least one"
 
 
 def test_every_run_without_problems_has_a_plan_of_all_its_epochs() -> None:

@@ -76,7 +76,7 @@ def test_the_phases_are_dense_sparse_dense(
     [
         (
             {"dense_from": 8},
-            ("dense_from", "the weights would be freed at epoch 8, but epoch 7 is the last that starts"),
+            ("dense_from", "the weights would be freed at epoch 8, but epoch 7 is the last; make it earlier"),
         ),
         (
             {"sparse_from": "75%"},

@@ -255,5 +255,5 @@ def test_groups_hold_every_weight_once_in_whole_blocks(sizes: list[int], block: 
 
 
 def test_a_budget_too_small_for_a_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="a block of 8 weights takes 64 numbers, and there is room for 63"):
+    with pytest.raises(ValueError, match="a block of 8 weights takes 64 numbers, but there is room for only 63"):
         fisher(Stream(1), 8 * 63 + 7)

@@ -11,7 +11,8 @@ from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.gmp import Config, Method
 
-ONCE = "begin must come before end (all at once is method oneshot)"
+ONCE = "begin must come before end (to prune all at once, use method oneshot)"
+LATE = "the sparsity would reach the target at epoch 20, but epoch 19 is the last; make it earlier"
 
 
 def config(target: float = 0.8, **keys: Any) -> Config:
@@ -52,8 +53,8 @@ def test_100_epochs_ramp_up_to_75() -> None:
 @pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
-        ({"end": 20}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
-        ({"end": "100%"}, "end", "the target would be reached at epoch 20, but epoch 19 is the last that starts"),
+        ({"end": 20}, "end", LATE),
+        ({"end": "100%"}, "end", LATE),
         ({"begin": 15}, "begin", "the sparsity would rise from epoch 15 to epoch 15; " + ONCE),
         ({"end": 0}, "begin", "the sparsity would rise from epoch 0 to epoch 0; " + ONCE),
     ],
@@ -80,11 +81,11 @@ def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
     assert start(method, 3)["a"].tolist() == [False] * 4 + [True, True, False, False]
 
 
-def test_a_pattern_with_one_sparsity_only_cannot_be_reached_by_and_by() -> None:
+def test_a_pattern_with_one_sparsity_only_cannot_be_reached_gradually() -> None:
     [(key, message)] = config(0.5, pattern="2:4").errors(RunSize(20))
     assert (key, message) == (
         "pattern",
-        "2:4 has one sparsity only, and gmp reaches its target over many; take another method, such as acdc, "
+        "2:4 has a single sparsity, but gmp reaches its target in steps; use another method, such as acdc, "
         "or another pattern",
     )
     assert config(pattern="block4").errors(RunSize(20)) == []

@@ -31,7 +31,7 @@ def test_what_the_optimiser_made_of_them_is_kept_when_the_model_is_sparse_again(
     latent.install()
     assert weight.tolist() == [1, -2]
     change(weight, 3, -4)
-    latent.keep()
+    latent.store()
     change(weight, 3, 0)
     assert latent.weights["weight"].tolist() == [3, -4]
     assert latent.magnitudes()["weight"].tolist() == [3, 4]
@@ -41,7 +41,7 @@ def test_weights_and_their_copies_stay_where_they_are() -> None:
     weight, latent = make(1, -2)
     places = weight.data_ptr(), latent.weights["weight"].data_ptr()
     latent.install()
-    latent.keep()
+    latent.store()
     latent.load_state_dict({"weight": torch.ones(2)})
     assert (weight.data_ptr(), latent.weights["weight"].data_ptr()) == places
 
@@ -50,7 +50,7 @@ def test_the_state_is_a_copy_that_comes_back() -> None:
     weight, latent = make(1, -2)
     state: dict[str, Tensor] = latent.state_dict()
     change(weight, 5, 6)
-    latent.keep()
+    latent.store()
     assert state["weight"].tolist() == [1, -2]
     latent.load_state_dict(state)
     assert latent.weights["weight"].tolist() == [1, -2]

@@ -210,30 +210,30 @@ def test_a_share_to_rewind_to_is_one_of_a_round() -> None:
         (
             {"target": 0.95, "prune": 0.2, "rewind_to": 5},
             100,
-            "100 epochs do not split into equal rounds: 0.2 of the rest at a time takes 14 prunings to 0.95, so there "
-            "are a first round and 14 more that go back to epoch 5; change prune or rewind_to, or train 95 (rounds of "
-            "11) or 110 (rounds of 12) epochs",
+            "100 epochs do not divide into equal rounds: pruning 0.2 of the rest at a time takes 14 prunings to 0.95, "
+            "so there are a first round and 14 more that rewind to epoch 5; change prune or rewind_to, or train 95 "
+            "(rounds of 11) or 110 (rounds of 12) epochs",
         ),
         (
             {"rewind_to": "50%"},
             10,
-            "10 epochs do not split into equal rounds: 0.5 of the rest at a time takes 2 prunings to 0.75, so there "
-            "are a first round and 2 more that go back to 50% of its epochs; change prune or rewind_to, or train 9 "
-            "(rounds of 5) or 12 (rounds of 6) epochs",
+            "10 epochs do not divide into equal rounds: pruning 0.5 of the rest at a time takes 2 prunings to 0.75, "
+            "so there are a first round and 2 more that rewind to 50% of its epochs; change prune or rewind_to, or "
+            "train 9 (rounds of 5) or 12 (rounds of 6) epochs",
         ),
         (
             {"rewind_to": 9},
             9,
-            "9 epochs do not split into equal rounds: 0.5 of the rest at a time takes 2 prunings to 0.75, so there are "
-            "a first round and 2 more that go back to epoch 9; change prune or rewind_to, or train 12 (rounds of 10) "
-            "epochs",
+            "9 epochs do not divide into equal rounds: pruning 0.5 of the rest at a time takes 2 prunings to 0.75, "
+            "so there are a first round and 2 more that rewind to epoch 9; change prune or rewind_to, or train 12 "
+            "(rounds of 10) epochs",
         ),
     ],
 )
 def test_epochs_that_are_no_whole_rounds_are_a_problem(keys: dict[str, Any], epochs: int, said: str) -> None:
     block = config(**keys)
     assert block.errors(RunSize(epochs)) == [("prune", said)]
-    with pytest.raises(ValueError, match="do not split"):
+    with pytest.raises(ValueError, match="do not divide"):
         block.rounds(epochs)
     for total in (int(word) for word in said.rpartition("train ")[2].split() if word.isdigit()):
         assert block.errors(RunSize(total)) == []
@@ -241,7 +241,7 @@ def test_epochs_that_are_no_whole_rounds_are_a_problem(keys: dict[str, Any], epo
 
 def test_a_warm_up_longer_than_a_round_is_refused() -> None:
     assert load("demo_lottery", ["epochs=12", "optim.schedule.warmup_epochs=2"]).epochs == 12
-    with pytest.raises(RecipeError, match=r"warmup_epochs.*the peak would be reached at epoch 3 of 3, at no epoch"):
+    with pytest.raises(RecipeError, match=r"warmup_epochs.*the peak would come at epoch 3, but there are 3 epochs"):
         load("demo_lottery", ["epochs=12", "optim.schedule.warmup_epochs=3"])
 
 
@@ -250,10 +250,10 @@ def test_a_warm_up_longer_than_a_round_is_refused() -> None:
     [
         (
             {"pattern": "2:4", "target": 0.5, "prune": 0.2},
-            "pattern: 2:4 has one sparsity only, and prune: 0.2 comes by others on its way; prune all at once "
-            "(prune: 0.5), or take another pattern",
+            "pattern: 2:4 has a single sparsity, but prune: 0.2 passes through others; prune all at once "
+            "(prune: 0.5), or use another pattern",
         ),
-        ({"rewind_to": "100%"}, "rewind_to: after 100% of a round nothing is left to train again; take less"),
+        ({"rewind_to": "100%"}, "rewind_to: 100% of a round leaves nothing to train again; make it smaller"),
         ({"prune": 0.0}, "prune"),
         ({"prune": 1.0}, "prune"),
     ],

@@ -46,6 +46,6 @@ def test_the_phases_are_dense_then_sparse() -> None:
 
 
 def test_pruning_after_the_last_epoch_began_is_a_problem() -> None:
-    message = "the weights would be pruned at epoch 5, but epoch 4 is the last that starts"
+    message = "the weights would be pruned at epoch 5, but epoch 4 is the last; make it earlier"
     assert Config(method="oneshot", target=0.5, at="100%").errors(RunSize(5)) == [("at", message)]
     assert Config(method="oneshot", target=0.5, at=4).errors(RunSize(5)) == []

@@ -156,8 +156,8 @@ def test_batches_since_the_update_before_are_averaged_at_most() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"every": 100, "every_epochs": 1}, "every: give the interval between two updates once"),
-        ({"every": None}, "every: give the interval between two updates once"),
+        ({"every": 100, "every_epochs": 1}, "every: set the interval between two updates"),
+        ({"every": None}, "every: set the interval between two updates"),
         ({"every": 4, "average_batches": 5}, "average_batches: only 4 batches lie between two updates"),
         ({"distribution": "global"}, "distribution: global ranks all weights by magnitude, but the masks are random"),
         ({"target": 0.5, "pattern": "2:4"}, "pattern: weights drop and grow one by one"),
@@ -172,12 +172,12 @@ def test_keys_that_exclude_each_other_are_refused(keys: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
-        ({"end": 9}, "end", "the updates would end at epoch 9, after the run's 8"),
-        ({"end": 0}, "end", "no update would come before epoch 0, where they end; masks that stay are method static"),
+        ({"end": 9}, "end", "the updates would end at epoch 9, but the run has 8; make it earlier"),
+        ({"end": 0}, "end", "there is no update before epoch 0, where updates end; for fixed masks, use method static"),
         (
             {"every_epochs": 6},
             "every_epochs",
-            "no update would come before epoch 6, where they end; masks that stay are method static",
+            "there is no update before epoch 6, where updates end; for fixed masks, use method static",
         ),
     ],
 )

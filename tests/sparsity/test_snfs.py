@@ -239,5 +239,5 @@ def test_the_mean_is_gone_when_the_last_update_is_over() -> None:
 
 
 def test_layers_with_a_sparsity_of_their_own_are_refused() -> None:
-    with pytest.raises(ValidationError, match="layers: snfs moves weights between layers, so none keeps a sparsity"):
+    with pytest.raises(ValidationError, match="layers: snfs moves weights between layers, so no layer keeps its own"):
         config(layers={"a": 0.9})

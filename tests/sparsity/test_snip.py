@@ -152,11 +152,11 @@ def test_layers_left_without_weights_are_named(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
     run = Run([1.0, 1.0], [1.0, 1.0], target=0.5)
     run.step([0.0, 1.0], [2.0, 2.0])
-    assert "SNIP leaves no weight in 1 of 2 layers, a: nothing passes through them" in capsys.readouterr().err
+    assert "SNIP leaves no weight in 1 of 2 layers, a, so they pass no signal" in capsys.readouterr().err
 
 
 def test_batches_must_be_fewer_than_an_epochs_steps() -> None:
-    with pytest.raises(RecipeError, match=r"sparsity.batches: 10 batches are no less than an epoch, which has 10"):
+    with pytest.raises(RecipeError, match=r"sparsity.batches: expected fewer than the 10 batches of the first epoch"):
         Run([1.0], batches=10).method.on_epoch_start(at(0))
     Run([1.0], batches=9).method.on_epoch_start(at(0))
 

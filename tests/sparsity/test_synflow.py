@@ -77,7 +77,7 @@ def test_a_flow_that_no_number_holds_is_an_error_in_words() -> None:
 
 
 def test_n_of_m_takes_one_round() -> None:
-    with pytest.raises(ValueError, match="take rounds: 1"):
+    with pytest.raises(ValueError, match="set rounds: 1"):
         Config(method="synflow", target=0.5, pattern="2:4")
     assert Config(method="synflow", target=0.5, pattern="2:4", rounds=1).rounds == 1
 
@@ -87,6 +87,6 @@ def test_a_layer_without_flow_is_emptied_with_a_warning(capsys: pytest.CaptureFi
     with torch.no_grad():
         model[2].weight.zero_()
     pruned(model)
-    assert "SynFlow leaves no weight in 1 of 2 layers, 2: nothing passes through them" in " ".join(
+    assert "SynFlow leaves no weight in 1 of 2 layers, 2, so they pass no signal" in " ".join(
         capsys.readouterr().err.split()
     )

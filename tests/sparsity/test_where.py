@@ -151,10 +151,10 @@ def test_patterns_of_layers_that_match_nothing_are_told_with_near_names() -> Non
     selector(layers={"layer2.*": 0.9, "*": 0.1}).check(LAYERS)
     with pytest.raises(ModelError) as error:
         selector(layers={"layer2.*": 0.9, "layr1.conv": 0.9}).check(LAYERS)
-    assert str(error.value).startswith(
-        "sparsity.layers: 'layr1.conv' matches no layer that is pruned; near: layer1.conv"
-    )
-    with pytest.raises(ModelError, match=r"'fc', 'layer1\*' comes after a pattern for all of its layers; put it first"):
+    assert str(error.value).startswith("sparsity.layers: 'layr1.conv' matches no pruned layer; nearest: layer1.conv")
+    with pytest.raises(
+        ModelError, match=r"'fc', 'layer1\*' comes after a pattern that matches its layers; put it first"
+    ):
         selector(layers={"*": 0.9, "fc": 0.5, "layer1*": 0.1}).check(LAYERS)
 
 
@@ -174,7 +174,7 @@ def test_a_layer_that_the_pattern_does_not_fit_stays_dense() -> None:
 
 
 def test_a_pattern_that_fits_no_layer_is_refused() -> None:
-    with pytest.raises(ModelError, match="no layer has input channels in multiples of 4, so none would be pruned"):
+    with pytest.raises(ModelError, match="no layer's input channels are a multiple of 4, so nothing would be pruned"):
         selector(pattern="2:4").check({"stem.weight": torch.Size([8, 3, 7, 7])})
 
 
@@ -203,7 +203,7 @@ def test_blocks_are_ranked_whole_and_counted_in_blocks() -> None:
         ({"pattern": "4:4", "target": 0.0}, "pattern: 4:4 prunes nothing; N of N:M must be smaller than M"),
         ({"pattern": "2:4", "distribution": "erk"}, "distribution: 2:4 fixes the sparsity of every layer at 0.5, and "),
         ({"pattern": "2:4", "layers": {"a": 0.9}}, "layers: 2:4 fixes the sparsity of every layer at 0.5, so none can"),
-        ({"layers": {"a": 0.9}, "target": 0.0}, "layers: with target 0 there is nothing to add to; name layers to spa"),
+        ({"layers": {"a": 0.9}, "target": 0.0}, "layers: needs a target above 0; name layers that sta"),
         ({"pattern": "block1"}, "String should match pattern"),
         ({"pattern": "0:4"}, "String should match pattern"),
     ],

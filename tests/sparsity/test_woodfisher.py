@@ -232,7 +232,7 @@ def test_a_gradient_that_is_no_number_counts_as_zero(value: float, caplog: pytes
     start(clean)
     with caplog.at_level(logging.WARNING):
         start(made)
-    assert caplog.messages == ["epoch 0: 1 of 5 gradients are no numbers, and are left out"]
+    assert caplog.messages == ["epoch 0: 1 of 5 gradients are NaN or infinite and are left out"]
     for name, weight in clean.masked.parameters.items():
         assert torch.equal(weight, made.masked.parameters[name])
 
@@ -240,7 +240,7 @@ def test_a_gradient_that_is_no_number_counts_as_zero(value: float, caplog: pytes
 def test_no_gradient_that_is_a_number_stops_the_run() -> None:
     weights = random_weights()
     made, _ = method(weights, [{name: weight / 0 for name, weight in weights.items()}] * 3, 0.5, **ONCE)
-    with pytest.raises(RunError, match="at the start of epoch 0 none of 3 gradients is a number"):
+    with pytest.raises(RunError, match="at the start of epoch 0 all 3 gradients are NaN or infinite"):
         start(made)
 
 
@@ -261,14 +261,14 @@ def test_a_pattern_of_one_sparsity_is_reached_at_once_only() -> None:
     assert once.errors(RunSize(10)) == []
     [(key, message)] = Config(method="woodfisher", target=0.5, pattern="2:4").errors(RunSize(10))
     assert key == "pattern"
-    assert "woodfisher reaches its target over many" in message
+    assert "woodfisher reaches its target in steps" in message
 
 
 def test_gradients_of_more_images_than_a_batch_has_are_a_problem_of_the_recipe() -> None:
     config = Config(method="woodfisher", target=0.5, fisher_batch_size=64)
     assert config.errors(RunSize(10, batch_size=64)) == []
     assert config.errors(RunSize(10, batch_size=63)) == [
-        ("fisher_batch_size", "64 images are taken from one batch, and data.batch_size is 63; make it smaller")
+        ("fisher_batch_size", "64 images must come from one batch, but data.batch_size is 63; make it smaller")
     ]
-    with pytest.raises(RecipeError, match=r"sparsity\.fisher_batch_size: 65 images are taken from one batch"):
+    with pytest.raises(RecipeError, match=r"sparsity\.fisher_batch_size: 65 images must come from one batch"):
         load("demo_woodfisher", ["sparsity.fisher_batch_size=65"])

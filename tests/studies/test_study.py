@@ -223,7 +223,7 @@ def test_the_misfits_of_all_runs_are_told_at_once_each_with_its_runs(in_tmp: Pat
     ]  # fmt: skip
     (line,) = refusal("axes: {sparsity: [dense, 0.8], epochs: [4, 16]}\n")
     assert line.startswith("sparsity=0.8,epochs=4: ")
-    assert "of 4 epochs" in line
+    assert "4 epochs leave 0" in line
     (line,) = refusal("axes: {optim.lrr: [0.1], seed: [0, 1]}\n")
     assert line.startswith("optim.lrr=0.1,seed=0 and 1 other: --set optim.lrr: unknown key; did you mean lr?")
 
@@ -367,7 +367,7 @@ def test_an_unknown_study_is_refused_with_the_nearest_and_all_there_are(in_tmp: 
     with pytest.raises(RecipeError) as error:
         shipped.find_study("epoch_lenght")
     assert str(error.value) == (
-        "no study epoch_lenght: neither a file nor one that comes with acdc; did you mean epoch_length? "
+        "no study epoch_lenght: neither a file nor a shipped study; did you mean epoch_length? "
         f"(there are: {', '.join(NAMES)})"
     )
 

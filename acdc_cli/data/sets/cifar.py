@@ -13,9 +13,9 @@ from acdc_cli.errors import DataError
 
 
 def read_archive(name: str, split: str, root: Path | None, download: bool) -> Source:
-    """Raises DataError when the archive is not in `root` and may not be downloaded."""
+    """The images of the archive. Raises DataError if it is not in `root` and may not be downloaded."""
     if root is None:
-        raise DataError(f"{name}: --source FOLDER says where the archive lies, or where --download may put it")
+        raise DataError(f"{name}: give the folder of the archive, or for --download, with --source FOLDER")
     # here, so that `acdc data list` does not load torch
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
@@ -31,8 +31,8 @@ def read_archive(name: str, split: str, root: Path | None, download: bool) -> So
             images = dataset(root, train=split == "train", download=download)
     except (OSError, RuntimeError) as cause:
         raise DataError(
-            f"{name}: neither {archive} nor its unpacked folder lies there whole ({cause}). "
-            f"Put the archive there, or let it be fetched: acdc data write {name} --source {root} --download"
+            f"{name}: neither {archive} nor its unpacked folder is complete ({cause}). "
+            f"Put the archive there, or download it: acdc data write {name} --source {root} --download"
         ) from cause
     return array_source(name, split, images.data, np.asarray(images.targets, np.int64), tuple(images.classes))
 

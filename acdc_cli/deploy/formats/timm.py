@@ -27,15 +27,15 @@ class Options(Block):
 def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
     if options.push is not None and huggingface_hub.get_token() is None:
         raise RunError("--push needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
-    theirs = _theirs(facts)
+    timm_model = _timm_model(facts)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in theirs.state_dict().items()} != shapes:
+    if {name: tensor.shape for name, tensor in timm_model.state_dict().items()} != shapes:
         raise ModelError(
             f"timm's {_name(facts)} has other weights than {facts.recipe.model.name}; export another format"
         )
     out.mkdir()
     save_model(out / "model.safetensors", model, facts.header)
-    (out / "config.json").write_text(json.dumps(_config(facts, theirs), indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(_config(facts, timm_model), indent=2) + "\n")
     (out / "README.md").write_text(model_card(facts))
 
 
@@ -55,8 +55,8 @@ def _name(facts: Facts) -> str:
     return facts.recipe.model.name.rpartition(":")[2]
 
 
-def _theirs(facts: Facts) -> nn.Module:
-    """timm's model of that name. Raises ModelError where there is none, or its architecture differs."""
+def _timm_model(facts: Facts) -> nn.Module:
+    """timm's model of the same name. Raises ModelError if there is none, or its architecture differs."""
     block, name = facts.recipe.model, _name(facts)
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name}; export another format, such as packed or onnx")
@@ -64,15 +64,15 @@ def _theirs(facts: Facts) -> nn.Module:
         raise ModelError(f"timm's {name} cannot have the blurs of model.blurpool; export another format")
     try:
         model: nn.Module = timm.create_model(name, num_classes=len(facts.classes), **block.options)
-    # whatever a foreign constructor raises over options of another's model
+    # whatever timm's constructor raises over options of another model
     except Exception as error:
         raise ModelError(f"timm's {name} refuses model.options {block.options}: {error}") from error
     return model
 
 
-def _config(facts: Facts, theirs: Any) -> dict[str, object]:
+def _config(facts: Facts, timm_model: Any) -> dict[str, object]:
     data = facts.recipe.data
-    known = {key: value for key, value in theirs.pretrained_cfg.items() if key in ("first_conv", "classifier")}
+    known = {key: value for key, value in timm_model.pretrained_cfg.items() if key in ("first_conv", "classifier")}
     seen = {
         "input_size": [3, data.val_crop, data.val_crop],
         "crop_pct": data.val_crop / data.val_resize,
@@ -84,7 +84,7 @@ def _config(facts: Facts, theirs: Any) -> dict[str, object]:
     return {
         "architecture": _name(facts),
         "num_classes": len(facts.classes),
-        "num_features": theirs.num_features,
+        "num_features": timm_model.num_features,
         "label_names": facts.classes,
         "model_args": facts.recipe.model.options,
         "pretrained_cfg": {**known, **seen},

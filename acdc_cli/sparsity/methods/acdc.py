@@ -1,4 +1,4 @@
-"""AC/DC: sparse and dense phases in turn give a sparse and a dense model in one run (P1 3.2)."""
+"""AC/DC: alternating sparse and dense phases give a sparse and a dense model in one run (P1 3.2)."""
 
 from __future__ import annotations
 
@@ -19,46 +19,44 @@ from acdc_cli.sparsity.sparsifier import Sparsifier
 
 class Config(AlternationBlock):
     ramp_from: Sparsity | None = None
-    """Sparsity of the first sparse phase; it rises by the same step at each until the last has the target (P2 C.2).
-    Default: all have the target."""
+    """Sparsity of the first sparse phase; it rises in equal steps to the target in the last one (P2 C.2). Default: all
+    sparse phases have the target."""
     dense_sparsity: Sparsity = 0.0
-    """Share of the weights that stay pruned in the dense phases too (P2 L, "sparse decompression"): those smallest at
-    the end of the warm-up, which is fully dense. Sparse phases choose anew among the others. 0: none."""
+    """Share of the weights that stays pruned in dense phases (P2 L, "sparse decompression"): the smallest at the end of
+    the warm-up, which is fully dense. Sparse phases choose anew among the others. 0: none."""
     reset_momentum: bool = True
     """Zero the optimiser's state of every parameter on entering a dense phase: momentum, Adam's averages and its step
     count (P1 3.2: "once all weights are re-introduced")."""
 
     revive: Revive = "as_paper"
-    """How a dense phase frees filters that the sparse phase left without a weight: `as_paper`, like all others;
-    `clipped`, with each filter's gradient clipped to its layer's median, which prevents a collapse at high
-    sparsity (docs/results). Where every filter has a weight the two are the same."""
+    """How a dense phase frees filters that the sparse phase left without weights. `as_paper`: like all others.
+    `clipped`: with each filter's gradient clipped to its layer's median, which prevents a collapse at high sparsity
+    (docs/results). If every filter has weights, the two are the same."""
 
     @model_validator(mode="after")
     def _sparsities_in_order(self) -> Self:
         if self.n_of_m and (self.ramp_from is not None or self.dense_sparsity):
             key = "dense_sparsity" if self.ramp_from is None else "ramp_from"
-            raise ValueError(f"{key}: {self.pattern} has one sparsity only; leave it out, or take another pattern")
+            raise ValueError(f"{key}: pattern {self.pattern} has a single sparsity; remove one of them")
         if self.ramp_from is not None and self.ramp_from > self.target:
-            raise ValueError(
-                f"ramp_from: the sparsity rises to the target, {self.target:g}, and {self.ramp_from:g} lies above it"
-            )
+            raise ValueError(f"ramp_from: expected at most the target, {self.target:g}, found {self.ramp_from:g}")
         lowest = self.target if self.ramp_from is None else self.ramp_from
         if self.dense_sparsity and self.dense_sparsity >= lowest:
             raise ValueError(
-                f"dense_sparsity: dense phases must be less sparse than the sparse ones, the first of which has "
-                f"{lowest:g}; found {self.dense_sparsity:g}"
+                f"dense_sparsity: expected less than {lowest:g}, the sparsity of the first sparse phase, found "
+                f"{self.dense_sparsity:g}"
             )
         return self
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
-        found = list(super().check(run))
-        yield from found
-        if self.ramp_from is not None and not found and len(self._sparse_starts(run.epochs)) == 1:
-            said = "the run has only one sparse phase, so nothing can rise; leave it out, or train longer"
-            yield Misfit("ramp_from", said)
+        misfits = list(super().check(run))
+        yield from misfits
+        if self.ramp_from is not None and not misfits and len(self._sparse_starts(run.epochs)) == 1:
+            text = "the run has a single sparse phase, so the sparsity cannot rise; remove it, or train longer"
+            yield Misfit("ramp_from", text)
 
     def sparsity(self, epoch: int, epochs: int) -> float:
-        """Of the masks in this epoch."""
+        """Sparsity of the masks in this epoch."""
         starts, phase = self._sparse_starts(epochs), self.phases(epochs).at(epoch)
         if phase.kind == "dense":
             return self.dense_sparsity if epoch > starts[0] else 0.0
@@ -76,12 +74,12 @@ class Method(Sparsifier[Config]):
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}
-        """Of the dense phases, where `dense_sparsity` prunes there too; from the first sparse phase on."""
+        """Masks of the dense phases with `dense_sparsity`; set at the first sparse phase."""
         self._living: dict[str, Tensor] = {}
-        """In a dense phase that clips gradients, the filters that had weights before it."""
+        """Filters that had weights before the current dense phase, if it clips gradients."""
         self._best_top1 = -1.0
         self._best: dict[str, Tensor] = {}
-        """The dense model with that top-1, where it is to be fine-tuned; empty before there is one and after."""
+        """The dense model with that top-1, until `dense_best` fine-tunes it; else empty."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)

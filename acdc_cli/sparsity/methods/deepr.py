@@ -21,23 +21,23 @@ from acdc_cli.sparsity.which import generator, random_scores
 
 
 class Config(UpdateKeys, RandomStartKeys):
-    """The paper updates at every step: `every: 1`. What flips its sign in between dies if it has not flipped back."""
+    """The paper updates at every step: `every: 1`. With longer intervals, the sign at the update decides."""
 
     end: Epochs = "100%"
-    """Epoch from which on the masks stay, as a number or a share of the run. The paper rewires throughout; there is
-    no update after the very last step, because what it let grow would never be trained."""
+    """Epoch from which the masks stay fixed, as a number or a share of the run. The paper rewires throughout; there is
+    no update after the last step, because the weights that it grows would never be trained."""
     l1: NonNegativeFloat = 1e-5
-    """Added to the gradient with the weight's own sign (the paper's alpha): what the loss does not need dies."""
+    """L1 penalty (the paper's alpha), which pulls weights that the loss does not need to zero, where they die."""
     temperature: NonNegativeFloat = 0.0
-    """T of the random walk: each step adds noise of variance 2 · learning rate · T to the living weights; 0: none. What
-    the steps between two updates would have added is drawn at the update, at once, that of skipped steps included."""
+    """T of the random walk: each step adds noise of variance 2 · learning rate · T to the living weights; 0: none. The
+    noise of all steps since the last update, skipped steps included, is drawn at once at the update."""
 
 
 class Method(Sparsifier[Config]):
-    """Every living weight has a sign: that of its start, and a random one when it is born later.
+    """Every living weight has a sign: that of its initial value, or a random one if it is born later.
 
-    At an update those of the wrong sign die, and as many of the same layer's dormant weights are born, each of them
-    with the same chance, those that just died included (algorithm 1). They start at 0, which is alive.
+    At an update, weights of the wrong sign die, and as many dormant weights of the same layer are born, all with the
+    same probability, including those that just died (algorithm 1). A weight is born as a living 0.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
@@ -47,7 +47,7 @@ class Method(Sparsifier[Config]):
         self._signs = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
         """1 or -1, and 0 where dormant."""
         self._variance = 0.0
-        """Of the noise since the last update."""
+        """Variance of the noise since the last update."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
@@ -81,7 +81,7 @@ class Method(Sparsifier[Config]):
         dying = {name: self._signs[name] * weight.detach() < 0 for name, weight in self.masked.parameters.items()}
         surviving = {name: mask & ~dying[name] for name, mask in self.masked.masks.items()}
         deaths = living(dying)
-        # before the births: one that dies and is born at once starts from zero too
+        # before the births: a weight that dies and is born at once starts from zero, too
         self.masked.set(surviving)
         born = self._births(surviving, deaths, moment)
         self.masked.set({name: mask | born[name] if name in born else mask for name, mask in surviving.items()})
@@ -116,7 +116,7 @@ class Method(Sparsifier[Config]):
         self._variance = 0.0
 
     def _births(self, surviving: Mapping[str, Tensor], deaths: Mapping[str, int], moment: Moment) -> dict[str, Tensor]:
-        """True where a weight is born, of the layers where some died."""
+        """Masks of the weights that are born, for layers where some died."""
         layers = {name: surviving[name] for name, count in deaths.items() if count}
         scores = random_scores(layers, self.seed, moment.step)
         return {

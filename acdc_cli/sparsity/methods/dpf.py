@@ -1,4 +1,4 @@
-"""DPF: the gradients of the pruned model move dense weights, which are ranked again and again (arXiv 2006.07253)."""
+"""DPF: the gradients of the pruned model train dense weights, which are ranked again regularly (arXiv 2006.07253)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from acdc_cli.sparsity.when import ranks_after
 
 
 class Config(CubicKeys):
-    """The sparsity rises along the cubic; within each of its steps, and after the last, the masks go on changing."""
+    """The sparsity rises along the cubic; masks also change between its steps and after the last one."""
 
     every: PositiveInt = 16
     """Steps between two rankings of the dense weights, to the end of the run (the paper's p: 16)."""
     every_epochs: PositiveInt = 1
     """Epochs between two steps of the sparsity."""
     revive: Revive = "as_paper"
-    """How dense weights learn while the pruned model has a filter without a weight: `as_paper`, or `clipped`, with each
-    filter's gradient clipped to its layer's median, which prevents a collapse at high sparsity (docs/results)."""
+    """How dense weights learn while a filter of the pruned model is empty. `as_paper`: like all others. `clipped`: with
+    each filter's gradient clipped to its layer's median, which prevents a collapse at high sparsity (docs/results)."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
@@ -37,14 +37,14 @@ class Config(CubicKeys):
             return
         reached, last = self.ramp(run.epochs)[1] * run.steps_per_epoch, run.epochs * run.steps_per_epoch - 1
         if last // self.every * self.every <= reached:
-            text = f"no ranking comes between step {reached}, which reaches the target, and the end; make it smaller"
+            text = f"the weights are not ranked again after step {reached}, which reaches the target; make it smaller"
             yield Misfit("every", text, stops=False)
 
 
 class Method(Sparsifier[Config]):
-    """w <- w - lr g(m * w): the error w - m * w that pruning makes is fed back into every later step (section 3).
+    """w <- w - lr g(m * w): the pruning error w - m * w is fed back into every later step (section 3).
 
-    Momentum and weight decay are those of the dense weights w. The model holds m * w between two steps.
+    Momentum and weight decay act on the dense weights w. Between two steps the model holds m * w.
     """
 
     revives_values = True
@@ -53,7 +53,7 @@ class Method(Sparsifier[Config]):
         super().__init__(config, masked, epochs, seed)
         self.latent = LatentWeights(masked)
         self._living: dict[str, Tensor] = {}
-        """Where gradients are clipped, the filters that have weights in the pruned model."""
+        """Filters of the pruned model that have weights, if gradients are clipped."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -68,7 +68,7 @@ class Method(Sparsifier[Config]):
         if not self.config.updates_at(moment.epoch, self.epochs):
             return
         if self._dense:
-            self.latent.keep()
+            self.latent.store()
         self.latent.install()
         self._prune(moment)
 
@@ -81,7 +81,7 @@ class Method(Sparsifier[Config]):
     def after_step(self, moment: Moment) -> None:
         if self._dense:
             return
-        self.latent.keep()
+        self.latent.store()
         # the one place where the host waits, and only at updates
         if ranks_after(moment, self.config.every) and self.masked.finite_gradients().item():
             self._prune(moment)
@@ -101,11 +101,11 @@ class Method(Sparsifier[Config]):
 
     @property
     def _dense(self) -> bool:
-        """While nothing is pruned the model itself is the dense one, and a step costs nothing more."""
+        """Whether nothing is pruned yet; the model itself then holds the dense weights."""
         return self.masked.sparsity() == 0
 
     def _prune(self, moment: Moment) -> None:
-        """The model, which holds the dense weights, becomes the pruned one."""
+        """Prune the model, which holds the dense weights."""
         masks = self.selector.masks(self.latent.magnitudes(), self.sparsity(moment))
         self.masked.set(masks, backward={name: torch.ones_like(mask) for name, mask in masks.items()})
         self._choose_clipping()

@@ -13,24 +13,24 @@ from acdc_cli.sparsity.when import in_turn
 class Config(TargetBlock):
     sparse_from: Epochs = "50%"
     """Epoch at whose start the smallest weights are pruned, as a number or a share of the run; 0 with
-    `from_checkpoint`. The target is the sparsity from here …"""
+    `from_checkpoint`. The model has the target sparsity until `dense_from`."""
     dense_from: Epochs = "75%"
-    """… to this epoch, at whose start every weight is freed, the pruned ones as zeros. The paper trains this last phase
-    at a tenth of the learning rate: let `optim.schedule` have fallen by then."""
+    """Epoch at whose start every weight is freed; pruned weights start from zero. The paper trains this last phase at a
+    tenth of the learning rate: let `optim.schedule` fall that far by then."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
         pruned, freed = epochs_of(self.sparse_from, run.epochs), epochs_of(self.dense_from, run.epochs)
         if freed >= run.epochs:
-            last = f"epoch {run.epochs - 1} is the last that starts"
-            yield Misfit("dense_from", f"the weights would be freed at epoch {freed}, but {last}")
+            last = f"epoch {run.epochs - 1} is the last"
+            yield Misfit("dense_from", f"the weights would be freed at epoch {freed}, but {last}; make it earlier")
         elif pruned >= freed:
             pair = f"the weights would be pruned at epoch {pruned} and freed at epoch {freed}"
             yield Misfit("sparse_from", f"{pair}; sparse_from must come before dense_from")
 
 
 class Method(Sparsifier[Config]):
-    """The optimiser goes on as it is, as in the paper's algorithm 1: what was pruned comes back without momentum."""
+    """The optimiser's state is kept, as in the paper's algorithm 1: freed weights return without momentum."""
 
     def plan(self) -> PhasePlan:
         pruned, freed = epochs_of(self.config.sparse_from, self.epochs), epochs_of(self.config.dense_from, self.epochs)

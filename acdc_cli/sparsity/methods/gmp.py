@@ -11,13 +11,13 @@ from acdc_cli.sparsity.sparsifier import Sparsifier
 
 
 class Config(CubicKeys):
-    """The keys of the cubic are all it has."""
+    """Only the keys of the cubic."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         begin, end = self.ramp(run.epochs)
         if begin == end:
             jump = f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
-            yield Misfit("begin", f"{jump} (all at once is method oneshot)")
+            yield Misfit("begin", f"{jump} (to prune all at once, use method oneshot)")
         else:
             yield from super().check(run)
 

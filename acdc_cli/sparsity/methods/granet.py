@@ -17,22 +17,22 @@ from acdc_cli.sparsity.which import gradient_magnitudes
 
 class Config(ExchangeKeys, TargetBlock):
     end: Epochs = "100%"
-    """Epoch from which on the masks stay, as a number or a share of the run."""
+    """Epoch from which the masks stay fixed, as a number or a share of the run."""
     initial_sparsity: Sparsity = 0.5
-    """Share of the weights that is pruned at random before the first step, by ERK; 0 starts dense."""
+    """Share of the weights that is pruned at random before the first step, with ERK; 0 starts dense."""
     prune_until: Epochs = "30%"
     """Epoch at which the cubic reaches the target, as a number or a share of the run; at latest the last update."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
         if self.initial_sparsity > self.target:
-            yield Misfit("initial_sparsity", "above the target, from which no pruning leads to it; lower it")
+            yield Misfit("initial_sparsity", f"is above the target, {self.target:g}; lower it")
         if (reached := epochs_of(self.prune_until, run.epochs)) > run.epochs:
-            yield Misfit("prune_until", f"the target would be reached at epoch {reached}, after the run's {run.epochs}")
+            yield Misfit("prune_until", f"the target would be reached at epoch {reached}, after the end of the run")
 
 
 class Method(Sparsifier[Config]):
-    """An update prunes by magnitude, then drops and grows by |gradient|; the weights take no step (algorithm 1)."""
+    """An update prunes by magnitude, then drops and grows by |gradient|; the optimiser skips the step (algorithm 1)."""
 
     def plan(self) -> PhasePlan:
         reached = epochs_of(self.config.prune_until, self.epochs)

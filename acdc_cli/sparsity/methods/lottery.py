@@ -21,24 +21,24 @@ _SEARCHED_EPOCHS = 1000
 
 class Config(TargetBlock):
     """`epochs` of the recipe is the whole run: E = L + n (L - k) for rounds of L epochs, n prunings and rewinding to
-    epoch k. L follows from E; an E of which no whole L follows is refused, and the nearest that fit are named.
+    epoch k. L follows from E; if L is not whole, the recipe is refused, and the error names the nearest E that fit.
     """
 
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the remaining weights, the smallest, that is pruned after a round (arXiv 1803.03635). There are as many
-    rounds as the target takes; the last pruning stops at the target. As much as the target: one pruning only."""
+    """Share of the remaining weights that is pruned after a round, smallest first (arXiv 1803.03635). The run has as
+    many rounds as the target takes; the last pruning stops at the target. A share equal to the target prunes once."""
     rewind_to: Epochs = 0
-    """Epoch of the first round to whose start the model and the learning rate go back after each pruning: a number, or
-    a share of a round. 0: to what the run began with, which is the model of `from_checkpoint` where there is one."""
+    """Epoch of the first round to whose start the model and the learning rate return after each pruning, as a number or
+    a share of a round. 0: the initial model, which is that of `from_checkpoint` if given."""
 
     @model_validator(mode="after")
     def _trains_again(self) -> Self:
         if isinstance(self.rewind_to, str) and float(self.rewind_to.removesuffix("%")) >= 100:
-            raise ValueError(f"rewind_to: after {self.rewind_to} of a round nothing is left to train again; take less")
+            raise ValueError(f"rewind_to: {self.rewind_to} of a round leaves nothing to train again; make it smaller")
         if self.n_of_m and self.prunings > 1:
             raise ValueError(
-                f"pattern: {self.pattern} has one sparsity only, and prune: {self.prune:g} comes by others on its way; "
-                f"prune all at once (prune: {self.target:g}), or take another pattern"
+                f"pattern: {self.pattern} has a single sparsity, but prune: {self.prune:g} passes through others; "
+                f"prune all at once (prune: {self.target:g}), or use another pattern"
             )
         return self
 
@@ -54,13 +54,13 @@ class Config(TargetBlock):
         return self.target if number == self.prunings else float(1 - (1 - Fraction(str(self.prune))) ** number)
 
     def rounds(self, epochs: int) -> Rounds:
-        """Raises ValueError where `check` says that there are none."""
+        """Raises ValueError if the epochs do not divide into rounds, as `check` reports."""
         if (rounds := rounds_of(epochs, self.prunings, self.rewind_to)) is None:
             raise ValueError(self._misfit(epochs))
         return rounds
 
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:
-        """Learning rate and resolution of a round are those of a run of its length."""
+        """Each round has the learning rate and the resolution of a run of its length."""
         rounds = self.rounds(epochs)
         return rounds.clock(progress), rounds.length
 
@@ -75,9 +75,9 @@ class Config(TargetBlock):
         totals = " or ".join(f"{rounds.epochs} (rounds of {rounds.length})" for rounds in (shorter, longer) if rounds)
         start = f"epoch {self.rewind_to}" if isinstance(self.rewind_to, int) else f"{self.rewind_to} of its epochs"
         return (
-            f"{epochs} epochs do not split into equal rounds: {self.prune:g} of the rest at a time takes "
-            f"{self.prunings} prunings to {self.target:g}, so there are a first round and {self.prunings} more that go "
-            f"back to {start}; change prune or rewind_to" + (f", or train {totals} epochs" if totals else "")
+            f"{epochs} epochs do not divide into equal rounds: pruning {self.prune:g} of the rest at a time takes "
+            f"{self.prunings} prunings to {self.target:g}, so there are a first round and {self.prunings} more that "
+            f"rewind to {start}; change prune or rewind_to" + (f", or train {totals} epochs" if totals else "")
         )
 
     def _first_fitting(self, totals: Iterable[int]) -> Rounds | None:
@@ -85,13 +85,13 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """The optimiser's state starts at zero in every round, and the images come in other orders."""
+    """Every round starts with zero optimiser state and has its own orders of the images."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         self.rounds = config.rounds(epochs)
         super().__init__(config, masked, epochs, seed)
         self._early: dict[str, Tensor] = {}
-        """The whole model at the epoch that is rewound to; empty before."""
+        """Snapshot of the model at the epoch `rewind_to`; empty before."""
 
     def plan(self) -> PhasePlan:
         return self.rounds.phases()

@@ -1,4 +1,4 @@
-"""One-shot magnitude pruning: train dense, prune once to the target, fine-tune what is left (arXiv 1506.02626)."""
+"""One-shot magnitude pruning: train dense, prune once to the target, fine-tune the rest (arXiv 1506.02626)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Config(TargetBlock):
         yield from super().check(run)
         at = epochs_of(self.at, run.epochs)
         if at >= run.epochs:
-            last = f"epoch {run.epochs - 1} is the last that starts"
-            yield Misfit("at", f"the weights would be pruned at epoch {at}, but {last}")
+            last = f"epoch {run.epochs - 1} is the last"
+            yield Misfit("at", f"the weights would be pruned at epoch {at}, but {last}; make it earlier")
 
 
 class Method(Sparsifier[Config]):

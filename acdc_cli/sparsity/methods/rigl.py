@@ -19,43 +19,42 @@ from acdc_cli.sparsity.which import GradientSums
 
 class Config(ExchangeKeys, RandomStartKeys):
     average_batches: PositiveInt = 1
-    """Batches whose mean gradient decides what grows: that of the update and those just before it, as far back as the
-    update before."""
+    """Batches whose mean gradient decides which weights grow: the update's own and those before it, at most back to the
+    previous update."""
 
     @model_validator(mode="after")
     def _averages_between_updates(self) -> Self:
         if self.every is not None and self.average_batches > self.every:
-            raise ValueError(f"average_batches: only {self.every} batches lie between two updates (every)")
+            raise ValueError(f"average_batches: only {self.every} batches lie between two updates (every); lower it")
         return self
 
     def averages_at(self, moment: Moment) -> bool:
-        """Is this step's gradient one of those that decide at the next update?"""
+        """Whether the next update uses this step's gradient."""
         to_update = -moment.step % self.interval(moment.steps_per_epoch)
         return to_update < self.average_batches and 0 < moment.step + to_update < self.last_step(moment)
 
     def averaged(self, epoch: Moment) -> int:
-        """The number of such steps in the epoch that begins at this moment."""
+        """Number of steps, in the epoch that begins at this moment, whose gradients an update uses."""
         interval, begin = self.interval(epoch.steps_per_epoch), epoch.step
         end = begin + epoch.steps_per_epoch
-        # the last of an update's batches is its own: those of this epoch decide at updates in it, or just after it
+        # an update's last batch is its own: gradients of this epoch serve updates within it or just after it
         first = max(-(-begin // interval), 1) * interval
         updates = range(first, min(self.last_step(epoch), end + self.average_batches - 1), interval)
         return sum(len(range(max(begin, at - self.average_batches + 1), min(end, at + 1))) for at in updates)
 
 
 class Method(Sparsifier[Config]):
-    """At an update the weights themselves take no step. Steps whose gradient decides about growth have a dense
-    backward pass.
+    """The optimiser skips the step of an update. Steps whose gradient decides about growth have a dense backward pass.
 
-    The first update comes after one interval. google-research's code has another at step 0, where no weight has been
-    trained: magnitudes say nothing yet about which to drop.
+    The first update comes after one interval. google-research's code has another at step 0, where magnitudes of
+    untrained weights say nothing about which to drop.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.updates = 0
         self.gradients = GradientSums(masked)
-        """Since the averaging began; empty outside."""
+        """Sums since the averaging for the next update began; else empty."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))

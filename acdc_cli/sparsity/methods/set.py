@@ -14,12 +14,12 @@ from acdc_cli.sparsity.which import random_scores
 
 
 class Config(ExchangeKeys, RandomStartKeys):
-    """No keys of its own: updates and their cosine are RigL's, so that only the growth differs."""
+    """No keys of its own: updates and their cosine are RigL's, so only the growth differs."""
 
 
 class Method(Sparsifier[Config]):
-    """An update comes after the optimiser's step of its iteration: the paper trains, then rewires (algorithm 1), and so
-    does google-research's code. RigL's weights take no step there."""
+    """An update follows the optimiser's step: the paper trains, then rewires (algorithm 1), and so does
+    google-research's code. RigL skips that step instead."""
 
     updates = 0
 

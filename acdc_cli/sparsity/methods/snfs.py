@@ -1,4 +1,4 @@
-"""Sparse momentum: smoothed gradients say in which layers weights grow, and which (SNFS, arXiv 1907.04840)."""
+"""Sparse momentum: smoothed gradients decide which weights grow, in which layers (SNFS, arXiv 1907.04840)."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ class Config(ExchangeKeys, RandomStartKeys):
     """Share of a layer's living weights that is dropped at the start (the prune rate); it falls to 0 along half a
     cosine until `end`."""
     end: Epochs = "100%"
-    """Epoch from which on the masks stay, as a number or a share of the run."""
+    """Epoch from which the masks stay fixed, as a number or a share of the run."""
     momentum: Decay = 0.9
-    """What the mean of past gradients, by which weights grow, keeps of itself at each step. It is not the optimiser's,
-    which knows no masked weights."""
+    """Decay per step of the running mean of gradients by which weights grow. It is not the optimiser's momentum, which
+    masked weights do not have."""
 
     @model_validator(mode="after")
     def _layers_are_free(self) -> Self:
         if self.layers:
             raise ValueError(
-                "layers: snfs moves weights between layers, so none keeps a sparsity of its own; leave layers out, "
-                "spare some in keep_dense, or take rigl"
+                "layers: snfs moves weights between layers, so no layer keeps its own sparsity; remove layers, name "
+                "dense layers in keep_dense, or use rigl"
             )
         return self
 
     def gathers_at(self, moment: Moment) -> bool:
-        """Is there an update to come that this step's gradient bears on?"""
+        """Whether a later update uses this step's gradient."""
         return moment.step < self.last_update(moment)
 
 
 class Method(Sparsifier[Config]):
-    """`distribution` is that of the start; from the first update on only the total is fixed."""
+    """`distribution` holds at the start; from the first update on, only the total is fixed."""
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self.updates = 0
         self._momentum = {name: torch.zeros_like(weight) for name, weight in masked.parameters.items()}
-        """m <- b m + (1 - b) g of every weight, masked or not; empty once the last update is over."""
+        """m <- b m + (1 - b) g of every weight, masked or not; empty after the last update."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
 
     def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
-        """All steps before the last update bear on it, and need dense gradients."""
+        """All steps before the last update need dense gradients."""
         moving = Living(super().cost(epoch, steps_per_epoch).forward.density, None)
         first = Moment(epoch, epoch * steps_per_epoch, self.epochs, steps_per_epoch)
         gathering = self.config.last_update(first) - first.step

@@ -19,33 +19,33 @@ from acdc_cli.sparsity.which import GradientSums
 
 class Config(TargetBlock):
     batches: PositiveInt = 1
-    """Batches whose mean gradient says how much a weight matters; the weights wait for as many steps. The paper takes
-    one, on data sets of few classes: with many, take enough to show several images of each."""
+    """Batches whose mean gradient ranks the weights; training starts after as many steps. The paper takes one, on data
+    sets with few classes; with many classes, take enough for several images of each."""
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
         if run.steps_per_epoch and self.batches >= run.steps_per_epoch:
-            text = f"{self.batches} batches are no less than an epoch, which has {run.steps_per_epoch}"
-            yield Misfit("batches", f"{text}, and the weights are pruned within the first; make it smaller")
+            text = f"expected fewer than the {run.steps_per_epoch} batches of the first epoch"
+            yield Misfit("batches", f"{text}, which prunes the weights, found {self.batches}")
 
 
 class Method(Sparsifier[Config]):
     """Ranks the weights by connection sensitivity, |w dL/dw| of the mean gradient (the paper's normalisation changes no
-    rank). At a high sparsity a global ranking may leave a layer without any weight, which is said when it happens.
+    rank). At a high sparsity a global ranking may leave a layer without weights; acdc then prints a warning.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self._batches = 0
-        """Whose gradients are in the sums."""
+        """Batches whose gradients are in the sums."""
         self.gradients = GradientSums(masked)
-        """So far; empty before the first and after the last."""
+        """Empty before the first batch and after the last."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
 
     def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
-        """The steps that wait for the ranking are dense."""
+        """The steps before the ranking are dense."""
         dense_steps = self.config.batches / steps_per_epoch if epoch == 0 else 0.0
         return replace(super().cost(epoch, steps_per_epoch), dense_steps=dense_steps)
 

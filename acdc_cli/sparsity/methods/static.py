@@ -1,4 +1,4 @@
-"""Static sparse training, the baseline of all that choose their weights: a random mask that never changes."""
+"""Static sparse training, the baseline of methods that choose their weights: a random mask that never changes."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ from acdc_cli.sparsity.when import in_turn
 
 
 class Config(PrunedBlock):
-    """There is no target: the sparsity results from the decay of s and that of the weights."""
+    """There is no target: the sparsity results from the weight decay of s and of the weights."""
 
     s_init: Annotated[float, Field(lt=0)] = -3200.0
-    """Where the s of every layer starts; its threshold is sigmoid(s). The paper: -3200 (ResNet-50), -12800 (MobileNet).
-    As far below 0, training is dense until decay has brought s near -10; a short run starts there."""
+    """Initial s of every layer, whose threshold is sigmoid(s). The paper: -3200 (ResNet-50), -12800 (MobileNet). From
+    there, training is dense until decay has brought s near -10; start a short run at -10."""
     s_decay: NonNegativeFloat | None = None
-    """Weight decay of s, which draws it towards 0, a threshold of 0.5: the more, the sparser. Default: that of the
-    weights, as in the paper."""
+    """Weight decay of s, which draws s towards 0, a threshold of 0.5: more decay gives a sparser model. Default: the
+    decay of the weights, as in the paper."""
 
 
 class Method(Sparsifier[Config]):
@@ -34,7 +34,7 @@ class Method(Sparsifier[Config]):
 
         dL/dw = dL/dw' where w' is not 0, else 0        dL/ds = -sigmoid'(s) sum(dL/dw' sign(w'))
 
-    A weight that is zero may return, so no mask holds it back: until the run is over all masks are True.
+    A zero weight may return, so all masks are True until the end of the run.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
@@ -73,13 +73,13 @@ class Method(Sparsifier[Config]):
         torch._foreach_mul_(gradients, signs)
         threshold = self.s.detach().sigmoid()
         self.s.grad = -threshold * (1 - threshold) * torch.stack([gradient.sum() for gradient in gradients])
-        # a sign's square is 1, or 0 where the weight is: what is left is dL/dw
+        # a squared sign is 1, or 0 for a zero weight: the product is dL/dw
         torch._foreach_mul_(gradients, signs)
         self.latent.install()
         return True
 
     def after_step(self, moment: Moment) -> None:
-        self.latent.keep()
+        self.latent.store()
         self._shrink()
 
     def finish(self) -> None:
@@ -104,7 +104,7 @@ class Method(Sparsifier[Config]):
         self.s.detach().copy_(state["s"])
 
     def _shrink(self) -> None:
-        """The parameters go from w to w' = w - clamp(w, -threshold, threshold), which is exactly the soft threshold."""
+        """Replace w by w' = w - clamp(w, -threshold, threshold), which is exactly the soft threshold."""
         weights = [weight.detach() for weight in self.masked.parameters.values()]
         thresholds = self.s.detach().sigmoid()
         clamped = torch._foreach_clamp_max(weights, thresholds.unbind())

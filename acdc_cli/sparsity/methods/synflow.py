@@ -20,12 +20,12 @@ from acdc_cli.sparsity.where import warn_of_empty_layers
 
 class Config(TargetBlock):
     rounds: PositiveInt = 100
-    """Rounds of scoring and pruning before the first step; each leaves the same share of the weights before it."""
+    """Rounds of scoring and pruning before the first step; each keeps the same share of the remaining weights."""
 
     @model_validator(mode="after")
     def _one_round_for_one_sparsity(self) -> Self:
         if self.n_of_m and self.rounds > 1:
-            raise ValueError(f"pattern: {self.pattern} has one sparsity only; take rounds: 1, or another pattern")
+            raise ValueError(f"pattern: {self.pattern} has a single sparsity; set rounds: 1, or use another pattern")
         return self
 
 
@@ -48,7 +48,7 @@ class Method(Sparsifier[Config]):
         ones = next(model.parameters()).new_ones(1, *self.training.input_shape(moment.epoch))
         for done in range(1, rounds + 1):
             if not (flow := model(ones).sum()).isfinite():
-                raise RunError("sparsity.method: the flow through this deep a model exceeds float64; take snip")
+                raise RunError("sparsity.method: the flow through a model this deep exceeds float64; use snip")
             scores = {
                 name: (weights[name].detach() * gradient).masked_fill(~masks[name], -1)
                 for name, gradient in zip(weights, torch.autograd.grad(flow, list(weights.values())), strict=True)

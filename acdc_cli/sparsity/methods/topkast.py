@@ -1,4 +1,4 @@
-"""Top-KAST: the largest weights act, and more of them learn, so that others can rise to act (arXiv 2106.03517)."""
+"""Top-KAST: the forward pass uses the largest weights, and more weights learn than it uses (arXiv 2106.03517)."""
 
 from __future__ import annotations
 
@@ -18,43 +18,42 @@ from acdc_cli.sparsity.when import in_turn, ranks_after
 
 
 class Config(TargetBlock):
-    """`target` is the sparsity of the forward pass; `layers` have their share of the backward sparsity too."""
+    """`target` is the sparsity of the forward pass. For the backward pass, `layers` are lowered in proportion."""
 
     distribution: Distribution = "uniform"
-    """The same sparsity in every layer (`uniform`, as in the paper), one ranking of all weights (`global`), or the
-    sparser the more weights a layer has (`erk`)."""
+    """`uniform`: the same sparsity in every layer, as in the paper. `global`: one ranking of all weights. `erk`: layers
+    with more weights are sparser."""
     backward_sparsity: Sparsity
-    """Share of the pruned weights that get no gradient either, less than `target`; 0 trains all of them. Those between
-    the two learn without acting."""
+    """Fraction of the prunable weights that gets no gradient, less than `target`; 0 trains all weights. Weights between
+    the two sparsities learn, although the forward pass does not use them."""
     every: PositiveInt = 100
-    """Steps between two rankings of the weights, to the end of the run (the paper: 1, and as good at 100)."""
+    """Steps between two rankings of the weights, to the end of the run (the paper: 1; 100 is as good)."""
 
     @model_validator(mode="after")
     def _leaves_room_to_explore(self) -> Self:
         if self.backward_sparsity and self.backward_sparsity >= self.target:
             raise ValueError(
-                f"backward_sparsity: weights learn without acting only where it is lower than the target, "
-                f"{self.target:g}, found {self.backward_sparsity:g}"
+                f"backward_sparsity: expected less than the target, {self.target:g}, found {self.backward_sparsity:g}"
             )
         if self.n_of_m and self.backward_sparsity:
             raise ValueError(
-                f"pattern: {self.pattern} has one sparsity only, and the backward pass needs a lower one; "
-                "take backward_sparsity: 0, which trains all weights, or another pattern"
+                f"pattern: {self.pattern} has a single sparsity, but the backward pass needs a lower one; "
+                "set backward_sparsity: 0, which trains all weights, or use another pattern"
             )
         return self
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
         if run.steps_per_epoch and self.every >= (steps := run.epochs * run.steps_per_epoch):
-            said = f"the run has {steps} steps, so the weights are never ranked again; make it smaller"
-            yield Misfit("every", said, stops=False)
+            text = f"the run has {steps} steps, so the weights are never ranked again; make it smaller"
+            yield Misfit("every", text, stops=False)
 
 
 class Method(Sparsifier[Config]):
     """Forward set A: the largest weights at the target. Backward set B, which contains A: the largest at the backward
-    sparsity. The model holds A between two steps; all weights are kept, and those outside B stand still.
+    sparsity. Between two steps the model holds A; weights outside B are stored and do not change.
 
-    Instead of the optimiser's weight decay d, after its step and no part of its momentum (2.3, with L2):
+    Weight decay d acts after the optimiser's step, outside its momentum (2.3, with L2):
     w <- w - lr d w in A, w <- w - lr d w / (1 - target) in B without A.
     """
 
@@ -65,7 +64,7 @@ class Method(Sparsifier[Config]):
         self.latent = LatentWeights(masked)
         self.weight_decay = 0.0
         self._strengths: list[Tensor] = []
-        """Of the decay, weight by weight, in multiples of `weight_decay`."""
+        """Decay of each weight, in multiples of `weight_decay`."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
@@ -79,7 +78,7 @@ class Method(Sparsifier[Config]):
 
     def on_epoch_start(self, moment: Moment) -> None:
         if moment.step == 0:
-            self.latent.keep()
+            self.latent.store()
             self._choose()
 
     def on_gradients(self, moment: Moment) -> bool:
@@ -90,7 +89,7 @@ class Method(Sparsifier[Config]):
     def after_step(self, moment: Moment) -> None:
         finite = self.masked.finite_gradients()
         self._decay(finite)
-        self.latent.keep()
+        self.latent.store()
         # the one place where the host waits, and only at updates
         if ranks_after(moment, self.config.every) and finite.item():
             self._choose()
@@ -109,7 +108,7 @@ class Method(Sparsifier[Config]):
         self._strengthen()
 
     def _choose(self) -> None:
-        """The sets of the weights as they are now; the model, which holds all weights, is left with A."""
+        """Choose A and B by the current weights, which the model holds; it then holds A."""
         magnitudes = self.latent.magnitudes()
         acting = self.selector.masks(magnitudes, self.config.target)
         self.masked.set(acting, backward=self.selector.masks(magnitudes, self.config.backward_sparsity))
@@ -125,8 +124,7 @@ class Method(Sparsifier[Config]):
     def _decay(self, taken: Tensor) -> None:
         """Shrink the weights, which the model holds, unless the optimiser has skipped its step.
 
-        taken: a boolean on the device. Where it is false the shrinkage is by exactly nothing, and the host need not
-        know.
+        taken: a boolean on the device; if false, the weights shrink by exactly nothing, without a wait for the device.
         """
         weights = [weight.detach() for weight in self.masked.parameters.values()]
         shares = torch._foreach_mul(self._strengths, taken * (self.masked.learning_rate * self.weight_decay))

@@ -1,4 +1,4 @@
-"""WoodFisher: prune by the empirical Fisher's inverse, and let the other weights make up for it (arXiv 2004.14340)."""
+"""WoodFisher: prune by the empirical Fisher's inverse, and let the other weights compensate (arXiv 2004.14340)."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _log = logging.getLogger(__name__)
 
 
 class Config(CubicKeys):
-    """Gradual along a cubic from `begin` to `end`; all at once where they are the same epoch."""
+    """Gradual along a cubic from `begin` to `end`; all at once if they are the same epoch."""
 
     samples: PositiveInt = 400
-    """Gradients that make up the Fisher matrix, taken anew at every update from the images its epoch begins with."""
+    """Gradients in the Fisher matrix, computed anew at every update from the first images of its epoch."""
     fisher_batch_size: PositiveInt = 1
-    """Images that one of these gradients is the mean of, no more than `data.batch_size`. 1 is the empirical Fisher by
-    its definition; more see more of the data at the same memory."""
+    """Images averaged in one of these gradients, at most `data.batch_size`. 1 is the empirical Fisher by definition;
+    more images use more of the data at the same memory."""
     fisher_block: PositiveInt = 2000
-    """Consecutive weights of a layer whose interplay counts: the Fisher matrix is zero outside such blocks. Time and
+    """Consecutive weights of a layer in one block of the Fisher matrix, which is zero outside its blocks. Time and
     memory grow in proportion."""
     damping: PositiveFloat = 1e-5
-    """Added to the Fisher matrix' diagonal, so that it has an inverse."""
+    """Added to the diagonal of the Fisher matrix, so that it has an inverse."""
     memory_gib: PositiveFloat = 16.0
-    """Memory for the inverse, in GiB, on the device that trains. The whole takes 4 bytes · weights · `fisher_block`;
-    where there is less, the layers are worked through in parts, with two passes over the gradients for each."""
+    """Memory for the inverse, in GiB, on the training device. The whole of it takes 4 bytes · weights · `fisher_block`;
+    with less memory, the layers are processed in parts, with two passes over the gradients for each."""
 
     @model_validator(mode="after")
     def _holds_a_block(self) -> Self:
@@ -56,12 +56,12 @@ class Config(CubicKeys):
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
         if run.batch_size and self.fisher_batch_size > run.batch_size:
-            batch = f"{self.fisher_batch_size} images are taken from one batch, and data.batch_size is {run.batch_size}"
+            batch = f"{self.fisher_batch_size} images must come from one batch, but data.batch_size is {run.batch_size}"
             yield Misfit("fisher_batch_size", f"{batch}; make it smaller")
 
 
 class Method(Sparsifier[Config]):
-    """The momentum of the weights that stay is kept: they move a little, and are trained on from there."""
+    """Weights that stay keep their momentum, although the compensation moves them a little."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -91,7 +91,7 @@ class Method(Sparsifier[Config]):
             damping=config.damping,
             budget=config.memory_bytes,
         )
-        # the pruned rank below all that live, even below those that live as zeros
+        # pruned weights rank below every living one, even a zero one
         scores = {name: score.masked_fill(~masks[name], -1) for name, score in fisher.scores().items()}
         kept = self.selector.masks(scores, self.sparsity(moment))
         change = fisher.compensation({name: masks[name] & ~mask for name, mask in kept.items()})
@@ -99,9 +99,9 @@ class Method(Sparsifier[Config]):
         self.masked.set(kept)
 
     def _gradients(self, moment: Moment) -> Iterator[dict[str, Tensor]]:
-        """Zero where masked: pruned weights have no part in the loss of the others.
+        """Gradients, zero where masked: pruned weights have no part in the loss of the others.
 
-        One that is no number counts as zero, like a training step that the optimiser leaves out.
+        A NaN or infinite gradient counts as zero, like a training step that the optimiser skips.
         """
         config, masks = self.config, self.masked.masks
         finite: list[Tensor] = []
@@ -113,20 +113,19 @@ class Method(Sparsifier[Config]):
         self._check(moment, finite)
 
     def _check(self, moment: Moment, finite: list[Tensor]) -> None:
-        """Raises RecipeError if there were too few gradients, RunError if none of them is a number."""
-        asked, size = self.config.samples, self.config.fisher_batch_size
-        if len(finite) < asked:
+        """Raises RecipeError if there were too few gradients, RunError if none of them is finite."""
+        samples, size = self.config.samples, self.config.fisher_batch_size
+        if len(finite) < samples:
             raise RecipeError(
                 f"sparsity.samples: epoch {moment.epoch} has images for {len(finite)} gradients of {size} each "
-                f"(fisher_batch_size), not for {asked}: lower samples or fisher_batch_size"
+                f"(fisher_batch_size), not for {samples}: lower samples or fisher_batch_size"
             )
         used = int(torch.stack(finite).sum())
         if not used:
             raise RunError(
-                f"at the start of epoch {moment.epoch} none of {asked} gradients is a number: the model has diverged; "
-                "lower optim.lr, and go on from a checkpoint before it did"
+                f"at the start of epoch {moment.epoch} all {samples} gradients are NaN or infinite: the model has "
+                "diverged. Lower optim.lr, and continue from an earlier checkpoint"
             )
-        if used < asked:
-            _log.warning(
-                "epoch %d: %d of %d gradients are no numbers, and are left out", moment.epoch, asked - used, asked
-            )
+        if used < samples:
+            text = "epoch %d: %d of %d gradients are NaN or infinite and are left out"
+            _log.warning(text, moment.epoch, samples - used, samples)
