@@ -78,4 +78,4 @@ def _outputs(exported: Logits, inputs: Tensor, size: int, what: str) -> Tensor:
     # whatever an engine raises over a model that it cannot run
     except Exception as error:
         cause = str(error).partition("\n")[0]
-        raise ModelError(f"{what} cannot be run in batches of {size} and is not kept: {cause}") from error
+        raise ModelError(f"{what} cannot be run in batches of {size}, and is not kept: {cause}") from error
