@@ -94,7 +94,9 @@ def bench(
     for title, table in done.tables.items():
         console.table(table.columns, table.rows, title)
         console.out("")
-    console.say("ms, p90: median and 90th percentile of a batch; MB: file, and peak memory of the engine's process")
+    console.say(
+        "ms, p90: median and 90th percentile of a batch; MB: the file; peak: MB of memory of the engine's process"
+    )
     console.say(f"× own, × base: how many times faster than the dense model on the same engine, and on {how.base}")
     for file in done.files:
         console.out(str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _STEM = "bench"
 """Of the files' names."""
-_COLUMNS = ("variant", "engine", "ms", "p90", "images/s", "MB", "peak MB", "× own", "× base", "differs")
+_COLUMNS = ("variant", "engine", "ms", "p90", "img/s", "MB", "peak", "× own", "× base", "differs")
 _HEADS = (
     "model", "variant", "engine", "batch", "threads", "top1", "latency_ms", "latency_p90_ms", "cpu_ms",
     "images_per_second", "file_bytes", "peak_memory_bytes", "logit_difference", "speedup_over_own_dense",
@@ -249,15 +250,18 @@ def _cells(row: Row) -> list[str]:
     return [
         row["variant"],
         row["engine"],
-        f"{row['latency_ms']:.2f}",
-        f"{row['latency_p90_ms']:.2f}",
-        f"{row['images_per_second']:.1f}",
-        "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.1f}",
+        *(_short(row[key]) for key in ("latency_ms", "latency_p90_ms", "images_per_second")),
+        "-" if row["file_bytes"] is None else _short(row["file_bytes"] / 1e6),
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
         times(row["speedup_over_own_dense"]),
         times(row["speedup_over_base"]),
         f"{row['logit_difference']:.0e}",
     ]
+
+
+def _short(value: float) -> str:
+    """Three digits or all before the point: 0.123, 12.3, 1234."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _figure(rows: Sequence[Row]) -> Figure | None:

@@ -130,7 +130,7 @@ IMAGES = torch.arange(48.0).reshape(16, 3)
         (lambda x: torch.where(x == 47, torch.nan, x), "differ by nan"),
         (lambda x: x.flip(1), "top-1 agrees on 0.00%"),
         (lambda x: x[:, :2], r"gives \[16, 2\] logits, not \[16, 3\]"),
-        (lambda x: x.reshape(5, 5), "cannot be run in batches of 1 and is not kept: shape"),
+        (lambda x: x.reshape(5, 5), "cannot be run in batches of 1, and is not kept: shape"),
     ],
 )
 def test_the_check_finds_every_difference(spoilt: contract.Logits, said: str) -> None:
