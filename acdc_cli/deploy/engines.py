@@ -66,7 +66,9 @@ def _mnn(path: Path, threads: int) -> Runner:
     with unprinted():
         import MNN
 
-        net = MNN.nn.load_module_from_file(str(path), ["images"], ["logits"], thread_num=threads or 1)
+        # its keyword `thread_num` is ignored: it takes all cores
+        manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads or 1},))
+        net = MNN.nn.load_module_from_file(str(path), ["images"], ["logits"], runtime_manager=manager)
 
     def run(images: Array) -> Array:
         kind = MNN.expr.uint8 if images.dtype == np.uint8 else MNN.expr.float

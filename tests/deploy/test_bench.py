@@ -48,6 +48,8 @@ def test_engines_answer_as_the_export_did_and_take_turns(exported_as: ExportedAs
     assert len(outcome.records) == 8
     for record in outcome.records.values():
         assert [len(turn.walls) for turn in record.turns] == [1, 1]
+        # one thread: its CPU time is never more than the time that passes, but for starts and clocks
+        assert all(turn.cpu <= 1.2 * turn.walls[0] + 0.005 for turn in record.turns)
     assert all(outcome.records[each, 3].peak_bytes >= outcome.records[each, 1].peak_bytes > 2**24 for each in entries)
 
 
