@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.cli.eval import Data, Model, Set, WhichOption
+from acdc_cli.cli.eval import Data, Model, Set
 
 
 class Device(StrEnum):
@@ -57,7 +57,6 @@ def bench(
     zero_filters: ZeroFilters = 0.0,
     keep_dense: KeepDense = "first,last",
     input_size: InputSize = None,
-    which: WhichOption = None,
     model: Model = None,
     data: Data = None,
     set_: Set = None,
@@ -72,7 +71,6 @@ def bench(
     from acdc_cli.errors import RunError
     from acdc_cli.jobs import bench_run
     from acdc_cli.jobs.entrants import Random as Drawn
-    from acdc_cli.jobs.export_run import Asked
 
     names = tuple(_parts(engines)) if engines else ()
     how = bench_run.Setup(
@@ -84,8 +82,7 @@ def bench(
         drawn = Drawn(model, random, zero_filters, tuple(_parts(keep_dense)), input_size=input_size)
         done = bench_run.bench_random(drawn, how, out)
     elif runs:
-        asked = Asked(which.value if which else None, model, data)
-        done = bench_run.bench_runs(runs, asked, how, out, set_ or ())
+        done = bench_run.bench_runs(runs, how, out, set_ or (), model, data)
     else:
         raise RunError("name the runs to time, or --random SPARSITY --model NAME")
     if json:

@@ -24,7 +24,6 @@ from acdc_cli.deploy.contest import Contestant, Record
 from acdc_cli.deploy.parity import difference
 from acdc_cli.errors import RunError
 from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
-from acdc_cli.jobs.export_run import Asked
 from acdc_cli.runs.provenance import command_line, cpu_model, describe
 from acdc_cli.runs.run_dir import RunDir
 
@@ -90,17 +89,19 @@ class Benched:
 
 def bench_runs(
     sources: Sequence[Path],
-    asked: Asked | None = None,
     how: Setup | None = None,
     out: Path | None = None,
     overrides: Sequence[str] = (),
+    model: str | None = None,
+    data: str | None = None,
 ) -> Benched:
-    """Writes into `out`, or `bench/` of the first run, and each run's own rows into the run.
+    """Writes into `out`, or `bench/` of the first run, and each run's own rows into the run once it has been timed.
 
+    model, data: the architecture of files that acdc did not write, and another data set.
     Raises what `open_model` raises, RunError for an engine that is not there, and ModelError for one that fails.
     """
     how = (how or Setup()).checked()
-    entrants = [opened(source, asked or Asked(), max(how.batches), overrides) for source in sources]
+    entrants = [opened(source, model, data, max(how.batches), overrides) for source in sources]
     if len({each.name for each in entrants}) < len(entrants):
         entrants = [replace(each, name=str(source)) for each, source in zip(entrants, sources, strict=True)]
     first = sources[0] if sources[0].is_dir() else sources[0].parent
@@ -115,7 +116,14 @@ def bench_random(random: Random, how: Setup | None = None, out: Path | None = No
 
 def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched:
     about = _about(how)
-    rows = [row for each in entrants for row in _rows(each, how)]
+    rows: list[Row] = []
+    files: list[Path] = []
+    for each in entrants:
+        own = _rows(each, how)
+        rows += own
+        if each.run is not None:
+            findings = Findings({"rows": own}, Table((), ()))
+            files += findings.write(each.run, RunDir(each.run).bench.stem, {**about, "load_after": _load()})
     about["load_after"] = _load()
     figure = _figure(rows)
     findings = Findings(
@@ -124,14 +132,9 @@ def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched
         {"": Table(_HEADS, [[row[head] for head in _HEADS] for row in rows])},
         {} if figure is None else {"": figure},
     )
-    benched = Benched(plain({**about, "results": {"rows": rows}}), _tables(rows))
     if out is not None:
-        benched.files = findings.write(out, _STEM, about)
-    for each in entrants:
-        if each.run is not None:
-            own = {"rows": [row for row in rows if row["model"] == each.name]}
-            benched.files += Findings(own, Table((), ())).write(each.run, RunDir(each.run).bench.stem, about)
-    return benched
+        files = findings.write(out, _STEM, about) + files
+    return Benched(plain({**about, "results": {"rows": rows}}), _tables(rows), files)
 
 
 def _rows(entrant: Entrant, how: Setup) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from acdc_cli.models.preprocessing import preprocessing
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
+from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import layers
 
 
@@ -54,22 +55,27 @@ class Entrant:
     """The run directory that it is the result of."""
 
 
-def opened(source: Path, asked: Asked, batch: int, overrides: Sequence[str]) -> Entrant:
-    """A run's models, or a checkpoint's. Raises what `open_model` raises.
+def opened(source: Path, model: str | None, data: str | None, batch: int, overrides: Sequence[str]) -> Entrant:
+    """A run's models, or a checkpoint's; only the dense variant where no conv or linear weight is zero.
 
-    Without a dense model of the run, the dense variant has the same weights with random numbers in place of zeros.
+    model, data: as for `Asked`.  Raises what `open_model` raises.
+    A sparse model without a dense one has a dense variant with random numbers in place of its zeros.
     """
-    sparse = open_model(source, asked, overrides, Traced())
-    top1: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), sparse.facts.outcome.get("top1"))
-    run = open_run(source) if source.is_dir() else None
-    if run and run.model_file("dense").exists() and run.model_file("sparse").exists():
-        dense = open_model(source, replace(asked, which="dense"), overrides, Traced()).model
-        top1["dense"] = sparse.facts.outcome.get("dense_top1")
+    result = open_model(source, Asked(None, model, data), overrides, Traced())
+    run = source if source.is_dir() else None
+    accuracy = result.facts.outcome.get("top1")
+    top1: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), accuracy)
+    if not any(count_zeros([layer.parameter for layer in layers(result.model, ())])):
+        variants, top1 = {"dense": result.model}, {"dense": accuracy}
+    elif run and open_run(run).model_file("dense").exists():
+        dense = open_model(run, Asked("dense", None, data), overrides, Traced()).model
+        variants = _variants(dense, result.model, result.facts)
+        top1["dense"] = result.facts.outcome.get("dense_top1")
     else:
-        dense = copy.deepcopy(sparse.model)
+        dense = copy.deepcopy(result.model)
         random_zeros.refill(layers(dense, ()), torch.Generator().manual_seed(0))
-    variants = _variants(dense, sparse.model, sparse.facts)
-    return Entrant(sparse.facts.name, variants, sparse.facts, sparse.inputs(batch), top1, source if run else None)
+        variants = _variants(dense, result.model, result.facts)
+    return Entrant(result.facts.name, variants, result.facts, result.inputs(batch), top1, run)
 
 
 def drawn(random: Random, batch: int) -> Entrant:

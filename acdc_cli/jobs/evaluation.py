@@ -15,7 +15,7 @@ from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
-from acdc_cli.data.data_set import open_set
+from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.deploy import contract
 from acdc_cli.deploy.contract import Facts, Logits, Program
 from acdc_cli.errors import ModelError, RunError
@@ -26,8 +26,9 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.tasks import registry as tasks
+from acdc_cli.tasks.task import Task
 from acdc_cli.training.epoch_record import sparsities
-from acdc_cli.training.evaluate import evaluate
+from acdc_cli.training.evaluate import Forward, evaluate
 from acdc_cli.training.precision import Precision
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
@@ -58,19 +59,14 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     `layers` has the weights, nonzero weights and FLOPs of each conv and linear layer. An exported program runs on its
     engine on the CPU; values that need its weights by name are None there, and `layers` is empty.
     """
-    if exported := contract.recorded(source):
+    if source.is_file() and (exported := contract.recorded(source)):
         return _evaluate_exported(source, *exported, options)
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = open_set(recipe.data)
     ready = setup.build(recipe, data.classes)
     setup.require_sizes(ready, [recipe.data.val_crop])
-    loader = loaders.val_loader(data, ready.device, options.split)
-    try:
-        loader.warm_up()
-        metrics = evaluate(ready.model, ready.forward, loader, ready.task, ready.precision, options.split)
-    finally:
-        loader.close()
+    metrics = _judged(data, options, ready.device, ready.model, ready.forward, ready.task, ready.precision)
     metrics |= sparsities(ready.layers) | _cost(recipe, ready, data.classes)
     return {key: metrics[key] for key in (*KEYS, "layers")}
 
@@ -94,14 +90,25 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
         parts = torch.split(images, facts.batch or len(images))
         return torch.cat([_padded(logits, facts.inputs(part), facts.batch) for part in parts])
 
-    loader = loaders.val_loader(data, cpu, options.split)
+    metrics = _judged(data, options, cpu, nn.Identity(), forward, tasks.build(recipe.task), Precision("fp32", cpu))
+    return {**dict.fromkeys(KEYS), **metrics, "layers": []}
+
+
+def _judged(
+    data: DataSet,
+    options: Options,
+    device: torch.device,
+    model: nn.Module,
+    forward: Forward,
+    task: Task,
+    precision: Precision,
+) -> dict[str, Any]:
+    loader = loaders.val_loader(data, device, options.split)
     try:
         loader.warm_up()
-        task, precision = tasks.build(recipe.task), Precision("fp32", cpu)
-        metrics = evaluate(nn.Identity(), forward, loader, task, precision, options.split)
+        return {**evaluate(model, forward, loader, task, precision, options.split)}
     finally:
         loader.close()
-    return {**dict.fromkeys(KEYS), **metrics, "layers": []}
 
 
 def _padded(logits: Logits, inputs: Tensor, batch: int | None) -> Tensor:

@@ -27,7 +27,7 @@ class Launcher(Protocol):
     """Whether its runs continue after this process ends. If so, they are left running rather than asked to end."""
 
     def under_way(self) -> Collection[str]:
-        """Keys of the cells whose runs it is still running, whoever started them; `start` attaches to such a run."""
+        """Keys of the cells whose runs are still running, including those of other sweeps; `start` attaches to one."""
 
     def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Job:
         """environment: variables added to this process's. log: file to which the command's output is appended.

@@ -20,9 +20,12 @@ from acdc_cli.deploy.contest import Contestant, Record, Turn
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import bench_run
 from acdc_cli.jobs.bench_run import Setup, bench_random, bench_runs
-from acdc_cli.jobs.entrants import Random
-from acdc_cli.jobs.export_run import Asked, Exported
+from acdc_cli.jobs.entrants import Random, opened
+from acdc_cli.jobs.export_run import Exported
+from acdc_cli.models.build import build
+from acdc_cli.recipe.load import load
 from acdc_cli.sparsity.prunable import layers
+from acdc_cli.training.checkpoint import save_model
 
 ExportedAs = Callable[[str], Exported]
 
@@ -123,7 +126,7 @@ def test_batch_norm_takes_the_statistics_of_the_images_alone() -> None:
 @pytest.fixture(scope="module")
 def benched(run: Path, tmp_path_factory: pytest.TempPathFactory) -> bench_run.Benched:
     out = tmp_path_factory.mktemp("bench")
-    return bench_runs([run], Asked(), Setup(("ort", "mnn"), (16, 1), (1,), rounds=2, turn_seconds=0.001), out)
+    return bench_runs([run], Setup(("ort", "mnn"), (16, 1), (1,), rounds=2, turn_seconds=0.001), out)
 
 
 def test_a_runs_models_are_timed_on_each_engine_and_batch(benched: bench_run.Benched) -> None:
@@ -149,6 +152,12 @@ def test_a_model_without_a_dense_twin_has_no_accuracy_there(run: Path, benched: 
         "dense": None,
         "sparse": top1,
     }
+
+
+def test_a_model_without_zeros_is_timed_as_what_it_is(run: Path, tmp_path: Path) -> None:
+    recipe = load(run / "resolved.yaml")
+    save_model(tmp_path / "dense.safetensors", build(recipe.model, 10), {"recipe": recipe.as_dict()})
+    assert list(opened(tmp_path / "dense.safetensors", None, None, 1, ()).variants) == ["dense"]
 
 
 def test_the_files_say_how_they_were_measured(run: Path, benched: bench_run.Benched) -> None:

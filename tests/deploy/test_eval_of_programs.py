@@ -64,6 +64,12 @@ def test_a_file_of_others_is_refused(name: str, tmp_path: Path, acdc: Acdc) -> N
     assert "is damaged, or was not written by acdc export" in " ".join(done.stderr.split())
 
 
+def test_a_file_that_is_missing_is_said_to_be(tmp_path: Path, acdc: Acdc) -> None:
+    done = acdc("eval", "--checkpoint", tmp_path / "no.onnx")
+    assert done.exit_code == 2
+    assert "no.onnx does not exist" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
