@@ -69,7 +69,7 @@ class Options(Block):
     every: PositiveInt = 1
     """Use every N-th mask, counted back from the last."""
     phase_ends: bool = False
-    """Use only the masks at the ends of phases if more were saved (`checkpoint.keep_every`)."""
+    """Use only the masks at the ends of phases if more were saved (`checkpoint.keep_masks_every`)."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _of_run(subject: Subject, options: Options) -> _Series:
     if len(kept) < 2:
         raise RunError(
             f"{subject.name}: an overlap needs two masks, and {len(kept)} remain. Masks are saved at the end of each "
-            "phase that is not dense; train with checkpoint.keep_every=N to save one every N epochs as well"
+            "phase that is not dense; train with checkpoint.keep_masks_every=N to save one every N epochs as well"
         )
     epochs = [each.epoch for each in kept]
     past = history(_loaded(kept, subject.name))

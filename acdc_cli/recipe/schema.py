@@ -499,6 +499,9 @@ class CheckpointBlock(Block):
     """Keep the model of every phase end in checkpoints/, not only the last sparse and the last dense one."""
     keep_every: PositiveInt | None = None
     """Also keep the model, and its masks in masks/, every so many epochs. Default: never."""
+    keep_masks_every: PositiveInt | None = None
+    """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
+    ends and with kept models."""
 
 
 class Recipe(Block):

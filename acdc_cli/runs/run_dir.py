@@ -65,7 +65,7 @@ class RunDir:
         return _kept(self.checkpoints)
 
     def kept_masks(self) -> list[Kept]:
-        """The masks saved at the end of each phase that had masks, oldest first."""
+        """The masks saved at the end of each phase that had masks, and as often as `checkpoint` says, oldest first."""
         return _kept(self.masks)
 
     def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:

@@ -26,9 +26,8 @@ class Products:
         name = Kept.name(record["epoch"], kind)
         metadata = {**parts.metadata, "metrics": record}
         phase_ends = parts.sparsifier.phases.ends(record["epoch"])
-        keep_every = parts.checkpoint.keep_every
-        is_kept = keep_every is not None and (record["epoch"] + 1) % keep_every == 0
-        if kind != "dense" and (phase_ends or is_kept):
+        is_kept = _is_due(parts.checkpoint.keep_every, record["epoch"])
+        if kind != "dense" and (phase_ends or is_kept or _is_due(parts.checkpoint.keep_masks_every, record["epoch"])):
             checkpoint.save_masks(self._run.masks / name, parts.sparsifier.masked.masks)
         if is_kept or (phase_ends and parts.checkpoint.keep_phases):
             checkpoint.save_model(self._run.checkpoints / name, parts.model, metadata)
@@ -47,3 +46,7 @@ class Products:
             with parts.average.installed():
                 header = {**metadata, "metrics": record | averaged}
                 checkpoint.save_model(self._run.model_file(f"{kind}-ema"), parts.model, header)
+
+
+def _is_due(every: int | None, epoch: int) -> bool:
+    return every is not None and (epoch + 1) % every == 0

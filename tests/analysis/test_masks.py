@@ -245,7 +245,7 @@ def test_the_command_on_files_takes_them_in_turn(acdc: Acdc, trained: Path, othe
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{run}", "--set", "every=3"], "train with checkpoint.keep_every"),
+        (["{run}", "--set", "every=3"], "train with checkpoint.keep_masks_every"),
         (["{run}", "--which", "dense"], "leave out --which"),
         (["{run}/sparse.safetensors"], "name another"),
         (["{run}", "{run}/sparse.safetensors"], "cannot be mixed"),
