@@ -229,8 +229,8 @@ def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: b
         yield f"{recipe.data.name} was not found: its {images:,} training images are assumed"
     if rest := images % recipe.data.batch_size:
         yield (
-            f"training FLOPs are those of whole batches: each epoch leaves out {rest:,} of {images:,} images, an "
-            "incomplete last batch (P1 counts every image)"
+            f"training FLOPs leave out each epoch's incomplete last batch, {rest:,} of {images:,} images; P1's EFLOPs "
+            "count every image"
         )
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
