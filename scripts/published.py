@@ -90,11 +90,8 @@ class _Network:
         assert counts is not None
         return counts
 
-    def parameter_names(self) -> dict[str, str]:
-        """Of the weights, by layer."""
-        return {each.name: each.parameter_name for each in self.operations if each.parameter_name}
-
     def _by_mobilenets_counter(self, kept: Kept) -> Flops:
+        """Convention K."""
         total: Flops = 0
         for operation in self.operations:
             if operation.kind not in ("conv", "linear"):
@@ -169,11 +166,14 @@ def _evenly(sparsity: float, network: _Network, counter: Counter) -> Costs:
 
 
 def _budget(sparsity: str, network: _Network, counter: Counter) -> Costs:
-    names = network.parameter_names()
-    sizes = {each.parameter_name: each.weights for each in network.operations if each.parameter_name}
     with _BUDGETS.open(encoding="utf-8") as file:
-        zeros = {names[row["layer"]]: Fraction(row[sparsity]) / 100 for row in csv.DictReader(file)}
-    return network.flops({name: round(sizes[name] * (1 - share)) for name, share in zeros.items()}, counter), None
+        zeros = {row["layer"]: Fraction(row[sparsity]) / 100 for row in csv.DictReader(file)}
+    kept = {
+        each.parameter_name: round(each.weights * (1 - zeros[each.name]))
+        for each in network.operations
+        if each.parameter_name
+    }
+    return network.flops(kept, counter), None
 
 
 def _millions(published: int, network: _Network, counter: Counter) -> Costs:
