@@ -53,13 +53,16 @@ def _comment(text: str) -> None:
     _err.print(text, soft_wrap=not _err.is_terminal)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; a column whose cells are all numbers is right-aligned."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, whole: int = 0) -> None:
+    """A table on stdout; a column whose cells are all numbers is right-aligned.
+
+    whole: number of columns, the first ones, whose cells are never broken into lines.
+    """
     rows = [list(row) for row in rows]
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(_is_number(row[position]) for row in rows)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=position < whole)
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     _out.print(grid)

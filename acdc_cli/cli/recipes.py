@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,10 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     if json:
         console.out_json(recipes)
         return
-    console.table(("name", "description"), [(recipe["name"], recipe["description"]) for recipe in recipes])
+    # a table for each folder: its descriptions get the width that its own names leave
+    for _, group in groupby(recipes, key=lambda recipe: recipe["name"].rpartition("/")[0]):
+        console.table(("name", "description"), [(recipe["name"], recipe["description"]) for recipe in group], whole=1)
+        console.out("")
 
 
 @app.command()

@@ -227,6 +227,11 @@ def _totals(
 def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool) -> Iterator[str]:
     if not is_there:
         yield f"{recipe.data.name} was not found: its {images:,} training images are assumed"
+    if rest := images % recipe.data.batch_size:
+        yield (
+            f"training FLOPs leave out each epoch's incomplete last batch, {rest:,} of {images:,} images; P1's EFLOPs "
+            "count every image"
+        )
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
         yield f"the cost of training {source} is not counted"

@@ -68,7 +68,7 @@ def _for_elsewhere(source: Path) -> str:
     parent = root.value.get("extends")
     if parent is None or parent.place.line is None:
         return text
-    name = shipped.name_of(source.parent / str(parent.value))
+    name = shipped.name_of((source.parent / str(parent.value)).resolve())
     lines = text.splitlines(keepends=True)
     lines[parent.place.line - 1] = lines[parent.place.line - 1].replace(str(parent.value), name)
     return "".join(lines)

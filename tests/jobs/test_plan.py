@@ -291,6 +291,15 @@ def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) 
         planned("demo", "data.batch_size=5000")
 
 
+def test_an_incomplete_last_batch_is_not_counted_and_said_so(in_tmp: Path) -> None:
+    # 1,281,167 - 1,251 · 1,024
+    (note,) = [note for note in planned("resnet50_95").notes if "last batch" in note]
+    assert "143 of 1,281,167 images" in note
+    assert planned("resnet50_95").totals.images == 100 * (1_281_167 - 143)
+    # 4,000 images
+    assert not any("last batch" in note for note in planned("demo", "data.batch_size=100").notes)
+
+
 def test_a_size_that_the_model_refuses_is_told_with_the_keys_that_set_it(in_tmp: Path) -> None:
     with pytest.raises(ModelError, match=r"takes no images of 28 pixels .*; training crops are data.resolution"):
         planned("demo", "model.name=timm:vit_tiny_patch16_224")

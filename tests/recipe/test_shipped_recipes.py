@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from acdc_cli.cost.conventions import Convention
 from acdc_cli.data.known_sets import known_sets
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import Plan, plan
@@ -50,7 +51,29 @@ WOODFISHER = ["woodfisher_resnet50_95"]
 """Which starts from a trained model, and fine-tunes it as in its own paper."""
 LARGE_BATCH = ["resnet50_95_large_batch"]
 """Whose optimiser is not that of the papers."""
-NEURIPS21 = [f"neurips21/{name}" for name in [*TOP, "resnet50_90_uniform", "resnet50_2to4"]]
+P1_ACDC = [
+    f"neurips21/{name}"
+    for name in (
+        *TOP,
+        "mobilenetv1_dense",
+        "mobilenetv1_90_depthwise_dense",
+        "resnet50_50",
+        "resnet50_2to4",
+        "resnet50_90_finetune",
+        "resnet50_90_short_dense",
+        "resnet50_90_uniform",
+        "resnet50_95_uniform",
+        "resnet50_95_first_last_dense",
+    )
+]
+P1_OTHERS = [
+    f"neurips21/{name}"
+    for name in ("rigl_resnet50_90", "rigl_resnet50_90_erk", "rigl_mobilenetv1_90", "topkast_resnet50_90")
+]
+P1_STR = ["neurips21/str_resnet50", "neurips21/str_mobilenetv1"]
+P1_FROM_DENSE = ["neurips21/gmp_resnet50_80", "neurips21/woodfisher_resnet50_90"]
+"""Which prune the dense model as WoodFisher's authors do."""
+NEURIPS21 = [*P1_ACDC, *P1_OTHERS, *P1_STR, *P1_FROM_DENSE]
 CIFAR10 = [f"neurips21/cifar10_resnet20_{target}" for target in (50, 75, 90, 95)]
 CORRUPT = [f"{name}_corrupt_labels" for name in CIFAR10]
 CIFAR100 = [f"neurips21/cifar100_wideresnet_{target}" for target in (50, 75, 90, 95)]
@@ -125,7 +148,7 @@ def test_no_two_share_a_run_directory() -> None:
     assert len({load(name).name for name in NAMES}) == len(NAMES)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit() and name not in STR])
+@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit() and name not in STR + P1_STR])
 def test_the_name_is_the_target(name: str) -> None:
     assert sparsity(load(name))["target"] == int(name[-2:]) / 100
 
@@ -156,19 +179,135 @@ def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEURIPS21)
-def test_neurips21_is_p1s_protocol(name: str) -> None:
+def test_neurips21_is_p1s_data_and_says_which_item_of_the_paper_it_is(name: str) -> None:
     recipe = load(name)
+    assert shipped.description(shipped.find(name)).startswith(
+        ("P1, Table ", "P1, Tables ", "P1, Figure ", "P1, section ")
+    )
     assert (recipe.epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
         100, 256, 0.0, False,
     )  # fmt: skip
     assert (recipe.data.resolution, recipe.precision) == (224, "fp16")
+    assert recipe.data == load("neurips21/resnet50_90").data
+
+
+@pytest.mark.parametrize("name", P1_ACDC + P1_OTHERS + P1_STR)
+def test_neurips21_is_p1s_protocol(name: str) -> None:
+    recipe = load(name)
     optim = recipe.as_dict()["optim"]
     assert optim["schedule"] == {"name": "cosine", "warmup_epochs": 5.0, "warmup_start": 0.0, "end": 0.0}
     assert (optim["lr"], optim["lr_batch"], optim["momentum"]) == (0.256, 256, 0.875)
-    assert (optim["weight_decay"], optim["decay_norm_and_bias"]) == (2**-15, True)
-    if "dense" not in name:
-        assert sparsity(recipe)["keep_dense"] == (["first", "last"] if "uniform" in name else [])
+    assert optim["decay_norm_and_bias"] is True
+    assert optim["weight_decay"] == {P1_STR[0]: 2.251757813e-5, P1_STR[1]: 3.751757813e-5}.get(name, 2**-15)
+    if sparsity(recipe)["method"] == "acdc":
         assert sparsity(recipe)["warmup_epochs"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        *((f"neurips21/resnet50_{target}", []) for target in (50, 80, 90, 95, 98)),
+        ("neurips21/resnet50_2to4", ["first"]),
+        ("neurips21/resnet50_90_uniform", ["first", "last"]),
+        ("neurips21/resnet50_95_uniform", ["first", "last"]),
+        ("neurips21/resnet50_95_first_last_dense", ["first", "last"]),
+        ("neurips21/topkast_resnet50_90", ["first", "last"]),
+        ("neurips21/rigl_resnet50_90", ["first"]),
+        ("neurips21/rigl_resnet50_90_erk", []),
+        ("neurips21/mobilenetv1_90", []),
+        ("neurips21/mobilenetv1_90_depthwise_dense", ["first", "depthwise"]),
+        ("neurips21/rigl_mobilenetv1_90", ["first", "depthwise"]),
+        *((name, []) for name in P1_STR + P1_FROM_DENSE),
+    ],
+)
+def test_p1_prunes_every_layer_but_for_those_it_names(name: str, kept: list[str]) -> None:
+    assert sparsity(load(name))["keep_dense"] == kept
+
+
+def test_2_of_4_prunes_half_of_every_layer_but_the_first() -> None:
+    dense, *halved = planned("neurips21/resnet50_2to4").layers
+    assert (dense.name, dense.density) == ("conv1", 1)
+    assert {layer.density for layer in halved} == {0.5}
+    assert halved[-1].name == "fc"
+
+
+def test_gmp_and_woodfisher_prune_p1s_dense_model_from_5_percent_as_in_its_configuration() -> None:
+    for name, target in zip(P1_FROM_DENSE, (0.8, 0.9), strict=True):
+        recipe, found = load(name), planned(name)
+        assert sparsity(recipe)["from_checkpoint"] == f"runs/{load('neurips21/resnet50_dense').name}-0"
+        optim = recipe.as_dict()["optim"]
+        assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.005, 0.9, 1e-4)
+        at = [found.epochs[epoch].sparsity for epoch in (0, 5, 39, 40, 99)]
+        cubic = [target - (target - 0.05) * (1 - epoch / 40) ** 3 for epoch in (0, 5, 35)]
+        assert at == pytest.approx([*cubic, target, target], abs=1e-6)
+        # 0.6 nine times, at 41, 47, …, 89
+        assert [found.epochs[epoch].lr_start for epoch in (0, 40, 41, 99)] == pytest.approx(
+            [0.005, 0.005, 0.003, 0.005 * 0.6**9]
+        )
+
+
+P1_PHASES = [10, *range(15, 76, 5), 85, 100]
+"""Ends of the phases of P1's runs of 100 epochs: dense, then sparse and dense in turn (P1 4)."""
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("resnet50_90", [], P1_PHASES),
+        ("mobilenetv1_75", [], P1_PHASES),
+        # its public configuration: pruned at 10, 20, …, 170 and 185, freed at 15, 25, …, 165 and 175
+        ("resnet50_90_uniform", ["epochs=200"], [10, *range(15, 176, 5), 185, 200]),
+        ("resnet50_90_short_dense", [], [10, *sorted([*range(15, 88, 7), *range(17, 88, 7)]), 100]),
+        (
+            "resnet50_90_short_dense",
+            ["epochs=200", "sparsity.last_sparse_epochs=15"],
+            [10, *sorted([*range(15, 186, 7), *range(17, 186, 7)]), 200],
+        ),
+    ],
+)
+def test_p1s_phases(name: str, overrides: list[str], expected: list[int]) -> None:
+    assert ends(planned(f"neurips21/{name}", *overrides)) == expected
+
+
+def test_half_of_p1s_epochs_are_dense_and_a_third_with_dense_phases_of_2() -> None:
+    for name, dense in (("resnet50_90", 50), ("resnet50_90_short_dense", 32)):
+        assert sum(epoch.phase == "dense" for epoch in planned(f"neurips21/{name}").epochs) == dense
+
+
+def test_the_dense_model_is_fine_tuned_in_the_place_of_the_last_sparse_phase() -> None:
+    sparse, tuned = (planned(f"neurips21/resnet50_90{kind}").epochs for kind in ("", "_finetune"))
+    assert [epoch.phase for epoch in tuned[85:]] == ["dense"] * 15
+    assert sparse[:85] == tuned[:85]
+    assert [epoch.lr_start for epoch in sparse] == [epoch.lr_start for epoch in tuned]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "convention", "inference", "training"),
+    [
+        # GFLOPs and EFLOPs as P1's tables have them; shares of these; conventions as in scripts/published.py
+        ("resnet50_dense", [], "A", "8.2", "3.14"),
+        ("mobilenetv1_dense", [], "A", "1.1", "0.44"),
+        ("rigl_resnet50_90", ["sparsity.target=0.8"], "C", "0.23x", "0.23x"),
+        ("rigl_resnet50_90", [], "C", "0.13x", "0.13x"),
+        ("rigl_resnet50_90", ["sparsity.target=0.95"], "C", "0.08x", "0.08x"),
+        ("rigl_resnet50_90_erk", ["sparsity.target=0.8"], "C", "0.42x", "0.42x"),
+        ("rigl_resnet50_90_erk", [], "C", "0.24x", "0.25x"),
+        ("rigl_resnet50_90_erk", ["sparsity.target=0.95"], "C", "0.12x", "0.13x"),
+        ("topkast_resnet50_90", ["sparsity.target=0.8", "sparsity.backward_sparsity=0.5"], "C", "0.23x", "0.32x"),
+        ("topkast_resnet50_90", [], "C", "0.13x", "0.16x"),
+        ("topkast_resnet50_90", ["sparsity.target=0.95", "sparsity.backward_sparsity=0.5"], "A", "0.08x", "0.22x"),
+        ("topkast_resnet50_90", ["sparsity.target=0.98", "sparsity.backward_sparsity=0.9"], "C", "0.05x", "0.08x"),
+    ],
+)
+def test_recipes_cost_what_p1_prints(
+    name: str, overrides: list[str], convention: Convention, inference: str, training: str
+) -> None:
+    found = plan(load(f"neurips21/{name}", overrides), convention).totals
+    if inference.endswith("x"):
+        ours = f"{found.inference_ratio:.2f}x", f"{found.train_ratio:.2f}x"
+    else:
+        ours = f"{float(found.inference_flops) / 1e9:.1f}", f"{float(found.train_flops) / 1e18:.2f}"
+    assert ours == (inference, training)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +334,13 @@ def test_neurips21_is_p1s_protocol(name: str) -> None:
 def test_a_variant_of_acdc_differs_from_resnet50_95_in_what_its_name_says(name: str, differing: dict[str, Any]) -> None:
     variant, plain = load(name), load("resnet50_95")
     assert variant.as_dict() == plain.as_dict() | {"name": name, "sparsity": sparsity(plain) | differing}
+
+
+def test_p1s_str_differs_from_strs_own_in_the_label_smoothing() -> None:
+    ours, own = load("neurips21/str_resnet50").as_dict(), load("str_resnet50").as_dict()
+    assert {key for key in ours if ours[key] != own[key]} == {"name", "precision", "task"}
+    assert ours["task"]["label_smoothing"] == 0
+    assert sparsity(load("neurips21/str_mobilenetv1"))["s_init"] == -12800
 
 
 def test_str_trains_as_its_paper_does() -> None:

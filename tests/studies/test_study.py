@@ -265,8 +265,9 @@ def recipes(name: str) -> dict[str, Recipe]:
 
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
-        "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "methods", "methods_demo",
-        "patterns", "phase_length", "revive_cifar10", "revive_digits", "weight_decay",
+        "cifar100", "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "figure3",
+        "memorisation", "methods", "methods_demo", "pairs", "patterns", "phase_length", "revive_cifar10",
+        "revive_digits", "section4", "table1", "table2", "table3", "weight_decay",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
 
@@ -315,6 +316,76 @@ def test_the_demo_is_short_and_has_the_budget_to_double_two_sparsities_lengths_t
     # 1,300 take about 17 of the 20 minutes it may have on two cores
     assert spent + 2 * 3 * 64 <= study.budget.limits()["epochs"] <= 1300
     assert {recipe.optim.clip_norm for recipe in found.values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("study", "cell", "recipe", "overrides"),
+    [
+        ("table1", "method=dense,sparsity=0.8", "resnet50_dense", []),
+        ("table1", "method=acdc,sparsity=0.8", "resnet50_80", []),
+        ("table1", "method=rigl,sparsity=0.9", "rigl_resnet50_90", []),
+        ("table1", "method=rigl%20erk,sparsity=0.9", "rigl_resnet50_90_erk", []),
+        ("table1", "method=topkast,sparsity=0.9", "topkast_resnet50_90", []),
+        ("table1", "method=str,sparsity=0.9", "str_resnet50", []),
+        ("table1", "method=woodfisher,sparsity=0.9", "woodfisher_resnet50_90", []),
+        ("table2", "method=acdc,sparsity=0.95", "resnet50_95", []),
+        ("table2", "method=acdc,sparsity=0.98", "resnet50_98", []),
+        ("table2", "method=rigl,sparsity=0.95", "rigl_resnet50_90", ["sparsity.target=0.95"]),
+        ("table2", "method=rigl%20erk,sparsity=0.95", "rigl_resnet50_90_erk", ["sparsity.target=0.95"]),
+        (
+            "table2", "method=topkast,sparsity=0.98", "topkast_resnet50_90",
+            ["sparsity.target=0.98", "sparsity.backward_sparsity=0.9"],
+        ),
+        ("table2", "method=str,sparsity=0.95", "str_resnet50", ["optim.weight_decay=0.000030517578125"]),
+        (
+            "table2", "method=woodfisher,sparsity=0.98", "woodfisher_resnet50_90",
+            ["sparsity.target=0.98", "sparsity.fisher_block=1000"],
+        ),
+        ("table3", "method=dense,sparsity=0.75", "mobilenetv1_dense", []),
+        ("table3", "method=acdc,sparsity=0.75", "mobilenetv1_75", []),
+        ("table3", "method=acdc%20depthwise%20dense,sparsity=0.9", "mobilenetv1_90_depthwise_dense", []),
+        ("table3", "method=rigl%20erk,sparsity=0.9", "rigl_mobilenetv1_90", []),
+        ("table3", "method=str,sparsity=0.9", "str_mobilenetv1", []),
+        ("figure3", "method=acdc,sparsity=0.95,epochs=200", "resnet50_95_uniform", ["epochs=200"]),
+        ("figure3", "method=topkast,sparsity=0.9,epochs=100", "topkast_resnet50_90", []),
+        ("figure3", "method=rigl,sparsity=0.9,epochs=500", "rigl_resnet50_90", ["epochs=500"]),
+        (
+            "figure3", "method=acdc%20short%20dense,sparsity=0.9,epochs=100", "resnet50_90_short_dense",
+            ["sparsity.distribution=uniform", "sparsity.keep_dense=[first, last]"],
+        ),
+        ("section4", "variant=50%20%25", "resnet50_50", []),
+        ("section4", "variant=2%3A4", "resnet50_2to4", []),
+        ("section4", "variant=first%20and%20last%20dense%2095%20%25", "resnet50_95_first_last_dense", []),
+        ("section4", "variant=dense%20phases%20of%202%20epochs%2090%20%25", "resnet50_90_short_dense", []),
+        ("pairs", "model=sparse,sparsity=0.9", "resnet50_90", []),
+        ("pairs", "model=finetuned,sparsity=0.9", "resnet50_90_finetune", []),
+        ("pairs", "model=gmp,sparsity=0.8", "gmp_resnet50_80", []),
+        ("memorisation", "sparsity=0.95", "cifar10_resnet20_95_corrupt_labels", []),
+        ("cifar100", "phases=20%20and%2020,sparsity=0.75", "cifar100_wideresnet_75", []),
+    ],
+)  # fmt: skip
+def test_a_run_of_p1s_studies_is_the_recipe_of_its_row(
+    study: str, cell: str, recipe: str, overrides: list[str]
+) -> None:
+    ours, alone = recipes(study)[f"{cell},seed=0"].as_dict(), load(f"neurips21/{recipe}", overrides).as_dict()
+    for block in (ours, alone):
+        if not block["optim"]["schedule"]["warmup_epochs"]:
+            del block["optim"]["schedule"]["warmup_start"]
+    assert ours == alone | {"name": ours["name"]}
+
+
+def test_p1s_studies_have_its_rows_and_three_seeds() -> None:
+    rows = {"table1": 13, "table2": 11, "table3": 9, "figure3": 16, "section4": 8, "pairs": 6, "memorisation": 4}
+    for name, count in (rows | {"cifar100": 9}).items():
+        assert len(recipes(name)) == 3 * count
+        assert {recipe.seed for recipe in recipes(name).values()} == {0, 1, 2}
+    assert all(load_study(name).cells()[0].key.endswith("seed=0") for name in rows)
+
+
+def test_each_seed_of_gmp_prunes_the_dense_model_of_its_seed() -> None:
+    for seed in (0, 1, 2):
+        block = recipes("pairs")[f"model=gmp,sparsity=0.9,seed={seed}"].as_dict()["sparsity"]
+        assert block["from_checkpoint"] == f"runs/neurips21_resnet50_dense-{seed}"
 
 
 def test_p2s_tables_are_asked_for_value_by_value() -> None:

@@ -153,9 +153,21 @@ def test_the_table_has_a_line_a_run_and_what_they_take_together(study: Path, acd
     "name",
     [
         "epoch_length_demo",
+        "memorisation",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("decompression_sparsity", "weight_decay", "patterns")
+            for name in (
+                "decompression_sparsity",
+                "weight_decay",
+                "patterns",
+                "table1",
+                "table2",
+                "table3",
+                "figure3",
+                "section4",
+                "pairs",
+                "cifar100",
+            )
         ),
     ],
 )
