@@ -265,9 +265,9 @@ def recipes(name: str) -> dict[str, Recipe]:
 
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
-        "cifar100", "decompression_sparsity", "dense_fraction", "epoch_length", "epoch_length_demo", "figure3",
-        "memorisation", "methods", "methods_demo", "pairs", "patterns", "phase_length", "revive_cifar10",
-        "revive_digits", "section4", "table1", "table2", "table3", "weight_decay",
+        "cifar100", "cifar10_epoch_length", "cifar10_methods", "decompression_sparsity", "dense_fraction",
+        "epoch_length", "epoch_length_demo", "figure3", "memorisation", "methods", "methods_demo", "pairs", "patterns",
+        "phase_length", "revive_cifar10", "revive_digits", "section4", "table1", "table2", "table3", "weight_decay",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
 
