@@ -9,17 +9,19 @@ The measured overlap is shown beside three that follow from a rule; s and d = 1 
 - `rigl`: p / (2 - p), p = Π (1 - α(t)) over the updates t between the two masks, α(t) = a/2 (1 + cos(πt/T)) (P2 eq. 6):
   with the run's keys if its method is a RigL variant, otherwise P2 J's: an update every epoch, a = 0.3, T = 75 % of the
   run. See `exchanged` for the assumptions.
+- `rigl_random`, with `random_regrowth`: the same updates, but dropped weights may return; see `returned`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import nan
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from acdc_cli import console
 from acdc_cli.analysis.base import plotting
@@ -33,6 +35,7 @@ from acdc_cli.analysis.base.mask_history import (
     iou,
     nested,
     nonzero,
+    returned,
     updates,
 )
 from acdc_cli.analysis.base.mask_history import overlap as overlap
@@ -57,11 +60,16 @@ _RULES = {
     "rigl": "p / (2 - p), p = prod(1 - a/2 (1 + cos(pi t/T))) over the updates t between the two masks: every live "
     "weight is dropped with the same probability, and no dropped weight returns",
 }
+_RANDOM = {
+    "rigl_random": "x / (2 - x), x <- y + a (1 - y) / (1/d - (1 - a)), y = (1 - a) x, at each of the same updates; d: "
+    "the density of each layer of a run of RigL, otherwise of the last mask: dropped weights may return at random"
+}
 _SLANTED: dict[str, Any] = {"rotation": 20, "ha": "right", "fontsize": 8}
 _DRAWN = {
     "nested": ("these sparsities, nested: (1 − s₂) / (1 − s₁)", "-"),
     "gmp": ("GMP's sparsities: (1 − s₂) / (1 − s₁)", "--"),
     "rigl": ("RigL: p / (2 − p), p = Π (1 − α(t)), none returns", ":"),
+    "rigl_random": ("RigL, regrown at random", "-."),
 }
 
 
@@ -70,6 +78,15 @@ class Options(Block):
     """Use every N-th mask, counted back from the last."""
     phase_ends: bool = False
     """Use only the masks at the ends of phases if more were saved (`checkpoint.keep_masks_every`)."""
+    models: bool = False
+    """For runs: instead of masks, use the nonzero weights of the models saved along the way (`checkpoint.keep_every`,
+    `keep_phases`), in dense phases too."""
+    since: NonNegativeInt = 0
+    """For runs: leave out earlier epochs."""
+    common: bool = False
+    """For several runs: use only the epochs of which every run has saved a mask."""
+    random_regrowth: bool = False
+    """For runs: add RigL's overlap if dropped weights may be regrown at random."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +107,19 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     files = [subject for subject in subjects if subject.run is None]
     if files and len(files) < len(subjects):
         raise RunError("runs and files cannot be mixed: name only run directories, or only files in the order of time")
-    series = [_of_files(files, options)] if files else [_of_run(subject, options) for subject in subjects]
+    if files:
+        series = [_of_files(files, options)]
+    else:
+        kept = _thinned({subject.name: _saved(subject, options) for subject in subjects}, options)
+        series = [_of_run(subject, kept[subject.name], options) for subject in subjects]
+    rules = _RULES | (_RANDOM if options.random_regrowth else {})
     return Findings(
-        numbers={"rules": _RULES, "series": {each.name: _numbers(each) for each in series}},
+        numbers={"rules": rules, "series": {each.name: _numbers(each) for each in series}},
         summary=Table(
             ("masks of", "number", "sparsity", "IoU: mean", "last", "never pruned", "always", "regrown"),
             [_shown(each) for each in series],
         ),
-        tables=_tables(series),
+        tables=_tables(series, list(rules)),
         figures={"": draw_overlaps(series), "density": draw_densities(series)},
     )
 
@@ -139,34 +161,56 @@ def draw_densities(series: Sequence[_Series]) -> Figure:
     return figure
 
 
-def _of_run(subject: Subject, options: Options) -> _Series:
-    recipe, kept = subject.recipe, whole_run_of(subject).kept_masks()
-    if options.phase_ends:
-        ends = {end - 1 for _, _, end in phases(records_of(subject))}
-        kept = [each for each in kept if each.epoch in ends]
-    kept = _every(kept, options.every)
+def _of_run(subject: Subject, kept: Sequence[Kept], options: Options) -> _Series:
     if len(kept) < 2:
-        raise RunError(
-            f"{subject.name}: an overlap needs two masks, and {len(kept)} remain. Masks are saved at the end of each "
-            "phase that is not dense; train with checkpoint.keep_masks_every=N to save one every N epochs as well"
-        )
+        raise RunError(f"{subject.name}: {_too_few(len(kept), options)}")
     epochs = [each.epoch for each in kept]
-    past = history(_loaded(kept, subject.name))
-    return _Series(
-        subject.name,
-        epochs,
-        past,
-        {
-            "nested": nested(past.densities),
-            "gmp": _gmp(recipe, epochs, 1 - past.densities[-1]),
-            "rigl": _rigl(subject, epochs),
-        },
+    past = history(_read(kept, subject, options))
+    rules = {
+        "nested": nested(past.densities),
+        "gmp": _gmp(subject.recipe, epochs, 1 - past.densities[-1]),
+        "rigl": [exchanged(fractions) for fractions in _rigl(subject, epochs)],
+    }
+    if options.random_regrowth:
+        rules["rigl_random"] = [_at_random(subject, past, fractions) for fractions in _rigl(subject, epochs)]
+    return _Series(subject.name, epochs, past, rules)
+
+
+def _saved(subject: Subject, options: Options) -> list[Kept]:
+    run = whole_run_of(subject)
+    ends = {end - 1 for _, _, end in phases(records_of(subject))} if options.phase_ends else set()
+    return _chosen(run.kept_models() if options.models else run.kept_masks(), ends, options)
+
+
+def _chosen(kept: Sequence[Kept], phase_ends: Set[int], options: Options) -> list[Kept]:
+    """phase_ends: the last epochs of phases."""
+    late = [each for each in kept if each.epoch >= options.since]
+    return [each for each in late if each.epoch in phase_ends] if options.phase_ends else late
+
+
+def _thinned(runs: Mapping[str, Sequence[Kept]], options: Options) -> dict[str, list[Kept]]:
+    shared = set.intersection(*({each.epoch for each in kept} for kept in runs.values()))
+    return {
+        name: _every([each for each in kept if not options.common or each.epoch in shared], options.every)
+        for name, kept in runs.items()
+    }
+
+
+def _too_few(count: int, options: Options) -> str:
+    if options.models:
+        return (
+            f"an overlap needs two models, and {count} remain; train with checkpoint.keep_every=N to save one every N "
+            "epochs, or leave out models=true"
+        )
+    return (
+        f"an overlap needs two masks, and {count} remain. Masks are saved at the end of each phase that is not dense; "
+        "train with checkpoint.keep_masks_every=N to save one every N epochs as well"
     )
 
 
 def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
-    if options.phase_ends:
-        raise RunError("phase_ends: files have no phases; leave it out, or name run directories")
+    if of_runs := options.model_fields_set & {"phase_ends", "models", "since", "common", "random_regrowth"}:
+        raise RunError(f"{min(of_runs)}: files have no phases and no epochs; leave it out, or name run directories")
     chosen = _every(subjects, options.every)
     if len(chosen) < 2:
         raise RunError("an overlap needs two masks, but only one file remains; name another file or a run directory")
@@ -179,10 +223,10 @@ def _every(sequence: Sequence[T], every: int) -> list[T]:
     return list(sequence[::-1][::every][::-1])
 
 
-def _loaded(kept: Sequence[Kept], name: str) -> Iterator[Masks]:
-    with console.progress(name) as bar:
-        for each in bar.track(kept, description=name):
-            yield load_masks(each.file)
+def _read(kept: Sequence[Kept], subject: Subject, options: Options) -> Iterator[Masks]:
+    with console.progress(subject.name) as bar:
+        for each in bar.track(kept, description=subject.name):
+            yield nonzero(subject.load(each.file).layers) if options.models else load_masks(each.file)
 
 
 def _shown_by(subjects: Sequence[Subject]) -> Iterator[Masks]:
@@ -205,7 +249,8 @@ def _gmp(recipe: Recipe, epochs: Sequence[int], target: float) -> list[float]:
     return nested([1 - cubic.sparsity(epoch, recipe.epochs) for epoch in epochs])
 
 
-def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
+def _rigl(subject: Subject, epochs: Sequence[int]) -> list[list[float]]:
+    """The fractions that RigL's updates exchange between each two masks."""
     own, steps_per_epoch = subject.recipe.sparsity, 1
     if isinstance(own, ExchangeKeys):
         config, last = own, records_of(subject)[-1]
@@ -213,10 +258,17 @@ def _rigl(subject: Subject, epochs: Sequence[int]) -> list[float]:
     else:
         # any target will do: the exchanged fraction does not depend on it
         config = rigl.Config(method="rigl", target=0.5, every_epochs=1)
-    return [
-        exchanged(updates(config, after, until, subject.recipe.epochs, steps_per_epoch))
-        for after, until in pairwise(epochs)
-    ]
+    return [updates(config, after, until, subject.recipe.epochs, steps_per_epoch) for after, until in pairwise(epochs)]
+
+
+def _at_random(subject: Subject, past: History, fractions: Sequence[float]) -> float:
+    """Layers of a run of RigL have densities of their own; another run has no layers of RigL's to compare with."""
+    living, sizes = [counts[-1] for counts in past.living.values()], [each.weights for each in past.layers.values()]
+    if not isinstance(subject.recipe.sparsity, ExchangeKeys):
+        living, sizes = [sum(living)], [sum(sizes)]
+    alive = [(count, returned(fractions, count / size)) for count, size in zip(living, sizes, strict=True) if count]
+    share = sum(count * each for count, each in alive) / sum(living) if alive else nan
+    return share / (2 - share)
 
 
 def _numbers(series: _Series) -> dict[str, Any]:
@@ -259,15 +311,15 @@ def _shown(series: _Series) -> tuple[str, ...]:
     )
 
 
-def _tables(series: Sequence[_Series]) -> dict[str, Table]:
+def _tables(series: Sequence[_Series], rules: Sequence[str]) -> dict[str, Table]:
     """The rows of layer "" are sums over all layers."""
     overlaps: list[Sequence[Any]] = []
     densities: list[Sequence[Any]] = []
     weights: list[Sequence[Any]] = []
     for name, numbers in ((each.name, _numbers(each)) for each in series):
         for pair in numbers["overlaps"]:
-            span, unknown = (name, pair["from"], pair["to"]), [None] * len(_RULES)
-            overlaps.append((*span, "", pair["iou"], *(pair.get(rule) for rule in _RULES)))
+            span, unknown = (name, pair["from"], pair["to"]), [None] * len(rules)
+            overlaps.append((*span, "", pair["iou"], *(pair.get(rule) for rule in rules)))
             overlaps += [(*span, layer, value, *unknown) for layer, value in pair["layers"].items()]
         for mask in numbers["masks"]:
             shares = {"": 1 - mask["sparsity"], **mask["densities"]}
@@ -275,7 +327,7 @@ def _tables(series: Sequence[_Series]) -> dict[str, Table]:
         counted = {"": numbers["weights"], **numbers["layers"]}
         weights += [(name, layer, *counts.values()) for layer, counts in counted.items()]
     return {
-        "": Table(("masks_of", "from", "to", "layer", "iou", *_RULES), overlaps),
+        "": Table(("masks_of", "from", "to", "layer", "iou", *rules), overlaps),
         "density": Table(("masks_of", "mask", "layer", "density"), densities),
         "weights": Table(("masks_of", "layer", *Weights.__dataclass_fields__), weights),
     }

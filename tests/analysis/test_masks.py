@@ -20,7 +20,18 @@ from torch import Tensor, nn
 
 from acdc_cli.analysis import masks as analysis
 from acdc_cli.analysis.base.workspace import UNSAVED
-from acdc_cli.analysis.masks import Options, Weights, exchanged, history, iou, nested, nonzero, overlap, updates
+from acdc_cli.analysis.masks import (
+    Options,
+    Weights,
+    exchanged,
+    history,
+    iou,
+    nested,
+    nonzero,
+    overlap,
+    returned,
+    updates,
+)
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import Kept, RunDir
 from acdc_cli.sparsity.exchange import exchange
@@ -267,3 +278,70 @@ def test_files_of_other_layers_are_refused(acdc: Acdc, trained: Path, tmp_path: 
     save_model(tmp_path / "other.safetensors", MODELS["resnet20"](10), metadata)
     result = acdc("analyze", "masks", trained / "sparse.safetensors", tmp_path / "other.safetensors")
     assert (result.exit_code, "do not prune the same layers" in result.output) == (2, True)
+
+
+def test_random_regrowth_leaves_the_overlap_of_a_simulation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size, live, shares = 100_000, 20_000, [0.3, 0.25, 0.2, 0.1, 0.05] * 2
+    first = torch.arange(size) < live
+    now = first.clone()
+    for share in shares:
+        # every live weight drops with the same probability; all masked weights may grow, also those just dropped
+        alive = now.nonzero().flatten()
+        now[alive[torch.randperm(live, generator=generator)[: int(share * live)]]] = False
+        masked = (~now).nonzero().flatten()
+        now[masked[torch.randperm(len(masked), generator=generator)[: int(share * live)]]] = True
+    assert int(now.sum()) == live
+    share = returned(shares, live / size)
+    assert iou(*overlap(first, now)) == pytest.approx(share / (2 - share), abs=0.005)
+    assert share / (2 - share) > exchanged(shares) + 0.05
+
+
+def test_random_regrowth_at_the_limits() -> None:
+    # one update by hand: 2 of 4 weights, of which 1 drops and 1 of the 3 masked grows: 1 + 1/3 of 2
+    assert returned([0.5], 0.5) == pytest.approx(2 / 3)
+    share = math.prod(1 - fraction for fraction in (0.3, 0.2))
+    assert returned([0.3, 0.2], 1e-12) == pytest.approx(share)
+    assert returned([0.3, 0.2], 1.0) == pytest.approx(1)
+    assert (returned([], 0.1), returned([0.0], 1.0)) == (1, 1)
+
+
+def test_rigl_with_random_regrowth_has_the_density_of_each_of_its_layers(tmp_path: Path) -> None:
+    subject = a_run(tmp_path / "run", "demo_rigl", {3: 0.1, 8: 0.1})
+    for each in subject.run.kept_masks():
+        save_masks(each.file, {"a.weight": torch.arange(100) < 10, "b.weight": torch.arange(40) < 30})
+    share = 0.15 * (1 + math.cos(math.pi * 62 / 120))
+    alive = (10 * returned([share], 0.1) + 30 * returned([share], 0.75)) / 40
+    (pair,) = pairs(subject, random_regrowth=True)
+    assert pair["rigl_random"] == pytest.approx(alive / (2 - alive))
+    other = a_run(tmp_path / "other", "demo", {3: 0.2, 7: 0.1})
+    alive = returned([0.15 * (1 + math.cos(math.pi * epoch / 12)) for epoch in (4, 5, 6, 7)], 0.1)
+    assert pairs(other, random_regrowth=True)[0]["rigl_random"] == pytest.approx(alive / (2 - alive))
+    assert "rigl_random" not in pairs(other)[0]
+
+
+def test_runs_are_compared_at_the_epochs_that_all_have_kept(tmp_path: Path) -> None:
+    first = a_run(tmp_path / "first", "demo", dict.fromkeys([1, 5, 9, 13], 0.1))
+    second = a_run(tmp_path / "second", "demo_gmp", dict.fromkeys(range(1, 14, 2), 0.1), "ramp")
+    found = analysis.analyze([first, second], Options(common=True, since=3), UNSAVED).numbers["series"]
+    for overlaps in (each["overlaps"] for each in found.values()):
+        assert [(pair["from"], pair["to"]) for pair in overlaps] == [(5, 9), (9, 13)]
+
+
+def test_masks_may_be_those_of_the_models_kept(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
+    command = (trained, "--out", tmp_path, "--set", "models=true")
+    overlaps = results(acdc, *command)[trained.name]["overlaps"]
+    # dense in 0, 2 and 4; what a dense phase leaves at zero is no weight
+    assert [(pair["from"], pair["to"]) for pair in overlaps] == list(pairwise(range(6)))
+    by_file = {each.epoch: nonzero_of(trained, each) for each in RunDir(trained).kept_models()}
+    for pair in overlaps:
+        assert pair["iou"] == iou(*overlap(by_file[pair["from"]], by_file[pair["to"]]))
+    late = results(acdc, *command, "--set", "since=3")[trained.name]["overlaps"]
+    assert [pair["from"] for pair in late] == [3, 4]
+
+
+def nonzero_of(run: Path, kept: Kept) -> Tensor:
+    from acdc_cli.jobs.subjects import open_subjects
+
+    (subject,) = open_subjects([run])
+    return torch.cat([each.flatten() for each in nonzero(subject.load(kept.file).layers).values()])

@@ -129,6 +129,22 @@ def exchanged(fractions: Iterable[float]) -> float:
     return stay / (2 - stay)
 
 
+def returned(fractions: Iterable[float], density: float) -> float:
+    """Expected share of a layer's live weights that are alive after updates that regrow at random.
+
+    density: live share of the layer's weights, in (0, 1]. An update drops each live weight with the same probability
+    α and grows as many at random among all weights then masked, those just dropped included. Of n = density·N live
+    weights let a share x be of the first mask. The drop leaves (1 - α) x n of these alive and n - (1 - α) x n masked,
+    among N - (1 - α) n masked weights of which α n grow: x ← y + α (1 - y) / (1/density - (1 - α)), y = (1 - α) x.
+    The IoU is x / (2 - x). For density → 0 nothing returns: x = Π (1 - α), as in `exchanged`.
+    """
+    share = 1.0
+    for fraction in fractions:
+        stay = (1 - fraction) * share
+        share = stay + (fraction * (1 - stay) / (1 / density - (1 - fraction)) if fraction else 0)
+    return share
+
+
 def updates(config: ExchangeKeys, after: int, until: int, epochs: int, steps_per_epoch: int) -> list[float]:
     """Fractions of the live weights that a run of RigL exchanges between the end of epoch `after` and the end of
     `until`."""
