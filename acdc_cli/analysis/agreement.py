@@ -19,6 +19,7 @@ from acdc_cli import console
 from acdc_cli.analysis import curves
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.outputs import (
     Agreement,
     Difference,
@@ -81,6 +82,12 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
         "epochs": epochs,
     }
     return Findings(numbers, _summary(first.name, agreements, named), tables, figures)
+
+
+def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
+    if len(runs) > 1 or len(runs[0].results) > 1:
+        return []
+    return [f"{runs[0].name} ends in one model, and agreement compares two; add a run of another recipe"]
 
 
 def both_of(subject: Subject) -> tuple[Subject, Subject]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import phases, shade
@@ -65,6 +66,10 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
     )
 
 
+def missing(runs: Sequence[Forecast], options: Block) -> list[str]:
+    return [_never_dense(run.name) for run in runs if all(each.kind != "dense" for each in run.phases.phases[1:])]
+
+
 def dense_phases(records: Records) -> list[DensePhase]:
     """The dense phases in a run's records (`RunDir.records`), the warm-up included. The records must not be empty."""
     by_epoch = {record["epoch"]: record for record in records}
@@ -111,11 +116,12 @@ def _records(subject: Subject) -> list[dict[str, Any]]:
     whole_run_of(subject)
     records = records_of(subject)
     if all(phase.number == 0 for phase in dense_phases(records)):
-        raise RunError(
-            f"{subject.name}: no dense phase has followed a sparse one yet; name a run of a method with dense phases: "
-            "acdc, dsd"
-        )
+        raise RunError(_never_dense(subject.name))
     return records
+
+
+def _never_dense(run: str) -> str:
+    return f"{run}: no dense phase has followed a sparse one yet; name a run of a method with dense phases: acdc, dsd"
 
 
 def _label(name: str, decays: Mapping[str, float]) -> str:

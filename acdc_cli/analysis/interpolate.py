@@ -17,8 +17,9 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.batch_norm import tracking
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.path import State, barrier, estimate, walk
-from acdc_cli.analysis.base.subject import Loaded, Subject
+from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
@@ -106,6 +107,14 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     return _findings([stop.name for stop in stops], rows, counts)
 
 
+def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
+    if len(runs) > 1:
+        return []
+    (run,) = runs
+    kept = _chosen(run.models, None, options)
+    return [_too_few(run.name, len(kept), "")] if len(kept) < 2 else []
+
+
 def _stops(subjects: Sequence[Subject], options: Options) -> list[_Stop]:
     if len(subjects) > 1:
         if options.all_kinds:
@@ -114,26 +123,27 @@ def _stops(subjects: Sequence[Subject], options: Options) -> list[_Stop]:
     (subject,) = subjects
     if subject.run is None:
         raise RunError(f"{subject.name} is one model; name at least two, or a run that saved several checkpoints")
-    kept = _chosen(subject.run.kept_models(), subject, options)
+    kept = _chosen(subject.run.kept_models(), subject.kind, options)
     if len(kept) < 2:
-        which = f" of {subject.kind} phases" if subject.kind else ""
-        raise RunError(
-            f"{subject.name}: {len(kept) or 'no'} checkpoints{which} were saved, and a path needs two; train with "
-            "checkpoint.keep_phases=true or checkpoint.keep_every=1, or name several runs or models"
-        )
+        raise RunError(_too_few(subject.name, len(kept), f" of {subject.kind} phases" if subject.kind else ""))
     return [_Stop(f"epoch {each.epoch}, {each.kind}", subject, each.file) for each in kept]
 
 
-def _chosen(kept: Sequence[Kept], subject: Subject, options: Options) -> Sequence[Kept]:
+def _too_few(run: str, count: int, which: str) -> str:
+    return (
+        f"{run}: {count or 'no'} checkpoints{which} were saved, and a path needs two; train with "
+        "checkpoint.keep_phases=true or checkpoint.keep_every=1, or name several runs or models"
+    )
+
+
+def _chosen(kept: Sequence[Kept], kind: Kind | None, options: Options) -> Sequence[Kept]:
     """The models of sparse phases if there are at least two, unless other kinds were requested."""
-    if options.all_kinds and subject.kind:
-        raise RunError(
-            f"all_kinds takes the models of all phases, --which {subject.kind} only some; leave one of them out"
-        )
+    if options.all_kinds and kind:
+        raise RunError(f"all_kinds takes the models of all phases, --which {kind} only some; leave one of them out")
     if options.all_kinds:
         return kept
-    of_kind = [each for each in kept if each.kind == (subject.kind or "sparse")]
-    return of_kind if subject.kind or len(of_kind) > 1 else kept
+    of_kind = [each for each in kept if each.kind == (kind or "sparse")]
+    return of_kind if kind or len(of_kind) > 1 else kept
 
 
 def _require_one_architecture(stops: Sequence[_Stop]) -> None:

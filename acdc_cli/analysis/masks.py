@@ -26,6 +26,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from acdc_cli import console
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.mask_history import (
     History,
     Masks,
@@ -122,6 +123,13 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
         tables=_tables(series, list(rules)),
         figures={"": draw_overlaps(series), "density": draw_densities(series)},
     )
+
+
+def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
+    saved = {run.name: _chosen(run.models if options.models else run.masks, run.phase_ends, options) for run in runs}
+    return [
+        f"{name}: {_too_few(len(kept), options)}" for name, kept in _thinned(saved, options).items() if len(kept) < 2
+    ]
 
 
 def draw_overlaps(series: Sequence[_Series]) -> Figure:

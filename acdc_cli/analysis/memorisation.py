@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import Records, phases, shade
@@ -71,6 +72,14 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
     )
 
 
+def missing(runs: Sequence[Forecast], options: Block) -> list[str]:
+    return [_labels_are_right(run.name) for run in runs if run.recipe.data.corrupt_labels is None]
+
+
+def _labels_are_right(run: str) -> str:
+    return f"{run} has no corrupted labels; train with --set data.corrupt_labels.count=1000"
+
+
 def _samples(subject: Subject) -> int | None:
     block = subject.recipe.data.corrupt_labels
     return block.count if block else None
@@ -83,7 +92,7 @@ def shares(records: Records, name: str = "the run") -> list[Shares]:
     labels.
     """
     if any("corrupted_true" not in record for record in records):
-        raise RunError(f"{name} has no corrupted labels; train with --set data.corrupt_labels.count=1000")
+        raise RunError(_labels_are_right(name))
     validated = [record for record in records if record["corrupted_true"] is not None]
     if not validated:
         raise RunError(f"{name} has no validated epoch yet; resume it, or train with a smaller eval_every")

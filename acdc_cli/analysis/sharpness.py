@@ -18,6 +18,7 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.batch_norm import batch_statistics
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.analysis.base.hessian import hessian_times, measured_entries
 from acdc_cli.analysis.base.spectrum import Eigenvalue, generator, hutchinson, largest_eigenvalue
 from acdc_cli.analysis.base.subject import Loaded, Subject, run_of
@@ -118,6 +119,10 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     )
 
 
+def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
+    return [_none_saved(run.name) for run in runs if options.along and not run.models]
+
+
 def sharpness_of(
     loaded: Loaded, data: Evenly, options: Options | None = None, workspace: Workspace = UNSAVED, name: str = "model"
 ) -> Sharpness:
@@ -164,11 +169,15 @@ def _models(subject: Subject, options: Options) -> list[_Model]:
         return [_Model(subject)]
     kept = [each for each in run_of(subject).kept_models() if subject.kind in (None, each.kind)]
     if not kept:
-        raise RunError(
-            f"{subject.name}: no checkpoints of earlier epochs were saved; train with checkpoint.keep_phases=true or "
-            "checkpoint.keep_every=1, or leave out along=true"
-        )
+        raise RunError(_none_saved(subject.name))
     return [_Model(subject, each) for each in kept]
+
+
+def _none_saved(run: str) -> str:
+    return (
+        f"{run}: no checkpoints of earlier epochs were saved; train with checkpoint.keep_phases=true or "
+        "checkpoint.keep_every=1, or leave out along=true"
+    )
 
 
 def _summary(sharpness: Mapping[str, Sharpness]) -> Table:

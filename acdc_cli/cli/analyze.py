@@ -40,6 +40,12 @@ Set = Annotated[
         help="An option of the analysis, or a key of the recipe: device=cpu. May be repeated.",
     ),
 ]
+Study = Annotated[
+    str | None,
+    typer.Option(
+        help="Run an analysis that this study names, on its runs: a study, or its folder.", show_default=False
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the results. Default: analysis/ of the first run.", show_default=False)
 ]
@@ -52,6 +58,7 @@ def analyze(
     model: Model = None,
     data: Data = None,
     set_: Set = None,
+    study: Study = None,
     out: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
@@ -66,13 +73,22 @@ def analyze(
         console.say("P1 is AC/DC, arXiv 2106.12379; P2 is AC/DC++, arXiv 2308.02060")
         console.say("next: acdc analyze NAME for its options, acdc analyze NAME RUN for its results")
         return
-    if not runs:
+    if study and runs:
+        raise typer.BadParameter("the study names its runs; leave out RUN, or --study", param_hint="--study")
+    if not (runs or study):
         _options(name)
         return
-    from acdc_cli.jobs.analysis_run import analyze as job
     from acdc_cli.jobs.subjects import Asked
 
-    analysed = job(name, runs, Asked(which.value if which else None, model, data), out, set_ or ())
+    asked = Asked(which.value if which else None, model, data)
+    if study:
+        from acdc_cli.studies.study_analyses import analyze_study
+
+        analysed = analyze_study(name, study, asked, out, tuple(set_ or ()))
+    else:
+        from acdc_cli.jobs.analysis_run import analyze as job
+
+        analysed = job(name, runs or [], asked, out, set_ or ())
     if json:
         console.out_json(analysed.document)
         return

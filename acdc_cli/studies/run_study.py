@@ -25,6 +25,7 @@ from acdc_cli.studies.run_queue import Row, RunQueue
 from acdc_cli.studies.scheduler import Sweep
 from acdc_cli.studies.screen import Screen
 from acdc_cli.studies.study import Study, load_study
+from acdc_cli.studies.study_analyses import require_saved
 from acdc_cli.studies.study_plan import require_budget
 from acdc_cli.training.stopping import StopSignals
 
@@ -47,6 +48,7 @@ def sweep(
     study = load_study(source)
     recipes, cells = _Recipes(study), study.cells()
     require_budget(study, map(recipes, cells))
+    require_saved(study, {cell.key: recipes(cell) for cell in cells})
     folder = out or Path("studies") / study.name
     queue = _opened(study, folder, cells, recipes)
     if retry_failed:

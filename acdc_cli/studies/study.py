@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.explain import explain, in_words, problem_at, unknown_name
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Block, Recipe
@@ -79,6 +80,40 @@ class AdjustmentBlock(Block):
     """Recipe keys, as for `--set`; they override those of the axes."""
 
 
+class SelectionBlock(Block):
+    where: dict[
+        str,
+        Annotated[
+            Scalar | list[Scalar], Field(json_schema_extra={"expected": "a value of the axis, or a list of values"})
+        ],
+    ] = {}
+    """Axes and their values; runs with one of the values on each axis are taken. Default: all runs."""
+    file: str | None = None
+    """Files of these runs instead of the runs: `dense.safetensors`, or several with `*` and `?`, such as
+    `checkpoints/epoch-0?99-*.safetensors`."""
+
+    def takes(self, cell: Cell) -> bool:
+        return all(cell.axes[axis] in names for axis, names in self.names().items())
+
+    def names(self) -> dict[str, list[Name]]:
+        """The values of each axis as tables have them."""
+        lists = {axis: given if isinstance(given, list) else [given] for axis, given in self.where.items()}
+        return {axis: [_name(value) for value in values] for axis, values in lists.items()}
+
+
+class AnalysisBlock(Block):
+    """An analysis of the study's runs; `acdc sweep` refuses a study whose runs would not save what it reads."""
+
+    analysis: str | None = None
+    """Its name in `acdc analyze`. Default: the key of this block."""
+    runs: list[SelectionBlock] = Field(
+        [SelectionBlock()], min_length=1, json_schema_extra={"expected": "a list of blocks with the keys where, file"}
+    )
+    """Runs and files, in the order in which the analysis takes them."""
+    set: dict[str, Any] = {}
+    """Options of the analysis, as for `acdc analyze --set`."""
+
+
 class StudyBlock(Block):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
@@ -103,6 +138,8 @@ class StudyBlock(Block):
     adjust: list[AdjustmentBlock] = []
     """Keys needed only by some combinations, for example a method's own key at one sparsity."""
     budget: BudgetBlock = BudgetBlock()
+    analyses: dict[str, AnalysisBlock] = {}
+    """Analyses that draw the study's figures: `acdc analyze NAME --study STUDY` runs them."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +151,7 @@ class Study:
     grid: Grid
     until_converged: bool
     budget: BudgetBlock
+    analyses: Mapping[str, AnalysisBlock]
 
     def cells(self) -> list[Cell]:
         return list(self._cells)
@@ -157,7 +195,7 @@ def load_study(source: str | Path) -> Study:
     if problems := [*problems, *_misfits(root, block)]:
         raise _refusal(problems)
     grid = _grid(block)
-    study = Study(block.name, read_text(file), base, grid, _until_converged(block), block.budget)
+    study = Study(block.name, read_text(file), base, grid, _until_converged(block), block.budget, block.analyses)
     if left := list(_misfits_of_runs(root, study)):
         raise _refusal(left)
     return study
@@ -257,6 +295,18 @@ def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
         yield from _misfits_of_names(root, block, ("exclude", number), each)
     for number, adjustment in enumerate(block.adjust):
         yield from _misfits_of_names(root, block, ("adjust", number, "where"), adjustment.where)
+    for label, analysis in block.analyses.items():
+        yield from _misfits_of_analysis(root, block, label, analysis)
+
+
+def _misfits_of_analysis(root: Entry, block: StudyBlock, label: str, analysis: AnalysisBlock) -> Iterator[Problem]:
+    path: KeyPath = ("analyses", label)
+    if (name := analysis.analysis or label) not in ANALYSES.names():
+        yield problem_at(root, (*path, "analysis"), unknown_name(name, ANALYSES.names()))
+    for number, selection in enumerate(analysis.runs):
+        for axis, values in selection.where.items():
+            for value in values if isinstance(values, list) else [values]:
+                yield from _misfits_of_names(root, block, (*path, "runs", number, "where"), {axis: value})
 
 
 def _misfits_of_names(root: Entry, block: StudyBlock, path: KeyPath, values: Mapping[str, Scalar]) -> Iterator[Problem]:
@@ -330,6 +380,11 @@ def _misfits_of_runs(root: Entry, study: Study) -> Iterator[Problem]:
         return
     for first, second, key in study.grid.conflicts():
         yield problem_at(root, ("axes", second), f"it sets {key}, and so does the axis {first}; remove one of them")
+    for label, analysis in study.analyses.items():
+        for number, selection in enumerate(analysis.runs):
+            if not any(selection.takes(cell) for cell in cells):
+                text = "no run of the study has these values; change them"
+                yield problem_at(root, ("analyses", label, "runs", number, "where"), text)
     longest = max((cell.key for cell in cells), key=len)
     if len(longest) > _LONGEST:
         text = f"{longest[:60]}… is too long for a directory name; give long values a label"

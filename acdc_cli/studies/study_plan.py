@@ -16,6 +16,7 @@ from acdc_cli.studies.converged import as_asked
 from acdc_cli.studies.grid import Cell, Name
 from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import Study, load_study
+from acdc_cli.studies.study_analyses import require_saved
 
 State = Literal["waiting", "begun", "running", "done", "failed"]
 """`begun`: unfinished, waiting to be resumed. `failed`: failed for good."""
@@ -90,6 +91,7 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
     """
     study = load_study(source)
     recipes = study.recipes()
+    require_saved(study, recipes)
     folder = out or Path("studies") / study.name
     added, states = _queue(study, folder)
     recipes |= {cell.key: load(study.base_recipe, cell.overrides) for cell in added}

@@ -17,7 +17,7 @@ from acdc_cli.studies.study import Study, load_study
 
 NAMES = shipped.study_names()
 HEAD = "name: foo\nbase: demo\n"
-TOP = "name, base, set, axes, zip, exclude, adjust, budget"
+TOP = "name, base, set, axes, zip, exclude, adjust, budget, analyses"
 VALUE = "a number, text, true, false, null or {label: NAME, set: {KEY: VALUE, …}}"
 
 

@@ -2,7 +2,8 @@
 
 Each file has a docstring whose first line describes the analysis; `analyze(subjects, options, workspace) -> Findings`;
 a `Block` named `Options` if there is something to choose; and its measures as public functions of tensors, models and
-loaders.
+loaders. One that reads what a run does not always save also has `missing(runs, options) -> list[str]`: what runs of
+these recipes would lack, for a study that names the analysis and has not trained yet.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
     from acdc_cli.analysis.base.findings import Findings
+    from acdc_cli.analysis.base.forecast import Forecast
     from acdc_cli.analysis.base.subject import Subject
     from acdc_cli.analysis.base.workspace import Workspace
 
@@ -28,3 +30,10 @@ def find(name: str) -> tuple[Analysis, type[Block]]:
     module = ANALYSES.module(name)
     options: type[Block] = getattr(module, "Options", Block)
     return cast(Analysis, module), options
+
+
+def missing(name: str, runs: Sequence[Forecast], options: Block) -> list[str]:
+    """What runs of these recipes would not save for this analysis; empty if nothing is missing."""
+    asked = getattr(ANALYSES.module(name), "missing", None)
+    problems: list[str] = asked(runs, options) if asked else []
+    return problems
