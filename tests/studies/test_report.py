@@ -67,6 +67,22 @@ def test_the_table_of_last_epochs_has_means_deviations_and_the_number_of_runs(fo
     assert float(found["zeros % (all)"]) == pytest.approx(45)
 
 
+def test_sparse_models_are_held_against_the_dense_one_of_their_length_both_ways(folder: Path) -> None:
+    rows = table(folder, "against_dense")
+    assert [(row["series"], row["epochs"]) for row in rows] == [("90 %", "4"), ("90 %", "8")]
+    # 62 to 91, 86 to 81
+    assert [float(row["P - D, points"]) for row in rows] == pytest.approx([-29, 5])
+    assert [float(row["100 (P - D) / D, %"]) for row in rows] == pytest.approx([-2900 / 91, 500 / 81])
+    assert [float(row["D: dense top-1 %"]) for row in rows] == pytest.approx([91, 81])
+
+
+def test_a_dense_model_of_another_width_is_no_baseline() -> None:
+    wide, narrow = Made(0.9, 4, 0), Made("dense", 4, 0)
+    runs = [in_memory(wide), replace(in_memory(narrow), recipe=in_memory(narrow).recipe | {"model": {"name": "small"}})]
+    assert not tables.against_dense(summarise("small", runs)).rows
+    assert len(tables.against_dense(summarise("small", [in_memory(wide), in_memory(narrow)])).rows) == 1
+
+
 def test_the_best_length_of_each_sparsity_is_marked(folder: Path) -> None:
     best = {row["series"]: row["epochs"] for row in table(folder, "last_epoch") if row["best"]}
     assert best == {"dense": "4", "90 %": "8"}

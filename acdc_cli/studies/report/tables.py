@@ -102,6 +102,41 @@ def last_epoch(summary: Summary) -> Table:
     return Table("last_epoch", "After the last epoch", about, columns, tuple(rows))
 
 
+def against_dense(summary: Summary) -> Table:
+    """The drop of each sparse group to the best dense one of the same model, data and length; no rows without one."""
+    dense = [group for group in summary.groups if group.dense]
+    rows = []
+    for group in summary.groups:
+        pruned, full = group.last("top1"), _same_length(group, dense)
+        if pruned is None or full is None or group.dense:
+            continue
+        drop = 100 * (pruned.mean - full.mean)
+        names = _names(summary, group, marked=False)
+        both = _mean(pruned, 100, "{:.2f}"), _mean(full, 100, "{:.2f}")
+        relative = drop / full.mean if full.mean else None
+        share = Cell(_NONE, "") if relative is None else Cell(f"{relative:+.2f}", relative)
+        rows.append((*names, *both, Cell(f"{drop:+.2f}", drop), share))
+    columns = (*_heads(summary), *_ones("P: top-1 %", "D: dense top-1 %", "P - D, points", "100 (P - D) / D, %"))
+    about = (
+        "P: mean top-1 of the sparse models after the last epoch, D: that of the dense model trained for as long. P2's "
+        "Table D.2 is headed with the second difference and prints the first."
+    )
+    return Table("against_dense", "Against the dense model", about, columns, tuple(rows))
+
+
+def _same_length(group: Group, dense: Sequence[Group]) -> Spread | None:
+    """The highest top-1 of dense groups with the same model, images and length."""
+    if not group.done:
+        return None
+    alike = [
+        spread
+        for other in dense
+        if other.epochs == group.epochs and other.done[0].images_and_model == group.done[0].images_and_model
+        if (spread := other.last("top1"))
+    ]
+    return max(alike, key=lambda spread: spread.mean, default=None)
+
+
 def best_epoch(summary: Summary) -> Table:
     """The best epoch of each run, chosen on validation labels; a separate table, because its numbers are not
     comparable."""

@@ -46,7 +46,12 @@ def report(source: str, out: Path | None = None) -> Report:
     with files.explained(out):
         out.mkdir(parents=True, exist_ok=True)
         # left by an earlier report with more series
-        for old in [*out.glob("curves-*.png"), *out.glob("curves-*.svg"), out / "missing.csv"]:
+        for old in [
+            *out.glob("curves-*.png"),
+            *out.glob("curves-*.svg"),
+            out / "missing.csv",
+            out / "against_dense.csv",
+        ]:
             old.unlink(missing_ok=True)
     for name, figure in drawn.items():
         if figure is not None:
@@ -63,6 +68,7 @@ def report(source: str, out: Path | None = None) -> Report:
 def _tables(summary: Summary) -> list[Table]:
     of = (
         tables.last_epoch,
+        *([tables.against_dense] if tables.against_dense(summary).rows else []),
         tables.advice,
         tables.supported,
         tables.best_epoch,
