@@ -1,7 +1,7 @@
 """ResNets for ImageNet, with the stride in the 3x3 convolution (He et al., arXiv 1512.03385, as torchvision has them).
 
 Parameter names, initialisation and arithmetic are torchvision's to the bit, so weights can be exchanged. They are
-defined here because torchvision takes a second to import, and because P2 halves a ResNet-50's inner widths.
+defined here because torchvision takes a second to import, and because P2 halves a ResNet-50's widths.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class ResNet(nn.Module):
     """A stem that divides the side by 4, and four stages of 64, 128, 256 and 512 channels times the block's expansion.
 
     width: channels of the inner convolutions, relative to the usual model.
+    channels: of the stem and the first stage, which all others follow; 32 halves every width of the model.
     zero_init_residual: the scale of each block's last batch norm starts at zero, so the block starts as its shortcut.
     init, classifier_bias: `fan_in` and False are STR's (arXiv 2002.03231).
     """
@@ -78,20 +79,22 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
         init: Fan = "fan_out",
         classifier_bias: bool = True,
+        channels: int = 64,
     ) -> None:
         super().__init__()
         if init not in get_args(Fan):
             raise ValueError(f"init must be {' or '.join(get_args(Fan))}")
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        outer = channels * block.expansion
+        self.conv1 = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = _stage(block, 64, 64, blocks[0], 1, width)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], 2, width)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], 2, width)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], 2, width)
+        self.layer1 = _stage(block, channels, channels, blocks[0], 1, width)
+        self.layer2 = _stage(block, outer, 2 * channels, blocks[1], 2, width)
+        self.layer3 = _stage(block, 2 * outer, 4 * channels, blocks[2], 2, width)
+        self.layer4 = _stage(block, 4 * outer, 8 * channels, blocks[3], 2, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes, bias=classifier_bias)
+        self.fc = nn.Linear(8 * outer, num_classes, bias=classifier_bias)
         initialise_convolutions(self, init)
         if zero_init_residual:
             for module in self.modules():

@@ -69,11 +69,14 @@ class _Forecasts:
 
     def __call__(self, cell: Cell) -> Forecast:
         recipe = self._recipes[cell.key]
+        return Forecast(cell.key, recipe, lambda: self._phases(recipe))
+
+    def _phases(self, recipe: Recipe) -> PhasePlan:
         unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
         if unseeded not in self._known:
             model = setup.without_weights(recipe, _CLASSES)
             self._known[unseeded] = setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe))).phases
-        return Forecast(cell.key, recipe, self._known[unseeded])
+        return self._known[unseeded]
 
 
 def _missing(study: Study, label: str, block: AnalysisBlock, forecasts: _Forecasts) -> Iterator[str]:

@@ -17,6 +17,8 @@ from scripts.scale.run import Failures, Outcome, Work, simulate
 from scripts.scale.steps import mean_step
 
 STUDY = "epoch_length"
+_LONGEST = 200
+"""Epochs: longer runs are the same work on more of it."""
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 """Bytes that DistributedDataParallel sends at once."""
 
@@ -36,7 +38,8 @@ class Cell:
 
 @cache
 def cells() -> tuple[Cell, ...]:
-    return tuple(Cell(key, tuple(resolutions(recipe))) for key, recipe in load_study(STUDY).recipes().items())
+    recipes = load_study(STUDY).recipes()
+    return tuple(Cell(key, tuple(resolutions(recipe))) for key, recipe in recipes.items() if recipe.epochs <= _LONGEST)
 
 
 @cache

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.jobs import setup
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
@@ -266,8 +268,10 @@ def recipes(name: str) -> dict[str, Recipe]:
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
         "cifar100", "cifar10_epoch_length", "cifar10_methods", "decompression_sparsity", "dense_fraction",
-        "epoch_length", "epoch_length_demo", "figure3", "memorisation", "methods", "methods_demo", "pairs", "patterns",
-        "phase_length", "revive_cifar10", "revive_digits", "section4", "table1", "table2", "table3", "weight_decay",
+        "epoch_length", "epoch_length_demo", "figure3", "imagenet_c", "memorisation", "methods", "methods_demo",
+        "mobilenet", "pairs", "patterns",
+        "phase_length", "revive_cifar10", "revive_digits", "section4", "small_dense", "table1", "table2", "table3",
+        "weight_decay", "zero_channels",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
 
@@ -286,9 +290,8 @@ def test_a_shipped_study_says_what_it_asks(name: str) -> None:
     assert 10 < len(shipped.description(shipped.find_study(name))) < 80
 
 
-@pytest.mark.parametrize("name", ["epoch_length", "epoch_length_demo"])
-def test_the_doubled_lengths_fit_as_well_as_those_that_are_named(name: str) -> None:
-    study = load_study(name)
+def test_the_doubled_lengths_fit_as_well_as_those_that_are_named() -> None:
+    study = load_study("epoch_length_demo")
     assert study.until_converged
     longest = study.cells()[-1]
     for doublings in range(1, 5):
@@ -298,7 +301,8 @@ def test_the_doubled_lengths_fit_as_well_as_those_that_are_named(name: str) -> N
 
 def test_ac_dc_keeps_its_phases_of_5_epochs_at_every_length_of_p2s_figure() -> None:
     found = recipes("epoch_length")
-    assert len(found) == 5 * 4 * 3
+    assert len(found) == 5 * 6 * 3
+    assert {recipe.epochs for recipe in found.values()} == {25, 50, 100, 200, 500, 1000}
     for epochs, lengths in ((25, [3, 5, 5, 5, 3, 4]), (50, [5, *[5] * 6, 15]), (100, [10, *[5] * 13, 10, 15])):
         block = found[f"sparsity=0.95,epochs={epochs},seed=0"].sparsity
         assert isinstance(block, AlternationBlock)
@@ -394,7 +398,7 @@ def test_p2s_tables_are_asked_for_value_by_value() -> None:
     sparse = [recipe.as_dict()["sparsity"] for recipe in recipes("decompression_sparsity").values()]
     assert sorted({block["dense_sparsity"] for block in sparse}) == [0, 0.5, 0.6, 0.7, 0.8]
     lengths = recipes("phase_length").values()
-    assert [recipe.as_dict()["sparsity"]["sparse_epochs"] for recipe in lengths] == [1, 5, 10, 50]
+    assert [recipe.as_dict()["sparsity"]["sparse_epochs"] for recipe in lengths if recipe.seed == 0] == [1, 5, 10, 50]
     assert all(block["last_sparse_epochs"] == 15 for block in (recipe.as_dict()["sparsity"] for recipe in lengths))
     patterns = {(block["pattern"], block["distribution"], block["target"]) for block in _sparsities("patterns")}
     assert patterns == {
@@ -425,9 +429,42 @@ def test_the_shares_of_p2_h_are_those_of_the_phases() -> None:
 
 @pytest.mark.parametrize("method", ["gmp", "rigl", "dense"])
 def test_a_method_of_p2_p_trains_as_in_the_recipe_of_its_name(method: str) -> None:
-    found = recipes("methods")[f"method={method},epochs=100,seed=0"]
-    of_its_own = load("resnet50_dense" if method == "dense" else f"{method}_resnet50_95")
+    sparsity = 0.9 if method == "dense" else 0.95
+    found = recipes("methods")[f"method={method},sparsity={sparsity},epochs=100,seed=0"]
+    of_its_own = load(
+        "resnet50_dense" if method == "dense" else f"{method}_resnet50_95", ["checkpoint.keep_masks_every=5"]
+    )
     assert found.as_dict() | {"name": of_its_own.name} == of_its_own.as_dict()
+
+
+def test_the_masks_of_p2_j_are_those_of_its_epochs() -> None:
+    from acdc_cli.studies.study_analyses import _Forecasts
+
+    study, of = load_study("methods"), _Forecasts(recipes("methods"))
+    cells = {cell.key: cell for cell in study.cells()}
+    runs = {
+        method: of(cells[f"method={method},sparsity=0.98,epochs=1000,seed=0"]) for method in ("acdc", "gmp", "rigl")
+    }
+    sparse_ends = [*range(104, 975, 10)]
+    epochs = {method: [kept.epoch for kept in run.masks] for method, run in runs.items()}
+    assert [epoch for epoch in epochs["acdc"] if epoch < 985] == sparse_ends
+    assert set(epochs["acdc"]) <= set(epochs["gmp"]) & set(epochs["rigl"])
+    # as printed: 109, 119, …, 999, where dense phases end
+    models = {kept.epoch: kept.kind for kept in runs["acdc"].models if kept.epoch >= 109}
+    assert list(models) == [*range(109, 1000, 10)]
+    assert {kind for epoch, kind in models.items() if epoch < 985} == {"dense"}
+    (block,) = study.analyses["interpolate"].runs
+    named = [str(kept.file) for kept in runs["acdc"].models if fnmatchcase(str(kept.file), str(block.file))]
+    assert [name[18:22] for name in named] == [f"{epoch:04d}" for epoch in range(99, 1000, 100)]
+
+
+def test_p2_g_is_read_both_ways() -> None:
+    sizes = {}
+    for key, recipe in recipes("small_dense").items():
+        sizes[key] = sum(weight.numel() for weight in setup.without_weights(recipe, 1000).parameters())
+    # torchvision's resnet50(width_per_group=32) has 12,381,864
+    assert list(sizes.values()) == [25_557_032, 12_381_864, 6_917_640]
+    assert [recipe.sparsity.method for recipe in recipes("small_dense").values()] == ["acdc", "dense", "dense"]
 
 
 @pytest.mark.parametrize("spelling", ["epoch_length", "epoch_length.yaml", "recipes/studies/epoch_length.yaml"])

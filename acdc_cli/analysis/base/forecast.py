@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from acdc_cli.recipe.schema import Recipe
@@ -16,7 +18,12 @@ class Forecast:
 
     name: str
     recipe: Recipe
-    phases: PhasePlan
+    plan: Callable[[], PhasePlan]
+    """The phases; it builds the method, so it is called only if an analysis asks for them."""
+
+    @cached_property
+    def phases(self) -> PhasePlan:
+        return self.plan()
 
     @property
     def phase_ends(self) -> set[int]:
