@@ -1,6 +1,7 @@
 """mkdocs hooks: markers in docs/*.md become text that is generated from the code when the site is built.
 
-`<!-- generated: keys -->`, `methods`, `api`: every recipe key, every method, the Python API.
+`<!-- generated: keys -->`, `methods`, `api`, `papers`: every recipe key, every method, the Python API, and the tables
+and figures of the papers.
 `<!-- include: PATH -->`: a file of the repository as a code block.
 """
 
@@ -19,6 +20,7 @@ from acdc_cli.recipe.kinds import method_class, method_config, methods, shape_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, SparsityBlock, TargetBlock
 from acdc_cli.recipe.shape import Shape
+from acdc_cli.studies.paper_items import paper_items
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKER = re.compile(r"<!-- (generated|include): (\S+) -->")
@@ -71,7 +73,17 @@ def api_page() -> str:
     return "\n".join(parts)
 
 
-PAGES: dict[str, Callable[[], str]] = {"keys": keys, "methods": method_pages, "api": api_page}
+def papers() -> str:
+    """Every table and figure, with the commands that train and draw it."""
+    parts = []
+    for item in paper_items():
+        commands = "\n".join([*item.train, *item.draw])
+        runs = f"{item.runs()} run{'s' if item.runs() > 1 else ''}"
+        parts.append(f"**{item.paper}, {item.item}**: {item.shows} ({runs})\n\n```\n{commands}\n```\n")
+    return "\n".join(parts)
+
+
+PAGES: dict[str, Callable[[], str]] = {"keys": keys, "methods": method_pages, "api": api_page, "papers": papers}
 
 
 def _block(shape: Shape, prefix: str, depth: int) -> Iterator[str]:

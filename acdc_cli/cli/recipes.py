@@ -33,6 +33,39 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
 
 
 @app.command()
+def papers(
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Plan every run: epochs and training EFLOPs. Takes minutes.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the papers' tables and figures: what trains each, what draws it, and what it costs.
+
+    P1 is AC/DC, arXiv 2106.12379; P2 is AC/DC++, arXiv 2308.02060.
+    """
+    from acdc_cli import console
+    from acdc_cli.studies import paper_items as job
+
+    items = job.paper_items()
+    listed = [item.as_dict() for item in items]
+    if cost:
+        for one, spent in zip(listed, job.costs(items), strict=True):
+            one |= {"epochs": spent.epochs, "train_flops": spent.train_flops}
+    if json:
+        console.out_json(listed)
+        return
+    for one in listed:
+        console.out(f"{one['paper']} {one['item']}: {one['shows']}")
+        for command in (*one["train"], *one["draw"]):
+            console.out(f"    {command}")
+        runs = f"{one['runs']} run{'s' if one['runs'] > 1 else ''}"
+        price = f", {one['epochs']:,} epochs, {one['train_flops'] / 1e18:,.3g} EFLOPs" if cost else ""
+        console.out(f"    {runs}{price}")
+    if not cost:
+        console.say("costs: acdc recipes papers --cost, or acdc sweep STUDY --dry-run for one study")
+
+
+@app.command()
 def show(
     name: Name,
     overrides: Override = None,

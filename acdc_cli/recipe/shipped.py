@@ -14,11 +14,13 @@ _INSTALLED = _PACKAGE / "recipes"
 FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "recipes"
 """Inside the package if installed from a wheel, beside it in a checkout."""
 _STUDIES = FOLDER / "studies"
+PAPERS = FOLDER / "papers.yaml"
+"""The list of the papers' tables and figures; no recipe."""
 
 
 def names() -> list[str]:
     """`demo`, `resnet50_95`, …, `neurips21/resnet50_95`, …: the top level first."""
-    recipes = (path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(_STUDIES))
+    recipes = (path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(_STUDIES) and path != PAPERS)
     return sorted(map(name_of, recipes), key=lambda name: (name.count("/"), name))
 
 
