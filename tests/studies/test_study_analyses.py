@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import Acdc
+from mini_trainer import MiniRun
 
+from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import CheckpointBlock
 from acdc_cli.studies.study import load_study
 from acdc_cli.studies.study_analyses import analyze_study, require_saved
 from acdc_cli.studies.study_plan import sweep_plan
@@ -85,20 +89,26 @@ def test_what_suffices_is_not_refused(in_tmp: Path, analyses: str) -> None:
     check(analyses)
 
 
-def test_forecasts_name_the_files_that_a_run_saves(tmp_path: Path, few_runs: Path) -> None:
-    from acdc_cli.analysis.base.forecast import Forecast
-    from acdc_cli.runs.run_dir import RunDir
-    from acdc_cli.studies.study_analyses import _Forecasts
+ACDC = {"method": "acdc", "target": 0.9, "warmup_epochs": 2, "sparse_epochs": 2, "dense_epochs": 1,
+        "last_dense_epochs": 1, "last_sparse_epochs": 2}  # fmt: skip
+GMP = {"method": "gmp", "target": 0.9, "every_epochs": 1}
+RIGL = {"method": "rigl", "target": 0.9, "distribution": "erk", "every": 2}
 
-    (folder,) = (few_runs / "studies/foo/runs").iterdir()
-    run = RunDir(folder)
-    study = load_study(few_runs / "foo.yaml")
-    (cell,) = study.cells()
-    forecast = _Forecasts({cell.key: load(run.resolved)})(cell)
-    assert isinstance(forecast, Forecast)
-    for ours, saved in ((forecast.masks, run.kept_masks()), (forecast.models, run.kept_models())):
-        assert [folder / each.file for each in ours] == [each.file for each in saved]
-        assert saved
+
+@pytest.mark.parametrize("method", [ACDC, GMP, RIGL, {"method": "dense"}], ids=lambda method: str(method["method"]))
+@pytest.mark.parametrize(
+    "checkpoint", [{}, {"keep_phases": True}, {"keep_every": 3}, {"keep_every": 2, "keep_masks_every": 3}]
+)
+def test_a_run_saves_the_files_that_its_forecast_names(
+    tmp_path: Path, method: dict[str, Any], checkpoint: dict[str, Any]
+) -> None:
+    run = MiniRun(tmp_path / "run", 7, method, checkpoint=checkpoint)
+    run.fit()
+    recipe: Any = SimpleNamespace(checkpoint=CheckpointBlock(**checkpoint))
+    forecast = Forecast("run", recipe, lambda: run.sparsifier.phases)
+    folder = run.directory.path
+    assert [folder / each.file for each in forecast.masks] == [each.file for each in run.directory.kept_masks()]
+    assert [folder / each.file for each in forecast.models] == [each.file for each in run.directory.kept_models()]
     assert {folder / each for each in forecast.results} == {*folder.glob("*.safetensors")}
 
 
