@@ -28,7 +28,7 @@ from acdc_cli.studies.study import load_study
 
 ITEMS = paper_items()
 SMALL = (
-    "model.name=resnet8", "model.options={}", "model.blurpool=false", "data.name=folder", "data.batch_size=50",
+    "model.name=resnet8", "model.options={}", "model.blurpool=false", "data.name=folder", "data.val_batch_size=50",
     "data.val_resize=28", "data.val_crop=28", "data.resolution=28", "data.loader=torch", "data.val_images=40",
     "device=cpu", "precision=fp32",
 )  # fmt: skip
@@ -114,7 +114,11 @@ def test_an_entry_draws_its_figure(item: ItemBlock, runs: Runs, in_tmp: Path, ac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.paper} {item.item} {item.study or item.recipe}")
-def test_every_entry_draws_its_figure(item: ItemBlock, runs: Runs, in_tmp: Path, acdc: Acdc) -> None:
-    make(item, runs)
-    assert len({png.parent for png in draw(item, acdc)}) == (len(item.draws) if item.study else 1)
+@pytest.mark.parametrize("source", dict.fromkeys(str(item.study or item.recipe) for item in ITEMS))
+def test_every_entry_draws_its_figure(source: str, runs: Runs, in_tmp: Path, acdc: Acdc) -> None:
+    items = [item for item in ITEMS if source in (item.study, item.recipe)]
+    make(items[0], runs)
+    for item in items:
+        figures = draw(item, acdc)
+        folders = {png.parent for png in figures}
+        assert len(folders) >= (len(item.draws) if item.study else 1)
