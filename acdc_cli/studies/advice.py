@@ -141,7 +141,7 @@ def _side(group: Group, reference: Group) -> Literal["above", "level", "below", 
 
 
 def _pairs(group: Group, reference: Group) -> list[tuple[Spread | None, Spread | None]]:
-    return [(group.last(key), reference.last(key)) for key in ("train_loss", "entropy")]
+    return [(group.last(key), reference.last(key)) for key in ("train_cross_entropy", "entropy")]
 
 
 def _verdict(
@@ -210,7 +210,7 @@ def _unknown(group: Group, reference: Group) -> str:
         if len(each.done) < 2:
             return f"{name} one run: the spread over seeds is unknown"
     for each in (group, reference):
-        if not (each.last("train_loss") and each.last("entropy")):
+        if not (each.last("train_cross_entropy") and each.last("entropy")):
             return f"a loss or an entropy of {named(each)} is NaN or infinite"
     return "all seeds gave the same result: the spread over seeds is unknown"
 

@@ -17,7 +17,7 @@ from acdc_cli.studies.report.page import Picture, facts, page
 from acdc_cli.studies.report.tables import Table
 from acdc_cli.studies.summary import Summary, summarise
 
-_PANEL_TITLES = {"top1": "Validation accuracy", "train_loss": "Training loss", "entropy": "Validation entropy"}
+_PANEL_TITLES = {"top1": "Validation accuracy", "train_cross_entropy": "Training cross entropy", "entropy": "Validation entropy"}
 
 
 @dataclass(frozen=True)
