@@ -38,7 +38,7 @@ class StudyAdvice:
                     "epochs": each.group.epochs,
                     "reference": _name(each.reference) if each.reference else None,
                     "about_as_accurate": [_name(group) for group in each.equals],
-                    "train_loss_above_std": each.loss,
+                    "train_cross_entropy_above_std": each.loss,
                     "entropy_above_std": each.entropy,
                     "verdict": each.verdict,
                     "because": each.reason,

@@ -132,7 +132,7 @@ def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     report(str(made))
     (last_epoch,), (best_epoch,) = table(made, "last_epoch"), table(made, "best_epoch")
     assert [float(row["top-1 % mean"]) for row in (last_epoch, best_epoch)] == [45, 90]
-    assert [float(row["training loss mean"]) for row in (last_epoch, best_epoch)] == [0.1, 0.2]
+    assert [float(row["training cross entropy mean"]) for row in (last_epoch, best_epoch)] == [0.1, 0.2]
     assert best_epoch["best epochs"] == "1, 1"
     (run_row, _) = table(made, "runs")
     assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")

@@ -31,7 +31,7 @@ ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} |
 
 
 def panels(summary: Summary) -> Figure:
-    """Figure C.1: accuracy, training loss and validation entropy, one line per series."""
+    """Figure C.1: accuracy, training cross entropy and validation entropy, one line per series."""
     figure = _figure(11, 4.2)
     for axes, key in zip(figure.subplots(1, 3), PANELS, strict=True):
         _panel(axes, summary, key)

@@ -281,7 +281,8 @@ def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
     if not run.done:
         return [Cell(_NONE, "") for _ in keys]
     record = run.last if which == "last" else run.best
-    return [_value(record[key], key) for key in keys]
+    # records before acdc 0.2 have no cross entropy
+    return [_value(record[key], key) if key in record else Cell(_NONE, "") for key in keys]
 
 
 def _value(value: float | None, key: str) -> Cell:
