@@ -358,7 +358,7 @@ def test_a_phone_need_not_scroll_sideways(folder: Path, tmp_path: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("scheme", "light"), [("1", True), ("0", False)])
+@pytest.mark.parametrize(("scheme", "light"), [pytest.param("1", True, marks=pytest.mark.slow), ("0", False)])
 def test_page_and_figures_are_light_or_dark_as_is_preferred(
     folder: Path, tmp_path: Path, scheme: str, light: bool
 ) -> None:
@@ -380,7 +380,7 @@ def test_page_and_figures_are_light_or_dark_as_is_preferred(
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> None:
     picture = tmp_path / "page.png"
     shown(folder / "report" / "index.html", tmp_path, f"--window-size={width},2000", f"--screenshot={picture}")
