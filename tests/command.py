@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+from typer import testing
 from typer.testing import CliRunner, Result
+
+# typer reads the signatures of all commands again at every invocation, which takes longer than many a command
+testing._get_command = functools.cache(testing._get_command)
 
 Acdc = Callable[..., Result]
 Finished = Callable[..., Result]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,8 @@ _unhurried = hypothesis.settings(deadline=None, suppress_health_check=[hypothesi
 hypothesis.settings.register_profile("long", _unhurried)
 hypothesis.settings.register_profile("short", _unhurried, max_examples=25)
 hypothesis.settings.load_profile("short")
+# as the command line does: torch's million objects stay alive
+gc.set_threshold(50_000)
 # what a shell starts in the background, and whatever that starts, is deaf to Ctrl-C otherwise
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

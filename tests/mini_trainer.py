@@ -125,6 +125,7 @@ class MiniRun:
         defaults: dict[str, Any] = {
             "learning_rate": lambda at: optim_block.lr * share_of_peak(optim_block.schedule, at, epochs),
             "resolution": lambda epoch: 8,
+            "task": Classification(),
         }
         self.parts = Parts(
             model=self.model,
@@ -132,7 +133,6 @@ class MiniRun:
             optimizer=self.optimizer,
             sparsifier=self.sparsifier,
             layers=self.layers,
-            task=Classification(),
             precision=Precision("fp32", CPU),
             train=self.train,
             val=self.val,

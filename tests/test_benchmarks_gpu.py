@@ -43,9 +43,9 @@ def test_without_a_gpu_there_is_nothing_to_measure(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu")
 def test_a_part_that_is_asked_for_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All parts, and each from the command line: `test_benchmarks_gpu_whole.py`, which is slow."""
     assert command.main(["--smoke", "--parts", "stalls", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "gpu-cpu.json").read_text())
     assert list(result["parts"]) == ["stalls"]
@@ -94,6 +94,17 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part
         (modules / f"stand_in_{name}.py").write_text(f"def run(trial):\n    {body}\n")
     monkeypatch.setenv("PYTHONPATH", environment(modules)["PYTHONPATH"])
     return {name: Part(name, f"stand_in_{name}", 1, 60) for name in STAND_INS}
+
+
+def test_the_command_runs_the_parts_that_are_asked_for(
+    stand_ins: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "gpu_name", lambda: None)
+    monkeypatch.setattr(command, "PARTS", [stand_ins["raising"], stand_ins["good"]])
+    assert command.main(["--smoke", "--parts", "good", "--out", str(tmp_path / "out")]) == 0
+    parts = json.loads((tmp_path / "out/gpu-cpu.json").read_text())["parts"]
+    assert {name: (part["state"], part["number"]) for name, part in parts.items()} == {"good": ("done", 1)}
+    assert "speed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

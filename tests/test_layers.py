@@ -20,8 +20,10 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "torchvision", "timm", "ffcv", "wandb", "numpy", "matplotlib", "pydantic", "yaml"}
 
 
-def test_a_plan_imports_neither_torchs_compiler_nor_torchvision() -> None:
+def test_a_plan_and_a_local_model_import_neither_torchs_compiler_nor_torchvision() -> None:
     code = "from typer.testing import CliRunner\nfrom acdc_cli.cli.app import app\n"
-    modules = imported_by(code + "assert CliRunner().invoke(app, ['plan', 'resnet50_95', '--json']).exit_code == 0")
+    code += "assert CliRunner().invoke(app, ['plan', 'resnet50_95', '--json']).exit_code == 0\n"
+    code += "from acdc_cli.models import build\nbuild.find('resnet18')(num_classes=2)"
+    modules = imported_by(code)
     assert "torch" in modules
     assert not modules & {"torch._dynamo", "torchvision", "timm", "ffcv", "wandb", "matplotlib"}

@@ -28,6 +28,7 @@ _COLUMNS = (
     "sparsity",
     "sparsity_all",
     "train_loss",
+    "train_cross_entropy",
     "val_loss",
     "entropy",
     "top1",

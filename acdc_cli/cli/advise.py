@@ -15,7 +15,7 @@ def advise(
     runs: Runs,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Is a sparse model under-trained? Its training loss and entropy beside those of the best dense model."""
+    """Is a sparse model under-trained? Its training cross entropy and entropy beside those of the best dense model."""
     from acdc_cli import console
     from acdc_cli.studies.advice import RULE, named
     from acdc_cli.studies.advise_study import advise as job
@@ -26,7 +26,7 @@ def advise(
         console.out_json(advised.as_dict())
         return
     console.table(
-        ("series", "epochs", "n", "top-1 %", "training loss", "entropy"),
+        ("series", "epochs", "n", "top-1 %", "cross entropy", "entropy"),
         group_rows(advised),
         "After the last epoch, mean ± sample standard deviation over seeds",
     )

@@ -13,7 +13,7 @@ import safetensors
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 
-_OF_MODELS = ("top1", "val_loss", "entropy", "train_loss", "sparsity", "sparsity_all")
+_OF_MODELS = ("top1", "val_loss", "entropy", "train_loss", "train_cross_entropy", "sparsity", "sparsity_all")
 
 
 @dataclass(frozen=True)

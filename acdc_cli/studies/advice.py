@@ -1,4 +1,4 @@
-"""Is a sparse model under-trained? Compares its training loss and validation entropy with the best dense model's.
+"""Is a sparse model under-trained? Its training cross entropy and validation entropy beside the best dense model's.
 
 P2 (arXiv 2308.02060, C.1 and C.2): a model trained for too short a time has a high training loss and predictions of
 high entropy. The most accurate models of all but the highest sparsities have about the same loss and the same entropy;
@@ -24,7 +24,7 @@ LEVEL = 1.0, 0.1
 """A level: at most this many pooled standard deviations, and at most this fraction of its mean, above the reference. A
 spread so wide that it hides a difference is no evidence that there is none."""
 RULE = (
-    "A model looks under-trained if its training loss and its validation entropy after the last epoch are both "
+    "A model looks under-trained if its training cross entropy and validation entropy after the last epoch are both "
     f"more than {CLEAR:g} pooled standard deviations over seeds above those of the best dense model (arXiv 2308.02060, "
     "C.1) and of every dense length that is about as accurate. It is called under-trained if longer runs were also "
     "more accurate. A length is supported if its top-1 is at most one pooled standard deviation below the best of "
@@ -116,7 +116,7 @@ def _top1(group: Group) -> float:
 
 
 def _above(group: Group, reference: Group | None) -> tuple[float | None, float | None]:
-    """Distance of training loss and entropy above the reference's."""
+    """Distance of training cross entropy and entropy above the reference's."""
     if reference is None:
         return None, None
     pairs = _pairs(group, reference)
@@ -141,7 +141,7 @@ def _side(group: Group, reference: Group) -> Literal["above", "level", "below", 
 
 
 def _pairs(group: Group, reference: Group) -> list[tuple[Spread | None, Spread | None]]:
-    return [(group.last(key), reference.last(key)) for key in ("train_loss", "entropy")]
+    return [(group.last(key), reference.last(key)) for key in ("train_cross_entropy", "entropy")]
 
 
 def _verdict(
@@ -210,8 +210,8 @@ def _unknown(group: Group, reference: Group) -> str:
         if len(each.done) < 2:
             return f"{name} one run: the spread over seeds is unknown"
     for each in (group, reference):
-        if not (each.last("train_loss") and each.last("entropy")):
-            return f"a loss or an entropy of {named(each)} is NaN or infinite"
+        if not (each.last("train_cross_entropy") and each.last("entropy")):
+            return f"a loss or an entropy of {named(each)} is missing, NaN or infinite"
     return "all seeds gave the same result: the spread over seeds is unknown"
 
 

@@ -15,7 +15,7 @@ from acdc_cli.studies import results
 from acdc_cli.studies.advice import Advice, Lengths
 from acdc_cli.studies.summary import Group, Summary, summarise
 
-_KEYS = ("top1", "train_loss", "entropy")
+_KEYS = ("top1", "train_cross_entropy", "entropy")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StudyAdvice:
                     "epochs": each.group.epochs,
                     "reference": _name(each.reference) if each.reference else None,
                     "about_as_accurate": [_name(group) for group in each.equals],
-                    "train_loss_above_std": each.loss,
+                    "train_cross_entropy_above_std": each.loss,
                     "entropy_above_std": each.entropy,
                     "verdict": each.verdict,
                     "because": each.reason,
@@ -75,7 +75,7 @@ def group_rows(advised: StudyAdvice) -> list[list[str]]:
             str(group.epochs),
             str(len(group.done)),
             _shown(group.last("top1"), 100, 2),
-            _shown(group.last("train_loss"), 1, 4),
+            _shown(group.last("train_cross_entropy"), 1, 4),
             _shown(group.last("entropy"), 1, 4),
         ]
         for group in advised.summary.groups

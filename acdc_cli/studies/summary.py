@@ -11,7 +11,7 @@ from acdc_cli.studies.results import Run, Value
 
 METRICS = {
     "top1": "top-1",
-    "train_loss": "training loss",
+    "train_cross_entropy": "training cross entropy",
     "entropy": "validation entropy",
     "val_loss": "validation loss",
 }
@@ -45,11 +45,11 @@ class Group:
 
     def last(self, key: str) -> Spread | None:
         """Over the runs' last epochs; None if no run has ended or a value is missing or not finite."""
-        return _spread(run.last[key] for run in self.done)
+        return _spread(run.last.get(key) for run in self.done)
 
     def best(self, key: str) -> Spread | None:
         """Over the runs' best epochs by top-1."""
-        return _spread(run.best[key] for run in self.done)
+        return _spread(run.best.get(key) for run in self.done)
 
     def cost(self, key: str) -> Spread | None:
         """Over `train_flops` or `inference_flops`, as measured."""

@@ -20,6 +20,11 @@ class Classification:
         """Mean smoothed cross entropy in nats; logits: (batch, classes), labels: (batch,) int64."""
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
+    @torch.no_grad()
+    def unsmoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """Mean cross entropy in nats (P2 C.1); None without label smoothing."""
+        return F.cross_entropy(logits.float(), labels) if self.label_smoothing else None
+
     def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Sums over the batch, as float64 scalars on the logits' device, so that batches add up exactly."""
         log_probabilities = F.log_softmax(logits.float(), dim=1)

@@ -23,3 +23,6 @@ class Measure(Protocol):
 class Task(Measure, Protocol):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The training loss of a batch, a scalar."""
+
+    def unsmoothed_loss(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """The loss on the labels themselves, without a gradient; None if `loss` is on them, too."""

@@ -16,7 +16,7 @@ from acdc_cli import __version__, console, files
 from acdc_cli.errors import CheckpointError
 from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
-FORMAT = 4
+FORMAT = 5
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -9,20 +9,20 @@ from typing import Any
 
 from acdc_cli.sparsity.prunable import Layer, extent, zero_counts
 from acdc_cli.training.parts import Parts
-from acdc_cli.training.running import Running
+from acdc_cli.training.running import Losses, Running
 
 
 def epoch_record(
     parts: Parts,
     epoch: int,
     running: Running,
-    train_loss: float,
+    losses: Losses,
     metrics: Mapping[str, float],
     average_metrics: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """The record of an epoch that has just ended. Charges its steps, and stops its clock.
 
-    train_loss: mean over the epoch's steps, in nats.  metrics: of the validation, empty if there was none.
+    losses: of the whole epoch.  metrics: of the validation, empty if there was none.
     average_metrics: those of the average by their names in the record, empty if there was no validation of it.
     """
     zeros = zero_counts(parts.layers)
@@ -38,7 +38,8 @@ def epoch_record(
         "phase": parts.sparsifier.phases.at(epoch).kind,
         "lr": running.learning_rate,
         "resolution": parts.resolution(epoch),
-        "train_loss": finite_or_none(train_loss),
+        "train_loss": finite_or_none(losses.mean),
+        "train_cross_entropy": finite_or_none(losses.unsmoothed),
         **_metrics_by_name(parts, metrics),
         **parts.sparsifier.metrics(),
         **asdict(extent(parts.layers)),

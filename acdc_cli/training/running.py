@@ -22,6 +22,8 @@ class Losses:
 
     mean: float
     """In nats, over the steps whose loss was finite; NaN if there was none."""
+    unsmoothed: float
+    """The same of the loss on the labels themselves (P2 C.1); the two are equal without label smoothing."""
     bad: int
     """Steps in a row, up to the last one, whose loss was NaN or infinite."""
     longest_bad: int
@@ -43,6 +45,7 @@ def over_ranks(everyone: Sequence[Losses]) -> Losses:
     """Losses of whole batches, from those of processes that each saw an equal part of every batch."""
     return Losses(
         mean=fmean(losses.mean for losses in everyone),
+        unsmoothed=fmean(losses.unsmoothed for losses in everyone),
         bad=max(losses.bad for losses in everyone),
         longest_bad=max(losses.longest_bad for losses in everyone),
         last_finite=fmean(losses.last_finite for losses in everyone),
@@ -58,7 +61,7 @@ class Running:
 
     def __init__(self) -> None:
         self._pending: list[Tensor] = []
-        self._total, self._count, self._bad, self._longest_bad = 0.0, 0, 0, 0
+        self._total, self._unsmoothed, self._count, self._bad, self._longest_bad = 0.0, 0.0, 0, 0, 0
         self._last_finite = math.nan
         self.images = 0
         self.learning_rate = 0.0
@@ -71,12 +74,13 @@ class Running:
     def begin(self) -> None:
         """A new epoch. A run of bad losses continues across epochs, and the last finite loss stays."""
         self._fetch_pending()
-        self._total, self._count, self._longest_bad = 0.0, 0, self._bad
+        self._total, self._unsmoothed, self._count, self._longest_bad = 0.0, 0.0, 0, self._bad
         self.images, self.learning_rate, self.train_seconds, self.seconds = 0, 0.0, 0.0, 0.0
 
-    def add(self, loss: Tensor, images: int, learning_rate: float) -> None:
-        """A step. loss: its mean over the batch, detached, on the device; the host does not wait for it."""
-        self._pending.append(loss)
+    def add(self, losses: Tensor, images: int, learning_rate: float) -> None:
+        """A step. losses: (2,), the loss and the unsmoothed one, means over the batch, detached, on the device; the
+        host does not wait for them."""
+        self._pending.append(losses)
         self.images += images
         self.learning_rate = learning_rate
 
@@ -95,18 +99,20 @@ class Running:
     def fetch(self, ranks: Ranks = ALONE) -> Losses:
         """The epoch's losses so far, over all ranks; the host waits for the device."""
         self._fetch_pending()
-        mean = self._total / self._count if self._count else math.nan
-        own = mean, self._bad, self._longest_bad, self._last_finite
+        mean, unsmoothed = (
+            total / self._count if self._count else math.nan for total in (self._total, self._unsmoothed)
+        )
+        own = mean, unsmoothed, self._bad, self._longest_bad, self._last_finite
         return over_ranks([Losses(*each) for each in ranks.gather(own)])
 
     def state_dict(self) -> dict[str, Any]:
         self._fetch_pending()
-        sums = (self._total, self._count, self._bad, self._longest_bad, self._last_finite)
+        sums = (self._total, self._unsmoothed, self._count, self._bad, self._longest_bad, self._last_finite)
         return {"losses": torch.tensor(sums, dtype=torch.float64), **{key: getattr(self, key) for key in _NUMBERS}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._pending.clear()
-        self._total, count, bad, longest_bad, self._last_finite = state["losses"].tolist()
+        self._total, self._unsmoothed, count, bad, longest_bad, self._last_finite = state["losses"].tolist()
         self._count, self._bad, self._longest_bad = int(count), int(bad), int(longest_bad)
         for key in _NUMBERS:
             setattr(self, key, state[key])
@@ -114,9 +120,10 @@ class Running:
     def _fetch_pending(self) -> None:
         if not self._pending:
             return
-        for loss in torch.stack(self._pending).tolist():
+        for loss, unsmoothed in torch.stack(self._pending).tolist():
             if math.isfinite(loss):
-                self._total, self._count, self._bad, self._last_finite = self._total + loss, self._count + 1, 0, loss
+                self._total, self._unsmoothed = self._total + loss, self._unsmoothed + unsmoothed
+                self._count, self._bad, self._last_finite = self._count + 1, 0, loss
             else:
                 self._bad += 1
                 self._longest_bad = max(self._longest_bad, self._bad)

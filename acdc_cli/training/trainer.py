@@ -106,7 +106,7 @@ class Trainer:
             self._finished = True
         metrics, average_metrics = self._validation.at_end_of(epoch)
         parts.sparsifier.on_epoch_end(self._moment(parts.train.steps - 1), metrics)
-        record = epoch_record(parts, epoch, running, self._latest_losses().mean, metrics, average_metrics)
+        record = epoch_record(parts, epoch, running, self._latest_losses(), metrics, average_metrics)
         self._seconds += running.seconds
         return record
 
@@ -127,9 +127,9 @@ class Trainer:
                 learning_rate = parts.learning_rate(moment.progress)
                 attempt = in_words(batch.images, parts.optim.accumulate)
                 with mendable(attempt, "raise optim.accumulate, or lower data.batch_size"):
-                    loss = self._take_step(batch, moment, learning_rate)
+                    losses = self._take_step(batch, moment, learning_rate)
                 images = len(batch.labels) * parts.ranks.size
-                running.add(loss, images, learning_rate)
+                running.add(losses, images, learning_rate)
                 self._step += 1
                 self._progress.advance(images)
                 if self._step % parts.log_every == 0 or self._step == steps:
@@ -145,10 +145,10 @@ class Trainer:
             parts.sparsifier.on_epoch_start(self._moment(0))
 
     def _take_step(self, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
-        """One optimiser step; returns the batch's mean loss, detached, on the device."""
+        """One optimiser step; returns the batch's `Running.add` losses, on the device."""
         parts = self._parts
         set_learning_rate(parts.optimizer, learning_rate)
-        mean = self._accumulate(batch) if parts.optim.accumulate > 1 else self._backward(batch.images, batch.labels)
+        losses = self._accumulate(batch) if parts.optim.accumulate > 1 else self._backward(batch.images, batch.labels)
         parts.precision.unscale(parts.optimizer)
         if parts.sparsifier.on_gradients(moment):
             if parts.optim.clip_norm is not None:
@@ -161,27 +161,29 @@ class Trainer:
             parts.average.update(moment.epoch)
         for weight in self._trained:
             weight.grad = None
-        return mean
+        return losses
 
     def _backward(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
-        """Adds the gradients of `share` times the mean loss to the existing ones; returns that loss, detached."""
+        """Adds the gradients of `share` times the mean loss to the existing ones; returns `share` times the losses."""
         parts = self._parts
         with parts.precision.autocast():
-            loss = parts.task.loss(self._replica.forward(images), labels)
+            logits = self._replica.forward(images)
+            loss = parts.task.loss(logits, labels)
+            unsmoothed = parts.task.unsmoothed_loss(logits, labels)
         if share != 1:
             loss = loss * share
         parts.precision.backward(loss)
-        return loss.detach()
+        return torch.stack([loss.detach(), loss.detach() if unsmoothed is None else share * unsmoothed])
 
     def _accumulate(self, batch: Batch) -> Tensor:
-        """The gradients of the batch's mean loss, part after part; returns that loss, detached."""
+        """The gradients of the batch's mean loss, part after part; returns the losses of the batch."""
         parts = self._parts.optim.accumulate
         chunks = list(zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True))
-        mean = torch.zeros((), device=batch.images.device)
+        losses = torch.zeros(2, device=batch.images.device)
         for number, (images, labels) in enumerate(chunks, 1):
             with self._replica.part(last=number == len(chunks)):
-                mean += self._backward(images, labels, len(labels) / len(batch.labels))
-        return mean
+                losses += self._backward(images, labels, len(labels) / len(batch.labels))
+        return losses
 
     def _moment(self, step: int) -> Moment:
         """step: counted within this epoch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from corpus import Case, Make, all_of, cut, entry, flipped, nothing, removed, wrote
+from corpus import PAGE, Case, Make, all_of, cut, entry, flipped, nothing, removed, wrote
 
 PHOTOS = "train small.yaml"
 SET = "train small.yaml --set data.path=set"
@@ -154,9 +154,9 @@ READ = [
     ),
     Case(
         ".beton truncated",
-        cut(TRAIN, 8_000_000),
+        cut(TRAIN, 80_000),
         SET,
-        "set/train.beton: has 8000000 bytes, its manifest says …. Write it again (`acdc data "
+        "set/train.beton: has 80000 bytes, its manifest says …. Write it again (`acdc data "
         "write --force`) or fetch another copy.",
     ),
     Case(
@@ -175,7 +175,7 @@ READ = [
     ),
     Case(
         ".beton changed since its manifest",
-        flipped(TRAIN, 8 << 20),
+        flipped(TRAIN, PAGE),
         "data check set/train.beton",
         "set/train.beton: 1 of its 8 MiB pages changed since it was written: page 1 (16 images "
         "between 0 and 15, allocation table). Write it again (`acdc data write --force`) or fetch "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus import PAGE
 from PIL import Image
 
 RECIPE = """\
@@ -19,8 +21,19 @@ sparsity: {method: oneshot, target: 0.5, at: 1}
 """
 
 
-@pytest.fixture(scope="session")
-def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", autouse=True)
+def _small_pages() -> Iterator[None]:
+    """Data sets of 100 KB, because they are copied for every case."""
+    from acdc_cli.data import beton, manifest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton, "PAGE_SIZE", PAGE)
+        patch.setattr(manifest, "PAGE", PAGE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def _template(_small_pages: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.data.inventory import WriteOptions, write_set
     from acdc_cli.jobs.training_run import train
 

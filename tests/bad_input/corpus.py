@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Make = Callable[[], object]
+PAGE = 1 << 16
+"""Bytes of a page of the .beton files here; the images of a split fit into the second one."""
 
 
 @dataclass(frozen=True)

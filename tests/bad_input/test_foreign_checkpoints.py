@@ -40,10 +40,10 @@ WRAPPINGS: dict[str, Callable[[Weights], dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("source", "wrappings"),
     [
-        ("timm", [*WRAPPINGS]),
+        ("timm", ["DDP of compiled", "compiled in model"]),
         ("torchvision", ["DDP in state_dict"]),
         # the prefixes are no business of the source
-        pytest.param("torchvision", [*WRAPPINGS], marks=pytest.mark.slow),
+        *(pytest.param(source, [*WRAPPINGS], marks=pytest.mark.slow) for source in ("timm", "torchvision")),
     ],
 )
 def test_a_wrapped_checkpoint_is_judged_like_the_plain_one(

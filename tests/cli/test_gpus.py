@@ -157,6 +157,7 @@ def test_sruns_processes_train_together(small: Path, tmp_path: Path, undisturbed
     assert_finished_as(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_what_the_user_can_mend_is_said_once_and_tried_once(
     acdc: Acdc, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,8 @@ def twins(finished: Finished) -> tuple[RunDir, RunDir]:
     return RunDir(Path("one")), RunDir(Path("other"))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 2])
 def test_a_run_that_is_killed_ends_like_one_that_is_not(acdc: Acdc, recipe: Path, kills: int) -> None:
     result = acdc("verify-resume", recipe, "--kills", str(kills), "--keep", "runs", "--json", "--set", "epochs=6")
     assert result.exit_code == 0, result.output
@@ -37,6 +38,31 @@ def test_a_run_that_is_killed_ends_like_one_that_is_not(acdc: Acdc, recipe: Path
     assert all(run.finished for run in runs)
     # every start has its entry, those included that ended before they came to train
     assert len(runs[1].provenance()) <= len(verdict["kills"]) + 1
+    again = acdc("verify-resume", recipe, "--keep", "runs")
+    assert again.exit_code == 2
+    assert "runs is not empty" in again.stderr
+
+
+def test_a_killed_run_is_started_again_and_compared(
+    acdc: Acdc, recipe: Path, finished: Finished, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stand-in for Python, whose run is there at once, or, the first time it is to be killed, never."""
+    finished("made")
+    program = in_tmp / "python"
+    program.write_text(
+        """#!/bin/sh
+while [ "$1" != --out ]; do shift; done
+case "$2" in */disturbed) [ -d "$2" ] || { mkdir -p "$2/checkpoints"; exec sleep 100; } ;; esac
+mkdir -p "$2" && cp -r made/. "$2"
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(job.sys, "executable", str(program))
+    result = acdc("verify-resume", recipe, "--kills", "1", "--keep", "runs", "--json")
+    assert result.exit_code == 0, result.output
+    verdict = json.loads(result.stdout)
+    assert verdict["exact"] is True
+    assert [(kill["signal"], kill["epoch"]) for kill in verdict["kills"]] == [("SIGKILL", 0)]
     again = acdc("verify-resume", recipe, "--keep", "runs")
     assert again.exit_code == 2
     assert "runs is not empty" in again.stderr

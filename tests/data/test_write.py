@@ -421,7 +421,7 @@ def _wait_until(condition: object) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_writer_leaves_no_file_no_workers_and_no_lock(tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "000.jpg").write_bytes(SOURCES["RGB JPEG"])
     (tmp_path / "program.py").write_text(ENDLESS)

@@ -192,12 +192,12 @@ def test_none_of_the_pareto_front_is_beaten() -> None:
 
 
 def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None:
-    words = ["--random", "0.95", "--model", "resnet8", "--zero-filters", "0.5", "--engines", "ort,mnn", "--rounds", "1"]
+    words = ["--random", "0.95", "--model", "resnet8", "--zero-filters", "0.5", "--engines", "ort", "--rounds", "1"]
     done = acdc("bench", *words, "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "resnet8, batch 1, threads 1" in done.stdout
     rows = json.loads((tmp_path / "bench.json").read_text())["results"]["rows"]
-    assert [row["variant"] for row in rows] == ["dense", "dense", "sparse", "sparse", "shrunk", "shrunk"]
+    assert [row["variant"] for row in rows] == ["dense", "sparse", "shrunk"]
     assert {row["top1"] for row in rows} == {None}
     sizes = {(row["variant"], row["engine"]): row["file_bytes"] for row in rows}
     assert sizes["shrunk", "ort"] < 0.8 * sizes["sparse", "ort"]

@@ -24,6 +24,7 @@ from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.training.checkpoint import save_model
 
+SHIFTS = "blurred by shifts"
 MODELS = {
     "resnet8": (ModelBlock(name="resnet8"), 32),
     "resnet18": (ModelBlock(name="resnet18"), 64),
@@ -32,7 +33,7 @@ MODELS = {
     "mobilenet": (ModelBlock(name="mobilenet_v1"), 32),
     "wideresnet": (ModelBlock(name="wideresnet16_4"), 16),
     "blurred": (ModelBlock(name="resnet50_half", blurpool=True), 32),
-    "blurred by shifts": (ModelBlock(name="resnet50_half", blurpool=True, blur="shifts"), 32),
+    SHIFTS: (ModelBlock(name="resnet50_half", blurpool=True, blur="shifts"), 32),
     "blurred depthwise": (ModelBlock(name="mobilenet_v1", blurpool=True), 32),
     "batch norms with activations": (ModelBlock(name="timm:mobilenetv2_035"), 32),
 }
@@ -76,7 +77,14 @@ def widths(model: nn.Module) -> dict[str, int]:
     return {name: len(each.weight) for name, each in model.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
 
 
-@pytest.mark.parametrize(("block", "side"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    ("block", "side"),
+    [
+        # ResNet-8 and half a ResNet-50 have the same blocks, and the blurs' formulations the same channels
+        pytest.param(*model, id=name, marks=pytest.mark.slow if name in ("resnet20", "resnet50", SHIFTS) else ())
+        for name, model in MODELS.items()
+    ],
+)
 def test_a_model_without_its_dead_channels_is_the_same_function(block: ModelBlock, side: int) -> None:
     torch.manual_seed(0)
     model = pruned(build(block, 10), side)

@@ -57,6 +57,7 @@ class Made:
             "phase": "dense" if self.sparsity == "dense" else "sparse",
             "top1": self.top1 and self.top1 * (0.5 if before else 1),
             "train_loss": self.loss and self.loss * (2 if before else 1),
+            "train_cross_entropy": self.loss and self.loss * (2 if before else 1),
             "entropy": self.entropy and self.entropy * (2 if before else 1),
             "val_loss": 0.5,
             "mask_sparsity": share,

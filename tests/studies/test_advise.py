@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_carries_no_verdict() -> None:
     broken = [Made(0.9, 8, 0), Made(0.9, 8, 1, loss=None)]
     found = advice(DENSE, broken)
     assert found.verdict is None
-    assert "is NaN or infinite" in found.reason
+    assert "is missing, NaN or infinite" in found.reason
 
 
 def known(*groups: Sequence[Made]) -> Lengths:

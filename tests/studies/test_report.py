@@ -148,7 +148,7 @@ def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     report(str(made))
     (last_epoch,), (best_epoch,) = table(made, "last_epoch"), table(made, "best_epoch")
     assert [float(row["top-1 % mean"]) for row in (last_epoch, best_epoch)] == [45, 90]
-    assert [float(row["training loss mean"]) for row in (last_epoch, best_epoch)] == [0.1, 0.2]
+    assert [float(row["training cross entropy mean"]) for row in (last_epoch, best_epoch)] == [0.1, 0.2]
     assert best_epoch["best epochs"] == "1, 1"
     (run_row, _) = table(made, "runs")
     assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")
@@ -374,7 +374,7 @@ def test_a_phone_need_not_scroll_sideways(folder: Path, tmp_path: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize(("scheme", "light"), [("1", True), ("0", False)])
+@pytest.mark.parametrize(("scheme", "light"), [pytest.param("1", True, marks=pytest.mark.slow), ("0", False)])
 def test_page_and_figures_are_light_or_dark_as_is_preferred(
     folder: Path, tmp_path: Path, scheme: str, light: bool
 ) -> None:
@@ -396,7 +396,7 @@ def test_page_and_figures_are_light_or_dark_as_is_preferred(
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> None:
     picture = tmp_path / "page.png"
     shown(folder / "report" / "index.html", tmp_path, f"--window-size={width},2000", f"--screenshot={picture}")

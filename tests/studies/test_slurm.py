@@ -234,7 +234,14 @@ def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Clust
 
 @pytest.mark.parametrize(
     ("state", "code"),
-    [("PREEMPTED", 75), ("NODE_FAIL", 75), ("CANCELLED", -15), ("TIMEOUT", -9), ("OUT_OF_MEMORY", -9), (None, -9)],
+    [
+        ("PREEMPTED", 75),
+        pytest.param("NODE_FAIL", 75, marks=pytest.mark.slow),
+        ("CANCELLED", -15),
+        pytest.param("TIMEOUT", -9, marks=pytest.mark.slow),
+        pytest.param("OUT_OF_MEMORY", -9, marks=pytest.mark.slow),
+        (None, -9),
+    ],
 )
 def test_a_job_that_has_ended_without_a_word_has_its_state_for_an_answer(
     cluster: Cluster, state: str | None, code: int

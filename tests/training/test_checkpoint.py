@@ -107,7 +107,7 @@ def test_torch_itself_reads_a_state(two_states: Path) -> None:
 
 def test_a_state_of_another_format_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(foreign({"format": 2, "epoch": 7}))
-    with pytest.raises(CheckpointError, match=r"has format 2, but this acdc reads 4; resume with the version that"):
+    with pytest.raises(CheckpointError, match=r"has format 2, but this acdc reads 5; resume with the version that"):
         checkpoint.load_state(tmp_path)
 
 

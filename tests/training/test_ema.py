@@ -280,8 +280,17 @@ def test_an_average_begins_anew_where_the_model_is_set_back(tmp_path: Path) -> N
     assert begun == [0, *(phase.start for phase in run.sparsifier.phases.phases if phase.start)]
 
 
-@every_method
-@pytest.mark.parametrize("begin", [0, 3])
+@pytest.mark.parametrize(
+    ("sparsity", "begin"),
+    [
+        # an average that begins later has also what comes before it to resume
+        pytest.param(
+            block, begin, id=f"{block['method']}-{begin}", marks=pytest.mark.slow if begin == 0 and number else ()
+        )
+        for number, block in enumerate(METHODS)
+        for begin in (0, 3)
+    ],
+)
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_average(
     tmp_path: Path, sparsity: dict[str, Any], begin: int
 ) -> None:

@@ -16,6 +16,7 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines, Tracker
+from acdc_cli.tasks.classification import Classification
 from acdc_cli.training import checkpoint
 from acdc_cli.training.progress import warn_of_collapse
 from acdc_cli.training.running import Running
@@ -317,18 +318,49 @@ def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path)
     assert first["train_loss"] > 0
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_record_has_the_cross_entropy_with_the_labels_themselves(
+    accumulate: int, smoothing: float, folder: Path
+) -> None:
+    run = MiniRun(folder, 1, DENSE, optim={"accumulate": accumulate}, task=Classification(smoothing))
+    smoothed, plain = [], []
+    forward = run.trainer._replica.forward
+
+    def observed(images: torch.Tensor) -> torch.Tensor:
+        logits = forward(images)
+        batches.append(logits.detach())
+        return logits
+
+    batches: list[torch.Tensor] = []
+    run.trainer._replica.forward = observed  # type: ignore[method-assign]
+    with run.train.epoch(0) as given:
+        labels = torch.cat([batch.labels.clone() for batch in given])
+    run.fit()
+    for row, label in zip(torch.cat(batches).double(), labels, strict=True):
+        shares = [math.exp(value) / sum(map(math.exp, row.tolist())) for value in row.tolist()]
+        own, mean = -math.log(shares[label]), -sum(map(math.log, shares)) / 3
+        plain.append(own)
+        smoothed.append((1 - smoothing) * own + smoothing * mean)
+    record = run.directory.records()[0]
+    assert record["train_cross_entropy"] == pytest.approx(sum(plain) / 12, rel=1e-5)
+    assert record["train_loss"] == pytest.approx(sum(smoothed) / 12, rel=1e-5)
+    assert (record["train_loss"] == record["train_cross_entropy"]) == (smoothing == 0)
+
+
 def test_losses_are_summed_over_the_steps_that_have_one() -> None:
     running = Running()
     for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
-        running.add(torch.tensor(loss), 2, 0.1)
+        running.add(torch.tensor([loss, loss / 2]), 2, 0.1)
     found = running.fetch()
     assert (found.mean, found.bad, found.longest_bad, found.last_finite) == (2.5, 1, 2, 4.0)
+    assert found.unsmoothed == 1.25
     assert running.images == 10
     again = Running()
     again.load_state_dict(running.state_dict())
     assert again.fetch() == found
     again.begin()
-    again.add(torch.tensor(float("nan")), 2, 0.1)
+    again.add(torch.tensor([float("nan")] * 2), 2, 0.1)
     # the row of bad ones crossed the epochs
     assert again.fetch().longest_bad == again.fetch().bad == 2
     assert math.isnan(again.fetch().mean)
@@ -435,8 +467,13 @@ def test_the_best_dense_model_is_chosen_among_validated_epochs(folder: Path) -> 
 
 def test_the_host_fetches_the_losses_of_all_steps_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, fetched = MiniRun(folder, 2, DENSE, log_every=2), []
-    stack = torch.stack
-    monkeypatch.setattr(torch, "stack", lambda tensors, *rest: fetched.append(len(tensors)) or stack(tensors, *rest))
+    fetch_pending = Running._fetch_pending
+
+    def counted(running: Running) -> None:
+        fetched.append(len(running._pending))
+        fetch_pending(running)
+
+    monkeypatch.setattr(Running, "_fetch_pending", counted)
     run.trainer._train()
     # of three steps: the look after two, and the one at the end
     assert fetched == [2, 1]

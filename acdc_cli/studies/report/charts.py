@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "top1": "validation top-1 (%)",
-    "train_loss": "training loss, last epoch (nats)",
+    "train_cross_entropy": "training cross entropy, last epoch (nats)",
     "entropy": "validation entropy (nats)",
 }
 """Metrics of Figure C.1 and of the curves."""
@@ -31,7 +31,7 @@ ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} |
 
 
 def panels(summary: Summary) -> Figure:
-    """Figure C.1: accuracy, training loss and validation entropy, one line per series."""
+    """Figure C.1: accuracy, training cross entropy and validation entropy, one line per series."""
     figure = _figure(11, 4.2)
     for axes, key in zip(figure.subplots(1, 3), PANELS, strict=True):
         _panel(axes, summary, key)
@@ -239,10 +239,10 @@ def _colour(box: Any) -> None:
 
 def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
     # an epoch without validation is left out, so that the line continues; a value that is not finite breaks it
-    shown = [record for record in run.records if key == "train_loss" or record["top1"] is not None]
+    shown = [record for record in run.records if key == "train_cross_entropy" or record["top1"] is not None]
     if shown:
         scale = 100 if key == "top1" else 1
-        values = [math.nan if record[key] is None else scale * record[key] for record in shown]
+        values = [math.nan if record.get(key) is None else scale * record[key] for record in shown]
         axes.plot(
             [record["epoch"] + 1 for record in shown],
             values,

@@ -75,7 +75,7 @@ def last_epoch(summary: Summary) -> Table:
             (
                 *_names(summary, group, at in best),
                 _spread(group.last("top1"), 100, 2, at in best),
-                _spread(group.last("train_loss"), 1, 4),
+                _spread(group.last("train_cross_entropy"), 1, 4),
                 _spread(group.last("entropy"), 1, 4),
                 _spread(group.last("val_loss"), 1, 4),
                 _mean(group.last("sparsity"), 100, "{:.2f}"),
@@ -89,7 +89,7 @@ def last_epoch(summary: Summary) -> Table:
     columns = (
         *_heads(summary),
         _two("top-1 %"),
-        _two("training loss"),
+        _two("training cross entropy"),
         _two("entropy"),
         _two("validation loss"),
         *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "FLOPs an image", "best", "Pareto front"),
@@ -146,7 +146,7 @@ def best_epoch(summary: Summary) -> Table:
         (
             *_names(summary, group, (group.series, group.x) in best),
             _spread(group.best("top1"), 100, 2, (group.series, group.x) in best),
-            _spread(group.best("train_loss"), 1, 4),
+            _spread(group.best("train_cross_entropy"), 1, 4),
             _spread(group.best("entropy"), 1, 4),
             _epochs(group),
             _said("best", (group.series, group.x) in best),
@@ -156,7 +156,7 @@ def best_epoch(summary: Summary) -> Table:
     columns = (
         *_heads(summary),
         _two("top-1 %"),
-        _two("training loss"),
+        _two("training cross entropy"),
         _two("entropy"),
         *_ones("best epochs", "best"),
     )
@@ -208,8 +208,8 @@ def runs(summary: Summary) -> Table:
         (
             Cell(run.key),
             Cell(_state(run)),
-            *_of(run, "last", ("top1", "train_loss", "entropy")),
-            *_of(run, "best", ("epoch", "top1", "train_loss", "entropy")),
+            *_of(run, "last", ("top1", "train_cross_entropy", "entropy")),
+            *_of(run, "best", ("epoch", "top1", "train_cross_entropy", "entropy")),
             _flops(run),
         )
         for run in summary.runs
@@ -218,11 +218,11 @@ def runs(summary: Summary) -> Table:
         "run",
         "state",
         "last epoch: top-1 %",
-        "last epoch: training loss",
+        "last epoch: training cross entropy",
         "last epoch: entropy",
         "best epoch",
         "best epoch: top-1 %",
-        "best epoch: training loss",
+        "best epoch: training cross entropy",
         "best epoch: entropy",
         "training FLOPs",
     )
@@ -316,7 +316,8 @@ def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
     if not run.done:
         return [Cell(_NONE, "") for _ in keys]
     record = run.last if which == "last" else run.best
-    return [_value(record[key], key) for key in keys]
+    # records before acdc 0.2 have no cross entropy
+    return [_value(record[key], key) if key in record else Cell(_NONE, "") for key in keys]
 
 
 def _value(value: float | None, key: str) -> Cell:

@@ -17,7 +17,11 @@ from acdc_cli.studies.report.page import Picture, facts, page
 from acdc_cli.studies.report.tables import Table
 from acdc_cli.studies.summary import Summary, summarise
 
-_PANEL_TITLES = {"top1": "Validation accuracy", "train_loss": "Training loss", "entropy": "Validation entropy"}
+_PANEL_TITLES = {
+    "top1": "Validation accuracy",
+    "train_cross_entropy": "Training cross entropy",
+    "entropy": "Validation entropy",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _markdown(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str]
 
 
 def _alternative(summary: Summary) -> str:
-    return f"Validation top-1, training loss and validation entropy along {summary.along.axis}"
+    return f"Validation top-1, training cross entropy and validation entropy along {summary.along.axis}"
 
 
 def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
