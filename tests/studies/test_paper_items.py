@@ -20,6 +20,7 @@ from acdc_cli.studies import study_plan
 from acdc_cli.studies.paper_items import ItemBlock, paper_items
 from acdc_cli.studies.study import load_study
 from acdc_cli.studies.study_analyses import require_saved
+from scripts import docs_hooks
 
 ITEMS = paper_items()
 NOT_YET = ("Table 4", "Figure C.2", "Table E.3")
@@ -90,6 +91,15 @@ def test_the_list_fits_80_columns_and_names_commands(acdc: Acdc) -> None:
     listed = json.loads(acdc("recipes", "papers", "--json").stdout)
     assert listed == [item.as_dict() for item in ITEMS]
     assert set(listed[0]) == {"paper", "item", "shows", "train", "draw", "runs"}
+
+
+def test_the_page_has_every_command_of_the_list() -> None:
+    page = docs_hooks.on_page_markdown((Path(__file__).parents[2] / "docs/papers.md").read_text()).splitlines()
+    for item in ITEMS:
+        at = next(
+            row for row, line in enumerate(page) if line.startswith(f"**{item.paper}, {item.item}**: {item.shows}")
+        )
+        assert page[at + 3 :][: len(item.train + item.draw)] == [*item.train, *item.draw]
 
 
 def test_costs_are_those_of_acdc_plan(acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
