@@ -505,6 +505,12 @@ class CheckpointBlock(Block):
     """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
     ends and with kept models."""
 
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        outside = [str(each) for each in self.keep_states if not 0 < epochs_of(each, epochs) < epochs]
+        text = f"{', '.join(outside)}: expected lengths between the start and the end of the run's {epochs} epochs"
+        return [("keep_states", text)] if outside else []
+
 
 class Recipe(Block):
     name: Annotated[str, Bears.REPETITION] = Field(
@@ -561,6 +567,11 @@ class Recipe(Block):
     and saved as sparse-ema.safetensors and dense-ema.safetensors. Default: none."""
     track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
     checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
+
+    @property
+    def forked_after(self) -> int:
+        """Epochs that the source of a fork had trained; 0: the run starts from the beginning."""
+        return int(self.fork.rpartition("@")[2]) if self.fork else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value, defaults included: what resolved.yaml holds."""

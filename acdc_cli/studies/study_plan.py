@@ -30,8 +30,9 @@ class PlannedRun:
     overrides: tuple[str, ...]
     state: State
     epochs: int
+    """That it trains itself: a fork's source has trained the others."""
     train_flops: float
-    """Training FLOPs of the whole run, as counted by `acdc plan`."""
+    """Training FLOPs of these epochs, as counted by `acdc plan`."""
     train_ratio: float
     """Ratio to dense training on the same images."""
 
@@ -79,7 +80,9 @@ class Costs:
         unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
         if unseeded not in self._known:
             priced = plan(recipe)
-            self._known[unseeded] = float(priced.totals.train_flops), priced.totals.train_ratio, priced.warnings
+            ratio = priced.totals.train_ratio
+            own = ratio - (priced.epochs[recipe.forked_after - 1].cost if recipe.forked_after else 0.0)
+            self._known[unseeded] = float(priced.totals.train_flops) * own / ratio, own, priced.warnings
         return self._known[unseeded]
 
 
@@ -97,7 +100,9 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
     for cell in [*study.cells(), *added]:
         flops, ratio, warnings = costs(recipes[cell.key])
         state = states.get(cell.key) or _state(RunDir(folder / "runs" / cell.key))
-        runs.append(PlannedRun(cell.key, cell.axes, cell.overrides, state, recipes[cell.key].epochs, flops, ratio))
+        runs.append(
+            PlannedRun(cell.key, cell.axes, cell.overrides, state, _own_epochs(recipes[cell.key]), flops, ratio)
+        )
         for warning in warnings:
             doubts.setdefault(warning, []).append(cell.key)
     told = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
@@ -107,12 +112,16 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
 def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:
     """Raises RecipeError if the study's runs exceed its budget."""
     limits, recipes = study.budget.limits(), list(recipes)
-    total: dict[str, float] = {"runs": len(recipes), "epochs": sum(recipe.epochs for recipe in recipes)}
+    total: dict[str, float] = {"runs": len(recipes), "epochs": sum(map(_own_epochs, recipes))}
     if "train_flops" in limits:
         costs = Costs()
         total["train_flops"] = sum(costs(recipe)[0] for recipe in recipes)
     if over := over_budget(total, limits):
         raise RecipeError("\n".join(over))
+
+
+def _own_epochs(recipe: Recipe) -> int:
+    return recipe.epochs - recipe.forked_after
 
 
 def over_budget(total: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:

@@ -90,7 +90,7 @@ def test_a_fork_that_died_while_it_was_prepared_is_prepared_again(acdc: Acdc, so
     [
         ("@4", [], "kept no state after 4 epochs; it kept runs/small-0@5. Train it with checkpoint.keep_states=[4]"),
         ("", [], "expected RUN@EPOCHS, such as runs/resnet50_95-0@85"),
-        ("@5", ["epochs=4"], "nothing is left to train of 4 epochs"),
+        ("@5", ["epochs=4", "checkpoint.keep_states=[]"], "nothing is left to train of 4 epochs"),
         ("@5", ["model.name=resnet20"], "model.name: resnet8 in runs/small-0, resnet20 here; a fork has the model"),
         (
             "@5",
@@ -113,3 +113,65 @@ def test_a_recipe_or_a_run_to_fork_is_needed(acdc: Acdc) -> None:
     result = acdc("train")
     assert result.exit_code == 2
     assert "name a recipe, or a run with --fork" in result.stderr
+
+
+STUDY = """\
+name: pair
+base: small.yaml
+set: {checkpoint.keep_states: [5], track.wandb: disabled}
+axes:
+  model:
+    - {label: finetuned, set: {sparsity.last_phase: dense_last}}
+    - {label: sparse, set: {}}
+  seed: [1]
+fork:
+  - {where: {model: finetuned}, run: {model: sparse}, after: 5}
+"""
+
+
+def test_a_study_trains_the_run_before_its_fork_and_pays_its_epochs_once(acdc: Acdc, recipe: Path) -> None:
+    Path("pair.yaml").write_text(STUDY)
+    planned = json.loads(acdc("sweep", "pair.yaml", "--dry-run", "--json").stdout)
+    fork, source = planned["runs"]
+    assert (fork["epochs"], source["epochs"], planned["totals"]["all"]["epochs"]) == (1, 6, 7)
+    # one dense epoch; the other runs' ratios count all six
+    assert fork["train_ratio"] == pytest.approx(1 / 6)
+    result = acdc("sweep", "pair.yaml", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    starts = [line for line in result.stderr.splitlines() if line.endswith("starts")]
+    assert starts == ["model=sparse,seed=1: starts", "model=finetuned,seed=1: starts"]
+    whole = acdc("train", recipe, *DENSE_AT_THE_END, "--set", "seed=1", "--out", "runs/whole")
+    assert whole.exit_code == 0, whole.output
+    assert records("studies/pair/runs/model=finetuned,seed=1") == records("runs/whole")
+    # moved as a whole it is still the same study
+    Path("studies").rename("moved")
+    again = acdc("sweep", "pair.yaml", "--out", "moved/pair")
+    assert again.exit_code == 0, again.output
+    assert "starts" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("after: 5", "after: 4", "model=sparse,seed=1 keeps no state after 4 epochs; set checkpoint.keep_states there"),
+        (
+            "[5]",
+            "[6]",
+            "checkpoint.keep_states: 6: expected lengths between the start and the end of the run's 6 epochs",
+        ),
+        ("run: {model: sparse}", "run: {model: gmp}", 'fork[0].run.model: expected finetuned or sparse, found "gmp"'),
+        (
+            "fork:",
+            "exclude: [{model: sparse}]\nfork:",
+            "would fork model=sparse,seed=1, which is not a run of the study",
+        ),
+    ],
+)
+def test_a_study_whose_runs_cannot_be_forked_is_refused_before_anything_runs(
+    old: str, new: str, told: str, acdc: Acdc, recipe: Path
+) -> None:
+    Path("pair.yaml").write_text(STUDY.replace(old, new))
+    result = acdc("sweep", "pair.yaml")
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.stderr.split())
+    assert not Path("studies").exists()
