@@ -80,9 +80,11 @@ class Costs:
         unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
         if unseeded not in self._known:
             priced = plan(recipe)
-            ratio = priced.totals.train_ratio
-            own = ratio - (priced.epochs[recipe.forked_after - 1].cost if recipe.forked_after else 0.0)
-            self._known[unseeded] = float(priced.totals.train_flops) * own / ratio, own, priced.warnings
+            flops, ratio = float(priced.totals.train_flops), priced.totals.train_ratio
+            if recipe.forked_after:
+                own = ratio - priced.epochs[recipe.forked_after - 1].cost
+                flops, ratio = flops * own / ratio, own
+            self._known[unseeded] = flops, ratio, priced.warnings
         return self._known[unseeded]
 
 

@@ -175,3 +175,21 @@ def test_a_study_whose_runs_cannot_be_forked_is_refused_before_anything_runs(
     assert result.exit_code == 2, result.output
     assert told in " ".join(result.stderr.split())
     assert not Path("studies").exists()
+
+
+def test_a_run_can_end_in_both_models(acdc: Acdc, recipe: Path, finished: Finished) -> None:
+    finished("runs/alone")
+    words = ("--set", "sparsity.last_phase=both", "--set", "epochs=7", "--out", "runs/both")
+    result = acdc("train", recipe, *words)
+    assert result.exit_code == 0, result.output
+    assert records("runs/both")[:6] == records("runs/alone")
+    *_, sparse, dense = records("runs/both")
+    assert (sparse["phase"], dense["phase"]) == ("sparse", "dense")
+    assert (dense["lr"], dense["resolution"]) == (sparse["lr"], sparse["resolution"])
+    assert weights(Path("runs/both/sparse.safetensors")) == weights(Path("runs/alone/sparse.safetensors"))
+    ended = json.loads(Path("runs/both/summary.json").read_text())
+    assert (ended["sparse"]["epoch"], ended["dense"]["epoch"]) == (5, 6)
+    assert 0 < ended["dense"]["top1"] <= 1
+    assert weights(Path("runs/both/dense.safetensors")) != weights(Path("runs/alone/dense.safetensors"))
+    assert "sparse: top-1" in result.stderr
+    assert "dense: top-1" in result.stderr
