@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -128,6 +129,11 @@ def write_bytes(path: Path, data: bytes, error: type[AcdcError] = RunError) -> N
 
 def write_text(path: Path, text: str, error: type[AcdcError] = RunError) -> None:
     write_bytes(path, text.encode(), error)
+
+
+def copy(source: Path, path: Path) -> None:
+    with replacing(path) as partial:
+        shutil.copyfile(source, partial)
 
 
 def append_line(path: Path, line: str) -> None:

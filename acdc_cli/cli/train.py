@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-Recipe = Annotated[str, typer.Argument(help="A recipe file, a shipped recipe's name, or a run directory to resume.")]
+Recipe = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe file, a shipped recipe's name, or a run directory to resume. Default with --fork: the recipe of "
+        "that run.",
+        show_default=False,
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
 ]
@@ -18,6 +25,14 @@ Resume = Annotated[
     typer.Option(
         metavar="[auto]",
         help="Resume the unfinished run in the run directory; auto starts one if there is none.",
+        show_default=False,
+    ),
+]
+Fork = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN@EPOCHS",
+        help="Start from the state that a run kept after so many epochs (checkpoint.keep_states).",
         show_default=False,
     ),
 ]
@@ -44,19 +59,34 @@ class Command(TyperCommand):
         return super().parse_args(ctx, given)
 
 
-def train(recipe: Recipe, set_: Set = None, out: Out = None, resume: Resume = None, gpus: Gpus = None) -> None:
+def train(
+    recipe: Recipe = None,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = None,
+    fork: Fork = None,
+    gpus: Gpus = None,
+) -> None:
     """Train a model as a recipe says.
 
     For several machines start it with torchrun or srun, which set the rank and address of each process.
     """
+    if recipe is None and fork is None:
+        raise typer.BadParameter("name a recipe, or a run with --fork", param_hint="RECIPE")
     if resume not in (None, "yes", "auto"):
         raise typer.BadParameter(f"'{resume}': expected nothing or auto", param_hint="--resume")
     how: bool | Literal["auto"] = "auto" if resume == "auto" else resume == "yes"
+    changes = set_ or []
+    if fork is not None:
+        from acdc_cli.jobs.forking import forked
+
+        recipe, changes, out = forked(fork, recipe, changes, out)
+    assert recipe is not None
     if gpus is None:
         from acdc_cli.jobs.training_run import train as job
 
-        job(recipe, set_ or [], out, how)
+        job(recipe, changes, out, how)
     else:
         from acdc_cli.jobs.spawn_ranks import launch
 
-        raise typer.Exit(launch(gpus, recipe, set_ or [], out, how))
+        raise typer.Exit(launch(gpus, recipe, changes, out, how))

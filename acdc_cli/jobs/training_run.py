@@ -19,6 +19,7 @@ from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
+from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
@@ -73,7 +74,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     data = open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
-    begun = ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
+    begun = recipe.fork is not None or ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     ready = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
     sides = {*resolutions(recipe), recipe.data.val_crop}
     setup.require_sizes(ready, sides)
@@ -92,13 +93,21 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         state: dict[str, Any] | None = None
         if ranks.first:
+            # later, its own checkpoint is all it needs
+            fork = None if any(run.checkpoints.glob("*.pt")) else fork_of(recipe, run)
+            if fork:
+                fork.require_fit(recipe, parts.sparsifier.phases, data.fingerprint)
+                entry["fork"] = fork.provenance(recipe)
             stack.enter_context(run.locked())
             if resume:
                 _check_continuity(run, entry)
-                state = _last_state(run, recipe)
                 run.record_provenance(entry)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+            if fork:
+                fork.prepare(run, dict(parts.metadata))
+            if resume or fork:
+                state = _last_state(run, recipe)
             if wrong:
                 files.write_text(run.corrupted_labels, wrong.csv())
         _describe(recipe, run, ready, train_loader.kind, warnings)
@@ -108,7 +117,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
         # only one process reads the state: others might fall back to the previous file, or not see this machine's files
-        _fit(recipe, run, parts, resume, ranks.from_first(state), stop_asked)
+        _fit(recipe, run, parts, resume or recipe.fork is not None, ranks.from_first(state), stop_asked)
 
 
 def assemble(
@@ -181,6 +190,9 @@ def _fit(
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if parts.cost is not None:
             summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
+        if first and recipe.fork:
+            summary["fork"] = next(entry["fork"] for entry in run.provenance() if "fork" in entry)
+            del summary["fork"]["source"]
         for tracker in tracking:
             tracker.finish(summary)
         if first:

@@ -15,6 +15,7 @@ from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.schema import (
     Block,
+    CheckpointBlock,
     CosineSchedule,
     DataBlock,
     EMABlock,
@@ -147,6 +148,8 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     problems += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
     if ema:
         problems += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]
+    if keeping := _valid(TypeAdapter(CheckpointBlock), given.get("checkpoint", {})):
+        problems += [problem_at(root, ("checkpoint", key), text) for key, text in keeping.problems(epochs)]
     if misfits:
         return problems
     _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)

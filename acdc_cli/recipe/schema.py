@@ -499,9 +499,17 @@ class CheckpointBlock(Block):
     """Keep the model of every phase end in checkpoints/, not only the last sparse and the last dense one."""
     keep_every: PositiveInt | None = None
     """Also keep the model, and its masks in masks/, every so many epochs. Default: never."""
+    keep_states: list[Epochs] = []
+    """Keep the whole state after so many epochs, `[85]` or `[85%]` of the run, for `acdc train --fork`."""
     keep_masks_every: PositiveInt | None = None
     """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
     ends and with kept models."""
+
+    def problems(self, epochs: int) -> list[tuple[str, str]]:
+        """(key, message) for everything that does not fit a run of `epochs` epochs."""
+        outside = [str(each) for each in self.keep_states if not 0 < epochs_of(each, epochs) < epochs]
+        text = f"{', '.join(outside)}: expected lengths between the start and the end of the run's {epochs} epochs"
+        return [("keep_states", text)] if outside else []
 
 
 class Recipe(Block):
@@ -541,6 +549,11 @@ class Recipe(Block):
     """Epochs between two validations. An epoch that ends a phase, ends the run or keeps its model is always validated;
     the records of other epochs have null validation metrics. `last_phase: dense_best` chooses among validated epochs.
     """
+    fork: Annotated[str | None, Bears.REPETITION] = Field(
+        default=None, pattern=r"^.+@[1-9]\d*$", json_schema_extra={"expected": "RUN@EPOCHS such as resnet50_95-0@85"}
+    )
+    """Start from the state that another run kept after so many epochs (`checkpoint.keep_states`): RUN@EPOCHS, where RUN
+    is the run's directory, absolute or relative to the folder that holds this run. `acdc train --fork` sets it."""
     sync_bn: bool = False
     """Compute batch-norm statistics over the batch of all GPUs together, for parts of a few images. It costs time at
     every layer; on one GPU it makes no difference."""
@@ -554,6 +567,11 @@ class Recipe(Block):
     and saved as sparse-ema.safetensors and dense-ema.safetensors. Default: none."""
     track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
     checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
+
+    @property
+    def forked_after(self) -> int:
+        """Epochs that the source of a fork had trained; 0: the run starts from the beginning."""
+        return int(self.fork.rpartition("@")[2]) if self.fork else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value, defaults included: what resolved.yaml holds."""

@@ -13,6 +13,7 @@ from typing import Any
 from acdc_cli import files
 from acdc_cli.errors import RunError
 
+_STATE = "after-"
 _KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
 
 
@@ -67,6 +68,21 @@ class RunDir:
     def kept_masks(self) -> list[Kept]:
         """The masks saved at the end of each phase that had masks, and as often as `checkpoint` says, oldest first."""
         return _kept(self.masks)
+
+    def kept_state(self, epochs: int) -> Path:
+        """Folder of the state after so many epochs (`checkpoint.keep_states`), with the models made until then."""
+        return self.checkpoints / f"{_STATE}{epochs:04d}"
+
+    def kept_states(self) -> list[int]:
+        """Epochs trained at each kept state, in order."""
+        return sorted(
+            int(last.parent.name.removeprefix(_STATE)) for last in self.checkpoints.glob(f"{_STATE}*/last.pt")
+        )
+
+    def models(self) -> list[Path]:
+        """The files that `model_file` may name, as far as they exist."""
+        kinds = ("sparse", "dense", "sparse-ema", "dense-ema")
+        return [file for kind in kinds if (file := self.model_file(kind)).exists()]
 
     def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:
         """Make the directory of a new run.

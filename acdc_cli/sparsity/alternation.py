@@ -33,10 +33,12 @@ class AlternationBlock(TargetBlock):
     """Length of the last dense phase, which ends in the dense model."""
     last_sparse_epochs: Epochs = 15
     """Length of the last phase. It ends in the sparse model, or with another `last_phase` in the dense one."""
-    last_phase: Literal["sparse", "dense_best", "dense_last"] = "sparse"
+    last_phase: Literal["sparse", "dense_best", "dense_last", "both"] = "sparse"
     """`dense_best` and `dense_last` replace the last sparse phase: they fine-tune the dense model with the best
     validation top-1 after the warm-up, or the dense model of the last dense epoch (P1 3.2, 4). The sparse model is then
-    that of the sparse phase before."""
+    that of the sparse phase before. `both`: the last sparse phase, then as many epochs at the same learning rates and
+    resolutions that fine-tune the dense model of the last dense epoch, from zero momentum; `epochs` counts them, too.
+    """
 
     @model_validator(mode="after")
     def _lengths_given_once(self) -> Self:
@@ -90,23 +92,37 @@ class AlternationBlock(TargetBlock):
         sparse_epochs, dense_epochs = self.lengths
         rounds = (self._middle(epochs) + dense_epochs) // (sparse_epochs + dense_epochs)
         middle: list[PhaseLength] = [("sparse", sparse_epochs), ("dense", dense_epochs)] * rounds
-        return in_turn(("dense", warmup), *middle[:-1], ("dense", last_dense), (self._last_kind, last))
+        fine_tuning: list[PhaseLength] = [("dense", epochs - self.course(epochs))]
+        return in_turn(("dense", warmup), *middle[:-1], ("dense", last_dense), (self._last_kind, last), *fine_tuning)
+
+    def course(self, epochs: int) -> int:
+        """Epochs of the run without those that `both` adds to fine-tune the dense model."""
+        if self.last_phase != "both":
+            return epochs
+        # the last that, with its own last phase, does not exceed the run
+        return next(n for n in range(epochs, -1, -1) if n + epochs_of(self.last_sparse_epochs, n) <= epochs)
+
+    def clock(self, progress: float, epochs: int) -> tuple[float, int]:
+        """Fine-tuning after the last sparse phase repeats the clock of that phase."""
+        course = self.course(epochs)
+        return progress - (epochs - course) * (progress >= course), course
 
     @property
     def _last_kind(self) -> Literal["sparse", "dense"]:
-        return "sparse" if self.last_phase == "sparse" else "dense"
+        return "sparse" if self.last_phase in ("sparse", "both") else "dense"
 
     def _fixed(self, epochs: int) -> tuple[int, int, int]:
         """Epochs of the warm-up, of the last dense phase and of the last phase."""
+        course = self.course(epochs)
         return (
-            epochs_of(self.warmup_epochs, epochs),
-            epochs_of(self.last_dense_epochs, epochs),
-            epochs_of(self.last_sparse_epochs, epochs),
+            epochs_of(self.warmup_epochs, course),
+            epochs_of(self.last_dense_epochs, course),
+            epochs_of(self.last_sparse_epochs, course),
         )
 
     def _middle(self, epochs: int) -> int:
         """Epochs between the warm-up and the last dense phase; negative if these alone do not fit."""
-        return epochs - sum(self._fixed(epochs))
+        return self.course(epochs) - sum(self._fixed(epochs))
 
     def _fits(self, epochs: int) -> bool:
         middle, (sparse, dense) = self._middle(epochs), self.lengths

@@ -30,6 +30,16 @@ class Cell:
     overrides: tuple[str, ...]
     """`--set` arguments applied to the study's base."""
 
+    @property
+    def source(self) -> tuple[str, int] | None:
+        """Key of the study's run that it forks, and after how many of its epochs."""
+        fork = next((each.removeprefix("fork=") for each in self.overrides if each.startswith("fork=")), None)
+        # keys have no slashes; the path of another run has
+        if fork is None or "/" in fork:
+            return None
+        key, _, epochs = fork.rpartition("@")
+        return key, int(epochs)
+
 
 @dataclass(frozen=True)
 class Value:
@@ -49,6 +59,16 @@ class Adjustment:
 
 
 @dataclass(frozen=True)
+class Forking:
+    """The runs with the values `where` fork those with the values `run` that have the same value on all other axes."""
+
+    where: Mapping[str, Name]
+    run: Mapping[str, Name]
+    after: int
+    """Epochs that the forked run has trained."""
+
+
+@dataclass(frozen=True)
 class Grid:
     axes: Mapping[str, tuple[Value, ...]]
     common: Mapping[str, Any]
@@ -59,6 +79,8 @@ class Grid:
     """Runs that have all values of one of these are left out."""
     adjustments: tuple[Adjustment, ...] = ()
     """Settings that override those of the axes."""
+    forks: tuple[Forking, ...] = ()
+    """Runs that start from the state of others; a run forks at most one."""
 
     def cells(self) -> list[Cell]:
         """The cells of the grid; the last axis changes fastest."""
@@ -101,6 +123,9 @@ class Grid:
         own += [setting for each in self.adjustments if _has(values, each.where) for setting in each.settings.items()]
         # keys that choose the kind of a block come last: setting them drops the keys that only the other kind has
         own.sort(key=lambda setting: setting[0] in _KINDS)
+        own += [
+            ("fork", f"{key_of({**names, **each.run})}@{each.after}") for each in self.forks if _has(values, each.where)
+        ]
         overrides = [override(key, value) for key, value in [*self.common.items(), *own]]
         return Cell(key_of(names), names, tuple(overrides))
 

@@ -92,12 +92,12 @@ def paper_items() -> list[ItemBlock]:
 def costs(items: list[ItemBlock]) -> list[Cost]:
     """The cost of each item. Plans every different run once, which takes minutes for all items."""
     from acdc_cli import console
-    from acdc_cli.studies.study_plan import Costs
+    from acdc_cli.studies.study_plan import Costs, own_epochs
 
     price, found = Costs(), []
     with console.progress("planning") as bar:
         for item in bar.track(items, description="planning"):
             recipes = item.recipes()
             flops = sum(price(recipe)[0] for recipe in recipes)
-            found.append(Cost(sum(recipe.epochs for recipe in recipes), flops))
+            found.append(Cost(sum(map(own_epochs, recipes)), flops))
     return found

@@ -151,6 +151,8 @@ class RunQueue:
                 run = RunDir(row.directory)
                 if run.finished:
                     self._put(db, row.key, "done")
+                elif self._lacks_its_source(db, row):
+                    continue
                 # the run of a killed sweep may not have ended yet
                 elif row.key in under_way or not run.in_use:
                     db.execute(
@@ -160,6 +162,18 @@ class RunQueue:
                     )
                     return self._select(db, "SELECT * FROM runs WHERE key = ?", row.key)[0]
         return None
+
+    def _lacks_its_source(self, db: sqlite3.Connection, row: Row) -> bool:
+        """Whether it forks a run that has not kept the state yet; if that run has failed for good, so has this one."""
+        if row.cell.source is None or RunDir(row.directory).resolved.exists():
+            return False
+        key, after = row.cell.source
+        if after in RunDir(self._directory(key)).kept_states():
+            return False
+        if any(source.state == "failed" for source in self._select(db, "SELECT * FROM runs WHERE key = ?", key)):
+            error = f"{key}, which it forks, has failed"
+            db.execute("UPDATE runs SET state = 'failed', owner = NULL, error = ? WHERE key = ?", (error, row.key))
+        return True
 
     def beat(self, owner: Owner) -> set[str]:
         """Records that `owner` is alive. Returns the keys of its runs: another process may have taken some over."""

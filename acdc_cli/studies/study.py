@@ -17,11 +17,11 @@ from acdc_cli.recipe import shipped
 from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.explain import explain, in_words, problem_at, unknown_name
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.schema import Block, Recipe, epochs_of
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_text
-from acdc_cli.studies.grid import Adjustment, Cell, Grid, Name, Value
+from acdc_cli.studies.grid import Adjustment, Cell, Forking, Grid, Name, Value
 
 Scalar = bool | int | float | str | None
 
@@ -78,6 +78,19 @@ class AdjustmentBlock(Block):
     """Values of axes; a run with all of them is adjusted."""
     set: dict[str, Any]
     """Recipe keys, as for `--set`; they override those of the axes."""
+
+
+class ForkBlock(Block):
+    where: dict[str, Scalar] = Field(
+        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `model: finetuned`"}
+    )
+    """Values of axes; a run with all of them is a fork."""
+    run: dict[str, Scalar] = Field(
+        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `model: sparse`"}
+    )
+    """The forked run has these values instead, and otherwise the same."""
+    after: PositiveInt
+    """Epochs after which it is forked; `checkpoint.keep_states` keeps its state there."""
 
 
 class SelectionBlock(Block):
@@ -137,6 +150,8 @@ class StudyBlock(Block):
     """Combinations to leave out."""
     adjust: list[AdjustmentBlock] = []
     """Keys needed only by some combinations, for example a method's own key at one sparsity."""
+    fork: list[ForkBlock] = []
+    """Runs that start from a kept state of others, which are trained first."""
     budget: BudgetBlock = BudgetBlock()
     analyses: dict[str, AnalysisBlock] = {}
     """Analyses that draw the study's figures: `acdc analyze NAME --study STUDY` runs them."""
@@ -170,9 +185,24 @@ class Study:
                 for line in str(e).splitlines():
                     misfits.setdefault(line, []).append(cell.key)
         lines = [f"{_some(keys)}: {line}" for line, keys in misfits.items()] or _repeated(recipes)
+        lines = lines or self._stateless(recipes)
         if lines:
             raise RecipeError(_told(lines))
         return recipes
+
+    def _stateless(self, recipes: Mapping[str, Recipe]) -> list[str]:
+        """Forks of runs that do not exist or will not keep the state."""
+        lines = []
+        for cell in self._cells:
+            if cell.source is None:
+                continue
+            key, after = cell.source
+            source = recipes.get(key)
+            if source is None:
+                lines.append(f"{cell.key}: it would fork {key}, which is not a run of the study")
+            elif after not in [epochs_of(each, source.epochs) for each in source.checkpoint.keep_states]:
+                lines.append(f"{cell.key}: {key} keeps no state after {after} epochs; set checkpoint.keep_states there")
+        return lines
 
     @cached_property
     def _cells(self) -> list[Cell]:
@@ -241,6 +271,7 @@ def _grid(block: StudyBlock) -> Grid:
         common=block.set,
         zipped=tuple(map(tuple, block.zip)),
         excluded=tuple(_names(each) for each in block.exclude),
+        forks=tuple(Forking(_names(each.where), _names(each.run), each.after) for each in block.fork),
         adjustments=tuple(Adjustment(_names(each.where), each.set) for each in block.adjust),
     )
 
@@ -295,6 +326,9 @@ def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
         yield from _misfits_of_names(root, block, ("exclude", number), each)
     for number, adjustment in enumerate(block.adjust):
         yield from _misfits_of_names(root, block, ("adjust", number, "where"), adjustment.where)
+    for number, fork in enumerate(block.fork):
+        for key in ("where", "run"):
+            yield from _misfits_of_names(root, block, ("fork", number, key), getattr(fork, key))
     for label, analysis in block.analyses.items():
         yield from _misfits_of_analysis(root, block, label, analysis)
 

@@ -31,8 +31,9 @@ class PlannedRun:
     overrides: tuple[str, ...]
     state: State
     epochs: int
+    """That it trains itself: a fork's source has trained the others."""
     train_flops: float
-    """Training FLOPs of the whole run, as counted by `acdc plan`."""
+    """Training FLOPs of these epochs, as counted by `acdc plan`."""
     train_ratio: float
     """Ratio to dense training on the same images."""
 
@@ -80,7 +81,11 @@ class Costs:
         unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
         if unseeded not in self._known:
             priced = plan(recipe)
-            self._known[unseeded] = float(priced.totals.train_flops), priced.totals.train_ratio, priced.warnings
+            flops, ratio = float(priced.totals.train_flops), priced.totals.train_ratio
+            if recipe.forked_after:
+                own = ratio - priced.epochs[recipe.forked_after - 1].cost
+                flops, ratio = flops * own / ratio, own
+            self._known[unseeded] = flops, ratio, priced.warnings
         return self._known[unseeded]
 
 
@@ -99,7 +104,7 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
     for cell in [*study.cells(), *added]:
         flops, ratio, warnings = costs(recipes[cell.key])
         state = states.get(cell.key) or _state(RunDir(folder / "runs" / cell.key))
-        runs.append(PlannedRun(cell.key, cell.axes, cell.overrides, state, recipes[cell.key].epochs, flops, ratio))
+        runs.append(PlannedRun(cell.key, cell.axes, cell.overrides, state, own_epochs(recipes[cell.key]), flops, ratio))
         for warning in warnings:
             doubts.setdefault(warning, []).append(cell.key)
     told = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
@@ -109,12 +114,17 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
 def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:
     """Raises RecipeError if the study's runs exceed its budget."""
     limits, recipes = study.budget.limits(), list(recipes)
-    total: dict[str, float] = {"runs": len(recipes), "epochs": sum(recipe.epochs for recipe in recipes)}
+    total: dict[str, float] = {"runs": len(recipes), "epochs": sum(map(own_epochs, recipes))}
     if "train_flops" in limits:
         costs = Costs()
         total["train_flops"] = sum(costs(recipe)[0] for recipe in recipes)
     if over := over_budget(total, limits):
         raise RecipeError("\n".join(over))
+
+
+def own_epochs(recipe: Recipe) -> int:
+    """Epochs that the run trains: a fork's begin where it was forked."""
+    return recipe.epochs - recipe.forked_after
 
 
 def over_budget(total: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from acdc_cli import files
 from acdc_cli.runs.run_dir import Kept, RunDir
 from acdc_cli.training import checkpoint
 from acdc_cli.training.parts import Parts
@@ -36,6 +38,13 @@ class Products:
                 self._save_final(kind, metadata)
             self.phase_ends[kind] = record
             print_phase_end(record)
+
+    def copy_models(self, folder: Path) -> None:
+        """Copies the models made so far: those of the same names may follow."""
+        with files.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for model in self._run.models():
+                files.copy(model, folder / model.name)
 
     def _save_final(self, kind: str, metadata: Mapping[str, Any]) -> None:
         """Saves the run's result of this kind, unless another phase of the kind follows, and its average."""

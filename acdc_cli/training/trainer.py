@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, Stopped
+from acdc_cli.recipe.schema import epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
@@ -64,6 +66,7 @@ class Trainer:
         self._products = Products(parts, run)
         self._requests = Requests(parts.ranks, parts.checkpoint.every_minutes, stop_asked)
         self._progress = RunProgress(parts.epochs, parts.train.steps, 0)
+        self._kept_states = {epochs_of(length, parts.epochs) for length in parts.checkpoint.keep_states}
         parts.sparsifier.attach(parts.optimizer, MethodServices(parts))
 
     def fit(self) -> dict[str, Any]:
@@ -88,6 +91,8 @@ class Trainer:
             phase_ends = parts.sparsifier.phases.ends(self._epoch)
             self._epoch, self._step = self._epoch + 1, 0
             self._running.begin()
+            if self._epoch in self._kept_states:
+                self._save(self._run.kept_state(self._epoch))
             if phase_ends or self._epoch % parts.checkpoint.every_epochs == 0:
                 self._save_if_finite()
         self._requests.settle()
@@ -219,12 +224,15 @@ class Trainer:
         if not self._latest_losses().bad:
             self._save()
 
-    def _save(self) -> None:
+    def _save(self, folder: Path | None = None) -> None:
+        """folder: for a state to keep; None: the place of the latest checkpoint."""
         average = self._parts.average
         with average.aside() if average else nullcontext():
             state = self.state_dict()
             if self._parts.ranks.first:
-                checkpoint.save_state(self._run.checkpoints, state)
+                if folder:
+                    self._products.copy_models(folder)
+                checkpoint.save_state(folder or self._run.checkpoints, state)
         self._requests.saved()
 
     def _latest_losses(self) -> Losses:

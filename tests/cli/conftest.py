@@ -79,3 +79,14 @@ def finished(recipe: Path, _finished: tuple[Path, Result]) -> Finished:
 def finished_dense(recipe: Path, _finished_dense: tuple[Path, Result]) -> Finished:
     """The same with one epoch of dense training."""
     return _copying(*_finished_dense)
+
+
+@pytest.fixture(scope="session")
+def _finished_with_state(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> tuple[Path, Result]:
+    return _trained(tmp_path_factory.mktemp("state"), digits, "checkpoint.keep_states=[5]")
+
+
+@pytest.fixture
+def finished_with_state(recipe: Path, _finished_with_state: tuple[Path, Result]) -> Finished:
+    """The same with its state after five epochs."""
+    return _copying(*_finished_with_state)

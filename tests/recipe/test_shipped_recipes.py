@@ -59,6 +59,7 @@ P1_ACDC = [
         "mobilenetv1_90_depthwise_dense",
         "resnet50_50",
         "resnet50_2to4",
+        "resnet50_90_both",
         "resnet50_90_finetune",
         "resnet50_90_short_dense",
         "resnet50_90_uniform",

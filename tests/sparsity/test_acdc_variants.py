@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import RunSize
-from acdc_cli.schedule.time import Moment
+from acdc_cli.schedule.time import Moment, Phase
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.acdc import Config, Method
 
@@ -327,3 +328,48 @@ def test_the_best_model_and_how_good_it_is_survive_a_restart() -> None:
     assert resumed.calls == []
     resumed.start(4)
     assert resumed.values() == best
+
+
+def test_both_repeats_the_last_phase_and_its_clock_with_the_dense_model() -> None:
+    # as P1's: 100 epochs with a last dense phase of 10 and a last sparse one of 15, and 15 more
+    block = config(last_phase="both", warmup_epochs=10)
+    alone = config(warmup_epochs=10)
+    assert block.phases(115).phases[:-1] == alone.phases(100).phases
+    assert block.phases(115).phases[-1] == Phase("dense", 100, 115)
+    assert [block.clock(at, 115) for at in (0, 84.5, 85, 99.5, 100, 100.5, 114)] == [
+        (at, 100) for at in (0, 84.5, 85, 99.5, 85, 85.5, 99)
+    ]
+    shares = config(last_phase="both", warmup_epochs=10, last_sparse_epochs="15%")
+    assert shares.phases(115) == block.phases(115)
+    assert [alone.clock(at, 100) for at in (0, 99.5)] == [(0, 100), (99.5, 100)]
+
+
+@pytest.mark.parametrize("dense_sparsity", [0.0, 0.25])
+def test_both_fine_tunes_the_dense_model_of_the_last_dense_epoch(dense_sparsity: float) -> None:
+    """Dense 0, sparse 1, dense 2, sparse 3, dense 4-5, sparse 6-7, fine-tuned 8-9."""
+    run = Run(epochs=10, last_phase="both", last_dense_epochs=2, last_sparse_epochs=2, dense_sparsity=dense_sparsity)
+    ends = []
+    for epoch in range(8):
+        run.start(epoch)
+        run.step(epoch, [1.0] * 10)
+        run.end(epoch, top1=0.5)
+        ends.append((run.values(), run.living()))
+    assert run.calls == ["snapshot"]
+    assert ends[7] != ends[5]
+    run.start(8)
+    assert run.calls == ["snapshot", "restore"]
+    assert (run.values(), run.living()) == ends[5]
+    assert run.momentum() == [0.0] * 10
+    run.step(8, [1.0] * 10)
+    run.start(9)
+    assert run.calls == ["snapshot", "restore"]
+    assert "best" not in run.method.state_dict()
+
+
+@pytest.mark.parametrize(("last_phase", "epoch"), [("both", 6), ("both", 8), ("dense_best", 6)])
+def test_a_fork_without_the_dense_model_that_it_should_fine_tune_is_refused(last_phase: str, epoch: int) -> None:
+    run = Run(
+        epochs=10 if last_phase == "both" else 8, last_phase=last_phase, last_dense_epochs=2, last_sparse_epochs=2
+    )
+    with pytest.raises(RecipeError, match=f"last_phase: {last_phase} fine-tunes a dense model .* use dense_last"):
+        run.start(epoch)

@@ -19,7 +19,7 @@ from acdc_cli.studies.study import Study, load_study
 
 NAMES = shipped.study_names()
 HEAD = "name: foo\nbase: demo\n"
-TOP = "name, base, set, axes, zip, exclude, adjust, budget, analyses"
+TOP = "name, base, set, axes, zip, exclude, adjust, fork, budget, analyses"
 VALUE = "a number, text, true, false, null or {label: NAME, set: {KEY: VALUE, …}}"
 
 
@@ -361,8 +361,11 @@ def test_the_demo_is_short_and_has_the_budget_to_double_two_sparsities_lengths_t
         ("section4", "variant=2%3A4", "resnet50_2to4", []),
         ("section4", "variant=first%20and%20last%20dense%2095%20%25", "resnet50_95_first_last_dense", []),
         ("section4", "variant=dense%20phases%20of%202%20epochs%2090%20%25", "resnet50_90_short_dense", []),
-        ("pairs", "model=sparse,sparsity=0.9", "resnet50_90", []),
-        ("pairs", "model=finetuned,sparsity=0.9", "resnet50_90_finetune", []),
+        ("pairs", "model=sparse,sparsity=0.9", "resnet50_90", ["checkpoint.keep_states=[85]"]),
+        (
+            "pairs", "model=finetuned,sparsity=0.9", "resnet50_90_finetune",
+            ["sparsity.last_phase=dense_last", "fork=model=sparse,sparsity=0.9,seed=0@85"],
+        ),
         ("pairs", "model=gmp,sparsity=0.8", "gmp_resnet50_80", []),
         ("memorisation", "sparsity=0.95", "cifar10_resnet20_95_corrupt_labels", []),
         ("cifar100", "phases=20%20and%2020,sparsity=0.75", "cifar100_wideresnet_75", []),

@@ -104,7 +104,7 @@ def test_a_run_saves_the_files_that_its_forecast_names(
 ) -> None:
     run = MiniRun(tmp_path / "run", 7, method, checkpoint=checkpoint)
     run.fit()
-    recipe: Any = SimpleNamespace(checkpoint=CheckpointBlock(**checkpoint))
+    recipe: Any = SimpleNamespace(checkpoint=CheckpointBlock(**checkpoint), forked_after=0)
     forecast = Forecast("run", recipe, lambda: run.sparsifier.phases)
     folder = run.directory.path
     assert [folder / each.file for each in forecast.masks] == [each.file for each in run.directory.kept_masks()]

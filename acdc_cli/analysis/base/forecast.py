@@ -47,12 +47,13 @@ class Forecast:
     @property
     def results(self) -> list[Path]:
         """The dense and the sparse model with which it ends."""
-        kinds = dict.fromkeys(phase.kind for phase in self.phases.phases)
+        kinds = dict.fromkeys(phase.kind for phase in self.phases.phases if phase.end > self.recipe.forked_after)
         return [RunDir(Path()).model_file(kind) for kind in kinds if kind != "ramp"]
 
     def _every(self, epochs: int | None) -> set[int]:
         return set(range(epochs - 1, self.phases.epochs, epochs)) if epochs else set()
 
     def _kept(self, folder: Path, epochs: set[int]) -> list[Kept]:
-        kinds = {epoch: self.phases.at(epoch).kind for epoch in sorted(epochs)}
+        own = sorted(epoch for epoch in epochs if epoch >= self.recipe.forked_after)
+        kinds = {epoch: self.phases.at(epoch).kind for epoch in own}
         return [Kept(epoch, kind, folder / Kept.name(epoch, kind)) for epoch, kind in kinds.items()]

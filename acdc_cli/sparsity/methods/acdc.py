@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import model_validator
 from torch import Tensor
 
+from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
@@ -79,7 +80,7 @@ class Method(Sparsifier[Config]):
         """Filters that had weights before the current dense phase, if it clips gradients."""
         self._best_top1 = -1.0
         self._best: dict[str, Tensor] = {}
-        """The dense model with that top-1, until `dense_best` fine-tunes it; else empty."""
+        """The dense model that `dense_best` or `both` will fine-tune; else empty."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -89,14 +90,21 @@ class Method(Sparsifier[Config]):
 
     def on_epoch_start(self, moment: Moment) -> None:
         phase = self.phases.at(moment.epoch)
+        if self._is_kept_in(moment.epoch) and not self._best:
+            raise RecipeError(
+                f"sparsity.last_phase: {self.config.last_phase} fine-tunes a dense model of earlier epochs, which this "
+                "run did not keep: it was forked too late or not validated; use dense_last"
+            )
         if phase.start != moment.epoch:
             return
         if phase.kind == "sparse":
             self._compress(moment)
-        elif phase.end == self.epochs:
-            self._fine_tune()
-        elif moment.epoch > 0:
+            return
+        if moment.epoch > 0 and self.phases.at(moment.epoch - 1).kind == "sparse":
             self._decompress()
+        if phase.end == self.epochs and self._best:
+            self.training.restore(self._best)
+            self._best, self._living = {}, {}
 
     def on_gradients(self, moment: Moment) -> bool:
         clip_filters(self.masked, self._living)
@@ -104,9 +112,12 @@ class Method(Sparsifier[Config]):
 
     def on_epoch_end(self, moment: Moment, metrics: Mapping[str, float]) -> None:
         phase = self.phases.at(moment.epoch)
-        competes = phase.kind == "dense" and phase.start > 0 and phase.end < self.epochs
-        if self.config.last_phase == "dense_best" and competes and metrics.get("top1", -1.0) > self._best_top1:
+        if phase.kind != "dense" or phase.start == 0 or phase.end == self.epochs:
+            return
+        if self.config.last_phase == "dense_best" and metrics.get("top1", -1.0) > self._best_top1:
             self._best_top1, self._best = metrics["top1"], self.training.snapshot()
+        if self.config.last_phase == "both" and phase.end == moment.epoch + 1 == self.phases.phases[-3].end:
+            self._best = self.training.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -120,7 +131,7 @@ class Method(Sparsifier[Config]):
 
     def later_bytes(self, model: int) -> int:
         dense_masks = self.masked.total if self.config.dense_sparsity else 0
-        return dense_masks + (model if self.config.last_phase == "dense_best" else 0)
+        return dense_masks + (model if self.config.last_phase in ("dense_best", "both") else 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -129,6 +140,12 @@ class Method(Sparsifier[Config]):
         self._living = _cloned(state.get("living", {}))
         if best := state.get("best"):
             self._best_top1, self._best = best["top1"], _cloned(best["model"])
+
+    def _is_kept_in(self, epoch: int) -> bool:
+        """Whether the dense model to be fine-tuned is known when this epoch starts."""
+        *_, before, last = self.phases.phases
+        first = {"dense_best": last.start, "both": before.start}.get(self.config.last_phase, self.epochs)
+        return first <= epoch <= last.start
 
     def _compress(self, moment: Moment) -> None:
         self._living = {}
@@ -147,11 +164,6 @@ class Method(Sparsifier[Config]):
             self.masked.fill()
         if self.config.reset_momentum:
             self.masked.reset_momentum()
-
-    def _fine_tune(self) -> None:
-        if self.config.last_phase == "dense_best":
-            self.training.restore(self._best)
-            self._best = {}
 
 
 def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
