@@ -185,7 +185,8 @@ def test_neurips21_is_p1s_data_and_says_which_item_of_the_paper_it_is(name: str)
     assert shipped.description(shipped.find(name)).startswith(
         ("P1, Table ", "P1, Tables ", "P1, Figure ", "P1, section ")
     )
-    assert (recipe.epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
+    _, course = recipe.sparsity.clock(0, recipe.epochs)
+    assert (course, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
         100, 256, 0.0, False,
     )  # fmt: skip
     assert (recipe.data.resolution, recipe.precision) == (224, "fp16")
