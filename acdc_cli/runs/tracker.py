@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -51,6 +53,8 @@ class Wandb(Tracker):
     No step is logged twice, whatever the process: `wandb-step` holds the last one.
     The first failure is reported once and ends the mirroring; the run continues, and metrics.jsonl is complete.
     """
+
+    _COMPLETE = "the run continues, and metrics.jsonl has every number"
 
     def __init__(self, block: TrackBlock, run: RunDir, name: str, config: dict[str, Any], mode: WandbMode) -> None:
         self._run: Any = None
@@ -106,6 +110,22 @@ class Wandb(Tracker):
     def finish(self, summary: dict[str, Any]) -> None:
         self._attempt(lambda: self._run.summary.update(summary))
 
+    def publish(self, report: Report) -> None:
+        """The report's files as an artifact, its tables and figures as media of the run."""
+        self._attempt(lambda: self._publish(report))
+
+    def _publish(self, report: Report) -> None:
+        import wandb
+
+        media: dict[str, Any] = {file.stem: wandb.Image(str(file)) for file in sorted(report.folder.glob("*.png"))}
+        for name, (columns, rows) in report.tables.items():
+            media[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._run.log(media)
+        # W&B allows fewer characters than file names do
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", report.name), type="report")
+        artifact.add_dir(str(report.folder))
+        self._run.log_artifact(artifact)
+
     def close(self, failed: bool = False) -> None:
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
 
@@ -119,7 +139,7 @@ class Wandb(Tracker):
 
     def _lost(self, error: Exception) -> None:
         self._run = None
-        console.warn(f"W&B is not available ({error}); the run continues, and metrics.jsonl has every number")
+        console.warn(f"W&B is not available ({error}); {self._COMPLETE}")
 
 
 def _identity(path: Path) -> str:
@@ -136,8 +156,37 @@ def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) 
         if (mode := wandb_mode(block.wandb)) != "disabled":
             mirror = [Wandb(block, run, name, config, mode)]
     except ImportError as error:
-        console.warn(f"W&B is not available ({error}); the run continues, and metrics.jsonl has every number")
+        console.warn(f"W&B is not available ({error}); {Wandb._COMPLETE}")
     return [JsonLines(run.metrics), *mirror]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's report, as W&B gets it."""
+
+    name: str
+    folder: Path
+    """Its files; the figures are PNG files there."""
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
+    """Columns and rows by name."""
+
+
+class _ReportRun(Wandb):
+    """The W&B run of a study's reports: the same for each, so that the artifact gets versions."""
+
+    _COMPLETE = "the report is complete"
+
+
+def publish_report(block: TrackBlock, study: Path, report: Report) -> None:
+    """Gives W&B a study's report, in the study's group, unless `block` disables it. Never fails."""
+    try:
+        if (mode := wandb_mode(block.wandb)) == "disabled":
+            return
+        mirror = _ReportRun(block.model_copy(update={"group": study.name}), RunDir(study), report.name, {}, mode)
+        mirror.publish(report)
+        mirror.close()
+    except ImportError as error:
+        console.warn(f"W&B is not available ({error}); {_ReportRun._COMPLETE}")
 
 
 def wandb_mode(asked: Literal["auto", "online", "offline", "disabled"]) -> WandbMode:

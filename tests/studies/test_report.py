@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -421,3 +422,36 @@ def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path
     assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
     places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}
     assert places == {0.9, 0.95}
+
+
+def test_wandb_gets_the_report_as_it_gets_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offline = [replace(each, overrides=("track.wandb=offline", "track.project=mine")) for each in DONE]
+    made = study(tmp_path / "mirrored", offline)
+    report(str(made))
+    assert "W&B" not in capsys.readouterr().err
+    identity = (made / "wandb-id").read_text()
+    (file,) = made.glob("wandb/offline-run-*/*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    (run,) = [row["run"] for row in rows if row["type"] == "run"]
+    assert (run["run_id"], run["project"], run["run_group"]) == (identity, "mine", "mirrored")
+    (artifact,) = [row["artifact"] for row in rows if row.get("artifact", {}).get("type") == "report"]
+    assert artifact["name"] == "mirrored-report"
+    sent = {each["path"] for each in artifact["manifest"]["contents"]}
+    assert sent == {each.name for each in (made / "report").iterdir()}
+    drawn = {each.stem.rpartition("_")[0] for each in made.glob("wandb/offline-run-*/files/media/images/*.png")}
+    assert {"panels_0", "pareto_0"} <= drawn
+    (path, *_) = sorted(made.glob("wandb/offline-run-*/files/media/table/last_epoch_*.json"))
+    columns = json.loads(path.read_text())
+    (expected,) = [each for each in write._tables(summarise("mirrored", of_study(made))) if each.name == "last_epoch"]
+    assert columns["columns"] == [column.name for column in expected.columns]
+    assert columns["data"] == [[cell.text for cell in row] for row in expected.rows]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_that_does_not_use_wandb_gives_it_no_report(tmp_path: Path) -> None:
+    made = study(tmp_path / "alone", DONE)
+    report(str(made))
+    assert not (made / "wandb").exists()
+    assert not (made / "wandb-id").exists()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from acdc_cli import files
 from acdc_cli.analysis.base.plotting import png, svg
+from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.runs import tracker
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results
 from acdc_cli.studies.report import charts, tables
@@ -66,7 +68,20 @@ def report(source: str, out: Path | None = None) -> Report:
         files.write_text(out / f"{table.name}.csv", table.csv())
     files.write_text(out / "report.md", _markdown(summary, tables, svgs))
     files.write_text(out / "index.html", _page(summary, tables, svgs, _links(summary, study, out)))
+    _publish(summary, study.resolve(), out, tables)
     return Report(out, facts(summary), [run.key for run in summary.missing])
+
+
+def _publish(summary: Summary, study: Path, out: Path, tables: Sequence[Table]) -> None:
+    """W&B gets the report as it gets the runs, by the `track` block of the first run that has begun."""
+    recipe = next(run.recipe for run in summary.runs if run.recipe)
+    shown = {
+        table.name: ([column.name for column in table.columns], [[cell.text for cell in row] for row in table.rows])
+        for table in tables
+    }
+    tracker.publish_report(
+        TrackBlock.model_validate(recipe["track"]), study, tracker.Report(f"{summary.name}-report", out, shown)
+    )
 
 
 def _tables(summary: Summary) -> list[Table]:
