@@ -99,7 +99,7 @@ class Lengthening:
         """accuracy: of a finished run. cost: one value for each limit. misfit: why a cell cannot be run, or None."""
         self._queue, self._limits = queue, limits
         self._accuracy, self._cost, self._misfit = accuracy, cost, misfit
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self) -> list[str]:
         """Returns messages about the runs added and, once each, about those not added."""
@@ -108,8 +108,8 @@ class Lengthening:
         self._wanted(self._queue.rows(), [])
         added = self._queue.grow(lambda rows: self._wanted(rows, said))
         new = [f"{key} was added: accuracy still rises with the length" for key in added]
-        unsaid = [text for text in said if text not in self._told]
-        self._told |= set(unsaid)
+        unsaid = [text for text in said if text not in self._reported]
+        self._reported |= set(unsaid)
         return new + unsaid
 
     def _wanted(self, rows: Sequence[Row], said: list[str]) -> list[Cell]:

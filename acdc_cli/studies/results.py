@@ -124,7 +124,7 @@ def of_runs(folders: Sequence[Path]) -> list[Run]:
             raise RunError(
                 f"{run.path} is not a run directory: it has no resolved.yaml; name one that `acdc train` made"
             )
-    return _told_apart(runs)
+    return _distinguished(runs)
 
 
 def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: str | None) -> Run:
@@ -153,7 +153,7 @@ def _json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
+def _distinguished(runs: Sequence[Run]) -> list[Run]:
     """The runs with axes derived from their recipes."""
     keys = {run.key: _bearing(run) for run in runs}
     # phase lengths follow from the run's length, unless there are two sets of them for one length

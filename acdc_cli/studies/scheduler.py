@@ -190,5 +190,5 @@ def _how(code: int) -> str:
 def _last_words(log: Path, start: int) -> str:
     """The error message at the end of the run's log, otherwise its last lines. start: byte offset of this attempt."""
     lines = [line for line in log.read_bytes()[start:].decode(errors="replace").splitlines() if line.strip()]
-    told = next((i for i, line in enumerate(lines) if line.startswith("error: ")), max(0, len(lines) - _SAID))
-    return "\n".join(lines[told:]) or "no output"
+    start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), max(0, len(lines) - _SAID))
+    return "\n".join(lines[start:]) or "no output"

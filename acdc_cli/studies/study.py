@@ -187,7 +187,7 @@ class Study:
         lines = [f"{_some(keys)}: {line}" for line, keys in misfits.items()] or _repeated(recipes)
         lines = lines or self._stateless(recipes)
         if lines:
-            raise RecipeError(_told(lines))
+            raise RecipeError(_shortened(lines))
         return recipes
 
     def _stateless(self, recipes: Mapping[str, Recipe]) -> list[str]:
@@ -232,10 +232,10 @@ def load_study(source: str | Path) -> Study:
 
 
 def _refusal(problems: Sequence[Problem]) -> RecipeError:
-    return RecipeError(_told([str(each) for each in sorted(problems, key=lambda problem: problem.place.line or 0)]))
+    return RecipeError(_shortened([str(each) for each in sorted(problems, key=lambda problem: problem.place.line or 0)]))
 
 
-def _told(lines: Sequence[str]) -> str:
+def _shortened(lines: Sequence[str]) -> str:
     more = [f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "\n".join([*lines[:_SHOWN], *more])
 
