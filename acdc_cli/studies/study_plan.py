@@ -107,8 +107,8 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
         runs.append(PlannedRun(cell.key, cell.axes, cell.overrides, state, own_epochs(recipes[cell.key]), flops, ratio))
         for warning in warnings:
             doubts.setdefault(warning, []).append(cell.key)
-    warnings = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
-    return SweepPlan(study.name, str(folder), runs, study.budget.limits(), study.until_converged, warnings)
+    shown = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
+    return SweepPlan(study.name, str(folder), runs, study.budget.limits(), study.until_converged, shown)
 
 
 def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:

@@ -20,7 +20,7 @@ EXECUTION = {
     "data.loader",
     "data.val_batch_size",
 }
-REPETITION = {"name", "seed"}
+REPETITION = {"name", "seed", "fork"}
 
 
 def test_every_key_of_the_schema_has_a_class_and_those_that_may_differ_are_these() -> None:

@@ -35,7 +35,7 @@ sparsity:
 OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.index("sparsity") :]
 TOP = (
     "extends, name, epochs, seed, device, threads, precision, compile, channels_last, deterministic, "
-    "eval_every, sync_bn, model, data, task, "
+    "eval_every, fork, sync_bn, model, data, task, "
     "optim, sparsity, ema, track, checkpoint"
 )
 SGD = (
