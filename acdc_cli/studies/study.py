@@ -232,7 +232,9 @@ def load_study(source: str | Path) -> Study:
 
 
 def _refusal(problems: Sequence[Problem]) -> RecipeError:
-    return RecipeError(_shortened([str(each) for each in sorted(problems, key=lambda problem: problem.place.line or 0)]))
+    return RecipeError(
+        _shortened([str(each) for each in sorted(problems, key=lambda problem: problem.place.line or 0)])
+    )
 
 
 def _shortened(lines: Sequence[str]) -> str:
