@@ -94,10 +94,10 @@ def costs(items: list[ItemBlock]) -> list[Cost]:
     from acdc_cli import console
     from acdc_cli.studies.study_plan import Costs, own_epochs
 
-    price, found = Costs(), []
+    price, totals = Costs(), []
     with console.progress("planning") as bar:
         for item in bar.track(items, description="planning"):
             recipes = item.recipes()
             flops = sum(price(recipe)[0] for recipe in recipes)
-            found.append(Cost(sum(map(own_epochs, recipes)), flops))
-    return found
+            totals.append(Cost(sum(map(own_epochs, recipes)), flops))
+    return totals
