@@ -101,13 +101,15 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             stack.enter_context(run.locked())
             if resume:
                 _check_continuity(run, entry)
-                run.record_provenance(entry)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
             if fork:
                 fork.prepare(run, dict(parts.metadata))
             if resume or fork:
                 state = _last_state(run, recipe)
+            if resume:
+                # last, because a refused run stays as it was
+                run.record_provenance(entry)
             if wrong:
                 files.write_text(run.corrupted_labels, wrong.csv())
         _describe(recipe, run, ready, train_loader.kind, warnings)
