@@ -20,9 +20,10 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.training import checkpoint
+from acdc_cli.training.parts import Parts
 
-_SHAPE = ("model", "optim.name", "sparsity.method")
-"""Keys that decide what a state consists of."""
+_SHAPE = ("model", "optim.name", "optim.decay_norm_and_bias", "sparsity.method", "sparsity.keep_dense", "ema")
+"""Keys, or blocks, that decide what a state consists of."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class Fork:
             )
         before, now = self._recipe(), bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
         for key in sorted(before.keys() | now.keys()):
-            if key.startswith(_SHAPE) and before.get(key) != now.get(key):
+            differs = before.get(key) != now.get(key)
+            # momentum may change, but has no state where it is 0
+            if (key.startswith(_SHAPE) and differs) or (
+                key == "optim.momentum" and bool(before.get(key)) != bool(now.get(key))
+            ):
                 raise RunError(
                     f"{key}: {before.get(key)} in {path}, {now.get(key)} here; a fork has the model, the optimiser and "
                     "the method of its source. To start from its weights alone, set model.weights"
@@ -74,10 +79,10 @@ class Fork:
                     f"change only what comes after {self.epochs} epochs"
                 )
 
-    def prepare(self, run: RunDir, metadata: dict[str, Any]) -> None:
+    def prepare(self, run: RunDir, parts: Parts) -> None:
         """Makes `run` a run that can be resumed after `epochs` epochs. May be repeated if it was interrupted.
 
-        metadata: of the new run's checkpoints. Raises CheckpointError if the state is damaged.
+        Raises CheckpointError if the state is damaged.
         """
         folder = self.source.kept_state(self.epochs)
         state = checkpoint.load_state(folder)
@@ -88,14 +93,23 @@ class Fork:
             if kept.epoch < self.epochs:
                 files.copy(kept.file, run.masks / kept.file.name)
         files.write_text(run.metrics, "".join(json.dumps(record) + "\n" for record in self._records()))
+        _take_settings(state["optimizer"]["param_groups"], parts.optimizer.state_dict()["param_groups"])
         # last, because a run with a checkpoint is resumed and no longer prepared
-        checkpoint.save_state(run.checkpoints, {**state, "metadata": metadata})
+        checkpoint.save_state(run.checkpoints, {**state, "metadata": dict(parts.metadata)})
 
     def _records(self) -> list[dict[str, Any]]:
         return [record for record in self.source.records() if record["epoch"] < self.epochs]
 
     def _recipe(self) -> dict[str, Any]:
         return bearing(load(self.source.resolved).as_dict(), MAY_CHANGE_ON_RESUME)
+
+
+def _take_settings(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """The fork's weight decay, momentum and so on replace the source's, which an optimiser would load; the learning
+    rate is set at each step."""
+    for before, now in zip(saved, own, strict=True):
+        assert before["params"] == now["params"]
+        before.update({key: value for key, value in now.items() if key != "lr"})
 
 
 def fork_of(recipe: Recipe, run: RunDir) -> Fork | None:
@@ -129,4 +143,4 @@ def forked(fork: str, source: str | None, overrides: Sequence[str], out: Path | 
     out = out or Path("runs") / f"{name}-{recipe.seed}"
     # relative, so that both can be moved together
     relative = os.path.relpath(parent.path, out.parent)
-    return source, [*overrides, f"name={name}", f"fork={relative}@{epochs}"], out
+    return source, [*overrides, f"name={name}", f"fork={json.dumps(f'{relative}@{epochs}')}"], out

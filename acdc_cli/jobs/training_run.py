@@ -104,7 +104,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             else:
                 run.start(find(source).read_text(), resolved_yaml(recipe), entry)
             if fork:
-                fork.prepare(run, dict(parts.metadata))
+                fork.prepare(run, parts)
             if resume or fork:
                 state = _last_state(run, recipe)
             if resume:

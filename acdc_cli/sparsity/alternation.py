@@ -100,7 +100,8 @@ class AlternationBlock(TargetBlock):
         if self.last_phase != "both":
             return epochs
         # the last that, with its own last phase, does not exceed the run
-        return next(n for n in range(epochs, -1, -1) if n + epochs_of(self.last_sparse_epochs, n) <= epochs)
+        fitting = (n for n in range(epochs, 0, -1) if n + epochs_of(self.last_sparse_epochs, n) <= epochs)
+        return next(fitting, 0)
 
     def clock(self, progress: float, epochs: int) -> tuple[float, int]:
         """Fine-tuning after the last sparse phase repeats the clock of that phase."""
@@ -131,12 +132,14 @@ class AlternationBlock(TargetBlock):
     def _misfit(self, epochs: int) -> str:
         warmup, last_dense, last = self._fixed(epochs)
         middle, (sparse, dense) = self._middle(epochs), self.lengths
+        tuning = f", then {last} of fine-tuning" if self.last_phase == "both" else ""
         fitting = ", ".join(str(sparse + number * (sparse + dense)) for number in range(3))
         shorter = next((total for total in range(epochs - 1, 0, -1) if self._fits(total)), None)
         longer = next((total for total in range(epochs + 1, epochs + _SEARCHED_EPOCHS) if self._fits(total)), None)
         totals = " or ".join(str(total) for total in (shorter, longer) if total is not None)
         return (
             f"{epochs} epochs leave {max(middle, 0)} between the warm-up ({warmup}) and the last phases ({last_dense} "
-            f"dense and {last} {self._last_kind}); sparse phases of {sparse} with dense phases of {dense} between them "
-            f"take {fitting}, … epochs: change a length" + (f", or train {totals} epochs" if totals else "")
+            f"dense and {last} {self._last_kind}{tuning}); sparse phases of {sparse} with dense phases of {dense} "
+            f"between them take {fitting}, … epochs: change a length"
+            + (f", or train {totals} epochs" if totals else "")
         )

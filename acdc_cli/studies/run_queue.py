@@ -164,14 +164,18 @@ class RunQueue:
         return None
 
     def _lacks_its_source(self, db: sqlite3.Connection, row: Row) -> bool:
-        """Whether it forks a run that has not kept the state yet; if that run has failed for good, so has this one."""
+        """Whether it forks a run that has not kept the state yet; if that run never will, this one has failed, too."""
         if row.cell.source is None or RunDir(row.directory).resolved.exists():
             return False
         key, after = row.cell.source
         if after in RunDir(self._directory(key)).kept_states():
             return False
-        if any(source.state == "failed" for source in self._select(db, "SELECT * FROM runs WHERE key = ?", key)):
+        error = None
+        if RunDir(self._directory(key)).finished:
+            error = f"{key}, which it forks, kept no state after {after} epochs; move its folder away to train it again"
+        elif any(source.state == "failed" for source in self._select(db, "SELECT * FROM runs WHERE key = ?", key)):
             error = f"{key}, which it forks, has failed"
+        if error:
             db.execute("UPDATE runs SET state = 'failed', owner = NULL, error = ? WHERE key = ?", (error, row.key))
         return True
 

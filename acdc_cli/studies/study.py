@@ -8,153 +8,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.explain import explain, in_words, problem_at, unknown_name
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Block, Recipe, epochs_of
+from acdc_cli.recipe.schema import Recipe, epochs_of
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_text
 from acdc_cli.studies.grid import Adjustment, Cell, Forking, Grid, Name, Value
-
-Scalar = bool | int | float | str | None
+from acdc_cli.studies.study_schema import (
+    AnalysisBlock,
+    AxisValue,
+    BudgetBlock,
+    LabelledBlock,
+    LengthsBlock,
+    Scalar,
+    StudyBlock,
+    Values,
+    name_of,
+)
 
 _SHOWN = 20
 """Largest number of problems reported at once."""
 _LONGEST = 200
 """Largest number of characters in a run's key; file names may have 255."""
-
-
-class LabelledBlock(Block):
-    label: str | int | float
-    """Name of the value in tables and directories."""
-    set: dict[str, Any]
-    """Recipe keys, as for `--set`, and their values."""
-
-
-AxisValue = Annotated[
-    Scalar | LabelledBlock,
-    Field(json_schema_extra={"expected": "a number, text, true, false, null or {label: NAME, set: {KEY: VALUE, …}}"}),
-]
-Values = list[AxisValue]
-
-
-class LengthsBlock(Block):
-    values: Values
-    until_converged: bool = False
-    """For the axis `epochs`: double the longest length, series by series, as long as the validation accuracy still
-    rises by more than one standard deviation over the seeds and the budget allows it."""
-
-
-Axis = Annotated[
-    Values | LengthsBlock,
-    Field(json_schema_extra={"expected": "a list of values, or a block with the keys values, until_converged"}),
-]
-
-
-class BudgetBlock(Block):
-    """Limits on all runs of the study together, including those added by `until_converged`."""
-
-    runs: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    train_flops: PositiveFloat | None = None
-    """Training FLOPs as counted by `acdc plan`."""
-
-    def limits(self) -> dict[str, float]:
-        """The limits that are set."""
-        return {key: limit for key, limit in self.model_dump().items() if limit is not None}
-
-
-class AdjustmentBlock(Block):
-    where: dict[str, Scalar] = Field(
-        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `sparsity: 0.98`"}
-    )
-    """Values of axes; a run with all of them is adjusted."""
-    set: dict[str, Any]
-    """Recipe keys, as for `--set`; they override those of the axes."""
-
-
-class ForkBlock(Block):
-    where: dict[str, Scalar] = Field(
-        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `model: finetuned`"}
-    )
-    """Values of axes; a run with all of them is a fork."""
-    run: dict[str, Scalar] = Field(
-        min_length=1, json_schema_extra={"expected": "at least one axis and a value of it, such as `model: sparse`"}
-    )
-    """The forked run has these values instead, and otherwise the same."""
-    after: PositiveInt
-    """Epochs after which it is forked; `checkpoint.keep_states` keeps its state there."""
-
-
-class SelectionBlock(Block):
-    where: dict[
-        str,
-        Annotated[
-            Scalar | list[Scalar], Field(json_schema_extra={"expected": "a value of the axis, or a list of values"})
-        ],
-    ] = {}
-    """Axes and their values; runs with one of the values on each axis are taken. Default: all runs."""
-    file: str | None = None
-    """Files of these runs instead of the runs: `dense.safetensors`, or several with `*` and `?`, such as
-    `checkpoints/epoch-0?99-*.safetensors`."""
-
-    def takes(self, cell: Cell) -> bool:
-        return all(cell.axes[axis] in names for axis, names in self.names().items())
-
-    def names(self) -> dict[str, list[Name]]:
-        """The values of each axis as tables have them."""
-        lists = {axis: given if isinstance(given, list) else [given] for axis, given in self.where.items()}
-        return {axis: [_name(value) for value in values] for axis, values in lists.items()}
-
-
-class AnalysisBlock(Block):
-    """An analysis of the study's runs; `acdc sweep` refuses a study whose runs would not save what it reads."""
-
-    analysis: str | None = None
-    """Its name in `acdc analyze`. Default: the key of this block."""
-    runs: list[SelectionBlock] = Field(
-        [SelectionBlock()], min_length=1, json_schema_extra={"expected": "a list of blocks with the keys where, file"}
-    )
-    """Runs and files, in the order in which the analysis takes them."""
-    set: dict[str, Any] = {}
-    """Options of the analysis, as for `acdc analyze --set`."""
-
-
-class StudyBlock(Block):
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        json_schema_extra={
-            "expected": "a name of at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
-        },
-    )
-    """Name of the study directory: studies/<name>."""
-    base: str
-    """A recipe: a path relative to this file, or the name of one that ships with acdc."""
-    set: dict[str, Any] = {}
-    """Recipe keys, as for `--set`, for all runs."""
-    axes: dict[str, Axis] = Field(
-        min_length=1, json_schema_extra={"expected": "at least one axis such as `seed: [0, 1, 2]`"}
-    )
-    """An axis is any key accepted by `--set`; or `sparsity`, whose values are `dense` or a fraction; or any other name,
-    whose values each have a `label` and a `set`. There is a run for every combination."""
-    zip: list[list[str]] = []
-    """Axes that advance together: the first value of one goes with the first of the other."""
-    exclude: list[dict[str, Scalar]] = []
-    """Combinations to leave out."""
-    adjust: list[AdjustmentBlock] = []
-    """Keys needed only by some combinations, for example a method's own key at one sparsity."""
-    fork: list[ForkBlock] = []
-    """Runs that start from a kept state of others, which are trained first."""
-    budget: BudgetBlock = BudgetBlock()
-    analyses: dict[str, AnalysisBlock] = {}
-    """Analyses that draw the study's figures: `acdc analyze NAME --study STUDY` runs them."""
 
 
 @dataclass(frozen=True)
@@ -191,17 +73,22 @@ class Study:
         return recipes
 
     def _stateless(self, recipes: Mapping[str, Recipe]) -> list[str]:
-        """Forks of runs that do not exist or will not keep the state."""
+        """Forks of two runs, and of runs that do not exist or will not keep the state."""
         lines = []
         for cell in self._cells:
             if cell.source is None:
                 continue
             key, after = cell.source
             source = recipes.get(key)
-            if source is None:
+            if sum(each.startswith("fork=") for each in cell.overrides) > 1:
+                lines.append(f"{cell.key}: it would fork several runs; let one entry of `fork` match it")
+            elif source is None:
                 lines.append(f"{cell.key}: it would fork {key}, which is not a run of the study")
             elif after not in [epochs_of(each, source.epochs) for each in source.checkpoint.keep_states]:
                 lines.append(f"{cell.key}: {key} keeps no state after {after} epochs; set checkpoint.keep_states there")
+            elif after <= source.forked_after:
+                # without this, runs could wait for each other
+                lines.append(f"{cell.key}: {key} is itself a fork after {source.forked_after} epochs; fork it later")
         return lines
 
     @cached_property
@@ -288,20 +175,15 @@ def _until_converged(block: StudyBlock) -> bool:
 
 
 def _names(values: Mapping[str, Scalar]) -> dict[str, Name]:
-    return {axis: _name(value) for axis, value in values.items()}
-
-
-def _name(value: Scalar) -> Name:
-    """The value as written in the file."""
-    return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else value
+    return {axis: name_of(value) for axis, value in values.items()}
 
 
 def _value(axis: str, given: AxisValue) -> Value:
     if isinstance(given, LabelledBlock):
         return Value(given.label, given.set)
     if axis != "sparsity":
-        return Value(_name(given), {axis: given})
-    return Value(_name(given), {"sparsity.method": "dense"} if given == "dense" else {"sparsity.target": given})
+        return Value(name_of(given), {axis: given})
+    return Value(name_of(given), {"sparsity.method": "dense"} if given == "dense" else {"sparsity.target": given})
 
 
 def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
@@ -328,6 +210,8 @@ def _misfits(root: Entry, block: StudyBlock) -> Iterator[Problem]:
         yield from _misfits_of_names(root, block, ("exclude", number), each)
     for number, adjustment in enumerate(block.adjust):
         yield from _misfits_of_names(root, block, ("adjust", number, "where"), adjustment.where)
+    if block.fork and _until_converged(block):
+        yield problem_at(root, ("fork",), "runs that `until_converged` adds cannot be forks; leave out one of them")
     for number, fork in enumerate(block.fork):
         for key in ("where", "run"):
             yield from _misfits_of_names(root, block, ("fork", number, key), getattr(fork, key))
@@ -350,8 +234,8 @@ def _misfits_of_names(root: Entry, block: StudyBlock, path: KeyPath, values: Map
     for axis, value in values.items():
         if axis not in block.axes:
             yield problem_at(root, (*path, axis), _no_axis(axis, list(block.axes)))
-        elif _name(value) not in (known := [_value(axis, given).name for given in _values(block, axis)]):
-            yield problem_at(root, (*path, axis), unknown_name(_name(value), [str(name) for name in known]))
+        elif name_of(value) not in (known := [_value(axis, given).name for given in _values(block, axis)]):
+            yield problem_at(root, (*path, axis), unknown_name(name_of(value), [str(name) for name in known]))
 
 
 def _no_axis(axis: str, names: list[str]) -> str:

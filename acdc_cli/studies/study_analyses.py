@@ -19,7 +19,8 @@ from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.studies.grid import Cell, override
 from acdc_cli.studies.results import folder_of
-from acdc_cli.studies.study import AnalysisBlock, Study, load_study
+from acdc_cli.studies.study import Study, load_study
+from acdc_cli.studies.study_schema import AnalysisBlock
 
 _CLASSES = 10
 """Any number: phases do not depend on it."""

@@ -233,7 +233,8 @@ class Trainer:
                 if folder:
                     self._products.copy_models(folder)
                 checkpoint.save_state(folder or self._run.checkpoints, state)
-        self._requests.saved()
+        if folder is None:
+            self._requests.saved()
 
     def _latest_losses(self) -> Losses:
         """The epoch's losses so far, over all ranks; the host waits for the device.

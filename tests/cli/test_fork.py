@@ -12,6 +12,7 @@ from command import Acdc, Finished
 from safetensors import safe_open
 
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.training import checkpoint
 
 # dense 0, sparse 1, dense 2, sparse 3, dense 4, sparse 5
 KEPT = ("--set", "checkpoint.keep_states=[5]")
@@ -61,6 +62,18 @@ def test_a_fork_equals_an_undisturbed_run_of_its_schedule_to_the_bit(acdc: Acdc,
     assert entry["fork"]["source"] == RunDir(source).provenance()
 
 
+def test_a_fork_has_the_weight_decay_and_the_momentum_of_its_own_recipe(acdc: Acdc, source: Path) -> None:
+    words = ("--set", "optim.weight_decay=0.25", "--set", "optim.momentum=0.5", "--out", "runs/decayed")
+    assert acdc("train", "--fork", f"{source}@5", *words).exit_code == 0
+    state = checkpoint.load_state(RunDir(Path("runs/decayed")).checkpoints)
+    assert state is not None
+    groups = state["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+    assert {group["momentum"] for group in groups} == {0.5}
+    assert acdc("train", "--fork", f"{source}@5", "--out", "runs/plain").exit_code == 0
+    assert records("runs/decayed")[5]["train_loss"] != records("runs/plain")[5]["train_loss"]
+
+
 def test_a_fork_that_was_interrupted_resumes_without_its_source(acdc: Acdc, source: Path) -> None:
     assert acdc("train", "--fork", f"{source}@5").exit_code == 0
     fork = RunDir(Path("runs/small-after-5-0"))
@@ -92,6 +105,13 @@ def test_a_fork_that_died_while_it_was_prepared_is_prepared_again(acdc: Acdc, so
         ("", [], "expected RUN@EPOCHS, such as runs/resnet50_95-0@85"),
         ("@5", ["epochs=4", "checkpoint.keep_states=[]"], "nothing is left to train of 4 epochs"),
         ("@5", ["model.name=resnet20"], "model.name: resnet8 in runs/small-0, resnet20 here; a fork has the model"),
+        (
+            "@5",
+            ["sparsity.keep_dense=[first]"],
+            "sparsity.keep_dense: ['first', 'last'] in runs/small-0, ['first'] here",
+        ),
+        ("@5", ["optim.momentum=0"], "optim.momentum: 0.9 in runs/small-0, 0.0 here"),
+        ("@5", ["ema.decay=0.9"], "a fork has the model, the optimiser and the method of its source"),
         (
             "@5",
             ["sparsity.warmup_epochs=2", "epochs=7"],
@@ -160,6 +180,16 @@ def test_a_study_trains_the_run_before_its_fork_and_pays_its_epochs_once(acdc: A
             "checkpoint.keep_states: 6: expected lengths between the start and the end of the run's 6 epochs",
         ),
         ("run: {model: sparse}", "run: {model: gmp}", 'fork[0].run.model: expected finetuned or sparse, found "gmp"'),
+        (
+            "where: {model: finetuned}",
+            "where: {seed: 1}",
+            "model=sparse,seed=1: model=sparse,seed=1 is itself a fork after 5 epochs; fork it later",
+        ),
+        (
+            "after: 5}",
+            "after: 5}\n  - {where: {seed: 1, model: finetuned}, run: {model: sparse}, after: 5}",
+            "model=finetuned,seed=1: it would fork several runs",
+        ),
         (
             "fork:",
             "exclude: [{model: sparse}]\nfork:",

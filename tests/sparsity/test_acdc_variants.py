@@ -373,3 +373,12 @@ def test_a_fork_without_the_dense_model_that_it_should_fine_tune_is_refused(last
     )
     with pytest.raises(RecipeError, match=f"last_phase: {last_phase} fine-tunes a dense model .* use dense_last"):
         run.start(epoch)
+
+
+def test_both_in_a_run_too_short_is_refused_in_words() -> None:
+    block = config(last_phase="both", warmup_epochs=10)
+    for epochs, fitting in ((1, "55"), (10, "55"), (114, "105 or 115")):
+        [(key, message)] = block.errors(RunSize(epochs))
+        assert key == "sparse_epochs"
+        assert "(10 dense and 15 sparse, then 15 of fine-tuning)" in message
+        assert message.endswith(f"train {fitting} epochs")

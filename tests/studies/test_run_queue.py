@@ -21,7 +21,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import owner as owners
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.owner import Owner, is_gone
-from acdc_cli.studies.run_queue import Row, RunQueue
+from acdc_cli.studies.run_queue import TRIES, Row, RunQueue
 
 ME = Owner.this_process()
 ELSEWHERE = Owner("elsewhere", 1, "another-boot", 1)
@@ -245,6 +245,38 @@ def test_who_is_alone_with_the_ledger_is(queue: RunQueue, monkeypatch: pytest.Mo
     monkeypatch.setattr("acdc_cli.studies.run_queue._PATIENCE", 0.01)
     with queue.alone(), pytest.raises(RunError, match="database is locked"), RunQueue(queue._path).alone():
         pass
+
+
+def test_a_fork_waits_for_the_state_of_its_source(tmp_path: Path) -> None:
+    queue = RunQueue(tmp_path / "ledger.sqlite")
+    queue.add([Cell("fork", {}, ("fork=source@5",)), Cell("source", {}, ())])
+    source = claimed(queue)
+    assert source.key == "source"
+    assert queue.claim(ME) is None
+    state = RunDir(source.directory).kept_state(5)
+    state.mkdir(parents=True)
+    assert queue.claim(ME) is None, "the folder is there before the state"
+    (state / "last.pt").touch()
+    assert claimed(queue).key == "fork"
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"), [(True, "source, which it forks, kept no state after 5 epochs"), (False, "has failed")]
+)
+def test_a_fork_of_a_run_that_will_never_keep_the_state_fails(tmp_path: Path, finished: bool, said: str) -> None:
+    queue = RunQueue(tmp_path / "ledger.sqlite")
+    queue.add([Cell("fork", {}, ("fork=source@5",)), Cell("source", {}, ())])
+    for _ in range(1 if finished else TRIES):
+        source = claimed(queue)
+        if finished:
+            summarise(source)
+            queue.finish(source.key, ME)
+        else:
+            queue.fail(source.key, ME, "it broke")
+    assert queue.claim(ME) is None
+    fork = queue.rows()[0]
+    assert fork.state == "failed"
+    assert said in str(fork.error)
 
 
 def test_a_damaged_ledger_says_what_to_do(tmp_path: Path) -> None:
