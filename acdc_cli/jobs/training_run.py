@@ -64,6 +64,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 
 def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
     launcher = os.getppid()
+    ranks.limit_waiting(recipe.distributed.timeout_minutes)
     if ranks.first:
         if resume:
             _check_resumable(run, recipe)

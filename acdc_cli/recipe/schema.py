@@ -512,6 +512,12 @@ class CheckpointBlock(Block):
         return [("keep_states", text)] if outside else []
 
 
+class DistributedBlock(Block):
+    timeout_minutes: PositiveFloat = 10.0
+    """How long a process of several waits for another that hangs, once training has begun (30 minutes before), until
+    it ends; all then restart from the last checkpoint."""
+
+
 class Recipe(Block):
     name: Annotated[str, Bears.REPETITION] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
@@ -567,6 +573,7 @@ class Recipe(Block):
     and saved as sparse-ema.safetensors and dense-ema.safetensors. Default: none."""
     track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
     checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
+    distributed: Annotated[DistributedBlock, Bears.NOTHING] = DistributedBlock()
 
     @property
     def forked_after(self) -> int:
