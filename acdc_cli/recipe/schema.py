@@ -504,6 +504,9 @@ class CheckpointBlock(Block):
     keep_masks_every: PositiveInt | None = None
     """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
     ends and with kept models."""
+    requeue: bool = False
+    """In a Slurm job that is to be signalled before its end (`#SBATCH --signal=USR1@120`): once saved, requeue the job,
+    whose command needs `--resume auto`."""
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
