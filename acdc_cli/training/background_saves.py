@@ -37,7 +37,9 @@ class BackgroundSaves:
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Copies the state and begins to write it into the folder, after the one in flight has been written."""
         self.wait()
-        copy = self._copy(state, ())
+        # memory that a validation allocates could not be written again after it
+        with torch.inference_mode(False):
+            copy = self._copy(state, ())
         on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         copied = torch.cuda.current_stream().record_event() if on_gpu else None
         self._writing = threading.Thread(target=self._write, args=(folder, copy, copied), daemon=True)

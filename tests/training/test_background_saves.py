@@ -71,6 +71,18 @@ def test_the_next_state_waits_for_the_one_that_is_being_written(
     assert saved == [1, 2]
 
 
+def test_a_state_may_be_saved_within_a_validation_and_after_it(tmp_path: Path) -> None:
+    weight = torch.zeros(2)
+    with BackgroundSaves() as saves:
+        with torch.inference_mode():
+            saves.save(tmp_path, {"weight": weight, "sums": torch.zeros(2)})
+        weight += 1
+        saves.save(tmp_path, {"weight": weight, "sums": torch.ones(2)})
+    state = checkpoint.load_state(tmp_path)
+    assert state is not None
+    assert {name: state[name].tolist() for name in ("weight", "sums")} == {"weight": [1.0, 1.0], "sums": [1.0, 1.0]}
+
+
 def test_a_tensor_of_another_shape_takes_new_memory(tmp_path: Path) -> None:
     with BackgroundSaves() as saves:
         for size in (3, 3, 5, 2):
