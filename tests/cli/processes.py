@@ -46,6 +46,13 @@ def together(works: Sequence[Work], folder: Path) -> list[list[End]]:
     ]
 
 
+def environment(rank: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process whose agent keeps the store."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return ranks | meeting
+
+
 def _do(rank: int, works: Sequence[Work], folder: Path, ports: Sequence[int]) -> None:
     import torch
 
@@ -54,9 +61,7 @@ def _do(rank: int, works: Sequence[Work], folder: Path, ports: Sequence[int]) ->
     torch.set_num_threads(1)
     os.chdir(folder)
     for number, (work, port) in enumerate(zip(works, ports, strict=True)):
-        # as torchrun tells a process whose agent keeps the store
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS))
-        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+        os.environ.update(environment(rank, port))
         raised = ""
         console.mute(False)
         try:

@@ -36,7 +36,7 @@ from acdc_cli.jobs.resume_check import differences
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
-from acdc_cli.training import checkpoint, trainer
+from acdc_cli.training import checkpoint, validation
 
 EPOCHS, STEPS, BATCH, VAL = 8, 8, 20, 50
 ANY, SAVING, CALL = "any moment", "while saving", "at a call"
@@ -94,7 +94,7 @@ class Hit:
 
 def watch_training(watch: Watch) -> None:
     """To be called in the process that trains, whose places and steps are then known."""
-    watch.mark(trainer, "evaluate", "validation", then="end of an epoch")
+    watch.mark(validation, "evaluate", "validation", then="end of an epoch")
     watch.mark(JsonLines, "log", "record", then="between record and checkpoint")
     watch.mark(checkpoint, "save_masks", "masks")
     watch.mark(checkpoint, "save_model", "model")
@@ -124,6 +124,7 @@ def watch_training(watch: Watch) -> None:
         watch.begun += 1
         save(folder, state)
         watch.saved = position(state)
+        watch.written += 1
         watch.saving += time.perf_counter() - began
         watch.place = b"between epochs" if before.startswith(b"between") else before
 
@@ -212,10 +213,10 @@ class Campaign:
         folder = self._folder / "runs"
         folder.mkdir()
         draw = random.Random(f"{self._seed} {case.name}")
-        alone = self._training(case, folder / "alone")
+        alone = self.training(case, folder / "alone")
         alone.run(NEVER, draw)
         for moment in moments:
-            killed = self._training(case, folder / "killed")
+            killed = self.training(case, folder / "killed")
             run = RunDir(killed.folder)
             choose = self._choice(case, moment, alone, kills, draw)
             going_on = 0
@@ -229,7 +230,8 @@ class Campaign:
             shutil.rmtree(killed.folder)
         shutil.rmtree(folder)
 
-    def _training(self, case: Case, folder: Path) -> Process:
+    def training(self, case: Case, folder: Path) -> Process:
+        """A run of the case in that folder, which its recipe lies beside."""
         recipe = folder.with_name("recipe.yaml")
         blocks = {name: BASE.get(name, {}) | dict(case.blocks.get(name, {})) for name in BASE.keys() | case.blocks}
         path = {"path": str(self._images if case is WORKERS else self.digits)}
@@ -248,7 +250,7 @@ class Campaign:
             watch = alone.watch
             each, most = watch.saving / watch.begun, max(1, 2 * watch.begun // (kills + 1))
             return lambda: while_saving(draw.randint(1, most), draw.uniform(0, 1.5 * each))
-        counting = self._training(case, alone.folder.with_name("counting"))
+        counting = self.training(case, alone.folder.with_name("counting"))
         counting.run(Moment(chances={}), draw)
         require_twins(RunDir(alone.folder), RunDir(counting.folder))
         return _at_calls(counting.calls(), kills)
@@ -383,12 +385,12 @@ def _grouped(place: str) -> str:
     )
 
 
-def _compile_ffcv(folder: Path) -> None:
+def compile_ffcv(digits: Path) -> None:
     """Once, for all the forks."""
     from acdc_cli.data.ffcv import FFCVLoader
 
     plan = Plan(BATCH, lambda epoch: 28, Crop(PADDED, padding=2), shuffle=True)
-    loader = FFCVLoader(BetonFile(folder / "train.beton"), plan, 1, torch.device("cpu"))
+    loader = FFCVLoader(BetonFile(digits / "train.beton"), plan, 1, torch.device("cpu"))
     loader.warm_up()
     loader.close()
 
@@ -403,7 +405,7 @@ def main() -> None:
     began = time.monotonic()
     campaign = Campaign(asked.folder, asked.seed)
     if asked.extent == "runs":
-        _compile_ffcv(campaign.digits)
+        compile_ffcv(campaign.digits)
     # or a fork could inherit a lock that nobody will give back
     assert threading.active_count() == 1
     {"runs": runs, "sets": sets}[asked.extent](campaign)

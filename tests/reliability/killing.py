@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from faults import FaultySystem
+from faults import Fault, FaultySystem, Killed
 
 from acdc_cli.cli import app
 
@@ -41,6 +41,9 @@ class Watch(ctypes.Structure):
         ("begun", ctypes.c_int64),
         ("saved", ctypes.c_int64),
         ("saving", ctypes.c_double),
+        ("written", ctypes.c_int64),
+        ("armed", ctypes.c_bool),
+        ("struck", ctypes.c_bool),
         ("place", ctypes.c_char * 96),
     ]
     first: int
@@ -53,6 +56,12 @@ class Watch(ctypes.Structure):
     """Step of the run in the last checkpoint whose writing has returned; -1 before."""
     saving: float
     """Seconds it took to write checkpoints."""
+    written: int
+    """Checkpoints whose writing has returned."""
+    armed: bool
+    """Whether the moment of its fault has come."""
+    struck: bool
+    """Whether a call had the fault."""
     place: bytes
 
     @classmethod
@@ -60,7 +69,13 @@ class Watch(ctypes.Structure):
         return cls.from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
 
     def clear(self) -> None:
-        self.first, self.done, self.begun, self.saved, self.saving, self.place = -1, 0, 0, -1, 0.0, b"start"
+        ctypes.memset(ctypes.byref(self), 0, ctypes.sizeof(self))
+        self.first, self.saved, self.place = -1, -1, b"start"
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self.begun > self.written
 
     def mark(self, owner: Any, name: str, place: str, then: str = "") -> None:
         """While that function runs the process is at `place`, afterwards at `then`, or else where it was."""
@@ -109,6 +124,25 @@ class KillingSystem(FaultySystem):
         return None
 
 
+class FailingSystem(FaultySystem):
+    """Once its process is armed, and has then made `later` calls that write, the next one has the fault."""
+
+    def __init__(self, folder: Path, watch: Watch, fault: Fault, later: int) -> None:
+        super().__init__(folder, fault, sys.maxsize)
+        self._watch = watch
+        self._later = later
+
+    def call(self, name: str, half: Callable[[], int] | None = None) -> int | None:
+        if self._watch.armed and self._at == sys.maxsize:
+            self._at = len(self.calls) + self._later
+        self._watch.struck |= len(self.calls) >= self._at
+        try:
+            return super().call(name, half)
+        except Killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise
+
+
 @dataclass(frozen=True)
 class Moment:
     """When a process is killed."""
@@ -117,6 +151,9 @@ class Moment:
     """Asked every millisecond by the process that kills."""
     chances: Mapping[str, float] | None = None
     """Of every place and call that writes: there the process kills itself."""
+    fault: Fault | None = None
+    later: int = 0
+    """Calls that write between the process's arming and the fault."""
 
 
 NEVER = Moment()
@@ -127,16 +164,21 @@ def after(seconds: float) -> Moment:
     return Moment(lambda watch: time.monotonic() >= until)
 
 
-def while_saving(number: int, seconds: float) -> Moment:
-    """So long after checkpoint `number`, from 1, was begun."""
+def once(begun: Callable[[Watch], bool], seconds: float) -> Moment:
+    """So long after that came true."""
     until: list[float] = []
 
     def due(watch: Watch) -> bool:
-        if watch.begun >= number and not until:
+        if not until and begun(watch):
             until.append(time.monotonic() + seconds)
         return bool(until) and time.monotonic() >= until[0]
 
     return Moment(due)
+
+
+def while_saving(number: int, seconds: float) -> Moment:
+    """So long after checkpoint `number`, from 1, was begun."""
+    return once(lambda watch: watch.begun >= number, seconds)
 
 
 @dataclass
@@ -148,43 +190,66 @@ class Process:
     """Where it writes."""
     instrument: Callable[[Watch], None]
     """Called in the process, before the command."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What is added to the environment."""
     watch: Watch = field(default_factory=Watch.new)
     seconds: float = 0.0
     """That it lived the last time."""
     start: float = 0.0
     """Of these, the ones before its first step."""
+    _process: int = 0
+    _began: float = 0.0
+    _code: int | None = None
 
     def run(self, moment: Moment, draw: random.Random) -> bool:
         """Was it killed before it was done? Raises AssertionError if it ended by itself, or leaves others behind."""
+        self.begin(moment, draw)
+        while (code := self.code()) is None:
+            if moment.due(self.watch):
+                self.send(signal.SIGKILL)
+            time.sleep(0.001)
+        if code == -signal.SIGKILL:
+            return True
+        assert code == 0, f"{self.arguments} ended with code {code}:\n{self.log.read_text()[-3000:]}"
+        return False
+
+    def begin(self, moment: Moment, draw: random.Random) -> None:
         self.watch.clear()
         self.start = 0.0
         # drawn here, or every fork would die at the same call
         chance = random.Random(draw.random())
-        began = time.monotonic()
-        process = os.fork()
-        if process == 0:
+        self._code = None
+        self._began = time.monotonic()
+        self._process = os.fork()
+        if self._process == 0:
             self._live(moment, chance)
-        ended = 0
-        while not ended:
-            if moment.due(self.watch):
-                os.kill(process, signal.SIGKILL)
-            time.sleep(0.001)
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if not self.start and self.watch.first >= 0:
-                self.start = time.monotonic() - began
-        self.seconds = time.monotonic() - began
-        assert not alive_after(WORKERS_END_WITHIN, process), f"processes live on without {self.arguments}"
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return True
-        assert status == 0, f"{self.arguments} ended with status {status}:\n{self._log.read_text()[-3000:]}"
-        return False
+
+    def code(self) -> int | None:
+        """Its exit code, or the negative number of the signal that killed it; None while it lives.
+
+        Raises AssertionError if it leaves others behind.
+        """
+        if not self.start and self.watch.first >= 0:
+            self.start = time.monotonic() - self._began
+        if self._code is None:
+            ended, status = os.waitpid(self._process, os.WNOHANG)
+            if ended:
+                self._code = os.waitstatus_to_exitcode(status)
+                self.seconds = time.monotonic() - self._began
+                left = alive_after(WORKERS_END_WITHIN, self._process)
+                assert not left, f"processes live on without {self.arguments}"
+        return self._code
+
+    def send(self, number: signal.Signals) -> None:
+        if self._code is None:
+            os.kill(self._process, number)
 
     def calls(self) -> Counter[str]:
         """Of every place and call that writes, how many there were, if the last `moment` had chances."""
         return Counter(json.loads(self._calls.read_text()))
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
@@ -196,10 +261,13 @@ class Process:
         try:
             os.setsid()
             self._speak_to_log()
+            os.environ.update(self.environment)
             # else the workers that it starts would import what started this one, and torch with it
             sys.modules["__main__"] = ModuleType("__main__")
             self.instrument(self.watch)
-            if moment.chances is None:
+            if moment.fault:
+                FailingSystem(self.folder, self.watch, moment.fault, moment.later).__enter__()
+            elif moment.chances is None:
                 for name in ("fsync", "replace", "link"):
                     self.watch.mark_call(name)
             else:
@@ -216,7 +284,7 @@ class Process:
             os._exit(99)
 
     def _speak_to_log(self) -> None:
-        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (1, 2):
             os.dup2(log, stream)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
