@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+# which every deterministic run imports
+import torch._inductor
 from faults import Fault, FaultySystem, Killed
 
 from acdc_cli.cli import app
