@@ -112,6 +112,9 @@ def main() -> None:
 
 def _leave(code: int) -> None:
     """Ends the process at once: unloading torch's modules one by one takes half a second."""
+    # the exit code is known: a signal would only print a traceback
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

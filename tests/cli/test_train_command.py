@@ -559,3 +559,12 @@ def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before
     state = checkpoint.load_state(Path("run/checkpoints"))
     assert state is not None
     assert state["epoch"] == 1
+
+
+def test_ctrl_c_while_a_command_ends_changes_neither_its_exit_code_nor_its_output() -> None:
+    interrupt = "lambda: os.kill(os.getpid(), signal.SIGINT)"
+    lines = ["import atexit, os, signal, sys", f"atexit.register({interrupt})", "sys.argv = ['acdc', '--version']"]
+    code = "\n".join([*lines, "from acdc_cli.cli.app import main", "main()"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("acdc ")

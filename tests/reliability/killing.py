@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, Self
 
 # which every deterministic run imports
-import torch._inductor
+import torch._inductor  # noqa: F401
 from faults import Fault, FaultySystem, Killed
 
 from acdc_cli.cli import app
