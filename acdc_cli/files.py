@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,11 +27,39 @@ _CAUSES = {
     errno.EIO: "the disk reports an input/output error; see the system's log, or choose another disk",
     errno.EMFILE: "too many files are open; raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine; stop other programs",
+    errno.ELOOP: "a symbolic link stands in its place, or links lead in a circle; remove the link",
     errno.ENOLCK: "the file system has no locks; have its lock service started, or choose another place",
+}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 _SEAL = re.compile(rb"\nacdc sha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 78
 _READ_BYTES = 1 << 20
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file to read. Raises OSError at once for a pipe, a device, a socket or a folder, which might never end."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    """An `opener`: a descriptor of a regular file, or OSError."""
+    try:
+        # without O_NONBLOCK, opening a pipe waits for its other end
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.EINVAL, "it is a socket, pipe or device, not a file", path) from error
+    if (kind := stat.S_IFMT(os.fstat(descriptor).st_mode)) != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'special')}, not a file", path)
+    return descriptor
 
 
 @contextmanager
@@ -54,6 +83,8 @@ def replacing(path: Path, error: type[AcdcError] = RunError, keep: Path | None =
     partial = _beside(path, "partial")
     with explained(path, error):
         try:
+            # a link of this name would lead the write to another file
+            partial.unlink(missing_ok=True)
             yield partial
             sync(partial)
             if keep is None or not path.exists():
@@ -218,10 +249,11 @@ def seal_holds(path: Path) -> bool | None:
 def locked(path: Path, busy: AcdcError) -> Iterator[None]:
     """Holds the lock file `path`, or raises `busy` while another process does; the system frees a dead one's lock.
 
-    Raises an error of the class of `busy` if the file system has no locks.
+    What the file holds stays. Raises an error of the class of `busy` if it is a link or not a file, or if the file
+    system has no locks.
     """
     with explained(path, type(busy)):
-        lock = path.open("w")
+        lock = open(path, "ab", opener=_not_through_a_link)  # noqa: SIM115 — closed below
     with lock:
         with explained(path, type(busy)):
             try:
@@ -231,9 +263,13 @@ def locked(path: Path, busy: AcdcError) -> Iterator[None]:
         yield
 
 
+def _not_through_a_link(path: str, flags: int) -> int:
+    return _regular(path, flags | os.O_NOFOLLOW)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds this lock file."""
-    with explained(path), path.open() as lock:
+    with explained(path), open(path, "rb", opener=_not_through_a_link) as lock:
         try:
             # shared, so that two simultaneous checks do not take each other for the holder
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

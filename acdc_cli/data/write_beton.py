@@ -139,6 +139,8 @@ def _write(source: Source, destination: Path, settings: Settings, workers: int, 
     bad_list = destination.with_name(destination.name + ".bad.txt")
     intake = _Intake(source, settings, workers, skip_bad)
     try:
+        # a link of this name would lead the write to another file
+        partial.unlink(missing_ok=True)
         write_beton(partial, intake.samples(), capacity=len(source.labels))
         if intake.bad:
             files.write_text(bad_list, "".join(f"{image.path}\t{image.reason}\n" for image in intake.bad), DataError)

@@ -362,6 +362,19 @@ def test_only_one_process_writes_a_file(tmp_path: Path) -> None:
     write(source, tmp_path / "train.beton", JPEG, workers=0)
 
 
+@pytest.mark.parametrize("name", ["train.beton.lock", "train.beton.partial"])
+def test_writing_follows_no_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "precious").write_text("of somebody else")
+    source = _folder(tmp_path, _pictures(2))
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    if name.endswith("lock"):
+        with pytest.raises(DataError, match="a symbolic link stands in its place"):
+            write(source, tmp_path / "train.beton", JPEG, workers=0)
+    else:
+        write(source, tmp_path / "train.beton", JPEG, workers=0)
+    assert (tmp_path / "precious").read_text() == "of somebody else"
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:
     source = _folder(tmp_path, _pictures(1))
     with pytest.raises(DataError, match=r"cannot be written: (Not a directory|File exists)"):

@@ -181,7 +181,7 @@ def hidden(folder: Path) -> list[str]:
 
 def test_the_bytes_reach_the_disk_before_the_name_does_and_the_name_before_the_end(tmp_path: Path) -> None:
     assert calls_of(tmp_path, lambda folder: files.write_text(folder / "a", "text")) == [
-        *("open", "write", "fsync", "replace", "fsync"),
+        *("unlink", "open", "write", "fsync", "replace", "fsync"),
         "unlink",
     ]
     assert calls_of(tmp_path, lambda folder: log(folder, 1)) == ["open", "truncate", "write", "fsync", "fsync"]

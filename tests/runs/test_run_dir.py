@@ -11,6 +11,7 @@ import pytest
 from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.training.checkpoint import load_state, save_state
 
 
 def started(path: Path) -> RunDir:
@@ -86,6 +87,37 @@ def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
         pass
     with run.locked():
         pass
+
+
+@pytest.mark.parametrize("where", ["train.lock", "nowhere"])
+def test_a_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path: Path, where: str) -> None:
+    (tmp_path / "train.lock").write_text("of somebody else")
+    run = started(tmp_path / "run")
+    (run.checkpoints / ".lock").symlink_to(tmp_path / where)
+    with pytest.raises(RunError, match=r"lock cannot be written: a symbolic link stands in its place"), run.locked():
+        pass
+    assert (tmp_path / "train.lock").read_text() == "of somebody else"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/.last.pt.partial", ".summary.json.partial"])
+def test_no_write_follows_a_link_out_of_the_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "precious").write_text("of somebody else")
+    run = started(tmp_path / "run")
+    with run.locked():
+        (run.path / name).symlink_to(tmp_path / "precious")
+        save_state(run.checkpoints, {})
+        run.finish({})
+    assert (tmp_path / "precious").read_text() == "of somebody else"
+    assert load_state(run.checkpoints) is not None
+
+
+def test_a_lock_leaves_what_its_file_holds(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    (run.checkpoints / ".lock").write_text("of somebody else")
+    with run.locked():
+        assert run.in_use
+    assert (run.checkpoints / ".lock").read_text() == "of somebody else"
 
 
 HOLDER = """
