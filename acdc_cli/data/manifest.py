@@ -208,7 +208,20 @@ def _check_size(beton: Path, manifest: Manifest) -> None:
 
 
 def _check_index(file: BetonFile, manifest: Manifest) -> None:
-    histogram = np.bincount(file.labels, minlength=manifest.classes)
+    classes, counts = len(manifest.class_names), len(manifest.label_histogram)
+    if not manifest.classes == classes == counts:
+        raise DataError(
+            f"{path_of(file.path)}: {manifest.classes} classes, but {classes} names and {counts} counts. "
+            "Write the data set again."
+        )
+    # before they are counted, because the count is as long as the largest label
+    if (beyond := np.flatnonzero(file.labels >= classes)).size:
+        index = int(beyond[0])
+        raise DataError(
+            f"{file.path}: image {index} has class {file.labels[index]}, but the set has {classes} classes, numbered "
+            "from 0. Write the data set again."
+        )
+    histogram = np.bincount(file.labels, minlength=classes)
     if file.samples != manifest.samples or tuple(histogram.tolist()) != manifest.label_histogram:
         raise DataError(f"{file.path}: its labels are not those of its manifest. Write the data set again.")
 
