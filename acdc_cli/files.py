@@ -12,10 +12,11 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from acdc_cli.errors import AcdcError, RunError
+from acdc_cli.errors import AcdcError, NotAFileError, RunError
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space there",
@@ -42,23 +43,29 @@ _SEAL_BYTES = 78
 _READ_BYTES = 1 << 20
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """A file to read. Raises OSError at once for a pipe, a device, a socket or a folder, which might never end."""
+def open_regular(path: str | Path) -> BufferedReader:
+    """A file to read. Raises NotAFileError at once for what might never open or never end, such as a pipe."""
     return open(path, "rb", opener=_regular)
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that `open_regular` opens."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def _regular(path: str, flags: int) -> int:
-    """An `opener`: a descriptor of a regular file, or OSError."""
+    """An `opener`: a descriptor of a regular file, or NotAFileError."""
     try:
         # without O_NONBLOCK, opening a pipe waits for its other end
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        raise OSError(errno.EINVAL, "it is a socket, pipe or device, not a file", path) from error
+        raise NotAFileError(path, "a socket, pipe or device") from error
     if (kind := stat.S_IFMT(os.fstat(descriptor).st_mode)) != stat.S_IFREG:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'special')}, not a file", path)
+        raise NotAFileError(path, _KINDS.get(kind, "something else"))
     return descriptor
 
 
@@ -174,7 +181,7 @@ def append_line(path: Path, line: str) -> None:
     Raises RunError if the line cannot be written; the lines before it are then unchanged.
     """
     with explained(path):
-        lines = path.read_bytes() if path.exists() else b""
+        lines = read_bytes(path) if path.exists() else b""
         whole = lines.rfind(b"\n") + 1
         with path.open("ab") as file:
             file.truncate(whole)
@@ -230,7 +237,7 @@ def sealed(path: Path) -> Iterator[BinaryIO]:
 
 def seal_holds(path: Path) -> bool | None:
     """Whether the file is as `sealed` wrote it; None if it has no seal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.seek(0, os.SEEK_END) - _SEAL_BYTES
         file.seek(max(content, 0))
         seal = _SEAL.fullmatch(file.read())

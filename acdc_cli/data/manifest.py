@@ -137,7 +137,7 @@ def read(beton: Path) -> Manifest:
     """The manifest of a .beton file. Raises DataError if it is missing or damaged."""
     path = path_of(beton)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(files.read_bytes(path))
     except FileNotFoundError as cause:
         raise DataError(
             f"{beton} has no manifest ({path.name}): it was not written by `acdc data write`, or not to the end. "

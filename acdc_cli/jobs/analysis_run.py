@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import __version__, console
+from acdc_cli import __version__, console, files
 from acdc_cli.analysis.base import analyses
 from acdc_cli.analysis.base.findings import Findings, plain
 from acdc_cli.analysis.base.workspace import Workspace
@@ -103,7 +103,7 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
 def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
     """The file name omits the first run, because most folders belong to it."""
     try:
-        there = [subject["name"] for subject in json.loads(file.read_bytes())["subjects"]]
+        there = [subject["name"] for subject in json.loads(files.read_bytes(file))["subjects"]]
     except (OSError, ValueError, LookupError, TypeError):
         # missing, or not our results
         return

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from acdc_cli import console
+from acdc_cli import console, files
 from acdc_cli.data import loaders
 from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import CheckpointError, RunError
@@ -100,6 +100,7 @@ def header_of(file: Path) -> dict[str, Any] | None:
         metadata = read_metadata(file)
     else:
         try:
+            files.open_regular(file).close()
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception:
             # torch's old format cannot be memory-mapped; for any other file `read` explains the problem

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from acdc_cli import files
 from acdc_cli.analysis.base.subject import Kind, Loaded
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
@@ -58,7 +59,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        with self.weights.open("rb") as file:
+        with files.open_regular(self.weights) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property

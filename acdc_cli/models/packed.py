@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from acdc_cli import files
 from acdc_cli.errors import ModelError
 
 MAGIC = b"acdcpck1"
@@ -64,7 +65,7 @@ class _Header(BaseModel):
 def is_packed(path: Path) -> bool:
     """Whether this is a packed file; False if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import pickle
 import pickletools
 import re
@@ -16,7 +17,7 @@ from packaging.version import Version
 from torch import Size, Tensor, nn
 
 from acdc_cli import console, files
-from acdc_cli.errors import ModelError
+from acdc_cli.errors import ModelError, NotAFileError
 from acdc_cli.models import foreign
 from acdc_cli.models.packed import is_packed, unpack
 from acdc_cli.models.tensors import load_tensors, read_header
@@ -112,7 +113,7 @@ def read(path: Path) -> Any:
 
     Raises ModelError if it is missing, damaged or could run code.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ModelError(
             f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
             "packed or torch file"
@@ -125,17 +126,19 @@ def read(path: Path) -> Any:
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors reports a file that may not be read as missing
-        path.open("rb").close()
+        files.open_regular(path).close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
         if is_packed(path):
             kind = "packed"
-            return unpack(path.read_bytes())[0]
+            return unpack(files.read_bytes(path))[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not match")
         return _load_inertly(path)
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
+    except NotAFileError as error:
+        raise ModelError(f"{error}; name a file with weights") from error
     except pickle.UnpicklingError as error:
         # torch's own text is a page about torch.load
         blocked = re.search(r"GLOBAL (\S+)", str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from acdc_cli import files
 from acdc_cli.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
@@ -137,9 +139,10 @@ def read_text(path: Path) -> str:
     """The file's text. Raises RecipeError if it cannot be read or is too long for a recipe."""
     source = shown(path)
     try:
-        if (size := path.stat().st_size) > _LARGEST:
-            raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
-        return path.read_text(encoding="utf-8")
+        with files.open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
+            return file.read().decode()
     except UnicodeDecodeError as e:
         raise RecipeError(f"{source}: not a recipe, or not saved as UTF-8 text") from e
     except OSError as e:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import safetensors
 
+from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 
@@ -58,7 +59,7 @@ def _summary(run: RunDir) -> dict[str, Any]:
     if not run.finished:
         return {}
     try:
-        summary: dict[str, Any] = json.loads(run.summary.read_text())
+        summary: dict[str, Any] = json.loads(files.read_bytes(run.summary))
     except ValueError as error:
         raise RunError(f"{run.summary} is damaged ({error}); restore a copy") from error
     return summary
@@ -70,6 +71,7 @@ def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
     if not last or not file.exists():
         return None
     try:
+        files.open_regular(file).close()
         with safetensors.safe_open(file, framework="numpy") as tensors:
             names, count = set(tensors.keys()), 0
             for layer, sparsity in last["layers"].items():

@@ -109,7 +109,7 @@ class RunDir:
         if not self._provenance.exists():
             return []
         try:
-            entries: list[dict[str, Any]] = json.loads(self._provenance.read_text())
+            entries: list[dict[str, Any]] = json.loads(files.read_bytes(self._provenance))
         except ValueError as error:
             raise RunError(f"{self._provenance} is damaged ({error}); restore a copy") from error
         return entries
@@ -137,7 +137,7 @@ class RunDir:
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        lines = files.read_bytes(self.metrics).split(b"\n")[:-1]
         return [self._record(number, line) for number, line in enumerate(lines, 1)]
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:

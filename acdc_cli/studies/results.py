@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.syntax import read_file
@@ -147,7 +148,7 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
 
 def _json(file: Path) -> Mapping[str, Any]:
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text())
+        content: Mapping[str, Any] = json.loads(files.read_bytes(file))
     except ValueError as error:
         raise RunError(f"{file} is damaged ({error}); restore a copy") from error
     return content

@@ -237,7 +237,7 @@ READ = [
         "manifest of another class count",
         entry(f"{TRAIN}.json", classes=3),
         SET,
-        "set/train.beton: its labels are not those of its manifest. Write the data set again.",
+        "set/train.beton.json: 3 classes, but 2 names and 2 counts. Write the data set again.",
     ),
     Case(
         "manifest of other classes",
