@@ -215,8 +215,8 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     """
     state = checkpoint.load_state(run.checkpoints)
     if state is None:
-        # an epoch's record is written before its checkpoint
-        if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
+        # an epoch's record is written before its checkpoint, and that is written during the epochs until the next
+        if (trained := len(run.records())) > 2 * load(run.resolved).checkpoint.every_epochs:
             raise RunError(
                 f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
                 "or start a new run with --out"
