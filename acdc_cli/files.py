@@ -38,6 +38,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_staying: dict[Path, tuple[int, int] | None] = {}
+"""Device and inode of the folders that `staying` watches."""
 _SEAL = re.compile(rb"\nacdc sha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 78
 _READ_BYTES = 1 << 20
@@ -71,12 +73,40 @@ def _regular(path: str, flags: int) -> int:
 
 @contextmanager
 def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
-    """An OSError in the block becomes `error`, with its cause and its fix in words."""
+    """An OSError in the block becomes `error`, with its cause and its fix in words.
+
+    Raises RunError if a folder that `staying` watches is gone.
+    """
     try:
+        for folder, identity in list(_staying.items()):
+            if path.is_relative_to(folder) and _identity(folder) != identity:
+                raise RunError(
+                    f"{folder} was moved away or replaced while it is in use, so nothing more is written there. Move "
+                    "it back, or resume where it is now."
+                )
         yield
     except OSError as cause:
         reason = _CAUSES.get(cause.errno or 0) or cause.strerror or str(cause)
         raise error(f"{path} cannot be written: {reason}. The previous file is kept.") from cause
+
+
+@contextmanager
+def staying(folder: Path) -> Iterator[None]:
+    """In the block, nothing is written below this path once it leads to another folder, or to none."""
+    _staying[folder] = _identity(folder)
+    try:
+        yield
+    finally:
+        del _staying[folder]
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """None if there is no such folder."""
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class RunDir:
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"another process is training in {self.path}; wait for it, or stop it")
-        with files.locked(self._lock, busy):
+        with files.locked(self._lock, busy), files.staying(self.path), files.staying(self.checkpoints):
             files.remove_leftovers(self.path)
             yield
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,32 @@ def test_a_lock_leaves_what_its_file_holds(tmp_path: Path) -> None:
     with run.locked():
         assert run.in_use
     assert (run.checkpoints / ".lock").read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_written_where_a_run_was_once_it_is_moved(tmp_path: Path, where: str, replaced: bool) -> None:
+    run = started(tmp_path / "run")
+    folder, elsewhere = run.path / where, tmp_path / "elsewhere"
+    writes = [lambda: run.finish({}), lambda: files.append_line(run.metrics, "{}")] if where == "." else []
+    writes.append(lambda: save_state(run.checkpoints, {}))
+    with run.locked():
+        folder.rename(elsewhere)
+        if replaced:
+            folder.mkdir()
+            (folder / "checkpoints").mkdir()
+        for write in writes:
+            with pytest.raises(RunError, match=f"{folder} was moved away or replaced"):
+                write()
+        if replaced:
+            assert [path.name for path in folder.rglob("*")] == ["checkpoints"]
+            shutil.rmtree(folder)
+        # a link there leads to the same folder
+        folder.symlink_to(elsewhere)
+        save_state(run.checkpoints, {})
+    # only the process that trains here is concerned
+    folder.unlink()
+    started(tmp_path / "run") if where == "." else folder.mkdir()
 
 
 HOLDER = """
