@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -16,8 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_out = Console(soft_wrap=True, highlight=False, emoji=False)
-_err = Console(stderr=True, highlight=False, emoji=False)
+from acdc_cli.streams import Stream
+
+_stdout = cast(IO[str], Stream("stdout"))
+_out = Console(file=_stdout, soft_wrap=True, highlight=False, emoji=False)
+_err = Console(file=cast(IO[str], Stream("stderr")), highlight=False, emoji=False)
 
 
 def out(text: str) -> None:
@@ -27,7 +29,8 @@ def out(text: str) -> None:
 
 def out_json(value: Any) -> None:
     """One JSON document on stdout, never coloured or wrapped."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    _stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    _stdout.flush()
 
 
 def say(text: str) -> None:
@@ -90,7 +93,7 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
 @contextmanager
 def unprinted() -> Iterator[None]:
     """Discards what a library writes to stdout, even from C: stdout is for data."""
-    sys.stdout.flush()
+    _stdout.flush()
     stdout = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)

@@ -87,7 +87,18 @@ def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
         yield
     except OSError as cause:
         reason = _CAUSES.get(cause.errno or 0) or cause.strerror or str(cause)
+        if cause.errno == errno.ENOSPC and _is_out_of_inodes(path):
+            reason = "the file system is out of inodes, though not of space; remove files there, large or small"
         raise error(f"{path} cannot be written: {reason}. The previous file is kept.") from cause
+
+
+def _is_out_of_inodes(path: Path) -> bool:
+    try:
+        state = os.statvfs(path.parent)
+    except OSError:
+        return False
+    # file systems that make inodes as they need them have 0 of 0
+    return state.f_files > 0 and state.f_favail == 0
 
 
 @contextmanager
