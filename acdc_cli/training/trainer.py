@@ -138,6 +138,7 @@ class Trainer:
                 images = len(batch.labels) * parts.ranks.size
                 running.add(losses, images, learning_rate)
                 self._step += 1
+                parts.ranks.reached(self._epoch, self._step)
                 self._progress.advance(images)
                 if self._step % parts.log_every == 0 or self._step == steps:
                     self._progress.show(self._latest_losses().mean, moment.step + 1)
@@ -179,7 +180,9 @@ class Trainer:
             unsmoothed = parts.task.unsmoothed_loss(logits, labels)
         if share != 1:
             loss = loss * share
-        parts.precision.backward(loss)
+        # which exchanges gradients
+        with parts.ranks.waiting():
+            parts.precision.backward(loss)
         return torch.stack([loss.detach(), loss.detach() if unsmoothed is None else share * unsmoothed])
 
     def _accumulate(self, batch: Batch) -> Tensor:
@@ -244,7 +247,8 @@ class Trainer:
 
         Raises RunError if too many in a row were NaN or infinite.
         """
-        losses = self._running.fetch(self._parts.ranks)
+        with self._parts.ranks.waiting():
+            losses = self._running.fetch(self._parts.ranks)
         place = f"epoch {self._epoch}, step {self._step} of {self._parts.train.steps}"
         losses.check(self._parts.optim.nan_patience, f"{place}, learning rate {self._running.learning_rate:.3g}")
         return losses
