@@ -37,7 +37,7 @@ def read_image(path: Path) -> ImageFile:
         raise ValueError(f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from cause
     # whatever a decoder raises over a file's content makes that file an unreadable one
     except Exception as cause:
-        raise ValueError(str(cause) or type(cause).__name__) from cause
+        raise ValueError(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__) from cause
 
 
 def _decoded(data: bytes) -> ImageFile:
