@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from acdc_cli import files
+from acdc_cli import files, reading
 from acdc_cli.data.beton import MODES, BetonFile, Mode
 from acdc_cli.errors import DataError
 
@@ -136,15 +136,12 @@ def write(beton: Path, manifest: Manifest) -> None:
 def read(beton: Path) -> Manifest:
     """The manifest of a .beton file. Raises DataError if it is missing or damaged."""
     path = path_of(beton)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
+    if not path.exists():
         raise DataError(
             f"{beton} has no manifest ({path.name}): it was not written by `acdc data write`, or not to the end. "
             "Write it again."
-        ) from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise DataError(f"{path}: not readable ({cause}). Write the data set again.") from cause
+        )
+    values = reading.read_json(path, Any, DataError, "write the data set again")
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise DataError(f"{path}: not a manifest of version {VERSION}. Write the data set again with this acdc.")
     if set(values) != {field.name for field in fields(Manifest)}:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import __version__, console
+from acdc_cli import __version__, console, reading
 from acdc_cli.analysis.base import analyses
 from acdc_cli.analysis.base.findings import Findings, plain
 from acdc_cli.analysis.base.workspace import Workspace
@@ -100,11 +100,21 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
     return stem
 
 
+class _Named(reading.Form):
+    name: str
+
+
+class _Earlier(reading.Form):
+    """Earlier results in the same file."""
+
+    subjects: list[_Named]
+
+
 def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
     """The file name omits the first run, because most folders belong to it."""
     try:
-        there = [subject["name"] for subject in json.loads(file.read_bytes())["subjects"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        there = [subject["name"] for subject in reading.read_json(file, _Earlier)["subjects"]]
+    except RunError:
         # missing, or not our results
         return
     if there != [subject.name for subject in subjects]:

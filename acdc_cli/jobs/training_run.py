@@ -34,7 +34,7 @@ from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorised import Memorisation
-from acdc_cli.training import checkpoint, distributed
+from acdc_cli.training import checkpoint, distributed, saved_state
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe
@@ -106,7 +106,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             if fork:
                 fork.prepare(run, parts)
             if resume or fork:
-                state = _last_state(run, recipe)
+                state = _last_state(run, recipe, parts)
             if resume:
                 # last, because a refused run stays as it was
                 run.record_provenance(entry)
@@ -180,21 +180,22 @@ def _fit(
     first = parts.ranks.first
     if resume:
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
-        if first:
-            run.rewind_metrics(epoch)
         within = f" and {step} of {parts.train.steps} steps" if step else ""
         console.say(f"resuming after {epoch} of {recipe.epochs} epochs{within}")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict()) if first else []
     try:
         trainer = Trainer(parts, run, tracking, stop_asked)
         if state:
-            trainer.load_state_dict(state)
+            with saved_state.loading(run.checkpoints, parts.ranks.size):
+                trainer.load_state_dict(state)
+        if first and resume:
+            run.rewind_metrics(state["epoch"] if state else 0)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if parts.cost is not None:
             summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
         if first and recipe.fork:
-            summary["fork"] = next(entry["fork"] for entry in run.provenance() if "fork" in entry)
-            del summary["fork"]["source"]
+            (fork, *_) = [entry["fork"] for entry in run.provenance() if entry.get("fork")] or [{}]
+            summary["fork"] = {key: value for key, value in fork.items() if key != "source"}
         for tracker in tracking:
             tracker.finish(summary)
         if first:
@@ -208,7 +209,7 @@ def _fit(
             tracker.close(failed=not run.finished)
 
 
-def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
+def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | None:
     """The newest checkpoint; None for a run that ended before its first one.
 
     Raises RunError if checkpoints are missing, and CheckpointError if none is readable or it belongs to another run.
@@ -222,6 +223,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
                 "or start a new run with --out"
             )
         return None
+    saved_state.require_form(state, run.checkpoints)
     saved, current = flat(state["metadata"]["recipe"]), _bearing(recipe)
     # only keys that both have, because the versions of acdc may differ
     if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
@@ -230,6 +232,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
             f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {saved[key]} there, {current[key]} "
             "here); restore this run's own, or start a new run with --out"
         )
+    saved_state.require_fit(state, parts, run.checkpoints)
     return state
 
 
@@ -255,9 +258,7 @@ def changes(run: RunDir, recipe: Recipe) -> list[str]:
 
 def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
     """Compares what the machine decides: other images are an error, another device or loader is a warning."""
-    if not (entries := run.provenance()):
-        raise RunError(f"{run.path} has no provenance.json, which identifies its training data; restore it")
-    before = entries[-1]
+    before = run.last_start()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
             f"the images in {now['data']['path']} are not those that {run.path} was trained on; restore those, at any "

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import files
+from acdc_cli import files, reading
 from acdc_cli.errors import RunError
+from acdc_cli.runs.forms import Entry, Record, Start, Summary
 
 _STATE = "after-"
 _KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
@@ -108,11 +109,22 @@ class RunDir:
         """The entries of `record_provenance`, the newest last. Raises RunError if the file is damaged."""
         if not self._provenance.exists():
             return []
-        try:
-            entries: list[dict[str, Any]] = json.loads(self._provenance.read_text())
-        except ValueError as error:
-            raise RunError(f"{self._provenance} is damaged ({error}); restore a copy") from error
+        entries: list[dict[str, Any]] = reading.read_json(self._provenance, list[Entry])
         return entries
+
+    def last_start(self) -> dict[str, Any]:
+        """The newest entry of the provenance, checked. Raises RunError if there is none."""
+        if not (entries := self.provenance()):
+            raise RunError(f"{self.path} has no provenance.json, which identifies its training data; restore it")
+        try:
+            reading.require(entries[-1], Start)
+        except ValueError as error:
+            raise RunError(f"{self._provenance} is damaged (its last entry: {error}); restore a copy") from error
+        return entries[-1]
+
+    def final(self) -> dict[str, Any] | None:
+        """The summary; None while the run is unfinished. Raises RunError if the file is damaged."""
+        return reading.read_json(self.summary, Summary) if self.finished else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -137,18 +149,17 @@ class RunDir:
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            raise RunError(f"{self.metrics} cannot be read: {error.strerror}; restore a copy") from error
         return [self._record(number, line) for number, line in enumerate(lines, 1)]
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = json.loads(line)
-            if not isinstance(record, dict) or "epoch" not in record:
-                raise ValueError("not the record of an epoch")
-        except ValueError as error:
-            raise RunError(
-                f"line {number} of {self.metrics} is damaged ({error}); restore a copy, or remove the line"
-            ) from error
+        place, remedy = f"line {number} of {self.metrics}", "restore a copy, or remove the line"
+        record: dict[str, Any] = reading.parse_json(
+            line, Record, lambda cause: RunError(f"{place} is damaged ({cause}); {remedy}")
+        )
         return record
 
     def rewind_metrics(self, epochs: int) -> None:

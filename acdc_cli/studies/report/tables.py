@@ -237,11 +237,11 @@ def speed(summary: Summary) -> Table:
             *(Cell(str(row[key]), row[key]) for key in ("variant", "engine", "batch", "threads")),
             Cell(f"{row['latency_ms']:.2f}", row["latency_ms"]),
             Cell(_NONE, "") if times is None else Cell(f"{times:.2f}", times),
-            Cell(f"{row['file_bytes'] / 1e6:.2f}", row["file_bytes"] / 1e6),
+            Cell(_NONE, "") if size is None else Cell(f"{size / 1e6:.2f}", size / 1e6),
         )
         for run in summary.runs
         for row in run.speeds
-        for times in [row["speedup_over_own_dense"]]
+        for times, size in [(row["speedup_over_own_dense"], row["file_bytes"])]
     ]
     columns = _ones("run", "variant", "engine", "batch", "threads", "latency (ms)", "× dense", "file (MB)")
     about = "Median latency of a batch; how many times faster than the dense model on the same engine."
