@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import files, reading
+from acdc_cli import console, files, reading
 from acdc_cli.errors import RunError
 from acdc_cli.runs.forms import Entry, Record, Start, Summary
 
+_SHOWN = 10
 _STATE = "after-"
 _KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
 
@@ -163,9 +165,20 @@ class RunDir:
         return record
 
     def rewind_metrics(self, epochs: int) -> None:
-        """Drops the records from epoch `epochs` on, which training will produce again."""
-        kept = [record for record in self.records() if record["epoch"] < epochs]
-        files.write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        """Drops the records from epoch `epochs` on, which training will produce again.
+
+        Warns of epochs before it that have no record, or several, of which the last stays.
+        """
+        records = self.records()
+        kept = {record["epoch"]: record for record in records if record["epoch"] < epochs}
+        if missing := [epoch for epoch in range(epochs) if epoch not in kept]:
+            console.warn(
+                f"{self.metrics} has no record of {_epochs(missing)}: restore a copy, or tables and curves lack them"
+            )
+        counts = Counter(record["epoch"] for record in records)
+        if doubled := [epoch for epoch in sorted(kept) if counts[epoch] > 1]:
+            console.warn(f"{self.metrics} had several records of {_epochs(doubled)}: the last one of each is kept")
+        files.write_text(self.metrics, "".join(json.dumps(kept[epoch]) + "\n" for epoch in sorted(kept)))
 
     def finish(self, summary: dict[str, Any]) -> None:
         files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
@@ -196,6 +209,12 @@ class RunDir:
         if self._provenance.exists():
             begun.add(self._given.name)
         return there <= begun
+
+
+def _epochs(epochs: list[int]) -> str:
+    """`2 epochs (3, 7)`."""
+    shown = [*map(str, epochs[:_SHOWN]), *(["…"] if len(epochs) > _SHOWN else [])]
+    return f"{len(epochs)} epochs ({', '.join(shown)})" if len(epochs) > 1 else f"epoch {epochs[0]}"
 
 
 def _listed(entries: list[dict[str, Any]]) -> str:

@@ -78,6 +78,22 @@ def test_rewinding_forgets_the_epochs_that_will_be_made_again(tmp_path: Path) ->
     assert run.records() == [recorded(0), recorded(1)]
 
 
+def test_rewinding_says_which_epochs_have_no_record_or_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started(tmp_path / "run")
+    again = json.dumps(recorded(2, top1=0.5)) + "\n"
+    run.metrics.write_text(lines(0, 4, 2) + again + lines(5, 5))
+    run.rewind_metrics(5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "metrics.jsonl has no record of 2 epochs (1, 3): restore a copy, or tables and curves lack them" in said
+    assert "metrics.jsonl had several records of epoch 2: the last one of each is kept" in said
+    assert run.metrics.read_text() == lines(0) + again + lines(4)
+    run.metrics.write_text(lines(0, 1, 2, 2))
+    run.rewind_metrics(2)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_record_cut_off_while_it_was_written_is_none(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
     run.metrics.write_text(lines(0) + '{"epoch": 1, "sta')
