@@ -1,4 +1,5 @@
-"""Values that come from files: of bounded size and depth and of an expected form, or one error that says what is wrong.
+"""Values that come from files: of bounded size and depth and of an expected form, or one error that says what is wrong;
+and what JSON can hold of values that go to files.
 
 The forms are pydantic's. A form names what its readers rely on; other keys, of older and newer versions, are let
 through.
@@ -7,6 +8,7 @@ through.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -77,6 +79,15 @@ def require_bounds(value: Any, deepest: int = _DEEPEST, most_values: int = _MOST
             raise ValueError(f"it holds more than {most_values:,} values")
         level = [inner for each in containers for inner in (each.values() if isinstance(each, Mapping) else each)]
     raise ValueError(f"it is nested more than {deepest} deep")
+
+
+def plain(value: Any) -> Any:
+    """Replaces NaN and infinities, which JSON cannot express, by None."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def in_words(error: Exception) -> str:

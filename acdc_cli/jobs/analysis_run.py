@@ -12,7 +12,7 @@ from typing import Any
 
 from acdc_cli import __version__, console, reading
 from acdc_cli.analysis.base import analyses
-from acdc_cli.analysis.base.findings import Findings, plain
+from acdc_cli.analysis.base.findings import Findings
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
@@ -73,7 +73,7 @@ def analyze(
     }
     files = findings.write(out, stem, about)
     workspace.clear()
-    return Analysed(plain({**about, "results": findings.numbers}), findings, files)
+    return Analysed(reading.plain({**about, "results": findings.numbers}), findings, files)
 
 
 def options_of(name: str) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,7 @@ def _fit(
         if first and recipe.fork:
             (fork, *_) = [entry["fork"] for entry in run.provenance() if entry.get("fork")] or [{}]
             summary["fork"] = {key: value for key, value in fork.items() if key != "source"}
+        _require_finite(summary)
         for tracker in tracking:
             tracker.finish(summary)
         if first:
@@ -209,6 +210,19 @@ def _fit(
             tracker.close(failed=not run.finished)
 
 
+def _require_finite(summary: Mapping[str, Any]) -> None:
+    """Raises RunError for a run that ends with NaN, however few its steps; `optim.nan_patience` ends the others."""
+    for kind, end in summary.items():
+        if not isinstance(end, Mapping) or end.get("epoch") != summary["epochs"] - 1:
+            continue
+        if bad := [key for key in ("train_loss", "val_loss") if end.get(key, 0.0) is None]:
+            raise RunError(
+                f"the last epoch's {bad[0]} is NaN or infinite, so the run has no result; start a new run with a lower "
+                f"optim.lr, with optim.clip_norm, or with precision bf16 or fp32 ({kind}.safetensors has the weights "
+                "that it ended with)"
+            )
+
+
 def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | None:
     """The newest checkpoint; None for a run that ended before its first one.
 
@@ -219,8 +233,8 @@ def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | N
         # an epoch's record is written before its checkpoint
         if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
             raise RunError(
-                f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
-                "or start a new run with --out"
+                f"{run.path} has trained {trained} epochs, but its checkpoints are gone, or none was written because its "
+                f"loss was NaN or infinite; restore {run.checkpoints}, or start a new run with --out"
             )
         return None
     saved_state.require_form(state, run.checkpoints)

@@ -35,7 +35,6 @@ class Record(_Results):
     mask_sparsity: Share
     seconds: FiniteFloat
     train_flops: FiniteFloat | None = None
-    largest_weight: FiniteFloat | None = None
     corrupted_true: FiniteFloat | None = None
     corrupted_given: FiniteFloat | None = None
 

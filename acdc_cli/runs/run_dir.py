@@ -181,7 +181,7 @@ class RunDir:
         files.write_text(self.metrics, "".join(json.dumps(kept[epoch]) + "\n" for epoch in sorted(kept)))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+        files.write_text(self.summary, json.dumps(reading.plain(summary), indent=2) + "\n")
 
     def refuse_if_taken(self) -> None:
         """Raises RunError if a new run would overwrite something; a run that ended before its first epoch may be

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from acdc_cli import reading
+from acdc_cli import console, reading
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.syntax import read_file
@@ -143,7 +143,7 @@ def advancing_together(folder: Path) -> list[set[str]]:
 
 def of_runs(folders: Sequence[Path]) -> list[Run]:
     """Runs named by their directories; the keys in which their recipes differ become the axes."""
-    runs = [_read(str(folder), {}, folder, "waiting", None) for folder in folders]
+    runs = [_read(console.inert(str(folder)), {}, folder, "waiting", None) for folder in folders]
     for run in runs:
         if run.recipe is None:
             raise RunError(

@@ -87,7 +87,7 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Non
 
 def model_header(metadata: Mapping[str, Any]) -> dict[str, str]:
     """The header of a file with a model's weights, which marks the file as written by acdc."""
-    return {"acdc": json.dumps(metadata), "acdc version": __version__}
+    return {"acdc": json.dumps(reading.plain(metadata)), "acdc version": __version__}
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
