@@ -102,7 +102,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if isinstance(end.code, int) and threading.active_count() == 1:
+        at_work = [each for each in threading.enumerate() if not each.daemon]
+        if isinstance(end.code, int) and at_work == [threading.main_thread()]:
             _leave(end.code)
         raise
 
