@@ -220,14 +220,13 @@ def _fit(
 
 def _require_finite(summary: Mapping[str, Any]) -> None:
     """Raises RunError for a run that ends with NaN, however few its steps; `optim.nan_patience` ends the others."""
-    for kind, end in summary.items():
+    for end in summary.values():
         if not isinstance(end, Mapping) or end.get("epoch") != summary["epochs"] - 1:
             continue
         if bad := [key for key in ("train_loss", "val_loss") if end.get(key, 0.0) is None]:
             raise RunError(
                 f"the last epoch's {bad[0]} is NaN or infinite, so the run has no result; start a new run with a lower "
-                f"optim.lr, with optim.clip_norm, or with precision bf16 or fp32 ({kind}.safetensors has the weights "
-                "that it ended with)"
+                "optim.lr, with optim.clip_norm, or with precision bf16 or fp32"
             )
 
 
@@ -241,8 +240,8 @@ def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | N
         # an epoch's record is written before its checkpoint, and that is written during the epochs until the next
         if (trained := len(run.records())) > 2 * load(run.resolved).checkpoint.every_epochs:
             raise RunError(
-                f"{run.path} has trained {trained} epochs, but its checkpoints are gone, or its loss was NaN or infinite "
-                f"and none was written; restore {run.checkpoints}, or start a new run with --out"
+                f"{run.path} has trained {trained} epochs, but its checkpoints are gone, or its loss was NaN and "
+                f"none was written; restore {run.checkpoints}, or start a new run with --out"
             )
         return None
     saved_state.require_form(state, run.checkpoints)

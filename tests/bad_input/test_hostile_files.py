@@ -405,20 +405,10 @@ def test_a_packed_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path)
 
 def test_a_run_that_ends_with_nan_does_not_end_with_code_0_whatever_its_length(home: Path, acdc: Acdc) -> None:
     given = ("--set", "optim.lr=1e30", "--set", "optim.nan_patience=1000")
-    said = {
-        (
-            "train",
-            "small.yaml",
-            "--out",
-            "nan",
-            *given,
-        ): "is NaN or infinite, so the run has no result; start a new run",
-        ("train", "nan", "--resume"): "none was written because its loss was NaN or infinite",
-    }
-    for arguments, cause in said.items():
+    for arguments in (("train", "small.yaml", "--out", "nan", *given), ("train", "nan", "--resume")):
         ended = acdc(*arguments)
         assert ended.exit_code == 2, ended.output
-        assert cause in " ".join(ended.stderr.split())
+        assert "is NaN or infinite, so the run has no result; start a new run" in " ".join(ended.stderr.split())
         assert not (home / "nan" / "summary.json").exists()
     assert "NaN" not in (home / "nan" / "metrics.jsonl").read_text()
     shown = acdc("eval", "--checkpoint", "nan", "--json")
