@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -18,15 +19,17 @@ from acdc_cli.runs.forms import PhaseEnd
 from acdc_cli.training.parts import Parts
 
 Tensors = dict[str, Tensor]
+# pydantic's float takes a tensor of one number
+Number = InstanceOf[float] | int
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class _Running(Form):
     losses: Tensor
     images: Count
-    learning_rate: float
-    train_seconds: float
-    seconds: float
+    learning_rate: Number
+    train_seconds: Number
+    seconds: Number
 
 
 class _Random(Form):
@@ -64,6 +67,14 @@ class _Metadata(Form):
     recipe: dict[str, Any]
 
 
+class _End(PhaseEnd):
+    """The record at the end of a phase, which is always validated."""
+
+    epoch: EpochNumber
+    top1: Number
+    ema_top1: Number = 0
+
+
 class _State(Form):
     """What `Trainer.state_dict` gives."""
 
@@ -71,14 +82,14 @@ class _State(Form):
     step: Count
     finished: bool
     processes: Annotated[list[_Process], Field(min_length=1)]
-    ends: dict[str, PhaseEnd]
-    seconds: float
+    ends: dict[str, _End]
+    seconds: Number
     model: Tensors
     optimizer: _Optimizer
     sparsifier: _Method
     ema: _Average | None
     precision: dict[str, Any]
-    train_flops: int | float | None
+    train_flops: Number | None
     metadata: _Metadata
 
 
@@ -86,7 +97,9 @@ def require_form(state: Any, folder: Path) -> None:
     """Raises CheckpointError unless it has the keys and types of a state."""
     try:
         require(state, _State)
-    except ValueError as error:
+        # what will be written as JSON, or is compared with it
+        json.dumps([state["ends"], state["metadata"]])
+    except (ValueError, TypeError) as error:
         raise _refusal(folder, str(error)) from error
 
 
@@ -127,8 +140,11 @@ def _refusal(folder: Path, misfit: str) -> CheckpointError:
 
 
 def _position(state: Mapping[str, Any], parts: Parts) -> str:
+    """Where in the run, and what it cost until there."""
     epoch, step = state["epoch"], state["step"]
     within = (epoch < parts.epochs and step <= parts.train.steps) or (epoch == parts.epochs and step == 0)
+    if parts.cost and state["train_flops"] is None:
+        return "no train_flops"
     return "" if within else f"epoch {epoch}, step {step} of {parts.epochs} epochs of {parts.train.steps} steps"
 
 

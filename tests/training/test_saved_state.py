@@ -92,6 +92,10 @@ CHANGES = {
     "momentum gone": without("optimizer", "state", 0),
     "another group": without("optimizer", "param_groups", 1),
     "average of another shape": put(torch.ones(1), "ema", "average", "0.weight"),
+    "a tensor where the summary has a number": put(torch.ones(1), "ends", "sparse", "train_loss"),
+    "an end without accuracy": put(None, "ends", "sparse", "top1"),
+    "a tensor in the recipe": put(torch.ones(2), "metadata", "recipe", "seed"),
+    "a tensor for the seconds": put(torch.ones(1), "seconds"),
     "shared lists": put(bomb(), "metadata", "recipe", "model"),
 }
 
