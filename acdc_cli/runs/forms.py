@@ -8,6 +8,8 @@ from pydantic import Field, FiniteFloat
 
 from acdc_cli.reading import Count, EpochNumber, Form
 
+_ABSENT: Any = None
+"""For keys that a file may lack, but whose value is never null."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -34,7 +36,10 @@ class Record(_Results):
     sparsity: Share
     mask_sparsity: Share
     seconds: FiniteFloat
-    train_flops: FiniteFloat | None = None
+    step: Count = 0
+    lr: FiniteFloat = 0.0
+    resolution: Count = 0
+    train_flops: FiniteFloat = 0.0
     corrupted_true: FiniteFloat | None = None
     corrupted_given: FiniteFloat | None = None
 
@@ -78,9 +83,9 @@ class Summary(Form):
     """summary.json."""
 
     seconds: FiniteFloat = 0.0
-    sparse: PhaseEnd | None = None
-    dense: PhaseEnd | None = None
-    cost: _Cost | None = None
+    sparse: PhaseEnd = _ABSENT
+    dense: PhaseEnd = _ABSENT
+    cost: _Cost = _ABSENT
 
 
 class _Speed(Form):
