@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import hashlib
@@ -10,11 +11,11 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, StringIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from acdc_cli.errors import AcdcError, NotAFileError, RunError
 
@@ -207,7 +208,33 @@ def write_bytes(path: Path, data: bytes, error: type[AcdcError] = RunError) -> N
 
 
 def write_text(path: Path, text: str, error: type[AcdcError] = RunError) -> None:
-    write_bytes(path, text.encode(), error)
+    write_bytes(path, as_bytes(text), error)
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8; the bytes of file names that are none are those of the file system."""
+    return text.encode(errors="surrogateescape")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[_inert(cell) for cell in row] for row in rows])
+    return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    # the writer quotes no carriage return
+    cell = cell.replace("\r", " ")
+    if len(cell) < 2 or cell.lstrip()[:1] not in ("=", "+", "-", "@"):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def copy(source: Path, path: Path) -> None:

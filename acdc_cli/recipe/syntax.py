@@ -20,7 +20,7 @@ DEEPEST = 20
 """Most levels of nested blocks and lists, and of files that extend one another; a recipe has four."""
 _LARGEST = 200_000
 """Most bytes of a recipe file; the longest shipped ones have 2,000."""
-_MOST_VALUES = 5_000
+MOST_VALUES = 5_000
 """Most values in a recipe, including those that aliases repeat."""
 _BOOL, _NULL, _INT, _FLOAT, _STR, _MERGE, _LIST, _BLOCK = (
     f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "merge", "seq", "map")
@@ -256,8 +256,8 @@ class _Reading:
         if len(around) >= DEEPEST:
             raise self._error(node.start_mark.line, _TOO_DEEP)
         self._values += 1
-        if self._values > _MOST_VALUES:
-            many = f"more than {_MOST_VALUES:,} values, aliases included; a recipe has about a hundred"
+        if self._values > MOST_VALUES:
+            many = f"more than {MOST_VALUES:,} values, aliases included; a recipe has about a hundred"
             raise self._error(node.start_mark.line, many)
         if isinstance(node, yaml.CollectionNode) and node.tag not in (_LIST, _BLOCK):
             raise self._no_meaning(node)

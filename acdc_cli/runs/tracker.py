@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from acdc_cli import console, files
 from acdc_cli.errors import AcdcError
+from acdc_cli.reading import plain
 from acdc_cli.recipe.schema import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 
@@ -44,7 +45,7 @@ class JsonLines(Tracker):
         self._path = path
 
     def log(self, record: dict[str, Any]) -> None:
-        files.append_line(self._path, json.dumps(record))
+        files.append_line(self._path, json.dumps(plain(record)))
 
 
 class Wandb(Tracker):

@@ -201,7 +201,7 @@ READ = [
         "manifest broken",
         wrote(f"{TRAIN}.json", "{"),
         SET,
-        "set/train.beton.json: not readable (…). Write the data set again.",
+        "set/train.beton.json is damaged (…); write the data set again",
     ),
     Case(
         "manifest of nothing",

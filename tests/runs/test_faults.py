@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from epoch import recorded
 from faults import FAULTS, Fault, FaultySystem, Killed
 from torch import nn
 
@@ -93,7 +94,7 @@ def read_masks(folder: Path) -> int:
 
 
 def log(folder: Path, epoch: int) -> None:
-    JsonLines(folder / "metrics.jsonl").log({"epoch": epoch, "layers": ["x" * 9_000]})
+    JsonLines(folder / "metrics.jsonl").log(recorded(epoch, more=["x" * 9_000]))
 
 
 def count_records(folder: Path) -> int:
