@@ -32,16 +32,9 @@ class _Running(Form):
     seconds: Number
 
 
-class _Random(Form):
-    cpu: Tensor
-    cuda: Tensor | None
-    python: tuple[Any, ...]
-    numpy: tuple[Any, ...]
-
-
 class _Process(Form):
     running: _Running
-    random: _Random
+    random: dict[str, Any]
 
 
 class _Optimizer(Form):

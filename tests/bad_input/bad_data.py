@@ -213,7 +213,7 @@ READ = [
         "manifest endlessly deep",
         wrote(f"{TRAIN}.json", 100_000 * "["),
         SET,
-        "set/train.beton.json: not readable …",
+        "set/train.beton.json is damaged (it is nested too deep); write the data set again",
     ),
     Case(
         "manifest of another version",
