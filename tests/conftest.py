@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 from pathlib import Path
@@ -29,6 +30,8 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # pytest listens to loggers that do not propagate; torch traces compilation and export for whoever listens to its own
+    logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(autouse=True)

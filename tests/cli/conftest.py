@@ -17,7 +17,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.data.inventory import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
-    write_set("folder", WriteOptions(source=image_folders(home, shrink=2), out=home / "digits", workers=1))
+    write_set("folder", WriteOptions(source=image_folders(home, shrink=2), out=home / "digits", workers=0))
     return home / "digits"
 
 

@@ -203,7 +203,7 @@ def test_what_cannot_be_is_an_error_before_anything_is_written(
 
 
 def test_train_says_where_the_wrong_labels_are_listed(acdc: Acdc, small: Path, in_tmp: Path) -> None:
-    said = acdc("train", small, "--set", COUNT, "--set", "epochs=3", "--set", "sparsity.method=dense").stderr
+    said = acdc("train", small, "--set", COUNT, "--set", "epochs=1", "--set", "sparsity.method=dense").stderr
     assert "40 training labels are deliberately wrong: runs/small-0/corrupted_labels.csv lists them" in flat(said)
     assert "acdc analyze memorisation runs/small-0" in flat(said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
+from acdc_cli.training.trainer import Trainer
 
 KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples"]
 
@@ -219,15 +221,28 @@ def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path, finished_
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "sign",
-    [
-        signal.SIGTERM,
-        # `acdc verify-resume` kills its own
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT, signal.SIGUSR1)),
-    ],
-)
 def test_a_run_that_was_stopped_resumes_to_the_same_bits(
+    acdc: Acdc, recipe: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished("whole")
+    take_step, steps = Trainer._take_step, itertools.count(1)
+
+    def interrupted(trainer: Trainer, *arguments: Any) -> torch.Tensor:
+        # an epoch has four
+        if next(steps) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", interrupted)
+        stopped = acdc("train", recipe, "--out", "cut")
+    assert_stopped(stopped.exit_code, stopped.stderr)
+    assert_resumes(acdc, recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])
+def test_a_process_that_was_stopped_leaves_a_run_that_resumes_to_the_same_bits(
     acdc: Acdc, recipe: Path, finished: Finished, sign: signal.Signals
 ) -> None:
     finished("whole")
@@ -239,12 +254,20 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
         time.sleep(0.005)
     process.send_signal(sign)
     _, said = process.communicate(timeout=60)
-    assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
     if sign != signal.SIGKILL:
-        assert process.returncode == 75
-        assert "stopped and saved after step" in flat(said)
-        assert "resume with: acdc train cut --resume" in flat(said)
+        assert_stopped(process.returncode, said)
+    assert_resumes(acdc, recipe)
 
+
+def assert_stopped(exit_code: int, said: str) -> None:
+    assert exit_code == 75
+    assert "stopped and saved after step" in flat(said)
+    assert "resume with: acdc train cut --resume" in flat(said)
+
+
+def assert_resumes(acdc: Acdc, recipe: Path) -> None:
+    """The run `cut` is not over, and resumes with its own recipe alone, to the bits of the run `whole`."""
+    assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
     refused = acdc("train", recipe, "--out", "cut")
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
