@@ -30,7 +30,7 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    # pytest listens to loggers that do not propagate; torch traces compilation and export for whoever listens to its own
+    # pytest listens to every logger that does not propagate, and torch traces all exports at length if anyone listens
     logging.getLogger("torch.__trace").propagate = True
 
 

@@ -126,8 +126,8 @@ def few_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 base: demo
 set: {{epochs: 6, sparsity.warmup_epochs: 1, sparsity.sparse_epochs: 1, sparsity.dense_epochs: 1,
       sparsity.last_dense_epochs: 1, sparsity.last_sparse_epochs: 1, checkpoint.keep_every: 3,
-      data.name: folder, data.path: {data}, data.batch_size: 50, data.workers: 0, data.loader: torch, optim.schedule.warmup_epochs: 0,
-      data.resolution: 14, data.val_resize: 14, data.val_crop: 14}}
+      data.name: folder, data.path: {data}, data.batch_size: 50, data.loader: torch, optim.schedule.warmup_epochs: 0,
+      data.workers: 0, data.resolution: 14, data.val_resize: 14, data.val_crop: 14}}
 axes: {{seed: [0]}}
 analyses:
   masks: {{set: {{since: 1}}}}
