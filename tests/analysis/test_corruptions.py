@@ -231,7 +231,7 @@ def imagenet_c(few_digits: Path, tmp_path: Path) -> Path:
     shutil.copytree(few_digits / "val", root / "fog" / "1")
     shutil.copytree(few_digits / "val", root / "snow" / "1")
     for file in (root / "snow").rglob("*.png"):
-        Image.new("RGB", (14, 14)).save(file)
+        Image.new("RGB", (7, 7)).save(file)
     return root
 
 
@@ -286,7 +286,7 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
         *("--set", "corruptions=[contrast,gaussian_noise,saturate]", "--set", "severities=[1,5]"),
     )
     assert result.exit_code == 0, result.output
-    assert "severities are meant for images of 224 pixels; these have 14" in result.stderr
+    assert "severities are meant for images of 224 pixels; these have 7" in result.stderr
     assert max(map(len, result.stdout.split("\n\n")[0].splitlines())) <= 80
     (file,) = tmp_path.glob("*.json")
     found = json.loads(file.read_text())["results"]
