@@ -337,7 +337,6 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(RECIPES)
 def test_a_resolved_recipe_loads_as_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]

@@ -74,7 +74,6 @@ def test_one_flipped_bit_in_the_checksum_means_the_state_before(two_states: Path
         assert "it is damaged: its checksum" in loaded_from_damaged(two_states, bytes(data))
 
 
-@settings(max_examples=100, deadline=None)
 @given(keep=st.floats(0, 1, exclude_max=True))
 @example(keep=0.0)
 @example(keep=0.9999)
