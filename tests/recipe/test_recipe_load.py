@@ -369,7 +369,7 @@ SPOTS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(SPOTS), ANYTHING)
 def test_whatever_stands_anywhere_is_a_recipe_or_told_in_our_own_words(spot: tuple[str, ...], found: Any) -> None:
     values: dict[str, Any] = yaml.safe_load(GOOD)

@@ -279,7 +279,7 @@ def watched(name: str, distribution: str) -> tuple[list[Epoch], Ended]:
         # how the weights are distributed over layers is of no account where all or none stay
         pytest.param(
             *(name, distribution, target),
-            marks=pytest.mark.slow if target == 0 or (target == 0.999 and distribution != "erk") else (),
+            marks=() if target == TARGET or (target == 0.999 and name in LARGE_BATCHES) else pytest.mark.slow,
         )
         for name, distribution in DISTRIBUTIONS
         for target in (0.0, TARGET, 0.999)
