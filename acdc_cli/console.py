@@ -44,6 +44,10 @@ def mute(muted: bool) -> None:
     _out.quiet = _err.quiet = muted
 
 
+def muted() -> bool:
+    return _err.quiet
+
+
 def error(text: str) -> None:
     _comment(f"[bold red]error:[/bold red] {escape(text)}")
 

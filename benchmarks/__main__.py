@@ -18,7 +18,7 @@ from acdc_cli.errors import AcdcError
 from benchmarks.report import VERDICTS, header
 from benchmarks.skipped import SkippedError
 
-NAMES = ("startup", "memory", "trainer", "sparse_step", "loader", "resident", "blur", "processes", "host")
+NAMES = ("startup", "memory", "trainer", "sparse_step", "loader", "resident", "blur", "processes", "checkpoint", "host")
 """Each is a file of this folder with `run(smoke)`, and runs on the CPU."""
 COMMANDS = {"gpu": "benchmarks.gpu.command", "gpu_cifar": "benchmarks.gpu.cifar"}
 """Each has a `main(arguments)`."""

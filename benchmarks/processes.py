@@ -194,7 +194,6 @@ def _measure_checkpoint(rounds: int) -> dict[str, Any]:
         state = assembly.trainer.state_dict()
         contestants = {
             "state": lambda: timed(assembly.trainer.state_dict),
-            "copy": lambda: timed(lambda: _copied(state)),
             "write": lambda: timed(lambda: checkpoint.save_state(path, state)),
             "load": lambda: timed(lambda: checkpoint.load_state(path)),
         }
@@ -202,15 +201,6 @@ def _measure_checkpoint(rounds: int) -> dict[str, Any]:
         size = (path / "last.pt").stat().st_size
     seconds = {what: [round(timing.wall, 4) for timing in timings] for what, timings in found.items()}
     return {"recipe": "resnet50_95", "bytes": size, "seconds": seconds}
-
-
-def _copied(state: Any) -> Any:
-    """All tensors anew: what an asynchronous checkpoint takes from the step, where the device is the CPU."""
-    if isinstance(state, Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    return [_copied(each) for each in state] if isinstance(state, list) else state
 
 
 def _measure_validation(rounds: int) -> dict[str, Any]:

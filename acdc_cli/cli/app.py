@@ -29,6 +29,7 @@ from acdc_cli.cli import (
     sweep,
     train,
     verify_resume,
+    verify_run,
 )
 from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
@@ -67,6 +68,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("train", cls=train.Command)(train.train)
 app.command("verify-resume")(verify_resume.verify_resume)
+app.command("verify-run")(verify_run.verify_run)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
@@ -102,7 +104,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if isinstance(end.code, int) and threading.active_count() == 1:
+        at_work = [each for each in threading.enumerate() if not each.daemon]
+        if isinstance(end.code, int) and at_work == [threading.main_thread()]:
             _leave(end.code)
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,8 +18,8 @@ from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
-from acdc_cli.errors import CheckpointError, RunError
-from acdc_cli.jobs import costs, setup
+from acdc_cli.errors import CheckpointError, RunError, Stopped
+from acdc_cli.jobs import costs, requeueing, setup
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run
@@ -53,6 +54,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
     """
     with distributed.process_group() as ranks:
         source, recipe, run = recipe_and_run(source, overrides, out)
+        requeueing.require_resuming(recipe, resume)
         if resume == "auto":
             if ranks.from_first(run.finished):
                 console.say(f"{run.path} is finished: there is nothing to do")
@@ -64,6 +66,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 
 def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
     launcher = os.getppid()
+    ranks.limit_waiting(recipe.distributed.timeout_minutes)
     if ranks.first:
         if resume:
             _check_resumable(run, recipe)
@@ -119,7 +122,12 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             return bool(stop) or (ranks.store is not None and os.getppid() != launcher)
 
         # only one process reads the state: others might fall back to the previous file, or not see this machine's files
-        _fit(recipe, run, parts, resume or recipe.fork is not None, ranks.from_first(state), stop_asked)
+        try:
+            _fit(recipe, run, parts, resume or recipe.fork is not None, ranks.from_first(state), stop_asked)
+        except Stopped:
+            if recipe.checkpoint.requeue and ranks.largest(stop.asked == signal.SIGUSR1) and ranks.first:
+                requeueing.requeue()
+            raise
 
 
 def assemble(
@@ -215,8 +223,8 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     """
     state = checkpoint.load_state(run.checkpoints)
     if state is None:
-        # an epoch's record is written before its checkpoint
-        if (trained := len(run.records())) > load(run.resolved).checkpoint.every_epochs:
+        # an epoch's record is written before its checkpoint, and that is written during the epochs until the next
+        if (trained := len(run.records())) > 2 * load(run.resolved).checkpoint.every_epochs:
             raise RunError(
                 f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
                 "or start a new run with --out"

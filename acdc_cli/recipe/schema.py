@@ -504,12 +504,21 @@ class CheckpointBlock(Block):
     keep_masks_every: PositiveInt | None = None
     """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
     ends and with kept models."""
+    requeue: bool = False
+    """In a Slurm job that is to be signalled before its end (`#SBATCH --signal=USR1@120`): once saved, requeue the job,
+    whose command needs `--resume auto`."""
 
     def problems(self, epochs: int) -> list[tuple[str, str]]:
         """(key, message) for everything that does not fit a run of `epochs` epochs."""
         outside = [str(each) for each in self.keep_states if not 0 < epochs_of(each, epochs) < epochs]
         text = f"{', '.join(outside)}: expected lengths between the start and the end of the run's {epochs} epochs"
         return [("keep_states", text)] if outside else []
+
+
+class DistributedBlock(Block):
+    timeout_minutes: PositiveFloat = 10.0
+    """How long a process of several waits for another that hangs, once training has begun (30 minutes before), until
+    it ends; all then restart from the last checkpoint."""
 
 
 class Recipe(Block):
@@ -567,6 +576,7 @@ class Recipe(Block):
     and saved as sparse-ema.safetensors and dense-ema.safetensors. Default: none."""
     track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
     checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
+    distributed: Annotated[DistributedBlock, Bears.NOTHING] = DistributedBlock()
 
     @property
     def forked_after(self) -> int:

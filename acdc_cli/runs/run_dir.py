@@ -159,6 +159,10 @@ class RunDir:
     def finish(self, summary: dict[str, Any]) -> None:
         files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
+    def final(self) -> dict[str, Any] | None:
+        """The summary; None while the run is unfinished."""
+        return json.loads(self.summary.read_text()) if self.finished else None
+
     def refuse_if_taken(self) -> None:
         """Raises RunError if a new run would overwrite something; a run that ended before its first epoch may be
         overwritten."""

@@ -156,6 +156,10 @@ class Sparsifier(Generic[ConfigT]):
     def finish(self) -> None:
         """Called after the last step of the run, before the model is evaluated and written."""
 
+    def support(self) -> Mapping[str, Tensor]:
+        """The weights that the model uses now, bool, by parameter name: saved as the epoch's masks."""
+        return self.masked.masks
+
     def metrics(self) -> dict[str, float]:
         """The method's entries in an epoch's record."""
         return {"mask_sparsity": self.masked.sparsity()}

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,15 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from acdc_cli import console
 from acdc_cli.data.batches import Shard
 from acdc_cli.errors import AcdcError, RunError, Stopped
+from acdc_cli.training.watchdog import LOST, Watchdog
 
 T = TypeVar("T")
 
 _MEETING = timedelta(minutes=10)
 """How long processes wait for each other at the start."""
-_WAITING = timedelta(minutes=60)
-"""How long they wait during the run: while the first saves to a slow disk, or one compiles."""
-_LOST = 1
-"""Exit code of a process that ends because another died."""
+_WAITING = timedelta(days=1)
+"""How long torch lets them wait during the run: longer than their watchdogs do."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class Ranks:
     local_size: int = 1
     store: Store | None = None
     """None for a process that was started alone, without a group."""
+    watchdog: Watchdog | None = None
+    """None for a process that was started alone."""
 
     @property
     def first(self) -> bool:
@@ -58,12 +59,27 @@ class Ranks:
     def shard(self) -> Shard:
         return Shard(self.rank, self.size, self.local_size)
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around whatever waits for the other ranks: all enter it equally often and in the same order."""
+        return self.watchdog.waiting() if self.watchdog else nullcontext()
+
+    def limit_waiting(self, minutes: float) -> None:
+        """How long this rank waits for another once it has taken a step, before it ends."""
+        if self.watchdog:
+            self.watchdog.timeout = 60 * minutes
+
+    def reached(self, epoch: int, step: int) -> None:
+        """This rank has taken a step."""
+        if self.watchdog:
+            self.watchdog.reached(epoch, step)
+
     def largest(self, value: float) -> float:
         """The largest of all ranks' values."""
         if self.size == 1:
             return value
         largest = torch.tensor(value, dtype=torch.float64)
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        with self.waiting():
+            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
         return float(largest)
 
     def largest_later(self, value: float) -> Callable[[], float]:
@@ -78,7 +94,8 @@ class Ranks:
         assert work is not None
 
         def answer() -> float:
-            work.wait()
+            with self.waiting():
+                work.wait()
             return float(largest)
 
         return answer
@@ -92,7 +109,8 @@ class Ranks:
         if self.size == 1:
             return [value]
         packed = [b""] * self.size
-        distributed.all_gather_object(packed, _packed(value))
+        with self.waiting():
+            distributed.all_gather_object(packed, _packed(value))
         return [_unpacked(each) for each in packed]
 
     def from_first(self, value: T) -> T:
@@ -100,7 +118,8 @@ class Ranks:
         if self.size == 1:
             return value
         packed = [_packed(value) if self.first else b""]
-        distributed.broadcast_object_list(packed)
+        with self.waiting():
+            distributed.broadcast_object_list(packed)
         return value if self.first else _unpacked(packed[0])
 
     def require_same(self, facts: Mapping[str, object]) -> None:
@@ -122,7 +141,8 @@ class Ranks:
             by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
         for alike in by_dtype.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-            distributed.broadcast(flat, source)
+            with self.waiting():
+                distributed.broadcast(flat, source)
             parts = torch.split(flat, [tensor.numel() for tensor in alike])
             for tensor, part in zip(alike, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
@@ -136,7 +156,8 @@ class Ranks:
             return images
         own = images.movedim(1, -1).contiguous() if images.ndim == 4 else images
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        distributed.all_gather(parts, own)
+        with self.waiting():
+            distributed.all_gather(parts, own)
         batch = torch.cat(parts)
         return batch.movedim(-1, 1) if images.ndim == 4 else batch
 
@@ -206,15 +227,25 @@ def process_group() -> Iterator[Ranks]:
     if meeting is None:
         yield ALONE
         return
-    ranks = _join(*meeting)
-    console.mute(not ranks.first)
-    try:
+    with ExitStack() as stack:
+        url, rank, size, local_rank = meeting
+        watchdog = stack.enter_context(Watchdog(rank, size)) if size > 1 else None
+        ranks = _join(url, rank, size, local_rank, watchdog)
+        console.mute(not ranks.first)
+        stack.enter_context(_one_report(ranks))
         try:
             yield ranks
         except Stopped:
             _leave_together(ranks)
             raise
         _leave_together(ranks)
+
+
+@contextmanager
+def _one_report(ranks: Ranks) -> Iterator[None]:
+    """An error is reported by one of the processes."""
+    try:
+        yield
     except AcdcError:
         _report_if_first(ranks)
         raise
@@ -223,7 +254,7 @@ def process_group() -> Iterator[Ranks]:
             raise
         _report_if_first(ranks)
         console.error(f"another of the {ranks.size} processes of this run has died; resume with --resume")
-        raise SystemExit(_LOST) from error
+        raise SystemExit(LOST) from error
 
 
 def own_device(ranks: Ranks, device: torch.device) -> torch.device:
@@ -273,16 +304,21 @@ def first_host(nodes: str) -> str:
     return singled.partition(",")[0]
 
 
-def _join(url: str, rank: int, size: int, local_rank: int) -> Ranks:
+def _join(url: str, rank: int, size: int, local_rank: int, watchdog: Watchdog | None) -> Ranks:
     try:
-        store, _, _ = next(rendezvous(url, rank, size, timeout=_MEETING))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        group = PrefixStore("group", store)
-        distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_WAITING)
+        with watchdog.waiting() if watchdog else nullcontext():
+            store, _, _ = next(rendezvous(url, rank, size, timeout=_MEETING))
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            group = PrefixStore("group", store)
+            if watchdog:
+                watchdog.meet(store)
+            distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_WAITING)
     except (RuntimeError, TimeoutError) as e:
         raise RunError(f"process {rank} of {size} could not join the others at {url}: {str(e).splitlines()[0]}") from e
-    hosts = Ranks(rank, size).gather(socket.gethostname())
-    return Ranks(rank, size, local_rank, hosts.count(hosts[rank]), store)
+    hosts = Ranks(rank, size, watchdog=watchdog).gather(socket.gethostname())
+    if watchdog:
+        watchdog.hear()
+    return Ranks(rank, size, local_rank, hosts.count(hosts[rank]), store, watchdog)
 
 
 def _packed(value: object) -> bytes:

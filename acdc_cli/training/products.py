@@ -30,7 +30,7 @@ class Products:
         phase_ends = parts.sparsifier.phases.ends(record["epoch"])
         is_kept = _is_due(parts.checkpoint.keep_every, record["epoch"])
         if kind != "dense" and (phase_ends or is_kept or _is_due(parts.checkpoint.keep_masks_every, record["epoch"])):
-            checkpoint.save_masks(self._run.masks / name, parts.sparsifier.masked.masks)
+            checkpoint.save_masks(self._run.masks / name, parts.sparsifier.support())
         if is_kept or (phase_ends and parts.checkpoint.keep_phases):
             checkpoint.save_model(self._run.checkpoints / name, parts.model, metadata)
         if phase_ends:

@@ -25,7 +25,7 @@ from acdc_cli.recipe.schema import epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
-from acdc_cli.training import checkpoint
+from acdc_cli.training.background_saves import BackgroundSaves
 from acdc_cli.training.device_errors import in_words, mendable
 from acdc_cli.training.distributed import Replica
 from acdc_cli.training.epoch_record import charge_probes, epoch_record
@@ -64,6 +64,7 @@ class Trainer:
         self._trained = [weight for group in parts.optimizer.param_groups for weight in group["params"]]
         self._validation = Validation(parts, self._carry_out_requests)
         self._products = Products(parts, run)
+        self._saves = BackgroundSaves()
         self._requests = Requests(parts.ranks, parts.checkpoint.every_minutes, stop_asked)
         self._progress = RunProgress(parts.epochs, parts.train.steps, 0)
         self._kept_states = {epochs_of(length, parts.epochs) for length in parts.checkpoint.keep_states}
@@ -80,21 +81,22 @@ class Trainer:
         self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step)
         self._requests.saved()
         print_header()
-        while self._epoch < parts.epochs:
-            record = self._run_epoch()
-            print_epoch(record)
-            record |= tell_compiled()
-            self._products.save(record)
-            for tracker in self._trackers:
-                tracker.log(record)
-            warn_of_collapse(self._run, self._trackers)
-            phase_ends = parts.sparsifier.phases.ends(self._epoch)
-            self._epoch, self._step = self._epoch + 1, 0
-            self._running.begin()
-            if self._epoch in self._kept_states:
-                self._save(self._run.kept_state(self._epoch))
-            if phase_ends or self._epoch % parts.checkpoint.every_epochs == 0:
-                self._save_if_finite()
+        with self._saves:
+            while self._epoch < parts.epochs:
+                record = self._run_epoch()
+                print_epoch(record)
+                record |= tell_compiled()
+                self._products.save(record)
+                for tracker in self._trackers:
+                    tracker.log(record)
+                warn_of_collapse(self._run, self._trackers)
+                phase_ends = parts.sparsifier.phases.ends(self._epoch)
+                self._epoch, self._step = self._epoch + 1, 0
+                self._running.begin()
+                if self._epoch in self._kept_states:
+                    self._save(self._run.kept_state(self._epoch))
+                if phase_ends or self._epoch % parts.checkpoint.every_epochs == 0:
+                    self._save_if_finite()
         self._requests.settle()
         seconds = round(self._seconds, 3)
         return {"status": "finished", "epochs": parts.epochs, "seconds": seconds, **self._products.phase_ends}
@@ -136,6 +138,7 @@ class Trainer:
                 images = len(batch.labels) * parts.ranks.size
                 running.add(losses, images, learning_rate)
                 self._step += 1
+                parts.ranks.reached(self._epoch, self._step)
                 self._progress.advance(images)
                 if self._step % parts.log_every == 0 or self._step == steps:
                     self._progress.show(self._latest_losses().mean, moment.step + 1)
@@ -177,7 +180,9 @@ class Trainer:
             unsmoothed = parts.task.unsmoothed_loss(logits, labels)
         if share != 1:
             loss = loss * share
-        parts.precision.backward(loss)
+        # which exchanges gradients
+        with parts.ranks.waiting():
+            parts.precision.backward(loss)
         return torch.stack([loss.detach(), loss.detach() if unsmoothed is None else share * unsmoothed])
 
     def _accumulate(self, batch: Batch) -> Tensor:
@@ -208,6 +213,7 @@ class Trainer:
     def _carry_out_requests(self) -> None:
         """Saves if due, and stops if any rank was asked to: all ranks do so after the same step."""
         self._running.tick()
+        self._saves.check()
         request = self._requests.strongest()
         if request == Request.STOP:
             self._save()
@@ -232,7 +238,7 @@ class Trainer:
             if self._parts.ranks.first:
                 if folder:
                     self._products.copy_models(folder)
-                checkpoint.save_state(folder or self._run.checkpoints, state)
+                self._saves.save(folder or self._run.checkpoints, state)
         if folder is None:
             self._requests.saved()
 
@@ -241,7 +247,8 @@ class Trainer:
 
         Raises RunError if too many in a row were NaN or infinite.
         """
-        losses = self._running.fetch(self._parts.ranks)
+        with self._parts.ranks.waiting():
+            losses = self._running.fetch(self._parts.ranks)
         place = f"epoch {self._epoch}, step {self._step} of {self._parts.train.steps}"
         losses.check(self._parts.optim.nan_patience, f"{place}, learning rate {self._running.learning_rate:.3g}")
         return losses

@@ -103,6 +103,40 @@ def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_had_been
 
 
 @pytest.mark.slow
+def test_processes_of_which_one_hangs_are_started_again_at_the_deadline(
+    small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    limit = ("--set", "distributed.timeout_minutes=0.2")
+    process = start(*COMMAND, "train", small, *WORDS, *limit, "--out", run.path, "--gpus", "2")
+    wait_for_checkpoint(run, process)
+    os.kill(worker(process.pid, rank=1), signal.SIGSTOP)
+    said = said_by(process)
+    assert process.returncode == 0, said
+    assert "waiting for process 1 of 2" in said
+    assert "all processes restart from the last checkpoint, attempt 1 of 3" in said
+    assert_finished_as(undisturbed, run)
+
+
+@pytest.mark.slow
+def test_a_process_whose_launcher_dies_while_it_waits_for_one_that_hangs_ends(small: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    process = start(*COMMAND, "train", small, *WORDS, "--set", "epochs=1000", "--out", run.path, "--gpus", "2")
+    wait_for_checkpoint(run, process)
+    first, second = (worker(process.pid, rank) for rank in range(2))
+    os.kill(second, signal.SIGSTOP)
+    process.kill()
+    deadline = time.monotonic() + 40
+    while Path(f"/proc/{first}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    is_over = not Path(f"/proc/{first}").exists()
+    for pid in (second, *([] if is_over else [first])):
+        os.kill(pid, signal.SIGKILL)
+    assert is_over
+    assert "its launcher has died while " in said_by(process)
+
+
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_the_run_with_which_torchruns_processes_go_on(
     small: Path, tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:

@@ -538,3 +538,47 @@ def test_what_is_said_fits_a_terminal_of_80_columns(finished: Finished) -> None:
     table = [line for line in said if line.startswith(("train, val", "  ep", "   ", "     zeros"))]
     assert len(table) >= 8
     assert max(map(len, table)) <= 80
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from acdc_cli import files
+from acdc_cli.cli.app import main
+
+last, write = Path("run/checkpoints/last.pt"), files._Sealing.write
+
+def slow(sealing, data):
+    if last.exists():
+        print("saving the second checkpoint", flush=True)
+        time.sleep(60)
+    return write(sealing, data)
+
+files._Sealing.write = slow
+sys.argv = ["acdc", "train", sys.argv[1], "--out", "run"]
+main()
+"""
+
+
+def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before(recipe: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, recipe],
+        env=os.environ | {"PYTHONPATH": path},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving the second checkpoint\n"
+    while process.poll() is None:
+        # two that arrive together count as one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    said = process.communicate()[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "interrupted; resume from the last checkpoint with: acdc train run --resume" in flat(said)
+    state = checkpoint.load_state(Path("run/checkpoints"))
+    assert state is not None
+    assert state["epoch"] == 1

@@ -8,7 +8,7 @@ from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, SAME_EXPERIMENT, beari
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Bears
 
-NOTHING = {"data.path", "data.workers", "optim.lr_batch", "optim.nan_patience", "track", "checkpoint"}
+NOTHING = {"data.path", "data.workers", "optim.lr_batch", "optim.nan_patience", "track", "checkpoint", "distributed"}
 EXECUTION = {
     "device",
     "threads",

@@ -36,7 +36,7 @@ OPTIM, SPARSITY = GOOD[GOOD.index("optim") : GOOD.index("sparsity")], GOOD[GOOD.
 TOP = (
     "extends, name, epochs, seed, device, threads, precision, compile, channels_last, deterministic, "
     "eval_every, fork, sync_bn, model, data, task, "
-    "optim, sparsity, ema, track, checkpoint"
+    "optim, sparsity, ema, track, checkpoint, distributed"
 )
 SGD = (
     "name, lr, lr_batch, weight_decay, decay_norm_and_bias, schedule, clip_norm, nan_patience, accumulate, momentum, "

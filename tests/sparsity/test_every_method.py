@@ -306,6 +306,19 @@ def test_the_final_sparsity_is_exact_to_the_weight(name: str, distribution: str,
         assert not gradient[mask & (weight == 0)].any()
 
 
+@every_method
+def test_the_masks_that_are_saved_hold_all_nonzero_weights_and_are_as_sparse_as_reported(name: str) -> None:
+    run = Run(name)
+
+    def check(epoch: int) -> None:
+        support = run.method.support()
+        kept = sum(int(mask.sum()) for mask in support.values())
+        assert run.method.metrics()["mask_sparsity"] == pytest.approx(1 - kept / run.masked.total, abs=1e-12)
+        assert not any(run.masked.parameters[key].detach()[~mask].any() for key, mask in support.items())
+
+    run.train(on_epoch_end=check)
+
+
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_sparsity_that_is_learned_is_reported_exactly(name: str) -> None:
     run = Run(name)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import nn
+from torch import Tensor, nn
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.schema import PrunedBlock
@@ -83,7 +83,10 @@ class Method(Sparsifier[Config]):
         self._shrink()
 
     def finish(self) -> None:
-        self.masked.set({name: weight != 0 for name, weight in self.masked.parameters.items()})
+        self.masked.set(self.support())
+
+    def support(self) -> dict[str, Tensor]:
+        return {name: weight.detach() != 0 for name, weight in self.masked.parameters.items()}
 
     def metrics(self) -> dict[str, float]:
         thresholds = self.s.detach().sigmoid()
