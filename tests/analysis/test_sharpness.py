@@ -171,7 +171,7 @@ def explicit_hessian(bench: ReadyModel, loader: FixedImages, sizes: list[int], b
     [
         ("all", "train", 0.1),
         pytest.param("all", "eval", 0.0, marks=pytest.mark.slow),
-        ("weights", "eval", 0.1),
+        pytest.param("weights", "eval", 0.1, marks=pytest.mark.slow),
         pytest.param("weights", "train", 0.0, marks=pytest.mark.slow),
     ],
 )

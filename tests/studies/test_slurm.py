@@ -146,6 +146,7 @@ def test_a_job_that_is_told_to_end_has_its_run_save_and_goes_on_later(cluster: C
     assert Path("log").read_text().split() == ["first", "again"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_told_to_end_before_it_listened_goes_on_later(cluster: Cluster) -> None:
     deaf = SAVES_ONCE.replace("signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))", "")
     started = cluster.start(
