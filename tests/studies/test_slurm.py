@@ -104,9 +104,8 @@ def is_there(path: str, text: str = "") -> Callable[[], int | None]:
     return lambda: 1 if Path(path).exists() and text in Path(path).read_text() else None
 
 
-@pytest.mark.parametrize(("program", "code"), [("", 0), ("exit(2)", 2), ("import os; os.kill(os.getpid(), 9)", -9)])
-def test_a_commands_exit_code_is_the_jobs(cluster: Cluster, program: str, code: int) -> None:
-    assert outcome(cluster.start(cluster.launcher(), program)) == code
+def test_a_command_that_is_killed_has_its_signal_for_an_exit_code(cluster: Cluster) -> None:
+    assert outcome(cluster.start(cluster.launcher(), "import os; os.kill(os.getpid(), 9)")) == -9
 
 
 def test_a_command_has_the_environment_and_the_log_that_it_is_given(cluster: Cluster) -> None:
@@ -147,6 +146,7 @@ def test_a_job_that_is_told_to_end_has_its_run_save_and_goes_on_later(cluster: C
     assert Path("log").read_text().split() == ["first", "again"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_told_to_end_before_it_listened_goes_on_later(cluster: Cluster) -> None:
     deaf = SAVES_ONCE.replace("signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))", "")
     started = cluster.start(
@@ -235,7 +235,7 @@ def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Clust
 @pytest.mark.parametrize(
     ("state", "code"),
     [
-        ("PREEMPTED", 75),
+        pytest.param("PREEMPTED", 75, marks=pytest.mark.slow),
         pytest.param("NODE_FAIL", 75, marks=pytest.mark.slow),
         ("CANCELLED", -15),
         pytest.param("TIMEOUT", -9, marks=pytest.mark.slow),
