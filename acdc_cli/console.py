@@ -5,19 +5,48 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import sys
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
-_out = Console(soft_wrap=True, highlight=False, emoji=False)
-_err = Console(stderr=True, highlight=False, emoji=False)
+from acdc_cli.reading import plain
+from acdc_cli.streams import Stream
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move a terminal's cursor or change the order of text, and bytes of file names that are no UTF-8."""
+
+
+def inert(text: str) -> str:
+    """The text with escapes in place of characters that a terminal would obey or cannot show."""
+    return _UNSAFE.sub(_escaped, text) if _UNSAFE.search(text) else text
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    # Python decodes a byte that is no UTF-8 as U+DC00 and the byte
+    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+class _Terminal(Console):
+    """Writes nothing that a name in a file may have smuggled in: only rich's own styles and movements."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(inert(segment.text), segment.style)
+
+
+_stdout = cast(IO[str], Stream("stdout"))
+_out = _Terminal(file=_stdout, soft_wrap=True, highlight=False, emoji=False)
+_err = _Terminal(file=cast(IO[str], Stream("stderr")), highlight=False, emoji=False)
 
 
 def out(text: str) -> None:
@@ -27,7 +56,9 @@ def out(text: str) -> None:
 
 def out_json(value: Any) -> None:
     """One JSON document on stdout, never coloured or wrapped."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    _stdout.write(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+    _stdout.flush()
 
 
 def say(text: str) -> None:
@@ -63,12 +94,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     whole: number of columns, the first ones, whose cells are never broken into lines.
     """
     rows = [list(row) for row in rows]
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    heading = None if title is None else escape(inert(title))
+    grid = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, name in enumerate(columns):
         numeric = all(_is_number(row[position]) for row in rows)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=position < whole)
+        grid.add_column(
+            escape(inert(name)), justify="right" if numeric else "left", overflow="fold", no_wrap=position < whole
+        )
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*(escape(inert(cell)) for cell in row))
     _out.print(grid)
 
 
@@ -78,7 +112,7 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
     remaining: append the bar's own estimate of the remaining time.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn(fields),
@@ -94,7 +128,7 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
 @contextmanager
 def unprinted() -> Iterator[None]:
     """Discards what a library writes to stdout, even from C: stdout is for data."""
-    sys.stdout.flush()
+    _stdout.flush()
     stdout = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)

@@ -21,6 +21,15 @@ class RunError(AcdcError):
     """The run directory or the machine does not allow the request."""
 
 
+class NotAFileError(RunError, OSError):
+    """A pipe, a device, a socket or a folder stands where a file is expected."""
+
+    def __init__(self, path: object, kind: str) -> None:
+        super().__init__(f"{path} is {kind}, not a file")
+        # read by those who handle any OSError
+        self.strerror = f"it is {kind}, not a file"
+
+
 class CheckpointError(RunError):
     """A checkpoint is missing, damaged or belongs to something else."""
 

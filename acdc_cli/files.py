@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader, StringIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from acdc_cli.errors import AcdcError, RunError
+from acdc_cli.errors import AcdcError, NotAFileError, RunError
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space there",
@@ -26,21 +29,96 @@ _CAUSES = {
     errno.EIO: "the disk reports an input/output error; see the system's log, or choose another disk",
     errno.EMFILE: "too many files are open; raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine; stop other programs",
+    errno.ELOOP: "a symbolic link stands in its place, or links lead in a circle; remove the link",
     errno.ENOLCK: "the file system has no locks; have its lock service started, or choose another place",
 }
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_staying: dict[Path, tuple[int, int] | None] = {}
+"""Device and inode of the folders that `staying` watches."""
 _SEAL = re.compile(rb"\nacdc sha256 ([0-9a-f]{64})\n")
 _SEAL_BYTES = 78
 _READ_BYTES = 1 << 20
 
 
+def open_regular(path: str | Path) -> BufferedReader:
+    """A file to read. Raises NotAFileError at once for what might never open or never end, such as a pipe."""
+    return open(path, "rb", opener=_regular)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that `open_regular` opens."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _regular(path: str, flags: int) -> int:
+    """An `opener`: a descriptor of a regular file, or NotAFileError."""
+    try:
+        # without O_NONBLOCK, opening a pipe waits for its other end
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise NotAFileError(path, "a socket, pipe or device") from error
+    if (kind := stat.S_IFMT(os.fstat(descriptor).st_mode)) != stat.S_IFREG:
+        os.close(descriptor)
+        raise NotAFileError(path, _KINDS.get(kind, "something else"))
+    return descriptor
+
+
 @contextmanager
 def explained(path: Path, error: type[AcdcError] = RunError) -> Iterator[None]:
-    """An OSError in the block becomes `error`, with its cause and its fix in words."""
+    """An OSError in the block becomes `error`, with its cause and its fix in words.
+
+    Raises RunError if a folder that `staying` watches is gone.
+    """
     try:
+        for folder, identity in list(_staying.items()):
+            if path.is_relative_to(folder) and _identity(folder) != identity:
+                raise RunError(
+                    f"{folder} was moved away or replaced while it is in use, so nothing more is written there. Move "
+                    "it back, or resume where it is now."
+                )
         yield
     except OSError as cause:
         reason = _CAUSES.get(cause.errno or 0) or cause.strerror or str(cause)
+        if cause.errno == errno.ENOSPC and _is_out_of_inodes(path):
+            reason = "the file system is out of inodes, though not of space; remove files there, large or small"
         raise error(f"{path} cannot be written: {reason}. The previous file is kept.") from cause
+
+
+def _is_out_of_inodes(path: Path) -> bool:
+    try:
+        state = os.statvfs(path.parent)
+    except OSError:
+        return False
+    # file systems that make inodes as they need them have 0 of 0
+    return state.f_files > 0 and state.f_favail == 0
+
+
+@contextmanager
+def staying(folder: Path) -> Iterator[None]:
+    """In the block, nothing is written below this path once it leads to another folder, or to none."""
+    _staying[folder] = _identity(folder)
+    try:
+        yield
+    finally:
+        del _staying[folder]
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """None if there is no such folder."""
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -54,6 +132,8 @@ def replacing(path: Path, error: type[AcdcError] = RunError, keep: Path | None =
     partial = _beside(path, "partial")
     with explained(path, error):
         try:
+            # a link of this name would lead the write to another file
+            partial.unlink(missing_ok=True)
             yield partial
             sync(partial)
             if keep is None or not path.exists():
@@ -128,7 +208,33 @@ def write_bytes(path: Path, data: bytes, error: type[AcdcError] = RunError) -> N
 
 
 def write_text(path: Path, text: str, error: type[AcdcError] = RunError) -> None:
-    write_bytes(path, text.encode(), error)
+    write_bytes(path, as_bytes(text), error)
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8; the bytes of file names that are none are those of the file system."""
+    return text.encode(errors="surrogateescape")
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """CSV. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[_inert(cell) for cell in row] for row in rows])
+    return text.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    # the writer quotes no carriage return
+    cell = cell.replace("\r", " ")
+    if len(cell) < 2 or cell.lstrip()[:1] not in ("=", "+", "-", "@"):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def copy(source: Path, path: Path) -> None:
@@ -143,7 +249,7 @@ def append_line(path: Path, line: str) -> None:
     Raises RunError if the line cannot be written; the lines before it are then unchanged.
     """
     with explained(path):
-        lines = path.read_bytes() if path.exists() else b""
+        lines = read_bytes(path) if path.exists() else b""
         whole = lines.rfind(b"\n") + 1
         with path.open("ab") as file:
             file.truncate(whole)
@@ -199,7 +305,7 @@ def sealed(path: Path) -> Iterator[BinaryIO]:
 
 def seal_holds(path: Path) -> bool | None:
     """Whether the file is as `sealed` wrote it; None if it has no seal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.seek(0, os.SEEK_END) - _SEAL_BYTES
         file.seek(max(content, 0))
         seal = _SEAL.fullmatch(file.read())
@@ -218,10 +324,11 @@ def seal_holds(path: Path) -> bool | None:
 def locked(path: Path, busy: AcdcError) -> Iterator[None]:
     """Holds the lock file `path`, or raises `busy` while another process does; the system frees a dead one's lock.
 
-    Raises an error of the class of `busy` if the file system has no locks.
+    What the file holds stays. Raises an error of the class of `busy` if it is a link or not a file, or if the file
+    system has no locks.
     """
     with explained(path, type(busy)):
-        lock = path.open("w")
+        lock = open(path, "ab", opener=_not_through_a_link)  # noqa: SIM115 — closed below
     with lock:
         with explained(path, type(busy)):
             try:
@@ -231,9 +338,13 @@ def locked(path: Path, busy: AcdcError) -> Iterator[None]:
         yield
 
 
+def _not_through_a_link(path: str, flags: int) -> int:
+    return _regular(path, flags | os.O_NOFOLLOW)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds this lock file."""
-    with explained(path), path.open() as lock:
+    with explained(path), open(path, "rb", opener=_not_through_a_link) as lock:
         try:
             # shared, so that two simultaneous checks do not take each other for the holder
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from command import Acdc, run_acdc
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_SILENT"] = "true"
@@ -29,6 +35,25 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # pytest listens to every logger that does not propagate, and torch traces all exports at length if anyone listens
+    logging.getLogger("torch.__trace").propagate = True
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _coarse_figures() -> Iterator[None]:
+    """The figures of analyses, which nobody looks at here, have few dots and no layout."""
+    from acdc_cli.analysis.base import plotting
+
+    png = plotting.png
+
+    def coarse(figure: Figure) -> bytes:
+        figure.set_layout_engine("none")
+        return png(figure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "_DPI", 20)
+        patch.setattr(plotting, "png", coarse)
+        yield
 
 
 @pytest.fixture(autouse=True)

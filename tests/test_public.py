@@ -83,6 +83,20 @@ def test_relative_links_exist(page: str) -> None:
     assert [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()] == []
 
 
+def test_every_promise_of_reliability_names_tests_that_exist() -> None:
+    rows = [
+        line for line in (ROOT / "docs/reliability.md").read_text().splitlines() if "test_" in line and line[0] == "|"
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        file = ""
+        for quoted in re.findall(r"`([\w./]+)`", row.split("|")[-2]):
+            if quoted.endswith(".py"):
+                file = (ROOT / "tests" / quoted).read_text()
+            else:
+                assert re.search(rf"def test_\w*{quoted}", file), quoted
+
+
 def test_every_page_of_the_navigation_exists() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     pages = re.findall(r": (\S+\.md)$", text, re.MULTILINE)

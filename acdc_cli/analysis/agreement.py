@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acdc_cli import console
+from acdc_cli import console, files
 from acdc_cli.analysis import curves
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
@@ -144,7 +144,7 @@ def _along(subject: Subject, split: Split, workspace: Workspace) -> list[dict[st
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
+    with files.open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

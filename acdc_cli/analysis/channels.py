@@ -107,7 +107,9 @@ def channels_of(weight: Tensor, dead: Tensor | None = None) -> Channels:
     dead: a boolean for each input channel of all groups, or None if unknown.
     """
     lives = weight != 0
-    counts = Channels(outputs=len(lives), zero_outputs=int((~lives.flatten(1).any(1)).sum()), weights=int(lives.sum()))
+    counts = Channels(
+        outputs=len(lives), zero_outputs=int((~lives.reshape(len(lives), -1).any(1)).sum()), weights=int(lives.sum())
+    )
     if dead is None:
         return counts
     # (groups, outputs per group, inputs per group, taps)

@@ -14,7 +14,7 @@ The measured overlap is shown beside three that follow from a rule; s and d = 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import nan
@@ -173,7 +173,7 @@ def _of_run(subject: Subject, kept: Sequence[Kept], options: Options) -> _Series
     if len(kept) < 2:
         raise RunError(f"{subject.name}: {_too_few(len(kept), options)}")
     epochs = [each.epoch for each in kept]
-    past = history(_read(kept, subject, options))
+    past = history(_same_layers(_read(kept, subject, options)))
     rules = {
         "nested": nested(past.densities),
         "gmp": _gmp(subject.recipe, epochs, 1 - past.densities[-1]),
@@ -222,7 +222,7 @@ def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
     chosen = _every(subjects, options.every)
     if len(chosen) < 2:
         raise RunError("an overlap needs two masks, but only one file remains; name another file or a run directory")
-    past = history(_shown_by(chosen))
+    past = history(_same_layers((subject.name, nonzero(subject.load().layers)) for subject in chosen))
     names = [subject.name for subject in chosen]
     return _Series(f"{len(chosen)} files", names, past, {"nested": nested(past.densities)})
 
@@ -231,22 +231,24 @@ def _every(sequence: Sequence[T], every: int) -> list[T]:
     return list(sequence[::-1][::every][::-1])
 
 
-def _read(kept: Sequence[Kept], subject: Subject, options: Options) -> Iterator[Masks]:
+def _read(kept: Sequence[Kept], subject: Subject, options: Options) -> Iterator[tuple[str, Masks]]:
     with console.progress(subject.name) as bar:
         for each in bar.track(kept, description=subject.name):
-            yield nonzero(subject.load(each.file).layers) if options.models else load_masks(each.file)
+            masks = nonzero(subject.load(each.file).layers) if options.models else load_masks(each.file)
+            yield str(each.file), masks
 
 
-def _shown_by(subjects: Sequence[Subject]) -> Iterator[Masks]:
+def _same_layers(named: Iterable[tuple[str, Masks]]) -> Iterator[Masks]:
+    """The masks; raises CheckpointError at the first whose layers or shapes differ from those before it."""
     first: dict[str, torch.Size] = {}
-    for subject in subjects:
-        masks = nonzero(subject.load().layers)
-        shapes = {name: mask.shape for name, mask in masks.items()}
-        first = first or shapes
-        if shapes != first:
+    first_name = ""
+    for name, masks in named:
+        shapes = {layer: mask.shape for layer, mask in masks.items()}
+        first, first_name = first or shapes, first_name or name
+        if shapes != first or not shapes:
             raise CheckpointError(
-                f"{subjects[0].name} and {subject.name} do not prune the same layers; name files of one model with "
-                "the same sparsity.keep_dense"
+                f"{first_name} and {name} do not prune the same layers; name files of one model with the same "
+                "sparsity.keep_dense"
             )
         yield masks
 

@@ -91,9 +91,9 @@ def shares(records: Records, name: str = "the run") -> list[Shares]:
     Epochs without validation are left out. Raises RunError if none remains, or if the run was trained without corrupted
     labels.
     """
-    if any("corrupted_true" not in record for record in records):
+    if any(not {"corrupted_true", "corrupted_given"} <= record.keys() for record in records):
         raise RunError(_labels_are_right(name))
-    validated = [record for record in records if record["corrupted_true"] is not None]
+    validated = [record for record in records if None not in (record["corrupted_true"], record["corrupted_given"])]
     if not validated:
         raise RunError(f"{name} has no validated epoch yet; resume it, or train with a smaller eval_every")
     # acdc 0.1.0 did not record this key, and never drew the true label

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from acdc_cli import __version__
+from acdc_cli import __version__, streams
 from acdc_cli.cli import (
     advise,
     analyze,
@@ -42,9 +42,7 @@ class _Boundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except AcdcError as error:
-            from acdc_cli import console
-
-            console.error(str(error))
+            _report(error)
             raise typer.Exit(2) from error
         except Stopped as stopped:
             from acdc_cli import console
@@ -83,7 +81,9 @@ app.add_typer(data.app, name="data", help="List, write and check data sets.")
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"acdc {__version__}")
+        from acdc_cli import console
+
+        console.out(f"acdc {__version__}")
         raise typer.Exit
 
 
@@ -101,13 +101,19 @@ def main() -> None:
     # until a training run handles them itself, schedulers' signals end a command like Ctrl-C
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signal.default_int_handler)
+    streams.secure()
+    code: Any = 2
     try:
         app()
     except SystemExit as end:
-        at_work = [each for each in threading.enumerate() if not each.daemon]
-        if isinstance(end.code, int) and at_work == [threading.main_thread()]:
-            _leave(end.code)
-        raise
+        code = end.code
+    except AcdcError as error:
+        # of a command's help, which typer prints
+        _report(error)
+    at_work = [each for each in threading.enumerate() if not each.daemon]
+    if isinstance(code, int) and at_work == [threading.main_thread()]:
+        _leave(code)
+    sys.exit(code)
 
 
 def _leave(code: int) -> None:
@@ -119,7 +125,13 @@ def _leave(code: int) -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:
-        # the reader has closed the pipe; let Python end as usual
-        return
+    except AcdcError as error:
+        _report(error)
+        code = code or 2
     os._exit(code)
+
+
+def _report(error: AcdcError) -> None:
+    from acdc_cli import console
+
+    console.error(str(error))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from acdc_cli import files
 from acdc_cli.errors import DataError
 
 Mode = Literal["jpg", "raw"]
@@ -139,7 +140,7 @@ class BetonFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with files.open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < _METADATA_START:
                     self._refuse(f"it has {size} bytes, less than a header: it is empty or cut off")

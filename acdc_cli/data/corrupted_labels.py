@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
-from io import StringIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc_cli import files
 from acdc_cli.errors import DataError
 
 _NO_EPOCH = 2**64 - 1
@@ -27,11 +26,8 @@ class CorruptedLabels:
     """The classes that training uses."""
 
     def csv(self) -> str:
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("index", "true", "given"))
-        writer.writerows(zip(self.indices.tolist(), self.true.tolist(), self.given.tolist(), strict=True))
-        return text.getvalue()
+        rows = zip(self.indices.tolist(), self.true.tolist(), self.given.tolist(), strict=True)
+        return files.csv_text([("index", "true", "given"), *rows])
 
 
 def check(count: int, samples: int, classes: int) -> None:

@@ -16,14 +16,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 def folder_source(name: str, split: str, root: Path) -> Source:
-    """The images of `root/split/<class>/`. The fingerprint is over their paths and sizes."""
+    """The images of `root/split/<class>/`. The fingerprint is over their paths and sizes.
+
+    Raises DataError for a class without images, and for a folder that links make part of the split twice.
+    """
     folder = root / split
     class_names = class_folders(folder)
+    real = folder.resolve()
+    seen = {str(above): str(above) for above in (real, *real.parents)}
     paths: list[str] = []
     labels: list[int] = []
     fingerprint = hashlib.sha256()
     for label, class_name in enumerate(class_names):
-        images = _images_below(folder / class_name, root)
+        images = _images_below(folder / class_name, root, seen)
         if not images:
             raise DataError(f"{folder / class_name}: no images ({', '.join(IMAGE_SUFFIXES)}) in this class's folder")
         for path, size in images:
@@ -50,12 +55,24 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return class_names
 
 
-def _images_below(folder: Path, root: Path) -> list[tuple[str, int]]:
-    """(path relative to root, bytes) of the images, sorted folder by folder."""
+def _images_below(folder: Path, root: Path, seen: dict[str, str]) -> list[tuple[str, int]]:
+    """(path relative to root, bytes) of the images, sorted folder by folder.
+
+    seen: the paths of the split's folders so far, and of those above it, by their real paths; gains those below.
+    """
+    walked = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (first := seen.setdefault(os.path.realpath(parent), parent)) != parent:
+            raise DataError(
+                f"{parent}: a link makes it the same folder as {first}, so images would be used twice, or without end. "
+                "Remove the link, or copy what is meant."
+            )
+        walked.append((parent, sorted(names)))
     return [
         (os.path.relpath(os.path.join(parent, name), root), _size(os.path.join(parent, name)))
-        for parent, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
+        for parent, names in sorted(walked)
+        for name in names
         if name.lower().endswith(IMAGE_SUFFIXES)
     ]
 

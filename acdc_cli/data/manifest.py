@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import PlainValidator, PositiveInt, TypeAdapter, ValidationError
 
-from acdc_cli import files
+from acdc_cli import files, reading
 from acdc_cli.data.beton import MODES, BetonFile, Mode
 from acdc_cli.errors import DataError
 
@@ -27,13 +27,23 @@ _PAGES_NAMED = 10
 _SAMPLE = struct.Struct("<QqBHHQ")
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not text")
+    return value
+
+
+Name = Annotated[str, PlainValidator(_text)]
+"""A file's name, whose bytes may be no UTF-8: pydantic's own check refuses those."""
+
+
 @dataclass(frozen=True)
 class BadImage:
     """A source that could not be read."""
 
-    path: str
+    path: Name
     """Relative to the source folder."""
-    reason: str
+    reason: Name
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Manifest:
     split: str
     samples: PositiveInt
     classes: PositiveInt
-    class_names: tuple[str, ...]
+    class_names: tuple[Name, ...]
     settings: dict[str, Any]
     """How images were stored: `acdc_cli.data.write_beton.Settings`."""
     source: str
@@ -136,15 +146,12 @@ def write(beton: Path, manifest: Manifest) -> None:
 def read(beton: Path) -> Manifest:
     """The manifest of a .beton file. Raises DataError if it is missing or damaged."""
     path = path_of(beton)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as cause:
+    if not path.exists():
         raise DataError(
             f"{beton} has no manifest ({path.name}): it was not written by `acdc data write`, or not to the end. "
             "Write it again."
-        ) from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise DataError(f"{path}: not readable ({cause}). Write the data set again.") from cause
+        )
+    values = reading.read_json(path, Any, DataError, "write the data set again")
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise DataError(f"{path}: not a manifest of version {VERSION}. Write the data set again with this acdc.")
     if set(values) != {field.name for field in fields(Manifest)}:
@@ -208,7 +215,20 @@ def _check_size(beton: Path, manifest: Manifest) -> None:
 
 
 def _check_index(file: BetonFile, manifest: Manifest) -> None:
-    histogram = np.bincount(file.labels, minlength=manifest.classes)
+    classes, counts = len(manifest.class_names), len(manifest.label_histogram)
+    if not manifest.classes == classes == counts:
+        raise DataError(
+            f"{path_of(file.path)}: {manifest.classes} classes, but {classes} names and {counts} counts. "
+            "Write the data set again."
+        )
+    # before they are counted, because the count is as long as the largest label
+    if (beyond := np.flatnonzero(file.labels >= classes)).size:
+        index = int(beyond[0])
+        raise DataError(
+            f"{file.path}: image {index} has class {file.labels[index]}, but the set has {classes} classes, numbered "
+            "from 0. Write the data set again."
+        )
+    histogram = np.bincount(file.labels, minlength=classes)
     if file.samples != manifest.samples or tuple(histogram.tolist()) != manifest.label_histogram:
         raise DataError(f"{file.path}: its labels are not those of its manifest. Write the data set again.")
 

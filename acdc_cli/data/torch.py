@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -13,7 +12,6 @@ from typing import Literal, Never, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional
@@ -22,6 +20,7 @@ from acdc_cli.data import worker
 from acdc_cli.data.augment import CENTRED, Augmentation, crop_box, is_flipped, nearest, require_room
 from acdc_cli.data.batches import Batch, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.image_file import read_image
 from acdc_cli.data.resident import SMALL
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
@@ -44,7 +43,7 @@ class Images(Protocol):
 
 
 class FolderImages:
-    """The images of a folder, decoded by Pillow from whatever format they have."""
+    """The images of a folder."""
 
     def __init__(self, source: Source) -> None:
         self.root = source.root
@@ -58,12 +57,8 @@ class FolderImages:
     def decode(self, index: int) -> NDArray[np.uint8]:
         path = self.root / self.paths[index].decode(errors="surrogateescape")
         try:
-            with warnings.catch_warnings():
-                # Pillow's remarks on odd metadata, of which real photographs have plenty
-                warnings.simplefilter("ignore")
-                with Image.open(path) as image:
-                    return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+            return np.array(read_image(path).pixels)
+        except ValueError as cause:
             raise DataError(
                 f"{path}: the image cannot be read ({cause}). Repair or remove it, or write the set without such "
                 "images: `acdc data write … --skip-bad`."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from acdc_cli import __version__, console, files
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data import worker
 from acdc_cli.data.beton import LARGEST_IMAGE, LONGEST_SIDE, BetonFile, Sample, write_beton
+from acdc_cli.data.image_file import read_image
 from acdc_cli.data.manifest import BadImage, ContentHash, Manifest
 from acdc_cli.errors import DataError
 
@@ -30,8 +30,6 @@ Pixels = NDArray[np.uint8]
 
 REENCODED_QUALITY = 97
 """JPEG quality, without chroma subsampling, of images that should pass through but are not RGB JPEGs."""
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-_EIGHT_BIT = ("RGB", "L", "1", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr")
 _CHUNK = 8
 """Images in a message to or from a worker."""
 _CHUNKS_AHEAD = 3
@@ -141,6 +139,8 @@ def _write(source: Source, destination: Path, settings: Settings, workers: int, 
     bad_list = destination.with_name(destination.name + ".bad.txt")
     intake = _Intake(source, settings, workers, skip_bad)
     try:
+        # a link of this name would lead the write to another file
+        partial.unlink(missing_ok=True)
         write_beton(partial, intake.samples(), capacity=len(source.labels))
         if intake.bad:
             files.write_text(bad_list, "".join(f"{image.path}\t{image.reason}\n" for image in intake.bad), DataError)
@@ -310,35 +310,21 @@ def _encode_or_explain(task: _Task, root: Path, settings: Settings) -> Encoded |
     name = task.image if isinstance(task.image, str) else f"image {task.index}"
     try:
         return encode(task.image, task.label, task.index, root, settings)
-    except UnidentifiedImageError:
-        return BadImage(name, f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image")
-    # whatever a decoder raises over a file's content makes that file an unreadable one
     except Exception as cause:
         return BadImage(name, str(cause) or type(cause).__name__)
 
 
 def encode(image: str | Pixels, label: int, index: int, root: Path, settings: Settings) -> Encoded:
-    """One image as it will be stored. Raises whatever the decoder raises when it cannot be read to its end."""
+    """One image as it will be stored. Raises ValueError if it cannot be read to its end."""
     if not isinstance(image, str):
         pixels = Image.fromarray(image)
         return Encoded(_raw(pixels, label) if settings.original else _stored(pixels, label, index, settings), False)
-    data = (root / image).read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    with warnings.catch_warnings():
-        # about metadata that is not used, and about sizes that are checked below
-        warnings.simplefilter("ignore")
-        decoded = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if decoded.mode not in _EIGHT_BIT:
-            raise ValueError(f"its pixels are {decoded.mode}, not 8 bits per channel: convert it first")
-        decoded.load()
-        if max(decoded.size) > LONGEST_SIDE:
-            raise ValueError(f"{decoded.width}x{decoded.height} pixels: the longest possible side is {LONGEST_SIDE}")
-        if not settings.original:
-            return Encoded(_stored(decoded.convert("RGB"), label, index, settings), False)
-        if decoded.format in ("JPEG", "MPO") and decoded.mode in ("RGB", "L"):
-            return Encoded(Sample(label, "jpg", decoded.height, decoded.width, data), False)
-        return Encoded(_jpeg(decoded.convert("RGB"), label, REENCODED_QUALITY, subsampling=0), True)
+    read = read_image(root / image)
+    if not settings.original:
+        return Encoded(_stored(read.pixels, label, index, settings), False)
+    if read.is_plain_jpeg:
+        return Encoded(Sample(label, "jpg", read.pixels.height, read.pixels.width, read.data), False)
+    return Encoded(_jpeg(read.pixels, label, REENCODED_QUALITY, subsampling=0), True)
 
 
 def _stored(image: Image.Image, label: int, index: int, settings: Settings) -> Sample:

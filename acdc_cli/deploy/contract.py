@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from acdc_cli import reading
 from acdc_cli.deploy.engines import ENGINES
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.models.build import build
 from acdc_cli.recipe.discovery import FORMATS
 from acdc_cli.recipe.load import from_dict
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.schema import Block, Pixels, Recipe
 
 Logits = Callable[[Tensor], Tensor]
 """A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""
@@ -96,6 +98,17 @@ class Format(Protocol):
         """
 
 
+class _Shown(reading.Form):
+    val_resize: Pixels
+    val_crop: Pixels
+    batch: PositiveInt | None
+
+
+class _Header(reading.Form):
+    recipe: dict[str, Any]
+    shown: _Shown
+
+
 def recorded(path: Path) -> tuple[Program, Facts] | None:
     """The format of an exported file that an engine runs, and what the file says of itself; None for any other file.
 
@@ -109,9 +122,10 @@ def recorded(path: Path) -> tuple[Program, Facts] | None:
     program = cast(Program, kind)
     try:
         about = program.metadata(path)
-        header = json.loads(about["acdc"])
+        header = reading.parse_json(about["acdc"], _Header, CheckpointError)
         recipe = from_dict(header["recipe"], str(path))
-        shown, classes = header.pop("shown"), tuple(json.loads(about["class_names"]))
+        shown = header.pop("shown")
+        classes = tuple(reading.parse_json(about["class_names"], list[str], CheckpointError))
     # whatever the format's own reader raises over a damaged file
     except Exception as error:
         raise CheckpointError(f"{path} is damaged, or was not written by acdc export: {_cause(error)}") from error

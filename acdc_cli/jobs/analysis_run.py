@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import __version__, console
+from acdc_cli import __version__, console, reading
 from acdc_cli.analysis.base import analyses
-from acdc_cli.analysis.base.findings import Findings, plain
+from acdc_cli.analysis.base.findings import Findings
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
@@ -73,7 +73,7 @@ def analyze(
     }
     files = findings.write(out, stem, about)
     workspace.clear()
-    return Analysed(plain({**about, "results": findings.numbers}), findings, files)
+    return Analysed(reading.plain({**about, "results": findings.numbers}), findings, files)
 
 
 def options_of(name: str) -> list[tuple[str, str, str]]:
@@ -100,11 +100,21 @@ def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
     return stem
 
 
+class _Named(reading.Form):
+    name: str
+
+
+class _Earlier(reading.Form):
+    """Earlier results in the same file."""
+
+    subjects: list[_Named]
+
+
 def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
     """The file name omits the first run, because most folders belong to it."""
     try:
-        there = [subject["name"] for subject in json.loads(file.read_bytes())["subjects"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        there = [subject["name"] for subject in reading.read_json(file, _Earlier)["subjects"]]
+    except RunError:
         # missing, or not our results
         return
     if there != [subject.name for subject in subjects]:

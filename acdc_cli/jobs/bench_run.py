@@ -18,12 +18,13 @@ import torch
 
 from acdc_cli import __version__, console
 from acdc_cli.analysis.base import plotting
-from acdc_cli.analysis.base.findings import Findings, Table, plain
+from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.deploy import contest, contract, engines, on_gpu
 from acdc_cli.deploy.contest import Contestant, Record
 from acdc_cli.deploy.parity import difference
 from acdc_cli.errors import RunError
 from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
+from acdc_cli.reading import plain
 from acdc_cli.runs.provenance import command_line, cpu_model, describe
 from acdc_cli.runs.run_dir import RunDir
 

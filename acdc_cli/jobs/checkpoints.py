@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
-from acdc_cli import console
+from acdc_cli import console, files
 from acdc_cli.data import loaders
 from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
-from acdc_cli.models import weights
+from acdc_cli.models import torch_file, weights
 from acdc_cli.models.packed import is_packed
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
@@ -100,7 +98,8 @@ def header_of(file: Path) -> dict[str, Any] | None:
         metadata = read_metadata(file)
     else:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            files.open_regular(file).close()
+            state = torch_file.load(file, mmap=True)
         except Exception:
             # torch's old format cannot be memory-mapped; for any other file `read` explains the problem
             state = weights.read(file)

@@ -19,7 +19,7 @@ from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.schedule.time import PhasePlan
-from acdc_cli.training import checkpoint
+from acdc_cli.training import checkpoint, saved_state
 from acdc_cli.training.parts import Parts
 
 _SHAPE = ("model", "optim.name", "optim.decay_norm_and_bias", "sparsity.method", "sparsity.keep_dense", "ema")
@@ -70,7 +70,7 @@ class Fork:
                     f"{key}: {before.get(key)} in {path}, {now.get(key)} here; a fork has the model, the optimiser and "
                     "the method of its source. To start from its weights alone, set model.weights"
                 )
-        if self.source.provenance()[-1]["data"]["fingerprint"] != fingerprint:
+        if self.source.last_start()["data"]["fingerprint"] != fingerprint:
             raise RunError(f"the images are not those that {path} was trained on; set data.path to those")
         for record in self._records():
             if record["phase"] != (kind := phases.at(record["epoch"]).kind):
@@ -87,6 +87,8 @@ class Fork:
         folder = self.source.kept_state(self.epochs)
         state = checkpoint.load_state(folder)
         assert state is not None
+        saved_state.require_form(state, folder)
+        saved_state.require_fit(state, parts, folder)
         for model in RunDir(folder).models():
             files.copy(model, run.path / model.name)
         for kept in self.source.kept_masks():

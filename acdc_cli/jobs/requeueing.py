@@ -25,7 +25,7 @@ def requeue() -> None:
         return
     command = ["scontrol", "requeue", job]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         console.warn(f"Slurm job {job} could not be requeued ({reason}); submit it again")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from acdc_cli import files
+from acdc_cli import files, reading
 from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import AcdcError
 from acdc_cli.jobs import setup
@@ -20,9 +20,11 @@ from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.load import load
+from acdc_cli.runs.forms import Record
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.training import saved_state
 from acdc_cli.training.checkpoint import load_masks, load_state, read_metadata
 
 TOP1, LOSS = 0.005, 0.02
@@ -92,8 +94,9 @@ def verify_run(path: Path, overrides: tuple[str, ...] = ()) -> list[Check]:
 def _checked(name: str, check: Callable[[_Run], Result], run: _Run) -> Check:
     try:
         return Check(name, *check(run))
-    except (AcdcError, ValueError, KeyError) as error:
-        return Check(name, "", [str(error)])
+    # what a hostile file leads the recounting to
+    except (AcdcError, ValueError, LookupError, TypeError, StopIteration) as error:
+        return Check(name, "", [reading.in_words(error)])
 
 
 def _records(run: _Run) -> Result:
@@ -145,6 +148,7 @@ def _checkpoints(run: _Run) -> Result:
     state = load_state(run.directory.checkpoints)
     if state is None:
         return "none yet", problems + (["there is none"] if run.directory.finished else [])
+    saved_state.require_form(state, run.directory.checkpoints)
     problems += _of_another_recipe(run, state["metadata"], "last.pt")
     trained = max(run.by_epoch, default=-1) + 1
     if state["epoch"] > trained or (run.directory.finished and state["epoch"] != run.recipe.epochs):
@@ -203,6 +207,7 @@ def _model(run: _Run, kind: Which) -> Result:
     """Its digest holds, its zeros are where mask and record have them, and it is as accurate as its record says."""
     header = read_metadata(run.directory.model_file(kind)) or {}
     record = header["metrics"]
+    reading.require(record, Record)
     problems = _of_another_recipe(run, header, "the file")
     epoch = record["epoch"]
     if record["phase"] != kind.removesuffix("-ema"):

@@ -173,7 +173,9 @@ def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
     """
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    # it imports the compiler, which takes two seconds
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         # cuBLAS reads it when the process creates its first handle
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _WORKSPACES[0])

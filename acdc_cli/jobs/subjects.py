@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from acdc_cli import console, files
 from acdc_cli.analysis.base.subject import Kind, Loaded
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
@@ -58,7 +59,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        with self.weights.open("rb") as file:
+        with files.open_regular(self.weights) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property
@@ -111,7 +112,9 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
 
 def _names(sources: Sequence[Path]) -> list[str]:
     """The shortest unique names: the last parts of each path, without a model file's extension."""
-    parts = [(source if source.is_dir() else source.with_suffix("")).absolute().parts for source in sources]
+    paths = [(source if source.is_dir() else source.with_suffix("")).absolute() for source in sources]
+    # figures cannot draw a name that is no UTF-8
+    parts = [[console.inert(part) for part in path.parts] for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names) and all(_tells(source, length) for source in sources):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.memorised import Memorisation
-from acdc_cli.training import checkpoint, distributed
+from acdc_cli.training import checkpoint, distributed, saved_state
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe
@@ -109,7 +109,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             if fork:
                 fork.prepare(run, parts)
             if resume or fork:
-                state = _last_state(run, recipe)
+                state = _last_state(run, recipe, parts)
             if resume:
                 # last, because a refused run stays as it was
                 run.record_provenance(entry)
@@ -188,21 +188,23 @@ def _fit(
     first = parts.ranks.first
     if resume:
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
-        if first:
-            run.rewind_metrics(epoch)
         within = f" and {step} of {parts.train.steps} steps" if step else ""
         console.say(f"resuming after {epoch} of {recipe.epochs} epochs{within}")
     tracking = trackers(recipe.track, run, f"{recipe.name}-{recipe.seed}", recipe.as_dict()) if first else []
     try:
         trainer = Trainer(parts, run, tracking, stop_asked)
         if state:
-            trainer.load_state_dict(state)
+            with saved_state.loading(run.checkpoints, parts.ranks.size):
+                trainer.load_state_dict(state)
+        if first and resume:
+            run.rewind_metrics(state["epoch"] if state else 0)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if parts.cost is not None:
             summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
         if first and recipe.fork:
-            summary["fork"] = next(entry["fork"] for entry in run.provenance() if "fork" in entry)
-            del summary["fork"]["source"]
+            (fork, *_) = [entry["fork"] for entry in run.provenance() if entry.get("fork")] or [{}]
+            summary["fork"] = {key: value for key, value in fork.items() if key != "source"}
+        _require_finite(summary)
         for tracker in tracking:
             tracker.finish(summary)
         if first:
@@ -216,7 +218,19 @@ def _fit(
             tracker.close(failed=not run.finished)
 
 
-def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
+def _require_finite(summary: Mapping[str, Any]) -> None:
+    """Raises RunError for a run that ends with NaN, however few its steps; `optim.nan_patience` ends the others."""
+    for end in summary.values():
+        if not isinstance(end, Mapping) or end.get("epoch") != summary["epochs"] - 1:
+            continue
+        if bad := [key for key in ("train_loss", "val_loss") if end.get(key, 0.0) is None]:
+            raise RunError(
+                f"the last epoch's {bad[0]} is NaN or infinite, so the run has no result; start a new run with a lower "
+                "optim.lr, with optim.clip_norm, or with precision bf16 or fp32"
+            )
+
+
+def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | None:
     """The newest checkpoint; None for a run that ended before its first one.
 
     Raises RunError if checkpoints are missing, and CheckpointError if none is readable or it belongs to another run.
@@ -226,10 +240,11 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
         # an epoch's record is written before its checkpoint, and that is written during the epochs until the next
         if (trained := len(run.records())) > 2 * load(run.resolved).checkpoint.every_epochs:
             raise RunError(
-                f"{run.path} has trained {trained} epochs, but its checkpoints are gone; restore {run.checkpoints}, "
-                "or start a new run with --out"
+                f"{run.path} has trained {trained} epochs, but its checkpoints are gone, or its loss was NaN and "
+                f"none was written; restore {run.checkpoints}, or start a new run with --out"
             )
         return None
+    saved_state.require_form(state, run.checkpoints)
     saved, current = flat(state["metadata"]["recipe"]), _bearing(recipe)
     # only keys that both have, because the versions of acdc may differ
     if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
@@ -238,6 +253,7 @@ def _last_state(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
             f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {saved[key]} there, {current[key]} "
             "here); restore this run's own, or start a new run with --out"
         )
+    saved_state.require_fit(state, parts, run.checkpoints)
     return state
 
 
@@ -263,9 +279,7 @@ def changes(run: RunDir, recipe: Recipe) -> list[str]:
 
 def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
     """Compares what the machine decides: other images are an error, another device or loader is a warning."""
-    if not (entries := run.provenance()):
-        raise RunError(f"{run.path} has no provenance.json, which identifies its training data; restore it")
-    before = entries[-1]
+    before = run.last_start()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
             f"the images in {now['data']['path']} are not those that {run.path} was trained on; restore those, at any "

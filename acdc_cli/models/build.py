@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from acdc_cli.errors import ModelError
 from acdc_cli.models import foreign
@@ -24,6 +27,8 @@ Options = Mapping[str, bool | int | float | str]
 Constructor = Callable[..., nn.Module]
 """Called with `num_classes` and the recipe's `options`; gives a model that is initialised at random."""
 
+_MOST_MODULES = 20_000
+"""The largest models of torchvision and timm have a few thousand."""
 _OURS = {
     "num_classes": "it follows from the data",
     "pretrained": "nothing is downloaded; `model.weights` takes a file",
@@ -32,11 +37,47 @@ _OURS = {
 }
 
 
+class _TooManyError(ModelError):
+    """The model never ends."""
+
+
 def build(block: ModelBlock, classes: int) -> nn.Module:
     """The model of a recipe with its random initialisation, or with the weights of `block.weights`.
 
-    Raises ModelError for an unknown name, options that do not fit, and weights that do not fit.
+    Raises ModelError for an unknown name, options that do not fit, and weights that do not fit: before it takes memory
+    for the model, which a recipe from a file may make as large as it likes.
     """
+    content = None if block.weights is None else read(Path(block.weights).expanduser())
+    if (content is not None or block.options) and torch.get_default_device().type != "meta":
+        _check_size(block, classes, content)
+    model = _assembled(block, classes)
+    if block.weights is not None:
+        load_weights(model, block.weights, content)
+    return model
+
+
+def _check_size(block: ModelBlock, classes: int, content: Any) -> None:
+    """Raises ModelError for a model that the weights do not fit, or that does not fit into memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), Undrawn():
+            model = _assembled(block, classes)
+    except (RuntimeError, ModelError) as error:
+        if isinstance(error.__cause__ or error, _TooManyError):
+            raise
+        # some compute their widths with tensors, which have no values there
+        return
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ModelError(
+            f"the weights of {block.name} with these options take {size >> 30} GiB, and this machine has "
+            f"{memory >> 30}; lower model.options"
+        )
+    if content is not None:
+        load_weights(model, str(block.weights), content)
+
+
+def _assembled(block: ModelBlock, classes: int) -> nn.Module:
     model = _construct(block, classes)
     if getattr(model, "aux_logits", False):
         raise ModelError(
@@ -45,8 +86,6 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
         )
     if block.blurpool:
         apply_blurpool(model, block.blur)
-    if block.weights is not None:
-        load_weights(model, block.weights)
     return model
 
 
@@ -115,13 +154,32 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
         if option in _OURS:
             raise ModelError(f"model.options.{option} cannot be set: {_OURS[option]}")
     try:
-        return constructor(num_classes=classes, **block.options)
+        with _bounded():
+            return constructor(num_classes=classes, **block.options)
     # whatever a library's constructor raises over these options; without options, it is not the user's error
     except Exception as error:
         if not block.options:
             raise
         given = ", ".join(f"{key}: {value!r}" for key, value in block.options.items())
         raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}") from error
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Ends the construction of a model of more modules than any real one, such as one of a billion layers."""
+    count = 0
+
+    def count_one(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > _MOST_MODULES:
+            raise _TooManyError(f"it has more than {_MOST_MODULES:,} modules")
+
+    hook = register_module_module_registration_hook(count_one)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _local() -> Mapping[str, Constructor]:

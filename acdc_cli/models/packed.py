@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from acdc_cli import files
 from acdc_cli.errors import ModelError
 
 MAGIC = b"acdcpck1"
@@ -22,6 +23,10 @@ _DIGEST_BYTES = 32
 _LEVEL = 9
 _LARGEST = 1 << 34
 """Bytes of all tensors together, unpacked: no file may ask for more memory."""
+
+_DENSEST, _SPARE = 1_000, 64 << 20
+"""Bytes of the tensors, unpacked, for each byte of the file: weights of 99 % zeros take 1/50. Small files may
+have more."""
 
 DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 Bytes = NDArray[np.uint8]
@@ -64,7 +69,7 @@ class _Header(BaseModel):
 def is_packed(path: Path) -> bool:
     """Whether this is a packed file; False if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
@@ -96,8 +101,11 @@ def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     if len({entry.name for entry in entries}) < len(entries):
         raise ValueError("it names a tensor twice")
     size = sum(entry.mask_bytes + entry.value_bytes for entry in entries)
-    if max(size, sum(entry.width * entry.count for entry in entries)) > _LARGEST:
+    whole = max(size, sum(entry.width * entry.count for entry in entries))
+    if whole > _LARGEST:
         raise ValueError(f"it claims to hold more than {_LARGEST >> 30} GiB")
+    if whole > _SPARE + _DENSEST * len(content):
+        raise ValueError(f"it claims to hold {whole:,} bytes, more than {_DENSEST:,} times its own")
     data = _decompressed(content[start:-_DIGEST_BYTES], size)
     masks = _slices(data, (entry.mask_bytes for entry in entries))
     values = _slices(data[sum(entry.mask_bytes for entry in entries) :], (entry.value_bytes for entry in entries))

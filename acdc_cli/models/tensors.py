@@ -30,7 +30,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises ValueError if a file of `save_tensors` has changed, and what safetensors raises over other damage.
     """
-    tensors, metadata = load_file(path), read_header(path)
+    # first, because it refuses what is not a file
+    metadata = read_header(path)
+    tensors = load_file(path)
     digest = metadata.pop(_DIGEST, None)
     if digest is not None and digest != _digest(tensors, metadata):
         raise ValueError("it is damaged: its checksum does not match")
@@ -41,6 +43,7 @@ def read_header(path: Path) -> dict[str, str]:
     """The metadata alone, unverified, of a .safetensors or a packed file."""
     if is_packed(path):
         return read_packed_header(path)
+    files.open_regular(path).close()
     with safetensors.safe_open(path, framework="numpy") as file:
         return dict(file.metadata() or {})
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import os
 import pickle
-import pickletools
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from torch import Size, Tensor, nn
 
 from acdc_cli import console, files
-from acdc_cli.errors import ModelError
-from acdc_cli.models import foreign
+from acdc_cli.errors import ModelError, NotAFileError
+from acdc_cli.models import foreign, torch_file
 from acdc_cli.models.packed import is_packed, unpack
 from acdc_cli.models.tensors import load_tensors, read_header
+from acdc_cli.reading import in_words
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _SHOWN = 3
@@ -31,17 +31,22 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {_plain(name): tensor for name, tensor in model.state_dict().items()}
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy all weights of a .safetensors, packed or torch file into the model.
+def load_weights(model: nn.Module, path: str | Path, content: Any = None) -> None:
+    """Copy all weights of a .safetensors, packed or torch file into the model. A model on the meta device, which has no
+    memory, is only checked.
 
+    content: of the file, if it was read before.
     They may lie anywhere in a torch file, in containers and with the prefixes of wrappers; masks and thresholds beside
     them are applied (`models.foreign`). Every such change is printed.
     Raises ModelError if the file cannot be read or does not fit; the model is then unchanged.
     """
     path = Path(path).expanduser()
     expected = plain_state_dict(model)
-    state = _matching(read(path), {name: tensor.shape for name, tensor in expected.items()}, path)
+    content = read(path) if content is None else content
+    state = _matching(content, {name: tensor.shape for name, tensor in expected.items()}, path)
     _check_fit(model, expected, state.tensors, path)
+    if any(tensor.is_meta for tensor in expected.values()):
+        return
     _check_age(model, path)
     for remark in state.remarks:
         console.say(f"{path}: {remark}")
@@ -54,8 +59,9 @@ def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[
     """As `foreign.state_dicts`. Raises ModelError where that raises ValueError."""
     try:
         return foreign.state_dicts(content, expected)
-    except ValueError as error:
-        raise ModelError(f"{path}: {error}") from error
+    # torch's own, over masks and thresholds of unusual types
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{path}: {in_words(error)}") from error
 
 
 def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
@@ -96,7 +102,11 @@ def _check_age(model: nn.Module, path: Path) -> None:
     if since is None or not has_header or "acdc" not in (header := read_header(path)):
         return
     version = header.get("acdc version", "0.1.0")
-    if Version(version) < Version(since):
+    try:
+        outdated = Version(version) < Version(since)
+    except InvalidVersion as error:
+        raise ModelError(f"{path} is damaged (acdc version: {error}); fetch or write the file again") from error
+    if outdated:
         raise ModelError(
             f"{path} was written by acdc {version}; since {since} this model computes another function (see "
             "CHANGELOG.md). Train it again, or evaluate it with that version"
@@ -112,7 +122,7 @@ def read(path: Path) -> Any:
 
     Raises ModelError if it is missing, damaged or could run code.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ModelError(
             f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
             "packed or torch file"
@@ -125,17 +135,19 @@ def read(path: Path) -> Any:
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors reports a file that may not be read as missing
-        path.open("rb").close()
+        files.open_regular(path).close()
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
         if is_packed(path):
             kind = "packed"
-            return unpack(path.read_bytes())[0]
+            return unpack(files.read_bytes(path))[0]
         if files.seal_holds(path) is False:
             raise ValueError("it is damaged: its checksum does not match")
-        return _load_inertly(path)
+        return torch_file.load(path, stand_ins=lambda name: type("Inert", (_Inert,), {"path": name}))
     except PermissionError as error:
         raise ModelError(f"{path} cannot be read: permission denied; ask its owner, or take another file") from error
+    except NotAFileError as error:
+        raise ModelError(f"{error}; name a file with weights") from error
     except pickle.UnpicklingError as error:
         # torch's own text is a page about torch.load
         blocked = re.search(r"GLOBAL (\S+)", str(error))
@@ -165,27 +177,6 @@ class _Inert:
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-
-def _load_inertly(path: Path) -> Any:
-    """A torch file, with an `_Inert` for each object that is not a tensor, number, string or container."""
-    stands_for: list[Any] = [(type("Inert", (_Inert,), {"path": name}), name) for name in _classes_in(path)]
-    with torch.serialization.safe_globals(stands_for):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _classes_in(path: Path) -> set[str]:
-    """All classes and functions that a torch file's pickles name; nothing is unpickled."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            streams = [archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")]
-            operations = [operation for stream in streams for operation in pickletools.genops(stream)]
-    else:
-        # torch's first format: four pickles (magic number, protocol, machine, content), then the numbers
-        with path.open("rb") as file:
-            operations = [operation for _ in range(4) for operation in pickletools.genops(file)]
-    named = (str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL")
-    return {name.replace(" ", ".") for name in named}
 
 
 def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.reading import require_bounds
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
@@ -30,7 +31,7 @@ from acdc_cli.recipe.schema import (
     StepSchedule,
 )
 from acdc_cli.recipe.shape import either
-from acdc_cli.recipe.syntax import Entry, Place, Problem, dump
+from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, Place, Problem, dump
 
 B = TypeVar("B", bound=Block)
 T = TypeVar("T")
@@ -64,6 +65,10 @@ def from_dict(values: Mapping[str, Any], origin: str, overrides: Sequence[str] =
 
     origin: the name of their source in errors. Raises RecipeError as `load` does.
     """
+    try:
+        require_bounds(values, DEEPEST, MOST_VALUES)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: its recipe is refused: {error}") from error
     return _checked(overridden(Draft(Entry.of(values, Place(origin)), [], [origin]), overrides))
 
 

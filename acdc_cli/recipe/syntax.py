@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from acdc_cli import files
 from acdc_cli.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
@@ -18,7 +20,7 @@ DEEPEST = 20
 """Most levels of nested blocks and lists, and of files that extend one another; a recipe has four."""
 _LARGEST = 200_000
 """Most bytes of a recipe file; the longest shipped ones have 2,000."""
-_MOST_VALUES = 5_000
+MOST_VALUES = 5_000
 """Most values in a recipe, including those that aliases repeat."""
 _BOOL, _NULL, _INT, _FLOAT, _STR, _MERGE, _LIST, _BLOCK = (
     f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "merge", "seq", "map")
@@ -137,9 +139,10 @@ def read_text(path: Path) -> str:
     """The file's text. Raises RecipeError if it cannot be read or is too long for a recipe."""
     source = shown(path)
     try:
-        if (size := path.stat().st_size) > _LARGEST:
-            raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
-        return path.read_text(encoding="utf-8")
+        with files.open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                raise RecipeError(f"{source}: {size:,} bytes are too many for a recipe, which has a few thousand")
+            return file.read().decode()
     except UnicodeDecodeError as e:
         raise RecipeError(f"{source}: not a recipe, or not saved as UTF-8 text") from e
     except OSError as e:
@@ -253,8 +256,8 @@ class _Reading:
         if len(around) >= DEEPEST:
             raise self._error(node.start_mark.line, _TOO_DEEP)
         self._values += 1
-        if self._values > _MOST_VALUES:
-            many = f"more than {_MOST_VALUES:,} values, aliases included; a recipe has about a hundred"
+        if self._values > MOST_VALUES:
+            many = f"more than {MOST_VALUES:,} values, aliases included; a recipe has about a hundred"
             raise self._error(node.start_mark.line, many)
         if isinstance(node, yaml.CollectionNode) and node.tag not in (_LIST, _BLOCK):
             raise self._no_meaning(node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import safetensors
 
+from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 
@@ -33,8 +33,8 @@ def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outc
     kind: the model that `top1` and so on describe; None: the sparse one, if the run makes one.
     Raises RunError if a file is damaged.
     """
-    records, summary = run.records(), _summary(run)
-    ends = {each: summary[each] for each in ("sparse", "dense") if each in summary} if summary else {}
+    records, summary = run.records(), run.final() or {}
+    ends = {each: summary[each] for each in ("sparse", "dense") if summary.get(each)}
     last = ends.get("sparse") or ends.get("dense") or {}
     if not summary:
         validated = [record for record in records if record["top1"] is not None] or records
@@ -48,20 +48,9 @@ def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outc
     values["nonzero"] = _nonzero(run, "sparse" if last is ends.get("sparse") else "dense", last) if summary else None
     cost = summary.get("cost") or {}
     for book in ("nominal", "measured"):
-        values |= {f"{key}_{book}": cost.get(book, {}).get(key) for key in ("inference_flops", "train_flops")}
+        values |= {f"{key}_{book}": (cost.get(book) or {}).get(key) for key in ("inference_flops", "train_flops")}
     values["seconds"] = summary.get("seconds", math.fsum(record["seconds"] for record in records))
     return Outcome(bool(summary), len(records), values)
-
-
-def _summary(run: RunDir) -> dict[str, Any]:
-    """Empty while the run is unfinished."""
-    if not run.finished:
-        return {}
-    try:
-        summary: dict[str, Any] = json.loads(run.summary.read_text())
-    except ValueError as error:
-        raise RunError(f"{run.summary} is damaged ({error}); restore a copy") from error
-    return summary
 
 
 def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
@@ -70,6 +59,7 @@ def _nonzero(run: RunDir, kind: str, last: Mapping[str, Any]) -> int | None:
     if not last or not file.exists():
         return None
     try:
+        files.open_regular(file).close()
         with safetensors.safe_open(file, framework="numpy") as tensors:
             names, count = set(tensors.keys()), 0
             for layer, sparsity in last["layers"].items():

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc_cli import files
+from acdc_cli import console, files, reading
 from acdc_cli.errors import RunError
+from acdc_cli.runs.forms import Entry, Record, Start, Summary
 
+_SHOWN = 10
 _STATE = "after-"
 _KEPT = re.compile(r"epoch-(\d+)-([a-z]+)\.safetensors")
 
@@ -108,11 +111,22 @@ class RunDir:
         """The entries of `record_provenance`, the newest last. Raises RunError if the file is damaged."""
         if not self._provenance.exists():
             return []
-        try:
-            entries: list[dict[str, Any]] = json.loads(self._provenance.read_text())
-        except ValueError as error:
-            raise RunError(f"{self._provenance} is damaged ({error}); restore a copy") from error
+        entries: list[dict[str, Any]] = reading.read_json(self._provenance, list[Entry])
         return entries
+
+    def last_start(self) -> dict[str, Any]:
+        """The newest entry of the provenance, checked. Raises RunError if there is none."""
+        if not (entries := self.provenance()):
+            raise RunError(f"{self.path} has no provenance.json, which identifies its training data; restore it")
+        try:
+            reading.require(entries[-1], Start)
+        except ValueError as error:
+            raise RunError(f"{self._provenance} is damaged (its last entry: {error}); restore a copy") from error
+        return entries[-1]
+
+    def final(self) -> dict[str, Any] | None:
+        """The summary; None while the run is unfinished. Raises RunError if the file is damaged."""
+        return reading.read_json(self.summary, Summary) if self.finished else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,7 +135,7 @@ class RunDir:
         with files.explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         busy = RunError(f"another process is training in {self.path}; wait for it, or stop it")
-        with files.locked(self._lock, busy):
+        with files.locked(self._lock, busy), files.staying(self.path), files.staying(self.checkpoints):
             files.remove_leftovers(self.path)
             yield
 
@@ -137,31 +151,37 @@ class RunDir:
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            lines = files.read_bytes(self.metrics).split(b"\n")[:-1]
+        except OSError as error:
+            raise RunError(f"{self.metrics} cannot be read: {error.strerror}; restore a copy") from error
         return [self._record(number, line) for number, line in enumerate(lines, 1)]
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = json.loads(line)
-            if not isinstance(record, dict) or "epoch" not in record:
-                raise ValueError("not the record of an epoch")
-        except ValueError as error:
-            raise RunError(
-                f"line {number} of {self.metrics} is damaged ({error}); restore a copy, or remove the line"
-            ) from error
+        place, remedy = f"line {number} of {self.metrics}", "restore a copy, or remove the line"
+        record: dict[str, Any] = reading.parse_json(
+            line, Record, lambda cause: RunError(f"{place} is damaged ({cause}); {remedy}")
+        )
         return record
 
     def rewind_metrics(self, epochs: int) -> None:
-        """Drops the records from epoch `epochs` on, which training will produce again."""
-        kept = [record for record in self.records() if record["epoch"] < epochs]
-        files.write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        """Drops the records from epoch `epochs` on, which training will produce again.
+
+        Warns of epochs before it that have no record, or several, of which the last stays.
+        """
+        records = self.records()
+        kept = {record["epoch"]: record for record in records if record["epoch"] < epochs}
+        if missing := [epoch for epoch in range(epochs) if epoch not in kept]:
+            console.warn(
+                f"{self.metrics} has no record of {_epochs(missing)}: restore a copy, or tables and curves lack them"
+            )
+        counts = Counter(record["epoch"] for record in records)
+        if doubled := [epoch for epoch in sorted(kept) if counts[epoch] > 1]:
+            console.warn(f"{self.metrics} had several records of {_epochs(doubled)}: the last one of each is kept")
+        files.write_text(self.metrics, "".join(json.dumps(kept[epoch]) + "\n" for epoch in sorted(kept)))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        files.write_text(self.summary, json.dumps(summary, indent=2) + "\n")
-
-    def final(self) -> dict[str, Any] | None:
-        """The summary; None while the run is unfinished."""
-        return json.loads(self.summary.read_text()) if self.finished else None
+        files.write_text(self.summary, json.dumps(reading.plain(summary), indent=2) + "\n")
 
     def refuse_if_taken(self) -> None:
         """Raises RunError if a new run would overwrite something; a run that ended before its first epoch may be
@@ -189,6 +209,12 @@ class RunDir:
         if self._provenance.exists():
             begun.add(self._given.name)
         return there <= begun
+
+
+def _epochs(epochs: list[int]) -> str:
+    """`2 epochs (3, 7)`."""
+    shown = [*map(str, epochs[:_SHOWN]), *(["…"] if len(epochs) > _SHOWN else [])]
+    return f"{len(epochs)} epochs ({', '.join(shown)})" if len(epochs) > 1 else f"epoch {epochs[0]}"
 
 
 def _listed(entries: list[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from acdc_cli import console, files
 from acdc_cli.errors import AcdcError
+from acdc_cli.reading import plain
 from acdc_cli.recipe.schema import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 
@@ -44,7 +45,7 @@ class JsonLines(Tracker):
         self._path = path
 
     def log(self, record: dict[str, Any]) -> None:
-        files.append_line(self._path, json.dumps(record))
+        files.append_line(self._path, json.dumps(plain(record)))
 
 
 class Wandb(Tracker):
@@ -60,7 +61,7 @@ class Wandb(Tracker):
         self._run: Any = None
         self._step_file = run.wandb_step
         try:
-            self._last_step = int(self._step_file.read_text()) if self._step_file.exists() else -1
+            self._last_step = int(files.read_bytes(self._step_file)) if self._step_file.exists() else -1
             identity = _identity(run.wandb_id)
         except (AcdcError, OSError, ValueError) as error:
             self._lost(error)
@@ -146,7 +147,7 @@ def _identity(path: Path) -> str:
     """The W&B run's id, the same after every resumption."""
     if not path.exists():
         files.write_text(path, secrets.token_hex(4))
-    return path.read_text()
+    return files.read_bytes(path).decode()
 
 
 def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) -> list[Tracker]:

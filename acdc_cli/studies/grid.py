@@ -38,7 +38,7 @@ class Cell:
         if fork is None or "/" in fork:
             return None
         key, _, epochs = fork.rpartition("@")
-        return key, int(epochs)
+        return (key, int(epochs)) if epochs.isdecimal() else None
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from acdc_cli import console, reading
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.syntax import read_file
+from acdc_cli.runs.forms import Bench
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import load_study
@@ -20,6 +23,24 @@ Value = str | int | float
 
 _ALIKE = 0.005
 """Shares of pruned weights that differ by less than this are equal: learned ones still move slightly at the end."""
+
+
+class _Named(reading.Form):
+    name: str
+
+
+class _Method(reading.Form):
+    method: str
+
+
+class _Recipe(reading.Form):
+    epochs: Annotated[reading.EpochNumber, Field(ge=1)]
+    seed: int
+    model: _Named
+    data: _Named
+    task: dict[str, Any]
+    sparsity: _Method
+    track: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +134,16 @@ def advancing_together(folder: Path) -> list[set[str]]:
     """The study's `zip`: sets of axes that advance together."""
     file = folder / "study.yaml"
     given = read_file(file)[0].plain().get("zip") if file.exists() else None
+    try:
+        reading.require(given, list[list[str]] | None)
+    except ValueError as error:
+        raise RunError(f"{file}: zip: {error}; restore a copy") from error
     return [set(axes) for axes in given or []]
 
 
 def of_runs(folders: Sequence[Path]) -> list[Run]:
     """Runs named by their directories; the keys in which their recipes differ become the axes."""
-    runs = [_read(str(folder), {}, folder, "waiting", None) for folder in folders]
+    runs = [_read(console.inert(str(folder)), {}, folder, "waiting", None) for folder in folders]
     for run in runs:
         if run.recipe is None:
             raise RunError(
@@ -129,9 +154,9 @@ def of_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: str | None) -> Run:
     directory = RunDir(path)
-    recipe = read_file(directory.resolved)[0].plain() if directory.resolved.exists() else None
+    recipe = _recipe(directory.resolved) if directory.resolved.exists() else None
     records = directory.records()
-    summary = _json(directory.summary) if directory.finished else None
+    summary = directory.final()
     if summary is not None:
         # the queue learns of it a moment later
         state, error = "done", None
@@ -141,16 +166,18 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
         state, error = "failed", "its summary.json is missing"
     if recipe:
         axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
-    speeds = _json(directory.bench)["results"]["rows"] if directory.bench.exists() else ()
+    speeds = reading.read_json(directory.bench, Bench)["results"]["rows"] if directory.bench.exists() else ()
     return Run(key, axes, path, state, error, recipe, records, summary, speeds)
 
 
-def _json(file: Path) -> Mapping[str, Any]:
+def _recipe(file: Path) -> Mapping[str, Any]:
+    """Not validated whole, because another version of acdc may have written it."""
+    recipe: Mapping[str, Any] = read_file(file)[0].plain()
     try:
-        content: Mapping[str, Any] = json.loads(file.read_text())
+        reading.require(recipe, _Recipe)
     except ValueError as error:
-        raise RunError(f"{file} is damaged ({error}); restore a copy") from error
-    return content
+        raise RunError(f"{file} is no resolved recipe ({error}); restore a copy") from error
+    return recipe
 
 
 def _distinguished(runs: Sequence[Run]) -> list[Run]:

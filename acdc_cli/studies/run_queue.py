@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, FiniteFloat
+
+from acdc_cli import reading
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.grid import Cell
@@ -43,6 +46,7 @@ CREATE TABLE IF NOT EXISTS runs (
     error TEXT,
     CHECK ((state = 'running') = (owner IS NOT NULL))
 )"""
+_COLUMNS = ("state", "attempts", "failures", "host", "pid", "owner", "heartbeat", "job", "error")
 # runs already begun come first, runs that have failed come last
 _NEXT = "SELECT * FROM runs WHERE state IN ('running', 'waiting') ORDER BY failures, attempts = 0, position"
 
@@ -78,6 +82,24 @@ class Row:
     def queued(self) -> bool:
         """Whether it is waiting in a scheduler's queue."""
         return self.state == "running" and (self.job or "").endswith(" PENDING")
+
+
+class _Stored(reading.Form):
+    """A row as SQLite gives it, which stores any type in any column."""
+
+    # a name in the study's folder
+    key: Annotated[str, Field(pattern=r"^[^/\x00]*[^/\x00.][^/\x00]*$")]
+    axes: str
+    overrides: str
+    state: State
+    attempts: reading.Count
+    failures: reading.Count
+    host: str | None
+    pid: int | None
+    owner: str | None
+    heartbeat: FiniteFloat | None
+    job: str | None
+    error: str | None
 
 
 class RunQueue:
@@ -249,9 +271,20 @@ class RunQueue:
 
     def _row(self, record: sqlite3.Row) -> Row:
         key = record["key"]
-        cell = Cell(key=key, axes=json.loads(record["axes"]), overrides=tuple(json.loads(record["overrides"])))
-        columns = ("state", "attempts", "failures", "host", "pid", "owner", "heartbeat", "job", "error")
-        return Row(cell=cell, directory=self._directory(key), **{column: record[column] for column in columns})
+        try:
+            reading.require(dict(record), _Stored)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+        axes = reading.parse_json(record["axes"], dict[str, str | int | FiniteFloat], self._damaged)
+        overrides = reading.parse_json(record["overrides"], list[str], self._damaged)
+        cell = Cell(key=key, axes=axes, overrides=tuple(overrides))
+        return Row(cell=cell, directory=self._directory(key), **{column: record[column] for column in _COLUMNS})
+
+    def _damaged(self, cause: str) -> RunError:
+        return RunError(
+            f"{self._path} cannot be used: {cause}. If it is damaged, move it away: finished runs are recognised by "
+            "their directories"
+        )
 
     def _directory(self, key: str) -> Path:
         return self._path.parent / "runs" / key
@@ -275,7 +308,4 @@ class RunQueue:
                 with db:
                     yield db
         except sqlite3.Error as error:
-            raise RunError(
-                f"{self._path} cannot be used: {error}. If it is damaged, move it away: finished runs are recognised "
-                "by their directories"
-            ) from error
+            raise self._damaged(str(error)) from error

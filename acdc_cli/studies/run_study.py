@@ -178,7 +178,10 @@ def _lengthen(study: Study, queue: RunQueue, recipes: _Recipes) -> Callable[[], 
 
 def _accuracy(row: Row) -> float:
     """Accuracy on the validation set after the last epoch."""
-    accuracy: float = RunDir(row.directory).records()[-1]["top1"]
+    run = RunDir(row.directory)
+    accuracy: float | None = next((record["top1"] for record in reversed(run.records())), None)
+    if accuracy is None:
+        raise RunError(f"{run.path} is done, but its last epoch has no accuracy; restore a copy of {run.metrics.name}")
     return accuracy
 
 

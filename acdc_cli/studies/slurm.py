@@ -7,6 +7,7 @@ time; the next sweep finds the jobs in the queue and watches them, so that no ce
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ from acdc_cli.studies.grid import Cell
 
 try:
     import submitit
-    from submitit.core.utils import UncompletedJobError
+    from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 except ModuleNotFoundError as error:
     raise RunError(
         "the Slurm launcher needs submitit, which is not installed: pip install 'acdc-cli[slurm]'"
@@ -50,6 +51,9 @@ _OVER = {
 }
 """Slurm's states of a job that will not return, and the exit code to assume for a run that left none."""
 _OURS = ("array", "error", "input", "open-mode", "output", "requeue", "no-requeue", "signal", "wait", "wrap")
+_LISTED = re.compile(r"([0-9]+(?:_[0-9]+)?) ([A-Z_]+)")
+"""A job's line of squeue: its id and its state."""
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _SUBMITITS: dict[str, Callable[[str], Any]] = {
     "array-parallelism": int,
     "signal-delay-s": int,
@@ -125,21 +129,28 @@ def _again(job: submitit.JobEnvironment) -> int:
     raise SystemExit(RESUME_ME)
 
 
-def _state(job_id: str) -> str:
-    command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+def _state(job_id: str) -> str | None:
+    return _listed("--jobs", job_id).get(job_id)
+
+
+def _listed(*which: str) -> dict[str, str]:
+    """Slurm's states of jobs by job id."""
+    command = ["squeue", "--array", "--noheader", *which, "--format", "%i %T"]
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+    said = subprocess.run(command, capture_output=True, timeout=60, check=True, **how).stdout
+    # clusters print banners of their own among the lines
+    matches = (_LISTED.fullmatch(line.strip()) for line in said.splitlines())
+    return {match[1]: match[2] for match in matches if match}
 
 
 def queue() -> Mapping[str, str]:
     """`States` from squeue: sacct, which submitit uses, needs a cluster with accounting."""
-    command = ["squeue", "--me", "--array", "--noheader", "--states", "all", "--format", "%i %T"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return _listed("--me", "--states", "all")
     except subprocess.CalledProcessError as error:
         raise SlurmSilentError(error.stderr.strip()) from error
     except subprocess.TimeoutExpired as error:
         raise SlurmSilentError("no answer within a minute") from error
-    return dict(line.split() for line in said.splitlines())
 
 
 class SlurmJob:
@@ -248,7 +259,7 @@ class Slurm:
         if missing := [job for job in self._new if job.submitted is None]:
             try:
                 submitted = self._executor.submit_array([job.element for job in missing])
-            except UncompletedJobError as error:
+            except (UncompletedJobError, FailedSubmissionError) as error:
                 raise RunError(f"Slurm takes no jobs: {str(error).strip()}") from error
             for job, each in zip(missing, submitted, strict=True):
                 job.submitted = each
@@ -303,6 +314,8 @@ def slurm(
 
     Raises RunError if there is no Slurm, or for an option that the launcher sets itself.
     """
+    if not str(folder.absolute()).isprintable():
+        raise RunError(f"{str(folder.absolute())!r}: sbatch takes no line breaks in paths; choose another with --out")
     try:
         executor = submitit.SlurmExecutor(folder)
     except RuntimeError as error:
@@ -315,9 +328,16 @@ def _parameters(name: str, options: Sequence[str]) -> dict[str, Any]:
     """Options as submitit takes them. Its own defaults, such as the time limit, are replaced by the cluster's."""
     given = {}
     for key, _, value in (option.partition("=") for option in options):
-        given[key.replace("_", "-")] = value
-    if taken := [key for key in given if key in _OURS]:
-        raise RunError(f"--slurm-{taken[0]} is set by the launcher to find its jobs and their output; leave it out")
+        key = key.replace("_", "-")
+        if not _OPTION.fullmatch(key):
+            raise RunError(f"--slurm-{key!r} names no option of sbatch: letters, digits and dashes, a letter first")
+        # sbatch takes any beginning of an option's name for the option
+        if any(ours.startswith(key) for ours in _OURS):
+            raise RunError(f"--slurm-{key} is set by the launcher to find its jobs and their output; leave it out")
+        if key not in _SUBMITITS and not value.isprintable():
+            # sbatch reads one option a line, and the shell would run the rest
+            raise RunError(f"--slurm-{key}: {value!r} has a line break or another control character; leave it out")
+        given[key] = value
     try:
         submitits = {key: read(given.pop(key)) for key, read in _SUBMITITS.items() if key in given}
     except ValueError as error:

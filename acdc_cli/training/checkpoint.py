@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from acdc_cli import __version__, console, files
+from acdc_cli import __version__, console, files, reading
 from acdc_cli.errors import CheckpointError
+from acdc_cli.models import torch_file
 from acdc_cli.models.tensors import load_tensors, read_header, save_tensors
 
 FORMAT = 5
+_MaskShape = Annotated[list[PositiveInt], Field(min_length=1, max_length=16)]
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -60,7 +64,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if holds is False:
         raise _DamagedError("it is damaged: its checksum does not match")
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch_file.load(path)
     # torch's restricted unpickler raises many kinds of errors for damaged or foreign files
     except Exception as error:
         raise _DamagedError("it is damaged, or not a checkpoint of acdc") from error
@@ -83,17 +87,22 @@ def save_model(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> Non
 
 def model_header(metadata: Mapping[str, Any]) -> dict[str, str]:
     """The header of a file with a model's weights, which marks the file as written by acdc."""
-    return {"acdc": json.dumps(metadata), "acdc version": __version__}
+    return {"acdc": json.dumps(reading.plain(metadata)), "acdc version": __version__}
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """The metadata given to `save_model`; None for a foreign file. Its checksum is verified only when weights are
     loaded."""
+
+    def refusal(cause: object) -> CheckpointError:
+        return CheckpointError(f"{path} cannot be read ({cause}); fetch or write the file again")
+
     try:
         text = read_header(path).get("acdc")
-        return None if text is None else json.loads(text)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); fetch or write the file again") from error
+        raise refusal(error) from error
+    metadata: dict[str, Any] | None = None if text is None else reading.parse_json(text, dict[str, Any], refusal)
+    return metadata
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
@@ -106,12 +115,15 @@ def load_masks(path: Path) -> dict[str, Tensor]:
     """Bool masks by parameter name, as `save_masks` was given them. Raises CheckpointError if they are damaged."""
     try:
         packed, metadata = load_tensors(path)
-        shapes = json.loads(metadata["shapes"])
+        shapes = reading.parse_json(metadata["shapes"], dict[str, _MaskShape], ValueError)
         return {name: _unpack(bits, shapes[name]) for name, bits in packed.items()}
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"the masks in {path} cannot be read ({error}); restore a copy") from error
 
 
 def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
-    flat = np.unpackbits(bits.numpy(), count=int(np.prod(shape))).astype(bool)
+    count = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
+        raise ValueError(f"{list(bits.shape)} bytes of {bits.dtype} are no mask of shape {shape}")
+    flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
     return torch.from_numpy(flat.reshape(shape))

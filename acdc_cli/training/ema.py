@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from acdc_cli.errors import CheckpointError
 from acdc_cli.sparsity.masked import MaskedParameters
 
 
@@ -84,6 +85,8 @@ class Average:
         return {"begun": self.begun, "average": dict(self._average) if self.begun else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["begun"] and state["average"].keys() != self._average.keys():
+            raise CheckpointError("the checkpoint's average is of other weights; start a new run with --out")
         self.begun = state["begun"]
         for name, value in state["average"].items():
             self._average[name].copy_(value)

@@ -12,11 +12,14 @@ from acdc_cli import console
 from acdc_cli.data.batches import Loader
 from acdc_cli.tasks.task import Measure
 from acdc_cli.training.compiling import COMPILING, LOG
+from acdc_cli.training.device_errors import in_words, mendable
 from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.precision import Precision
 
 Forward = Callable[[Tensor], Tensor]
 """uint8 images (batch, 3, height, width) to logits (batch, classes)."""
+
+_LOWER = "lower data.val_batch_size (--batch-size of acdc eval)"
 
 
 def forward_of(
@@ -65,18 +68,25 @@ def evaluate(
 
     between: called after every batch, equally often in all processes; an exception from it ends the evaluation.
     ranks: the processes that evaluate the model together, each on part of the batches.
+    Raises RunError with the size of a batch for which the memory does not suffice.
     """
     was_training = model.training
     model.eval()
     totals: dict[str, Tensor] = {}
     samples, rounds = 0, int(ranks.largest(loader.steps))
-    with torch.inference_mode(), loader.epoch(0) as batches, console.progress(description, COMPILING) as bar:
+    with (
+        mendable("a batch that is loaded", _LOWER),
+        torch.inference_mode(),
+        loader.epoch(0) as batches,
+        console.progress(description, COMPILING) as bar,
+    ):
         shown = bar.add_task(description, total=loader.steps, compiling=LOG)
         for batch in batches:
-            with precision.autocast():
-                logits = forward(batch.images)
-            for name, value in measure.sums(logits, batch.labels).items():
-                totals[name] = totals[name] + value if name in totals else value
+            with mendable(in_words(batch.images, 1), _LOWER):
+                with precision.autocast():
+                    logits = forward(batch.images)
+                for name, value in measure.sums(logits, batch.labels).items():
+                    totals[name] = totals[name] + value if name in totals else value
             samples += len(batch.labels)
             bar.advance(shown)
             between()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.epoch_record import finite_or_none, sparsities
 from acdc_cli.training.evaluate import Probe, evaluate
 from acdc_cli.training.parts import Parts
@@ -51,6 +50,5 @@ class Validation:
 
     def _evaluate(self, probe: Probe) -> dict[str, float]:
         parts = self._parts
-        with mendable("a validation batch", "lower data.val_batch_size"):
-            how = (probe.measure, parts.precision, probe.name, self._between, parts.ranks)
-            return evaluate(parts.model, parts.forward, probe.loader, *how)
+        how = (probe.measure, parts.precision, probe.name, self._between, parts.ranks)
+        return evaluate(parts.model, parts.forward, probe.loader, *how)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from digits import image_folders
+from digits import QUARTERED, image_folders
 
-_RECIPE = """extends: demo
+_RECIPE = f"""extends: demo
 name: small
 epochs: 6
-data: {{name: folder, path: {data}, batch_size: 50, val_batch_size: 30, loader: torch}}
+data: {{name: folder, path: DATA, batch_size: 50, val_batch_size: 30, loader: torch, workers: 0, {QUARTERED}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 checkpoint: {{keep_every: 1}}
@@ -19,8 +19,8 @@ checkpoint: {{keep_every: 1}}
 
 @pytest.fixture(scope="session")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 training and 100 validation digits, as image folders."""
-    return image_folders(tmp_path_factory.mktemp("few"))
+    """200 training and 100 validation digits, of 7 pixels, as image folders."""
+    return image_folders(tmp_path_factory.mktemp("few"), shrink=4)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def _train(data: Path, seed: int) -> Path:
 
     home = data.parent
     recipe = home / "small.yaml"
-    recipe.write_text(_RECIPE.format(data=data))
+    recipe.write_text(_RECIPE.replace("DATA", str(data)))
     out = home / f"small-{seed}"
     train(str(recipe), (f"seed={seed}",), out=out)
     return out

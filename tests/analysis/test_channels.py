@@ -312,7 +312,7 @@ def test_the_command_on_a_run_and_on_a_foreign_file(acdc: Acdc, trained: Path, t
     state, _ = load_tensors(trained / "sparse.safetensors")
     state["layer3.0.conv1.weight"][:16] = 0
     torch.save(state, tmp_path / "foreign.pth")
-    data = ["--set", "data.val_crop=28", "--set", "data.val_resize=28", "--data", trained.parent / "images"]
+    data = ["--set", "data.val_crop=7", "--set", "data.val_resize=7", "--data", trained.parent / "images"]
     found = results(acdc, trained, tmp_path / "foreign.pth", "--model", "resnet8", *data, "--out", tmp_path / "out")
     ours, theirs = found.values()
     rows = state["layer3.0.conv1.weight"].flatten(1)

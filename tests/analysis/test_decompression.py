@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command import Acdc
+from epoch import recorded
 
 from acdc_cli.analysis import decompression
 from acdc_cli.analysis.base.workspace import UNSAVED
@@ -22,7 +23,7 @@ from acdc_cli.runs.run_dir import RunDir
 def records(*epochs: tuple[str, float, float]) -> list[dict[str, Any]]:
     """Of phases, shares of zeros and shares that masks hold at zero."""
     return [
-        {"epoch": epoch, "phase": phase, "sparsity": zeros, "mask_sparsity": masked}
+        recorded(epoch, phase=phase, sparsity=zeros, mask_sparsity=masked)
         for epoch, (phase, zeros, masked) in enumerate(epochs)
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command import Acdc
+from epoch import recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def test_rigl_updates_between_two_epochs_follow_its_cosine() -> None:
 def a_run(folder: Path, recipe: str, densities: dict[int, float], kinds: str = "sparse") -> Any:
     """A subject whose run kept masks of 100 weights, nested, after these epochs of 10 steps."""
     run = RunDir(folder)
-    records = [{"epoch": epoch, "step": 10 * (epoch + 1), "phase": kinds} for epoch in range(max(densities) + 1)]
+    records = [recorded(epoch, step=10 * (epoch + 1), phase=kinds) for epoch in range(max(densities) + 1)]
     run.masks.mkdir(parents=True)
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     for epoch, density in densities.items():

@@ -29,7 +29,7 @@ from acdc_cli.studies.study import load_study
 ITEMS = paper_items()
 SMALL = (
     "model.name=resnet8", "model.options={}", "model.blurpool=false", "data.name=folder", "data.val_batch_size=50",
-    "data.val_resize=28", "data.val_crop=28", "data.resolution=28", "data.loader=torch", "data.val_images=40",
+    "data.val_resize=7", "data.val_crop=7", "data.resolution=7", "data.loader=torch", "data.val_images=40",
     "device=cpu", "precision=fp32",
 )  # fmt: skip
 """What turns a recipe of the papers into one of the little run's model and images."""

@@ -201,7 +201,7 @@ READ = [
         "manifest broken",
         wrote(f"{TRAIN}.json", "{"),
         SET,
-        "set/train.beton.json: not readable (…). Write the data set again.",
+        "set/train.beton.json is damaged (…); write the data set again",
     ),
     Case(
         "manifest of nothing",
@@ -213,7 +213,7 @@ READ = [
         "manifest endlessly deep",
         wrote(f"{TRAIN}.json", 100_000 * "["),
         SET,
-        "set/train.beton.json: not readable …",
+        "set/train.beton.json is damaged (it is nested too deep); write the data set again",
     ),
     Case(
         "manifest of another version",
@@ -237,7 +237,7 @@ READ = [
         "manifest of another class count",
         entry(f"{TRAIN}.json", classes=3),
         SET,
-        "set/train.beton: its labels are not those of its manifest. Write the data set again.",
+        "set/train.beton.json: 3 classes, but 2 names and 2 counts. Write the data set again.",
     ),
     Case(
         "manifest of other classes",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import DENSE, Finished, run_acdc
-from digits import HALVED, image_folders
+from digits import QUARTERED, image_folders
 from typer.testing import Result
 
 
@@ -17,7 +17,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.data.inventory import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
-    write_set("folder", WriteOptions(source=image_folders(home, shrink=2), out=home / "digits", workers=1))
+    write_set("folder", WriteOptions(source=image_folders(home, shrink=4), out=home / "digits", workers=0))
     return home / "digits"
 
 
@@ -28,7 +28,7 @@ def _write_recipe(folder: Path, digits: Path) -> Path:
 name: small
 epochs: 6
 model: {{name: resnet8}}
-data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch, {HALVED}}}
+data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch, {QUARTERED}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """

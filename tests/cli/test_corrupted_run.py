@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command import Acdc
-from digits import HALVED
+from digits import QUARTERED
 from numpy.typing import NDArray
 from PIL import Image
 from processes import VIT, together, untimed
@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         f"""extends: demo
 name: small
 epochs: 4
-data: {{name: folder, path: {digits}, batch_size: 8, val_batch_size: 30, loader: torch, augment: none, {HALVED}}}
+data: {{name: folder, path: {digits}, batch_size: 20, val_batch_size: 30, loader: torch, augment: none, {QUARTERED}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_an_error_before_anything_is_written(
 
 
 def test_train_says_where_the_wrong_labels_are_listed(acdc: Acdc, small: Path, in_tmp: Path) -> None:
-    said = acdc("train", small, "--set", COUNT, "--set", "epochs=3", "--set", "sparsity.method=dense").stderr
+    said = acdc("train", small, "--set", COUNT, "--set", "epochs=1", "--set", "sparsity.method=dense").stderr
     assert "40 training labels are deliberately wrong: runs/small-0/corrupted_labels.csv lists them" in flat(said)
     assert "acdc analyze memorisation runs/small-0" in flat(said)
 

@@ -16,9 +16,9 @@ SHORT = (
     "optim.schedule.warmup_epochs=0",
     "sparsity={warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}",
     "data.loader=torch",
-    "data.batch_size=100",
-    "data.images=200",
-    "data.val_images=100",
+    "data.batch_size=50",
+    "data.images=100",
+    "data.val_images=50",
 )
 
 

@@ -33,7 +33,8 @@ def test_the_plan_foretells_the_run(acdc: Acdc, recipe: Path) -> None:
         assert planned["lr_end"] == record["lr"]
         assert planned["resolution"] == record["resolution"]
         assert planned["sparsity"] == pytest.approx(record["mask_sparsity"])
-        assert planned["sparsity_all"] == pytest.approx(record["sparsity_all"], abs=1e-4)
+        # weights that on so small images meet nothing but padding stay zero
+        assert planned["sparsity_all"] == pytest.approx(record["sparsity_all"], abs=1e-3)
     assert plan["totals"]["steps"] == records[-1]["step"]
 
 
@@ -67,14 +68,23 @@ def test_a_checkpoint_is_as_large_as_foretold(acdc: Acdc, recipe: Path, override
     assert foretold == pytest.approx(largest, rel=0.03)
 
 
-def test_the_tables_fit_a_terminal_of_80_columns(acdc: Acdc, in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50_95",
+        "demo",
+        *(pytest.param(f"{each}_resnet50_95", marks=pytest.mark.slow) for each in ("dpf", "lottery")),
+    ],
+)
+def test_the_tables_fit_a_terminal_of_80_columns(
+    acdc: Acdc, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr(console._out, "width", 80)
-    for name in ("resnet50_95", "dpf_resnet50_95", "lottery_resnet50_95", "demo"):
-        lines = acdc("plan", name).stdout.splitlines()
-        assert max(map(len, lines)) <= 80
-        # no row of epochs is broken
-        epochs = next(number for number, line in enumerate(lines) if line.split()[:1] == ["epochs"])
-        assert all(len(line.split()) == 10 for line in lines[epochs : lines.index("")])
+    lines = acdc("plan", name).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    # no row of epochs is broken
+    epochs = next(number for number, line in enumerate(lines) if line.split()[:1] == ["epochs"])
+    assert all(len(line.split()) == 10 for line in lines[epochs : lines.index("")])
 
 
 def test_the_tables_tell_course_layers_and_price(acdc: Acdc, in_tmp: Path) -> None:

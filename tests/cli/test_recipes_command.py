@@ -55,7 +55,13 @@ def test_overrides_show_the_recipe_resolved(in_tmp: Path) -> None:
     assert load("whole.yaml").epochs == 18
 
 
-@pytest.mark.parametrize("name", shipped.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 5 == 0 else pytest.mark.slow)
+        for number, name in enumerate(shipped.names())
+    ],
+)
 def test_a_copy_elsewhere_is_the_same_recipe(in_tmp: Path, name: str) -> None:
     path = jobs.copy(name, None)
     assert path == Path(f"{name.rpartition('/')[2]}.yaml")

@@ -10,8 +10,8 @@ from torch import nn
 
 from acdc_cli.errors import ModelError
 
-MACS = (16 * 27 + 2 * 16 * 16 * 9) * 14**2 + (16 * 32 + 32 * 32) * 9 * 7**2 + (32 * 64 + 64 * 64) * 9 * 4**2 + 640
-"""Of resnet8 on digits of 14 x 14 pixels, in ten classes."""
+MACS = (16 * 27 + 2 * 16 * 16 * 9) * 7**2 + (16 * 32 + 32 * 32) * 9 * 4**2 + (32 * 64 + 64 * 64) * 9 * 2**2 + 640
+"""Of resnet8 on digits of 7 x 7 pixels, in ten classes."""
 
 
 def train(acdc: Acdc, recipe: Path, sparsity: str, epochs: int = 2) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -29,7 +29,7 @@ def test_dense_training_costs_three_forward_passes_of_every_image(acdc: Acdc, re
     assert [record["train_flops"] for record in records] == [3 * 2 * MACS * 200, 3 * 2 * MACS * 400]
     whole = {"inference_flops": 2 * MACS, "train_flops": 3 * 2 * MACS * 400}
     ledgers = {"dense": whole, "nominal": whole, "measured": whole}
-    assert cost == {"convention": "A", "inference_resolution": 14, **ledgers}
+    assert cost == {"convention": "A", "inference_resolution": 7, **ledgers}
 
 
 def test_of_random_masks_that_stay_both_ledgers_say_the_same(acdc: Acdc, recipe: Path) -> None:
@@ -50,7 +50,8 @@ def test_of_a_global_ranking_the_ledgers_differ_by_where_the_weights_are(acdc: A
 
 
 def test_gradients_that_a_method_asks_for_are_in_both_ledgers_and_in_the_plan(acdc: Acdc, recipe: Path) -> None:
-    once = "{method: woodfisher, target: 0.75, distribution: uniform, begin: 1, end: 1, samples: 20, keep_dense: []}"
+    once = "{method: woodfisher, target: 0.75, distribution: uniform, begin: 1, end: 1, samples: 20, fisher_block: 64"
+    once += ", keep_dense: []}"
     sets = ("--set", f"sparsity={once}", "--set", "epochs=2")
     foretold = json.loads(acdc("plan", recipe, *sets, "--json").stdout)
     cost, records = train(acdc, recipe, once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
+from acdc_cli.training.trainer import Trainer
 
 KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples"]
 
@@ -186,13 +188,13 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     assert (found["samples"], found["sparsity"]) == (5, 0.0)
-    assert "preprocessing: 14 pixels, crop 14, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
+    assert "preprocessing: 7 pixels, crop 7, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
     for file in ("foreign.safetensors", "foreign.pt"):
         same = acdc("eval", "--checkpoint", file, *by, *sets(mean, std))
         found = json.loads(same.stdout)
         assert (found["top1"], found["samples"]) == (untimed(Path("runs/small-0"))[0]["top1"], 100)
-        assert "14 pixels, crop 14, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
+        assert "7 pixels, crop 7, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
@@ -204,7 +206,7 @@ def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits:
     result = acdc("eval", "--checkpoint", tmp_path / "large.pt", "--model", "resnet18", "--data", digits, *few)
     assert result.exit_code == 0, result.output
     assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
-    assert "images of 14 pixels are enlarged to 256" in flat(result.stderr)
+    assert "images of 7 pixels are enlarged to 256" in flat(result.stderr)
 
 
 def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path, finished_dense: Finished) -> None:
@@ -219,15 +221,28 @@ def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path, finished_
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "sign",
-    [
-        signal.SIGTERM,
-        # `acdc verify-resume` kills its own
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGKILL, signal.SIGINT, signal.SIGUSR1)),
-    ],
-)
 def test_a_run_that_was_stopped_resumes_to_the_same_bits(
+    acdc: Acdc, recipe: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished("whole")
+    take_step, steps = Trainer._take_step, itertools.count(1)
+
+    def interrupted(trainer: Trainer, *arguments: Any) -> torch.Tensor:
+        # an epoch has four
+        if next(steps) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_take_step", interrupted)
+        stopped = acdc("train", recipe, "--out", "cut")
+    assert_stopped(stopped.exit_code, stopped.stderr)
+    assert_resumes(acdc, recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])
+def test_a_process_that_was_stopped_leaves_a_run_that_resumes_to_the_same_bits(
     acdc: Acdc, recipe: Path, finished: Finished, sign: signal.Signals
 ) -> None:
     finished("whole")
@@ -239,12 +254,20 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
         time.sleep(0.005)
     process.send_signal(sign)
     _, said = process.communicate(timeout=60)
-    assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
     if sign != signal.SIGKILL:
-        assert process.returncode == 75
-        assert "stopped and saved after step" in flat(said)
-        assert "resume with: acdc train cut --resume" in flat(said)
+        assert_stopped(process.returncode, said)
+    assert_resumes(acdc, recipe)
 
+
+def assert_stopped(exit_code: int, said: str) -> None:
+    assert exit_code == 75
+    assert "stopped and saved after step" in flat(said)
+    assert "resume with: acdc train cut --resume" in flat(said)
+
+
+def assert_resumes(acdc: Acdc, recipe: Path) -> None:
+    """The run `cut` is not over, and resumes with its own recipe alone, to the bits of the run `whole`."""
+    assert not Path("cut/summary.json").exists(), "the run was over before it could be stopped"
     refused = acdc("train", recipe, "--out", "cut")
     assert refused.exit_code == 2
     assert "--resume" in refused.stderr
@@ -275,7 +298,7 @@ def test_a_run_whose_checkpoints_are_gone_or_damaged_is_left_as_it_is(acdc: Acdc
         checkpoint_file.unlink()
     gone = acdc("train", "run", "--resume")
     assert gone.exit_code == 2
-    assert "run has trained 6 epochs, but its checkpoints are gone; restore run/checkpoints" in flat(gone.stderr)
+    assert "run has trained 6 epochs, but its checkpoints are gone, or its loss was NaN" in flat(gone.stderr)
     assert {path: path.read_bytes() for path in Path("run").rglob("*.*") if path.is_file()} == before
 
 
@@ -392,8 +415,8 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
     assert found["params"] == sum(value.numel() for value in learned.values())
     assert found["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
-    # of 14 x 14 pixels, halved for the second and third group of layers, and the classifier's one position
-    positions = {"conv1": 196, "layer1": 196, "layer2": 49, "layer3": 16, "fc": 1}
+    # of 7 x 7 pixels, halved for the second and third group of layers, and the classifier's one position
+    positions = {"conv1": 49, "layer1": 49, "layer2": 16, "layer3": 4, "fc": 1}
     for layer in found["layers"]:
         left = int(weights[f"{layer['name']}.weight"].count_nonzero())
         assert (layer["weights"], layer["nonzero"]) == (weights[f"{layer['name']}.weight"].numel(), left)
@@ -403,7 +426,7 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     table = acdc("eval", "--checkpoint", "runs/small-0", "--layers").stdout
     assert f"nonzero parameters {found['nonzero']:,} of {found['params']:,}" in flat(table)
     assert f"FLOPs of an image, convention A {found['flops'] / 1e9:.4g} G" in flat(table)
-    assert "conv1 16x3x3x3 432 432 100.00% 0.169" in flat(table)
+    assert "conv1 16x3x3x3 432 432 100.00% 0.042" in flat(table)
     assert "conv1" not in acdc("eval", "--checkpoint", "runs/small-0").stdout
 
 
@@ -477,11 +500,11 @@ def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, p
 
 
 def test_resolution_grows_over_the_run(acdc: Acdc, recipe: Path) -> None:
-    sizes = "data.resolution=[{since: 0, size: 8}, {since: 0.8, size: 14}]"
+    sizes = "data.resolution=[{since: 0, size: 4}, {since: 0.8, size: 7}]"
     crops = "data.augment=random_resized_crop"
     result = acdc("train", recipe, *sets("epochs=5", "sparsity={method: dense}", crops, sizes))
     assert result.exit_code == 0, result.output
-    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [8, 8, 8, 8, 14]
+    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [4, 4, 4, 4, 7]
 
 
 @pytest.mark.slow
@@ -493,7 +516,7 @@ def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, reci
 def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc, recipe: Path) -> None:
     result = acdc("train", recipe, "--set", "model.name=timm:vit_tiny_patch16_224")
     assert result.exit_code == 2
-    assert "the model takes no images of 14 pixels" in flat(result.stderr)
+    assert "the model takes no images of 7 pixels" in flat(result.stderr)
     assert not Path("runs").exists()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from digits import HALVED
+from digits import QUARTERED
 from processes import RANKS, VIT, End, Work, together, untimed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -160,7 +160,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     path.write_text(
         f"""extends: demo
 name: small
-data: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {HALVED}}}
+data: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {QUARTERED}}}
 device: cpu
 """
     )

@@ -8,7 +8,7 @@ import pytest
 from command import Acdc
 from safetensors.torch import load_file
 
-MODEL = "model={name: timm:vit_tiny_patch16_224, options: {img_size: 14, patch_size: 7, embed_dim: 32, num_heads: 2}}"
+MODEL = "model={name: timm:vit_tiny_patch16_224, options: {img_size: 7, patch_size: 7, embed_dim: 32, num_heads: 2}}"
 PHASES = "warmup_epochs: 0, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1"
 METHODS = {
     "acdc": f"{{method: acdc, target: 0.9, {PHASES}}}",

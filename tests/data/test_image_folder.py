@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from acdc_cli.data.image_folder import folder_source
+from acdc_cli.errors import DataError
 
 
 def _images(root: Path, *names: str) -> Path:
@@ -46,3 +48,34 @@ def test_a_broken_link_is_left_for_writing_to_report(tmp_path: Path) -> None:
     root = _images(tmp_path, "train/a/1.png")
     (root / "train/a/2.png").symlink_to(root / "nowhere")
     assert folder_source("folder", "train", root).images == ["train/a/1.png", "train/a/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "same"),
+    [
+        ("train/a/loop", "train/a", "train/a"),
+        ("train/a/deep/loop", "train", "train"),
+        ("train/a/loop", "/", "/"),
+        ("train/loop", "train", "train"),
+        ("train/b/other", "train/a", "train/a"),
+        ("train/b/twice", "train/b/deep", "train/b/deep"),
+        ("train/b/zebra", "elsewhere/b/deep", "train/b/deep"),
+    ],
+)
+def test_a_folder_that_links_make_part_of_a_split_twice_is_an_error(
+    tmp_path: Path, link: str, target: str, same: str
+) -> None:
+    root = _images(tmp_path, "train/a/deep/1.png", "train/b/deep/2.png")
+    (root / "elsewhere").symlink_to(root / "train")
+    (root / link).symlink_to(root / target)
+    with pytest.raises(DataError, match=f"a link makes it the same folder as {root / same}, "):
+        folder_source("folder", "train", root)
+
+
+def test_class_folders_may_be_links_and_splits_may_share_them(tmp_path: Path) -> None:
+    root = _images(tmp_path, "images/a/1.png", "images/b/2.png")
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for name in "ab":
+            (root / split / name).symlink_to(root / "images" / name)
+        assert folder_source("folder", split, root).images == [f"{split}/a/1.png", f"{split}/b/2.png"]

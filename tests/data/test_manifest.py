@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -189,7 +190,7 @@ def test_a_file_without_manifest_is_refused(written: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 2}', "\0"])
 def test_a_damaged_manifest_is_refused(written: Path, text: str) -> None:
     written.with_name("train.beton.json").write_text(text)
-    with pytest.raises(DataError, match=r"train\.beton\.json: .*Write the data set again"):
+    with pytest.raises(DataError, match=r"train\.beton\.json.*[Ww]rite the data set again"):
         check_quick(written)
 
 
@@ -209,6 +210,38 @@ def test_a_manifest_with_missing_checksums_is_refused(written: Path) -> None:
     _edit(written, page_crc32=[])
     with pytest.raises(DataError, match="checksums are missing"):
         check_quick(written)
+
+
+@pytest.mark.parametrize("check", [check_quick, check_full])
+@pytest.mark.parametrize("label", [3, 3_000_000_000, 1 << 62])
+def test_a_class_beyond_the_sets_is_refused_even_with_a_manifest_made_for_it(
+    tmp_path: Path, check: Any, label: int
+) -> None:
+    path = _with_last_label(tmp_path, label)
+    _edit(path, label_histogram=[1, 1, 0, 1], classes=4)
+    with pytest.raises(DataError, match=r"but 3 names and 4 counts"):
+        check(path)
+    _edit(path, label_histogram=[1, 1, 0], classes=3)
+    with pytest.raises(DataError, match=f"image 2 has class {label}, but the set has 3 classes"):
+        check(path)
+
+
+def test_a_manifest_that_claims_more_classes_than_it_names_is_refused(written: Path) -> None:
+    _edit(written, classes=10**12)
+    with pytest.raises(DataError, match="1000000000000 classes, but 3 names and 3 counts"):
+        check_quick(written)
+
+
+def _with_last_label(folder: Path, label: int) -> Path:
+    """A file of three images, the last of this label, with checksums that fit."""
+    path = folder / "train.beton"
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    source = Source("demo", "train", images, np.array([0, 1, 2]), ("a", "b", "c"), "fingerprint")
+    made = write(source, path, Settings(raw_share=1.0), workers=0)
+    write_beton(path, [Sample(each, "raw", 4, 4, bytes(48)) for each in (0, 1, label)], capacity=3)
+    pages, content = manifest.checksums(BetonFile(path))
+    manifest.write(path, dataclasses.replace(made, page_crc32=pages, content_hash=content))
+    return path
 
 
 def test_many_damaged_pages_are_counted_and_the_first_named(written: Path) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from acdc_cli.data import manifest
 from acdc_cli.data import write_beton as writing
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.manifest import BadImage, check_full
+from acdc_cli.data.torch import FolderImages
 from acdc_cli.data.write_beton import Encoded, Settings, Source, encode, encode_all, write
 from acdc_cli.errors import DataError
 
@@ -204,6 +206,23 @@ def test_every_unreadable_image_is_listed_with_its_reason(tmp_path: Path, worker
         assert ("No such file" if image.path == "empty.jpg" else reason) in image.reason
 
 
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_loader_of_a_folder_refuses_what_writing_refuses_for_the_same_reason(tmp_path: Path, name: str) -> None:
+    source = _folder(tmp_path, {name: BROKEN[name][0]})
+    (bad,) = encode_all(source, JPEG, 0)
+    assert isinstance(bad, BadImage)
+    with pytest.raises(DataError, match=re.escape(f"{name}: the image cannot be read ({bad.reason})")):
+        FolderImages(source).decode(0)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_loader_of_a_folder_reads_the_pixels_that_writing_stores(tmp_path: Path, kind: str) -> None:
+    source = _folder(tmp_path, {"image.png": SOURCES[kind]})
+    (stored,) = encode_all(source, RAW, 0)
+    assert isinstance(stored, Encoded)
+    assert stored.sample.data == FolderImages(source).decode(0).tobytes()
+
+
 def test_one_bad_image_stops_the_write_and_leaves_nothing_but_the_list(tmp_path: Path) -> None:
     source = _folder(tmp_path, _pictures(20) | {"bad.jpg": b"text", "worse.jpg": b""})
     out = tmp_path / "out"
@@ -341,6 +360,19 @@ def test_only_one_process_writes_a_file(tmp_path: Path) -> None:
     ):
         write(source, tmp_path / "train.beton", JPEG, workers=0)
     write(source, tmp_path / "train.beton", JPEG, workers=0)
+
+
+@pytest.mark.parametrize("name", ["train.beton.lock", "train.beton.partial"])
+def test_writing_follows_no_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "precious").write_text("of somebody else")
+    source = _folder(tmp_path, _pictures(2))
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    if name.endswith("lock"):
+        with pytest.raises(DataError, match="a symbolic link stands in its place"):
+            write(source, tmp_path / "train.beton", JPEG, workers=0)
+    else:
+        write(source, tmp_path / "train.beton", JPEG, workers=0)
+    assert (tmp_path / "precious").read_text() == "of somebody else"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 from digits import image_folders
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from acdc_cli.jobs.export_run import Asked, Exported, export
+
+# torch makes its table of ONNX functions anew at every export, which takes longer than many an export
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 ExportedAs = Callable[[str], Exported]
 
@@ -20,8 +24,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.jobs.training_run import train
 
     home = tmp_path_factory.mktemp("run")
-    data = ("data.name=folder", f"data.path={image_folders(home)}", "data.loader=torch", "data.val_batch_size=50")
-    model = ("model.name=timm:test_resnet", "epochs=1", "optim.schedule.warmup_epochs=0")
+    data = ("data.name=folder", f"data.path={image_folders(home)}", "data.loader=torch", "data.workers=0")
+    model = ("model.name=timm:test_resnet", "epochs=1", "optim.schedule.warmup_epochs=0", "data.val_batch_size=50")
     return train("demo_static", [*model, *data], out=home / "small").path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Acdc
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -290,7 +290,6 @@ def chains(draw: st.DrawFn) -> nn.Sequential:
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
 
-@settings(max_examples=40, deadline=None)
 @given(chains(), st.integers(0, 99), st.sampled_from([0.3, 0.6]), st.sampled_from([1, 4]))
 def test_any_chain_keeps_its_function(model: nn.Sequential, seed: int, share: float, multiple: int) -> None:
     pruned(model, 9, share, seed)

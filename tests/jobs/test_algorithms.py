@@ -54,3 +54,9 @@ def test_a_workspace_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     setup.build(load("demo", ["device=cpu", "deterministic=true"]), 10)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_torchs_compiler_is_not_imported_for_what_is_so_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    # it imports it
+    monkeypatch.delattr(torch, "use_deterministic_algorithms")
+    setup.build(load("demo", ["device=cpu"]), 10)

@@ -337,7 +337,6 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(RECIPES)
 def test_a_resolved_recipe_loads_as_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
@@ -370,7 +369,7 @@ SPOTS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(SPOTS), ANYTHING)
 def test_whatever_stands_anywhere_is_a_recipe_or_told_in_our_own_words(spot: tuple[str, ...], found: Any) -> None:
     values: dict[str, Any] = yaml.safe_load(GOOD)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from epoch import recorded
 from faults import FAULTS, Fault, FaultySystem, Killed
 from torch import nn
 
@@ -93,7 +94,7 @@ def read_masks(folder: Path) -> int:
 
 
 def log(folder: Path, epoch: int) -> None:
-    JsonLines(folder / "metrics.jsonl").log({"epoch": epoch, "layers": ["x" * 9_000]})
+    JsonLines(folder / "metrics.jsonl").log(recorded(epoch, more=["x" * 9_000]))
 
 
 def count_records(folder: Path) -> int:
@@ -181,7 +182,7 @@ def hidden(folder: Path) -> list[str]:
 
 def test_the_bytes_reach_the_disk_before_the_name_does_and_the_name_before_the_end(tmp_path: Path) -> None:
     assert calls_of(tmp_path, lambda folder: files.write_text(folder / "a", "text")) == [
-        *("open", "write", "fsync", "replace", "fsync"),
+        *("unlink", "open", "write", "fsync", "replace", "fsync"),
         "unlink",
     ]
     assert calls_of(tmp_path, lambda folder: log(folder, 1)) == ["open", "truncate", "write", "fsync", "fsync"]
@@ -374,12 +375,23 @@ def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(tmp_path: Pat
     ids=["summary", "checkpoint"],
 )
 def test_a_full_disk_leaves_the_file_before(tmp_path: Path, program: str, file: str, before: str) -> None:
-    # a file system of its own, gone with the process
-    mount = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    script = f'mount -t tmpfs -o size=1m tmpfs "{tmp_path}" && exec "$@"'
+    message, rest = saved(tmp_path, program=program, inside=on_a_file_system(tmp_path, "size=1m"))
+    assert f"{file} cannot be written: the disk is full; free some space there" in message
+    assert rest == f"{before} ['{file}']"
+
+
+def test_a_disk_without_inodes_is_told_as_that(tmp_path: Path) -> None:
+    # the folder's own and one file's
+    message, rest = saved(tmp_path, program=FILL, inside=on_a_file_system(tmp_path, "size=10m,nr_inodes=2"))
+    assert "summary.json cannot be written: the file system is out of inodes, though not of space" in message
+    assert rest == "before ['summary.json']"
+
+
+def on_a_file_system(folder: Path, options: str) -> tuple[str, ...]:
+    """The beginning of a command for which `folder` is a file system of its own, gone with the process."""
+    mount = ("unshare", "--mount", "--map-root-user", "sh", "-c")
+    script = f'mount -t tmpfs -o {options} tmpfs "{folder}" && exec "$@"'
     tried = subprocess.run([*mount, script, "sh", "true"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
-    message, rest = saved(tmp_path, program=program, inside=(*mount, script, "sh"))
-    assert f"{file} cannot be written: the disk is full; free some space there" in message
-    assert rest == f"{before} ['{file}']"
+    return (*mount, script, "sh")

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from epoch import recorded
 
 from acdc_cli import files
 from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir, open_run
+from acdc_cli.training.checkpoint import load_state, save_state
 
 
 def started(path: Path) -> RunDir:
     run = RunDir(path)
     run.start("name: a\n", "name: a\nseed: 0\n", {"command": ["acdc"]})
     return run
+
+
+def lines(*epochs: int) -> str:
+    return "".join(json.dumps(recorded(epoch)) + "\n" for epoch in epochs)
 
 
 def test_a_run_keeps_the_recipe_as_given_and_as_resolved(tmp_path: Path) -> None:
@@ -34,7 +42,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_refused_with_the_way_to_resume(tmp_path: Path) -> None:
-    started(tmp_path / "run").metrics.write_text('{"epoch": 0}\n')
+    started(tmp_path / "run").metrics.write_text(lines(0))
     with pytest.raises(RunError, match="--resume"):
         started(tmp_path / "run")
 
@@ -67,17 +75,33 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 def test_rewinding_forgets_the_epochs_that_will_be_made_again(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    run.metrics.write_text("".join(f'{{"epoch": {epoch}}}\n' for epoch in range(4)))
+    run.metrics.write_text(lines(0, 1, 2, 3))
     run.rewind_metrics(2)
-    assert run.records() == [{"epoch": 0}, {"epoch": 1}]
+    assert run.records() == [recorded(0), recorded(1)]
+
+
+def test_rewinding_says_which_epochs_have_no_record_or_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started(tmp_path / "run")
+    again = json.dumps(recorded(2, top1=0.5)) + "\n"
+    run.metrics.write_text(lines(0, 4, 2) + again + lines(5, 5))
+    run.rewind_metrics(5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "metrics.jsonl has no record of 2 epochs (1, 3): restore a copy, or tables and curves lack them" in said
+    assert "metrics.jsonl had several records of epoch 2: the last one of each is kept" in said
+    assert run.metrics.read_text() == lines(0) + again + lines(4)
+    run.metrics.write_text(lines(0, 1, 2, 2))
+    run.rewind_metrics(2)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_record_cut_off_while_it_was_written_is_none(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    run.metrics.write_text('{"epoch": 0}\n{"epoch": 1, "sta')
-    assert run.records() == [{"epoch": 0}]
+    run.metrics.write_text(lines(0) + '{"epoch": 1, "sta')
+    assert run.records() == [recorded(0)]
     run.rewind_metrics(1)
-    assert run.metrics.read_text() == '{"epoch": 0}\n'
+    assert run.metrics.read_text() == lines(0)
 
 
 def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
@@ -86,6 +110,63 @@ def test_only_one_process_trains_in_a_directory(tmp_path: Path) -> None:
         pass
     with run.locked():
         pass
+
+
+@pytest.mark.parametrize("where", ["train.lock", "nowhere"])
+def test_a_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path: Path, where: str) -> None:
+    (tmp_path / "train.lock").write_text("of somebody else")
+    run = started(tmp_path / "run")
+    (run.checkpoints / ".lock").symlink_to(tmp_path / where)
+    with pytest.raises(RunError, match=r"lock cannot be written: a symbolic link stands in its place"), run.locked():
+        pass
+    assert (tmp_path / "train.lock").read_text() == "of somebody else"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/.last.pt.partial", ".summary.json.partial"])
+def test_no_write_follows_a_link_out_of_the_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "precious").write_text("of somebody else")
+    run = started(tmp_path / "run")
+    with run.locked():
+        (run.path / name).symlink_to(tmp_path / "precious")
+        save_state(run.checkpoints, {})
+        run.finish({})
+    assert (tmp_path / "precious").read_text() == "of somebody else"
+    assert load_state(run.checkpoints) is not None
+
+
+def test_a_lock_leaves_what_its_file_holds(tmp_path: Path) -> None:
+    run = started(tmp_path / "run")
+    (run.checkpoints / ".lock").write_text("of somebody else")
+    with run.locked():
+        assert run.in_use
+    assert (run.checkpoints / ".lock").read_text() == "of somebody else"
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_written_where_a_run_was_once_it_is_moved(tmp_path: Path, where: str, replaced: bool) -> None:
+    run = started(tmp_path / "run")
+    folder, elsewhere = run.path / where, tmp_path / "elsewhere"
+    writes = [lambda: run.finish({}), lambda: files.append_line(run.metrics, "{}")] if where == "." else []
+    writes.append(lambda: save_state(run.checkpoints, {}))
+    with run.locked():
+        folder.rename(elsewhere)
+        if replaced:
+            folder.mkdir()
+            (folder / "checkpoints").mkdir()
+        for write in writes:
+            with pytest.raises(RunError, match=f"{folder} was moved away or replaced"):
+                write()
+        if replaced:
+            assert [path.name for path in folder.rglob("*")] == ["checkpoints"]
+            shutil.rmtree(folder)
+        # a link there leads to the same folder
+        folder.symlink_to(elsewhere)
+        save_state(run.checkpoints, {})
+    # only the process that trains here is concerned
+    folder.unlink()
+    started(tmp_path / "run") if where == "." else folder.mkdir()
 
 
 HOLDER = """
@@ -127,7 +208,7 @@ def test_a_run_with_only_the_state_before_the_last_is_not_begun_anew(tmp_path: P
 
 def test_a_damaged_record_is_named_by_its_line(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    run.metrics.write_bytes(b'{"epoch": 0}\n{"epo\xff": 1}\n{"epoch": 2}\n')
+    run.metrics.write_bytes(lines(0).encode() + b'{"epo\xff": 1}\n' + lines(2).encode())
     with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged .*; restore a copy"):
         run.records()
 

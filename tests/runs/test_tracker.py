@@ -7,21 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from epoch import recorded
 
 from acdc_cli.recipe.schema import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers, wandb_mode
 
 RECORDS: list[dict[str, Any]] = [
-    {"epoch": 0, "step": 5, "phase": "dense", "train_loss": 2.25, "sparsity": 0.0, "layers": {"conv1": 0.0, "fc": 0.5}},
-    {
-        "epoch": 1,
-        "step": 10,
-        "phase": "sparse",
-        "train_loss": 1.5,
-        "sparsity": 0.9,
-        "layers": {"conv1": 0.5, "fc": 1.0},
-    },
+    recorded(0, step=5, phase="dense", train_loss=2.25, sparsity=0.0, layers={"conv1": 0.0, "fc": 0.5}),
+    recorded(1, step=10, phase="sparse", train_loss=1.5, sparsity=0.9, layers={"conv1": 0.5, "fc": 1.0}),
 ]
 
 

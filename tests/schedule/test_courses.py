@@ -112,7 +112,7 @@ def ffcvs(epoch: int, begin: int, end: int, start_size: int, end_size: int, step
     return int(np.round(interp[0] / step)) * step
 
 
-@settings(max_examples=500)
+@settings(max_examples=5 * settings().max_examples)
 @given(
     st.integers(0, 60), st.integers(1, 100), st.integers(1, 20), st.integers(0, 20), st.sampled_from([1, 16, 32, 48])
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -188,7 +188,6 @@ def test_the_last_step_is_followed_by_no_update() -> None:
     assert layer.method.updates == EPOCHS * STEPS - 1
 
 
-@settings(max_examples=50)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 6)),
     target=st.sampled_from([0.0, 0.5, 0.9, 0.999]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -107,7 +107,6 @@ def reference(start: list[float], goal: list[float], kept: dict[int, int], every
     return models
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     start=st.lists(st.integers(-3, 3), min_size=8, max_size=8),
     goal=st.lists(st.integers(-3, 3), min_size=8, max_size=8),

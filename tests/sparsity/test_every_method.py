@@ -279,7 +279,7 @@ def watched(name: str, distribution: str) -> tuple[list[Epoch], Ended]:
         # how the weights are distributed over layers is of no account where all or none stay
         pytest.param(
             *(name, distribution, target),
-            marks=pytest.mark.slow if target == 0 or (target == 0.999 and distribution != "erk") else (),
+            marks=() if target == TARGET or (target == 0.999 and name in LARGE_BATCHES) else pytest.mark.slow,
         )
         for name, distribution in DISTRIBUTIONS
         for target in (0.0, TARGET, 0.999)
@@ -505,8 +505,10 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
 
 
 # a resumed epoch that ends as it did hands the same state to the next, and so on to the end of the run
+RESUMED = [range(2, EPOCHS, 2), pytest.param(range(1, EPOCHS, 2), marks=pytest.mark.slow)]
 
 
+@pytest.mark.parametrize("epochs", RESUMED, ids=["even", "odd"])
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [
@@ -518,7 +520,7 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
         for name, optimizer in METHODS_AND_OPTIMIZERS
     ],
 )
-def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str) -> None:
+def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: str, epochs: range) -> None:
     whole = Run(name, optimizer)
     files, ends = list[io.BytesIO](), list[Any]()
 
@@ -527,47 +529,63 @@ def test_a_run_resumed_after_any_epoch_ends_bit_identical(name: str, optimizer: 
         ends.append(bits(whole.state()))
 
     whole.train(on_epoch_end=note)
-    for epoch in range(1, EPOCHS):
+    for epoch in epochs:
         resumed = Run(name, optimizer)
         resumed.load(torch.load(files[epoch - 1], weights_only=True))
         resumed.train(first=epoch, last=epoch + 1)
         assert bits(resumed.state()) == ends[epoch], f"resumed at epoch {epoch}"
 
 
-@every_method
-def test_a_run_resumed_within_any_epoch_ends_bit_identical(name: str) -> None:
-    whole = Run(name)
-    files, ends, calls = list[io.BytesIO](), list[Any](), count()
+def done_of(epoch: int) -> int:
+    """After its first, its second or its last step, in turn."""
+    return 1 + epoch % STEPS
+
+
+class Noted(NamedTuple):
+    """A whole run."""
+
+    within: list[bytes]
+    """Files of its state within each epoch, after `done_of` steps."""
+    ends: list[Any]
+    """What its state is at the end of each epoch, to the bit."""
+    masks: dict[str, Tensor]
+
+
+@cache
+def noted(name: str) -> Noted:
+    """Trained once for all tests."""
+    run = Run(name)
+    within, ends, calls = list[bytes](), list[Any](), count()
 
     def save() -> None:
         epoch, done = divmod(next(calls), STEPS + 1)
         if done == done_of(epoch):
-            files.append(file_of(whole.state()))
+            within.append(file_of(run.state()).getvalue())
 
-    def done_of(epoch: int) -> int:
-        """After its first, its second or its last step, in turn."""
-        return 1 + epoch % STEPS
+    run.train(on_step=save, on_epoch_end=lambda epoch: ends.append(bits(run.state())))
+    return Noted(within, ends, run.masked.masks)
 
-    whole.train(on_step=save, on_epoch_end=lambda epoch: ends.append(bits(whole.state())))
-    for epoch in range(EPOCHS):
-        done = done_of(epoch)
-        resumed = Run(name)
-        resumed.load(torch.load(files[epoch], weights_only=True))
+
+@every_method
+@pytest.mark.parametrize("epochs", [range(0, EPOCHS, 2), *RESUMED[1:]], ids=["even", "odd"])
+def test_a_run_resumed_within_any_epoch_ends_bit_identical(name: str, epochs: range) -> None:
+    for epoch in epochs:
+        resumed, done = Run(name), done_of(epoch)
+        resumed.load(torch.load(io.BytesIO(noted(name).within[epoch]), weights_only=True))
         resumed.train(first=epoch, last=epoch + 1, done=done)
-        assert bits(resumed.state()) == ends[epoch], f"resumed in epoch {epoch} after {done} steps"
+        assert bits(resumed.state()) == noted(name).ends[epoch], f"resumed in epoch {epoch} after {done} steps"
 
 
 @every_method
 def test_tensors_stay_where_they_are_and_the_seed_alone_decides_over_the_masks(name: str) -> None:
-    first, second = Run(name), Run(name)
+    run = Run(name)
     state = torch.get_rng_state()
-    places = [tensor.data_ptr() for tensor in [*first.model.parameters(), *first.masked.masks.values()]]
-    first.train()
-    assert [tensor.data_ptr() for tensor in [*first.model.parameters(), *first.masked.masks.values()]] == places
-    assert all(first.model.get_parameter(key) is weight for key, weight in first.masked.parameters.items())
+    places = [tensor.data_ptr() for tensor in [*run.model.parameters(), *run.masked.masks.values()]]
+    run.train()
+    assert [tensor.data_ptr() for tensor in [*run.model.parameters(), *run.masked.masks.values()]] == places
+    assert all(run.model.get_parameter(key) is weight for key, weight in run.masked.parameters.items())
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the global generator"
-    second.train()
-    assert all(torch.equal(mask, second.masked.masks[key]) for key, mask in first.masked.masks.items())
+    assert all(torch.equal(mask, noted(name).masks[key]) for key, mask in run.masked.masks.items())
 
 
 @cache

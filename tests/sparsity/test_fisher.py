@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,7 +62,6 @@ def test_a_gradient_by_hand() -> None:
     assert inverse.compensation(torch.tensor([False, False])).tolist() == [0, 0]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     weights=st.integers(1, 13),
     block=st.integers(1, 15),
@@ -240,7 +239,6 @@ def test_groups_by_hand() -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), block=st.integers(1, 12), room=st.integers(0, 300))
 def test_groups_hold_every_weight_once_in_whole_blocks(sizes: list[int], block: int, room: int) -> None:
     layers = {str(number): size for number, size in enumerate(sizes)}

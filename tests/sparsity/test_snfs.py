@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -152,7 +152,6 @@ def test_every_dropped_weight_grows_somewhere_where_there_is_room(layers: list[t
                 assert grown[one] >= grown[other], "more momentum, no fewer weights"
 
 
-@settings(max_examples=30)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=3),
     target=st.sampled_from([0.0, 0.5, 0.9, 0.999]),

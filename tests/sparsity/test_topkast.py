@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -225,7 +225,6 @@ def test_the_weights_are_ranked_every_so_many_steps_to_the_end_but_not_after_it(
     assert ranked == list(range(9, 99, 10))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.integers(-3, 3), min_size=13, max_size=13),
     target=st.sampled_from([0.1, 0.5, 0.9, 0.999]),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -186,7 +186,6 @@ def test_the_momentum_of_weights_that_stay_is_kept() -> None:
         assert torch.equal(optimizer.state[weight]["momentum_buffer"], 7.0 * made.masked.masks[name])
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 5)),
     target=st.sampled_from([0.0, 0.5, 0.999]),

@@ -54,6 +54,7 @@ class Made:
         share = 0.0 if self.sparsity == "dense" else float(self.sparsity)
         return {
             "epoch": epoch,
+            "seconds": 1.0,
             "phase": "dense" if self.sparsity == "dense" else "sparse",
             "top1": self.top1 and self.top1 * (0.5 if before else 1),
             "train_loss": self.loss and self.loss * (2 if before else 1),

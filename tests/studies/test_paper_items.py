@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
 from command import Acdc
 from rich.cells import cell_len
+from shipped_runs import recipes
 
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Recipe
 from acdc_cli.studies import paper_items as job
 from acdc_cli.studies import study_plan
 from acdc_cli.studies.paper_items import ItemBlock, paper_items
@@ -25,11 +24,6 @@ from scripts import docs_hooks
 ITEMS = paper_items()
 NOT_YET = ("Table 4", "Figure C.2", "Table E.3")
 """Transformer-XL, CelebA and transfer, which docs/papers.md names as missing."""
-
-
-@cache
-def recipes(study: str) -> dict[str, Recipe]:
-    return load_study(study).recipes()
 
 
 def test_every_table_and_figure_is_listed_that_is_a_result_of_training() -> None:

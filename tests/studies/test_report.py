@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are empty: drawing them is most of a report's seconds."""
-    empty = write.svg(Figure())
-    monkeypatch.setattr(write, "svg", lambda figure: empty)
-    monkeypatch.setattr(write, "png", lambda figure: b"")
+    svg, png = write.svg(Figure()), write.png(Figure())
+    monkeypatch.setattr(write, "svg", lambda figure: svg)
+    monkeypatch.setattr(write, "png", lambda figure: png)
 
 
 def table(folder: Path, name: str) -> list[dict[str, str]]:
@@ -155,19 +155,28 @@ def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_names_the_page_and_what_is_missing_and_makes_the_same_bytes_of_the_same_runs(
     acdc: Acdc, folder: Path, tmp_path: Path
 ) -> None:
-    names = sorted(path.name for path in (folder / "report").iterdir())
-    again = tmp_path / "small"
-    shutil.copytree(folder, again)
-    shutil.rmtree(again / "report")
-    done = acdc("report", again)
-    assert done.exit_code == 0
-    assert done.stdout.strip() == str(again / "report" / "index.html")
-    assert f"missing: {GOING.key}" in done.stderr
-    assert names == sorted(path.name for path in (again / "report").iterdir())
-    assert [n for n in names if (folder / "report" / n).read_bytes() != (again / "report" / n).read_bytes()] == []
+    files = []
+    for home in (tmp_path / "one", tmp_path / "two"):
+        again = home / "small"
+        shutil.copytree(folder, again, ignore=shutil.ignore_patterns("report"))
+        done = acdc("report", again)
+        assert done.exit_code == 0
+        assert done.stdout.strip() == str(again / "report" / "index.html")
+        assert f"missing: {GOING.key}" in done.stderr
+        files.append({path.name: path.read_bytes() for path in (again / "report").iterdir()})
+    assert files[0].keys() == {path.name for path in (folder / "report").iterdir()} - BROWSED
+    assert files[0] == files[1]
+
+
+def test_the_same_runs_are_drawn_in_the_same_bytes(folder: Path) -> None:
+    figure = charts.pareto(summary(folder))
+    assert figure is not None
+    assert write.svg(figure) == (folder / "report" / "pareto.svg").read_text()
+    assert write.png(figure) == (folder / "report" / "pareto.png").read_bytes()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -338,24 +347,41 @@ for (let click = 0; click < 2; click++) {
 """
 
 
+SHADES = """
+const shade = colour => Math.max(...colour.match(/\\d+/g).slice(0, 3));
+say(shade(getComputedStyle(document.body).backgroundColor), shade(getComputedStyle(document.body).color));
+for (const text of document.querySelectorAll("svg text")) say("ink", shade(getComputedStyle(text).fill));
+for (const svg of document.querySelectorAll("svg"))
+  say("paper", shade(getComputedStyle(svg.querySelector("[id$=patch_1] path")).fill));
+"""
+DARK, LIGHT = (f"--blink-settings=preferredColorScheme={scheme}" for scheme in (0, 1))
+BROWSED = {"bad.html", "inner.html", "phone.html", "sort.html", "shades.html"}
+"""Pages that tests write into the report of `folder`."""
+
+
+@pytest.fixture(scope="module")
+def dark(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The page by night, opened at its second recipe; its tables are sorted, and it tells its shades."""
+    page = with_script(folder, "sort.html", LOOK + SORT + SHADES)
+    return shown(page, tmp_path_factory.mktemp("browser"), DARK, fragment="#recipe-2")
+
+
 @needs_chromium
-def test_the_browser_has_nothing_to_complain_about(folder: Path, tmp_path: Path) -> None:
-    assert shown(folder / "report" / "index.html", tmp_path).console == []
+def test_the_browser_has_nothing_to_complain_about(dark: Shown, folder: Path, tmp_path: Path) -> None:
+    assert dark.console == []
     complaint = with_script(folder, "bad.html", "console.error('no')")
     assert len(shown(complaint, tmp_path).console) == 1
 
 
 @needs_chromium
-def test_tables_are_sorted_by_their_heads_and_say_so(folder: Path, tmp_path: Path) -> None:
-    found = seen(shown(with_script(folder, "sort.html", LOOK + SORT), tmp_path).dom)
+def test_tables_are_sorted_by_their_heads_and_say_so(dark: Shown) -> None:
     # by number; what has none comes last
-    assert found[:2] == ["ascending -1.5 0.12 0.5 10 none", "descending 10 0.5 0.12 -1.5 none"]
+    assert seen(dark.dom)[:2] == ["ascending -1.5 0.12 0.5 10 none", "descending 10 0.5 0.12 -1.5 none"]
 
 
 @needs_chromium
-def test_a_runs_link_opens_its_recipe(folder: Path, tmp_path: Path) -> None:
-    dom = shown(folder / "report" / "index.html", tmp_path, fragment="#recipe-2").dom
-    assert [bool(mark) for mark in re.findall(r'<details id="recipe-\d+"( open="")?>', dom)].index(True) == 1
+def test_a_runs_link_opens_its_recipe(dark: Shown) -> None:
+    assert [bool(mark) for mark in re.findall(r'<details id="recipe-\d+"( open="")?>', dark.dom)].index(True) == 1
 
 
 @needs_chromium
@@ -374,26 +400,25 @@ def test_a_phone_need_not_scroll_sideways(folder: Path, tmp_path: Path) -> None:
     assert seen(shown(outer, tmp_path).dom)[0] == "390 390"
 
 
-@needs_chromium
-@pytest.mark.parametrize(("scheme", "light"), [pytest.param("1", True, marks=pytest.mark.slow), ("0", False)])
-def test_page_and_figures_are_light_or_dark_as_is_preferred(
-    folder: Path, tmp_path: Path, scheme: str, light: bool
-) -> None:
-    script = """
-    const shade = colour => Math.max(...colour.match(/\\d+/g).slice(0, 3));
-    say(shade(getComputedStyle(document.body).backgroundColor), shade(getComputedStyle(document.body).color));
-    for (const text of document.querySelectorAll("svg text")) say("ink", shade(getComputedStyle(text).fill));
-    for (const svg of document.querySelectorAll("svg"))
-      say("paper", shade(getComputedStyle(svg.querySelector("[id$=patch_1] path")).fill));
-    """
-    page = with_script(folder, "shades.html", LOOK + script)
-    option = f"--blink-settings=preferredColorScheme={scheme}"
-    first, *rest = filter(None, seen(shown(page, tmp_path, option).dom))
+def assert_shades(told: list[str], light: bool) -> None:
+    """Page and figures have one background and one ink."""
+    first, *rest = filter(None, told)
     background, ink = map(int, first.split())
     assert (background > 200, ink < 100) == (light, light)
     inks = {int(line.split()[1]) for line in rest if line.startswith("ink")}
     papers = {int(line.split()[1]) for line in rest if line.startswith("paper")}
     assert (inks, papers) == ({ink}, {background})
+
+
+@needs_chromium
+def test_page_and_figures_are_dark_as_is_preferred(dark: Shown) -> None:
+    assert_shades(seen(dark.dom)[2:], light=False)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_page_and_figures_are_light_as_is_preferred(folder: Path, tmp_path: Path) -> None:
+    assert_shades(seen(shown(with_script(folder, "shades.html", LOOK + SHADES), tmp_path, LIGHT).dom), light=True)
 
 
 @needs_chromium
@@ -424,6 +449,7 @@ def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path
     assert places == {0.9, 0.95}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_wandb_gets_the_report_as_it_gets_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     offline = [replace(each, overrides=("track.wandb=offline", "track.project=mine")) for each in DONE]
     made = study(tmp_path / "mirrored", offline)

@@ -301,7 +301,7 @@ def finished_once_each(folder: Path, rounds: int) -> None:
 
 
 def test_every_run_is_finished_once_whoever_is_killed(tmp_path: Path) -> None:
-    finished_once_each(tmp_path, 6)
+    finished_once_each(tmp_path, 3)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from epoch import recorded
 from rich.console import Console
 
 from acdc_cli.studies.grid import Cell
@@ -37,7 +38,7 @@ def record(of: Row, epochs: int, at: float) -> None:
     of.directory.mkdir(exist_ok=True)
     metrics = of.directory / "metrics.jsonl"
     one = {"train_loss": 0.5, "top1": 0.98765, "seconds": 30.0}
-    metrics.write_text("".join(json.dumps({"epoch": epoch} | one) + "\n" for epoch in range(epochs)))
+    metrics.write_text("".join(json.dumps(recorded(epoch) | one) + "\n" for epoch in range(epochs)))
     os.utime(metrics, (at, at))
 
 

@@ -104,9 +104,8 @@ def is_there(path: str, text: str = "") -> Callable[[], int | None]:
     return lambda: 1 if Path(path).exists() and text in Path(path).read_text() else None
 
 
-@pytest.mark.parametrize(("program", "code"), [("", 0), ("exit(2)", 2), ("import os; os.kill(os.getpid(), 9)", -9)])
-def test_a_commands_exit_code_is_the_jobs(cluster: Cluster, program: str, code: int) -> None:
-    assert outcome(cluster.start(cluster.launcher(), program)) == code
+def test_a_command_that_is_killed_has_its_signal_for_an_exit_code(cluster: Cluster) -> None:
+    assert outcome(cluster.start(cluster.launcher(), "import os; os.kill(os.getpid(), 9)")) == -9
 
 
 def test_a_command_has_the_environment_and_the_log_that_it_is_given(cluster: Cluster) -> None:
@@ -147,6 +146,7 @@ def test_a_job_that_is_told_to_end_has_its_run_save_and_goes_on_later(cluster: C
     assert Path("log").read_text().split() == ["first", "again"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_told_to_end_before_it_listened_goes_on_later(cluster: Cluster) -> None:
     deaf = SAVES_ONCE.replace("signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))", "")
     started = cluster.start(
@@ -235,7 +235,7 @@ def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Clust
 @pytest.mark.parametrize(
     ("state", "code"),
     [
-        ("PREEMPTED", 75),
+        pytest.param("PREEMPTED", 75, marks=pytest.mark.slow),
         pytest.param("NODE_FAIL", 75, marks=pytest.mark.slow),
         ("CANCELLED", -15),
         pytest.param("TIMEOUT", -9, marks=pytest.mark.slow),
@@ -365,10 +365,46 @@ def test_the_cores_that_a_run_is_given_reach_it(sbatch: Path) -> None:
     assert " --cpus-per-task=8 " in script[-1]
 
 
-@pytest.mark.parametrize("option", ["array=0-3", "signal=USR2@9", "output=x", "open_mode=truncate"])
+@pytest.mark.parametrize(
+    "option", ["array=0-3", "signal=USR2@9", "output=x", "open_mode=truncate", "arr=0-3", "o=x", "err=x", "no-req="]
+)
 def test_options_that_the_launcher_sets_are_refused(sbatch: Path, option: str) -> None:
     with pytest.raises(RunError, match="is set by the launcher"):
         submitted(2, option)
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("comment=x\ntouch pwned\n", "has a line break"),
+        ("comment=x\rtouch pwned", "has a line break"),
+        ("comment=\x1b[2J", "another control character"),
+        ("comment\ntouch pwned #=x", "names no option of sbatch"),
+        ("=x", "names no option of sbatch"),
+        ("array-parallelism=1\n2", "whole numbers"),
+    ],
+)
+def test_an_option_stays_on_its_line_of_the_script(sbatch: Path, option: str, why: str) -> None:
+    with pytest.raises(RunError, match=why):
+        submitted(2, option)
+    assert not Path("calls").exists()
+
+
+def test_a_folder_stays_on_its_line_of_the_script(sbatch: Path) -> None:
+    with pytest.raises(RunError, match="no line breaks in paths"):
+        slurm.slurm(Path("a\nb"), "lengths", (), lambda states: None)
+
+
+def test_an_sbatch_that_names_no_job_is_told(sbatch: Path) -> None:
+    (sbatch / "sbatch").write_text("#!/bin/sh\necho Welcome\n")
+    with pytest.raises(RunError, match=r"Slurm takes no jobs.*Welcome"):
+        submitted(2)
+
+
+def test_the_lines_of_setup_are_lines_of_the_script(sbatch: Path) -> None:
+    assert {"module load cuda", "ulimit -n 4096"} <= set(
+        submitted(2, "setup=module load cuda\nulimit -n 4096").splitlines()
+    )
 
 
 def test_what_sbatch_says_against_a_job_is_said(sbatch: Path) -> None:
@@ -383,6 +419,23 @@ def test_squeue_that_fails_is_silence_and_no_empty_queue(sbatch: Path) -> None:
         slurm.queue()
     (sbatch / "squeue").write_text("#!/bin/sh\necho 7_0 RUNNING; echo 7_1 PENDING\n")
     assert slurm.queue() == {"7_0": "RUNNING", "7_1": "PENDING"}
+
+
+BANNERS = r"""#!/bin/sh
+printf 'Welcome to the cluster: 3 nodes DOWN\n\n  \n'
+printf 'Wartung am M\374rz 7_9\n'
+printf '7_0 RUNNING\n\n 7_1 PENDING \n8 COMPLETED\nslurm_load_jobs: retrying\n'
+"""
+
+
+def test_banners_empty_lines_and_other_encodings_of_squeue_are_not_jobs(sbatch: Path) -> None:
+    (sbatch / "squeue").write_text(BANNERS)
+    assert slurm.queue() == {"7_0": "RUNNING", "7_1": "PENDING", "8": "COMPLETED"}
+    assert slurm._state("7_1") == "PENDING"
+    assert slurm._state("9") is None
+    (sbatch / "squeue").write_text("#!/bin/sh\nprintf 'Fehler \\374ber Fehler' >&2; exit 1\n")
+    with pytest.raises(SlurmSilentError, match="ber Fehler"):
+        slurm.queue()
 
 
 def test_without_slurm_its_launcher_says_so(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

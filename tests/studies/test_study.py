@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 
 import pytest
+from shipped_runs import recipes
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.studies.study import Study, load_study
 
@@ -256,13 +255,6 @@ def test_a_file_that_is_no_study_is_refused(in_tmp: Path, text: str) -> None:
 
 
 # the studies that come with the package
-
-
-@cache
-def recipes(name: str) -> dict[str, Recipe]:
-    found = load_study(name).recipes()
-    assert found
-    return found
 
 
 def test_these_studies_are_shipped_and_are_no_recipes() -> None:

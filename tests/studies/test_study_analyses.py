@@ -120,14 +120,14 @@ def few_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.jobs.training_run import train
 
     home = tmp_path_factory.mktemp("study")
-    data = image_folders(home, shrink=2)
+    data = image_folders(home, shrink=4)
     (home / "foo.yaml").write_text(
         f"""name: foo
 base: demo
 set: {{epochs: 6, sparsity.warmup_epochs: 1, sparsity.sparse_epochs: 1, sparsity.dense_epochs: 1,
       sparsity.last_dense_epochs: 1, sparsity.last_sparse_epochs: 1, checkpoint.keep_every: 3,
       data.name: folder, data.path: {data}, data.batch_size: 50, data.loader: torch, optim.schedule.warmup_epochs: 0,
-      data.resolution: 14, data.val_resize: 14, data.val_crop: 14}}
+      data.workers: 0, data.resolution: 7, data.val_resize: 7, data.val_crop: 7}}
 axes: {{seed: [0]}}
 analyses:
   masks: {{set: {{since: 1}}}}

@@ -40,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = folder / split / str(number % 2)
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(place / f"{number:03d}.png")
-    write_set("folder", WriteOptions(source=folder, out=folder / "set", workers=1))
+    write_set("folder", WriteOptions(source=folder, out=folder / "set", workers=0))
     return folder / "set"
 
 

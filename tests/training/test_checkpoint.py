@@ -57,7 +57,7 @@ def loaded_from_damaged(two_states: Path, data: bytes) -> str:
     return " ".join(said.getvalue().split())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(place=st.floats(0, 1, exclude_max=True))
 def test_one_flipped_bit_anywhere_means_the_state_before(two_states: Path, place: float) -> None:
     data = bytearray((two_states / "last.pt").read_bytes())
@@ -74,7 +74,6 @@ def test_one_flipped_bit_in_the_checksum_means_the_state_before(two_states: Path
         assert "it is damaged: its checksum" in loaded_from_damaged(two_states, bytes(data))
 
 
-@settings(max_examples=100, deadline=None)
 @given(keep=st.floats(0, 1, exclude_max=True))
 @example(keep=0.0)
 @example(keep=0.9999)
@@ -178,7 +177,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(place=st.floats(0, 1, exclude_max=True))
 def test_one_flipped_bit_never_gives_other_masks(tmp_path_factory: pytest.TempPathFactory, place: float) -> None:
     path = tmp_path_factory.mktemp("masks") / "masks.safetensors"

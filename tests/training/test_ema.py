@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mini_trainer import MiniRun, StopAtCall
 from safetensors.torch import load_file
@@ -110,7 +110,6 @@ def test_running_statistics_are_averaged_and_the_count_of_batches_is_the_models(
         assert model[1].num_batches_tracked.item() == 9
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.floats(0, 0.999),
     st.lists(st.tuples(st.integers(0, 2**31), st.sampled_from(["step", "mask", "fill"])), min_size=1, max_size=12),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from in_memory import InMemory
 from torch import nn
 
+from acdc_cli.errors import RunError
 from acdc_cli.tasks.classification import Classification
 from acdc_cli.training.evaluate import evaluate, forward_of
 from acdc_cli.training.precision import Precision
@@ -48,6 +51,16 @@ def test_a_loader_that_loses_an_image_is_found_out() -> None:
     loader.samples = 8
     with pytest.raises(AssertionError, match="evaluated 7 of 8"):
         evaluate(net, forward_of(net, (0, 0, 0), (1, 1, 1), CPU), loader, Classification(), Precision("fp32", CPU))
+
+
+def test_out_of_memory_names_the_batch_that_was_tried() -> None:
+    def full(images: torch.Tensor) -> torch.Tensor:
+        # more than any machine has
+        return torch.empty(2**55, dtype=torch.float32)
+
+    said = "out of memory with a batch of 4 images of 4 pixels: lower data.val_batch_size (--batch-size of acdc eval)"
+    with pytest.raises(RunError, match=re.escape(said)):
+        evaluate(model(), full, fixed(4), Classification(), Precision("fp32", CPU))
 
 
 def test_images_are_normalised_as_floats_between_zero_and_one() -> None:

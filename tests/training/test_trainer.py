@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from epoch import recorded
 from mini_trainer import ADAMW, SGD, MiniRun, StopAtCall
 from torch import nn
 
@@ -236,7 +237,7 @@ def test_a_collapse_is_warned_of_once_and_not_again_after_a_resume(
     tracker = JsonLines(run.metrics)
     run.start("", "", {})
     for epoch, largest in enumerate([0.5, 49.0, 50.0, 5000.0]):
-        tracker.log({"epoch": epoch, "phase": "dense", "largest_weight": largest, "layers": {}})
+        tracker.log(recorded(epoch, phase="dense", largest_weight=largest, layers={}))
         # a resumed run knows what was recorded, and nothing else
         warn_of_collapse(RunDir(folder), [alerts])
     told = "the largest weight grew from 0.5 to 50 in the dense phase of epoch 2"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acdc_cli import files
 from acdc_cli.analysis.base import plotting
+from acdc_cli.reading import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +23,7 @@ class Table:
 
     def csv(self) -> str:
         """Numbers in full precision; unknown values are empty."""
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([["" if _unknown(cell) else cell for cell in row] for row in self.rows])
-        return text.getvalue()
+        return files.csv_text([self.columns, *plain(self.rows)])
 
 
 @dataclass(frozen=True)
@@ -53,26 +47,15 @@ class Findings:
             folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps(plain({**about, "results": self.numbers}), indent=2, allow_nan=False)
         contents = {_named(folder, stem, "", "json"): f"{document}\n".encode()}
-        contents |= {_named(folder, stem, name, "csv"): table.csv().encode() for name, table in self.tables.items()}
+        contents |= {
+            _named(folder, stem, name, "csv"): files.as_bytes(table.csv()) for name, table in self.tables.items()
+        }
         for name, figure in self.figures.items():
             contents[_named(folder, stem, name, "png")] = plotting.png(figure)
             contents[_named(folder, stem, name, "svg")] = plotting.svg(figure).encode()
         for path, content in contents.items():
             files.write_bytes(path, content)
         return list(contents)
-
-
-def plain(value: Any) -> Any:
-    """Replaces NaN and infinities, which JSON cannot express, by None."""
-    if isinstance(value, Mapping):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return None if _unknown(value) else value
-
-
-def _unknown(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _named(folder: Path, stem: str, name: str, ending: str) -> Path:

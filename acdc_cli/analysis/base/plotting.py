@@ -35,9 +35,23 @@ def looks() -> Iterator[dict[str, Any]]:
 
 def png(figure: Figure) -> bytes:
     file = BytesIO()
+    _literal(figure)
     # leave out matplotlib's version
     figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
+
+
+def _literal(figure: Figure) -> None:
+    """Dollar signs in names begin no formula."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), FixedFormatter):
+            texts += [tick.label1 for tick in axis.get_major_ticks()]
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def svg(figure: Figure) -> str:
@@ -47,6 +61,7 @@ def svg(figure: Figure) -> str:
     file = StringIO()
     fonts = {"font.sans-serif": ["DejaVu Sans", "Verdana"]}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc", **fonts}):
+        _literal(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     # strip matplotlib's trailing blanks, and digits below a millionth of a point
     tidy = re.sub(r" *\n *", "\n", file.getvalue())

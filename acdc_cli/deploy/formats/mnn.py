@@ -11,7 +11,8 @@ from torch import nn
 from acdc_cli.console import unprinted
 from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.formats import onnx
-from acdc_cli.errors import ModelError
+from acdc_cli.errors import CheckpointError, ModelError
+from acdc_cli.reading import parse_json
 
 with unprinted():
     # the converter itself: MNN's command would install a usage logger
@@ -51,5 +52,5 @@ def metadata(path: Path) -> Mapping[str, str]:
     start = content.index(_MARK.encode())
     # a flatbuffer's text, after its length
     text = content[start : start + int.from_bytes(content[start - 4 : start], "little")].decode()
-    about: dict[str, str] = json.loads(text.removeprefix(_MARK))
+    about: dict[str, str] = parse_json(text.removeprefix(_MARK), dict[str, str], CheckpointError)
     return about

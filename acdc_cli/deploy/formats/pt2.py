@@ -11,6 +11,8 @@ from torch import nn
 
 from acdc_cli.deploy.contract import Facts, Logits, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
+from acdc_cli.errors import CheckpointError
+from acdc_cli.reading import parse_json
 
 SUFFIX = ".pt2"
 Options = Traced
@@ -32,5 +34,5 @@ def metadata(path: Path) -> Mapping[str, str]:
     files = {_ABOUT: ""}
     with path.open("rb") as file:
         torch.export.load(file, extra_files=files)
-    about: dict[str, str] = json.loads(files[_ABOUT])
+    about: dict[str, str] = parse_json(files[_ABOUT], dict[str, str], CheckpointError)
     return about

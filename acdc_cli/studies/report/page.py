@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from acdc_cli.files import as_bytes
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.report import charts
 from acdc_cli.studies.report.tables import Table
@@ -75,4 +76,4 @@ def _recipe(run: Run) -> str:
 
 
 def _download(table: Table) -> str:
-    return f"data:text/csv;base64,{b64encode(table.csv().encode()).decode()}"
+    return f"data:text/csv;base64,{b64encode(as_bytes(table.csv())).decode()}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 
+from acdc_cli import files
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.advice import RULE, advise, lengths, named
 from acdc_cli.studies.results import Run
@@ -45,16 +45,15 @@ class Table:
 
     def csv(self) -> str:
         """Numbers in full precision; means and deviations in separate columns."""
-        file = StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(name for column in self.columns for name in column.csv)
-        writer.writerows([value for cell in row for value in (cell.key, *cell.more)] for row in self.rows)
-        return file.getvalue()
+        head = [name for column in self.columns for name in column.csv]
+        return files.csv_text(
+            [head, *([value for cell in row for value in (cell.key, *cell.more)] for row in self.rows)]
+        )
 
     def markdown(self) -> str:
-        heads = [column.name for column in self.columns]
+        heads = [inert(column.name) for column in self.columns]
         lines = [heads, ["--:" if self.numeric(i) else "---" for i in range(len(heads))]]
-        lines += [[f"**{_piped(cell)}**" if cell.marked else _piped(cell) for cell in row] for row in self.rows]
+        lines += [[f"**{inert(cell.text)}**" if cell.marked else inert(cell.text) for cell in row] for row in self.rows]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def numeric(self, column: int) -> bool:
@@ -237,11 +236,11 @@ def speed(summary: Summary) -> Table:
             *(Cell(str(row[key]), row[key]) for key in ("variant", "engine", "batch", "threads")),
             Cell(f"{row['latency_ms']:.2f}", row["latency_ms"]),
             Cell(_NONE, "") if times is None else Cell(f"{times:.2f}", times),
-            Cell(f"{row['file_bytes'] / 1e6:.2f}", row["file_bytes"] / 1e6),
+            Cell(_NONE, "") if size is None else Cell(f"{size / 1e6:.2f}", size / 1e6),
         )
         for run in summary.runs
         for row in run.speeds
-        for times in [row["speedup_over_own_dense"]]
+        for times, size in [(row["speedup_over_own_dense"], row["file_bytes"])]
     ]
     columns = _ones("run", "variant", "engine", "batch", "threads", "latency (ms)", "× dense", "file (MB)")
     about = "Median latency of a batch; how many times faster than the dense model on the same engine."
@@ -333,5 +332,7 @@ def _flops(run: Run) -> Cell:
     return Cell(_NONE, "") if flops is None else Cell(f"{flops['train_flops']:.3g}", flops["train_flops"])
 
 
-def _piped(cell: Cell) -> str:
-    return cell.text.replace("|", "\\|")
+def inert(text: str) -> str:
+    """Text that Markdown shows as it is: no column, tag, link, image or code."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([|\[\]`*\\])", r"\\\1", text)

@@ -16,7 +16,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results
 from acdc_cli.studies.report import charts, tables
 from acdc_cli.studies.report.page import Picture, facts, page
-from acdc_cli.studies.report.tables import Table
+from acdc_cli.studies.report.tables import Table, inert
 from acdc_cli.studies.summary import Summary, summarise
 
 _PANEL_TITLES = {
@@ -99,7 +99,7 @@ def _tables(summary: Summary) -> list[Table]:
 
 
 def _markdown(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str]) -> str:
-    parts = [f"# {summary.name}", facts(summary) + ".", f"![{_alternative(summary)}](panels.svg)"]
+    parts = [f"# {inert(summary.name)}", inert(facts(summary)) + ".", f"![{inert(_alternative(summary))}](panels.svg)"]
     for table in tables:
         parts += [f"## {table.title}", *([table.about] if table.about else []), table.markdown().rstrip()]
         if table.name == "last_epoch" and "pareto" in svgs:
