@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-# which every deterministic run imports
+# which every process of several imports
 import torch._inductor  # noqa: F401
 from faults import Fault, FaultySystem, Killed
 

@@ -66,19 +66,13 @@ class Disturbance:
         return self.everyone or signal.SIGSTOP in self.signals
 
 
-def _asking(name: str, weight: int = 2, everyone: bool = False) -> Disturbance:
-    saved = frozenset({75})
-    return Disturbance(
-        name + (" to all" if everyone else ""), weight, (signal.Signals[name],), saved, saved, False, everyone
-    )
-
-
-KILLED, LOST = frozenset({-signal.SIGKILL}), frozenset({1, 75})
+KILLED, LOST, SAVED = frozenset({-signal.SIGKILL}), frozenset({1, 75}), frozenset({75})
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DISTURBANCES = (
     Disturbance("SIGKILL", 5, (signal.SIGKILL,), KILLED, LOST),
     Disturbance("SIGKILL while saving", 5, (signal.SIGKILL,), KILLED, LOST, while_saving=True),
-    *(_asking(name) for name in ("SIGTERM", "SIGUSR1", "SIGINT")),
-    *(_asking(name, 1, everyone=True) for name in ("SIGTERM", "SIGUSR1", "SIGINT")),
+    *(Disturbance(each.name, 2, (each,), SAVED, SAVED) for each in ASKING),
+    *(Disturbance(f"{each.name} to all", 1, (each,), SAVED, SAVED, everyone=True) for each in ASKING),
     Disturbance("SIGINT twice", 2, (signal.SIGINT, signal.SIGINT), frozenset({75, 130}), LOST | {130}),
     Disturbance("hang (SIGSTOP)", 2, (signal.SIGSTOP,), KILLED, frozenset({1})),
     # a fault may kill, stop the run, or be survived
@@ -335,9 +329,9 @@ def result(soak: Soak, seconds: float) -> dict[str, Any]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
-        return (
-            ", ".join(f"{code} × {count}" for code, count in value.items()) if isinstance(value, dict) else f"{value}"
-        )
+        if isinstance(value, dict):
+            return ", ".join(f"{code} × {count}" for code, count in value.items())
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
     head = [f"| {' | '.join(lines[0])} |", f"|---|{'--:|' * (len(lines[0]) - 1)}"]
     return "\n".join([*head, *(f"| {' | '.join(map(cell, line.values()))} |" for line in lines)])
