@@ -66,7 +66,7 @@ def sweep(
     with StopSignals() as stop:
         with screen.shown():
             work.work(lambda: bool(stop))
-        _conclude(queue.rows(), source, folder, bool(stop))
+        _conclude(queue.rows(), study, source, folder, bool(stop))
 
 
 class _Recipes:
@@ -185,7 +185,7 @@ def _accuracy(row: Row) -> float:
     return accuracy
 
 
-def _conclude(rows: Sequence[Row], source: str, folder: Path, stopped: bool) -> None:
+def _conclude(rows: Sequence[Row], study: Study, source: str, folder: Path, stopped: bool) -> None:
     done = sum(row.state == "done" for row in rows)
     failed = [row for row in rows if row.state == "failed"]
     if failed:
@@ -198,4 +198,5 @@ def _conclude(rows: Sequence[Row], source: str, folder: Path, stopped: bool) -> 
             f"{len(failed)} of {len(rows)} runs failed; their output is in {folder / 'logs'}. Fix the cause, then "
             f"resume with: acdc sweep {source} --retry-failed"
         )
-    console.say(f"all {len(rows)} runs are done; next: acdc report {folder}")
+    analyses = "".join(f" · acdc analyze {label} --study {folder}" for label in study.analyses)
+    console.say(f"all {len(rows)} runs are done; next: acdc report {folder}{analyses}")

@@ -300,7 +300,10 @@ GIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("block", GIANTS.values(), ids=GIANTS.keys())
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=[pytest.mark.slow] * (name == "deep"), id=name) for name, block in GIANTS.items()],
+)
 def test_a_giant_model_is_refused_before_it_takes_memory(block: dict[str, Any], tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "w.pt")
     began = time.monotonic()

@@ -336,7 +336,7 @@ def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: Fo
 def test_a_run_that_stops_and_cannot_be_saved_says_so_once(two: Found) -> None:
     first, other = two.ends["no disk"]
     assert first.raised.startswith("RunError")
-    assert "last.pt cannot be written" in first.raised
+    assert "checkpoints was moved away or replaced" in first.raised
     assert first.speaks
     assert other.raised.startswith("SystemExit: 1")
     assert not other.speaks

@@ -186,7 +186,7 @@ def test_a_damaged_structure_is_refused_with_its_cause_and_a_way_out(written: Pa
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         BetonFile(tmp_path / "none.beton")
-    with pytest.raises(DataError, match="directory"):
+    with pytest.raises(DataError, match="it is a folder"):
         BetonFile(tmp_path)
 
 

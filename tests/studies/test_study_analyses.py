@@ -14,6 +14,7 @@ from mini_trainer import MiniRun
 from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.schema import CheckpointBlock
+from acdc_cli.studies.run_study import _conclude
 from acdc_cli.studies.study import load_study
 from acdc_cli.studies.study_analyses import analyze_study, require_saved
 from acdc_cli.studies.study_plan import sweep_plan
@@ -160,3 +161,9 @@ def test_analyses_of_others_and_of_untrained_runs_are_refused(few_runs: Path, in
         analyze_study("mask", str(few_runs / "foo.yaml"))
     with pytest.raises(RunError, match="seed=0: not there yet; train the study first: acdc sweep foo"):
         analyze_study("masks", str(few_runs / "foo.yaml"))
+
+
+def test_a_sweep_that_is_done_names_the_report_and_the_studys_analyses(capsys: pytest.CaptureFixture[str]) -> None:
+    _conclude([], load_study("memorisation"), "memorisation", Path("studies/memorisation"), stopped=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "next: acdc report studies/memorisation · acdc analyze memorisation --study studies/memorisation" in said
