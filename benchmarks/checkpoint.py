@@ -18,7 +18,7 @@ WAITED, WROTE = "waits for the copy", "waits for the disk"
 
 def run(smoke: bool) -> dict[str, Any]:
     model = ["model.name=resnet20"] if smoke else []
-    recipe = load("resnet50_95", ["device=cpu", "data.batch_size=2", "threads=1", *model])
+    recipe = load("resnet50_95", ["device=cpu", "data.batch_size=2", *model])
     # on the disk that runs lie on, not on one in memory
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder)
