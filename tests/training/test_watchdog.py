@@ -14,7 +14,7 @@ from torch import multiprocessing
 from torch.distributed import TCPStore
 
 from acdc_cli.training import watchdog
-from acdc_cli.training.distributed import process_group
+from acdc_cli.training.distributed import Ranks, process_group
 from acdc_cli.training.stopping import StopSignals
 
 LAST_STEP = 3
@@ -31,11 +31,19 @@ def sleep(rank: int) -> None:
 HANGS = {"stopped": stop, "asleep": sleep}
 
 
+def tell_the_step(ranks: Ranks) -> None:
+    """Until two more beats of this process have been published."""
+    assert ranks.watchdog
+    beats = ranks.watchdog._own.number + 2
+    while ranks.watchdog._own.number < beats:
+        time.sleep(0.02)
+
+
 def work(rank: int, port: int, how: str, minutes: float, folder: Path) -> None:
     """Two processes take steps together; after three the second hangs."""
     error = os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT)
     os.dup2(error, 2)
-    watchdog.FIRST_WORD, watchdog.GRACE, watchdog.BEAT, watchdog.SILENT = 1.0, 1.0, 0.1, 2.0
+    watchdog.FIRST_WORD, watchdog.GRACE, watchdog.BEAT, watchdog.SILENT = 1.0, 1.0, 0.1, 3.0
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     with process_group() as ranks, StopSignals():
@@ -46,8 +54,7 @@ def work(rank: int, port: int, how: str, minutes: float, folder: Path) -> None:
             if step == LAST_STEP:
                 (folder / f"{rank}.ready").touch()
                 if rank == 1:
-                    # its last beat tells the step
-                    time.sleep(0.5)
+                    tell_the_step(ranks)
                     HANGS[how](rank)
 
 
