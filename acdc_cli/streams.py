@@ -60,7 +60,7 @@ class Stream:
 
 
 def secure() -> None:
-    """Makes stdout and stderr survive, whoever writes to them, and keeps other files off their numbers."""
+    """Guards `sys.stdout` and `sys.stderr` for all code, and keeps other files off their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -96,25 +96,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         state: dict[str, Any] | None = None
         if ranks.first:
-            # later, its own checkpoint is all it needs
-            fork = None if any(run.checkpoints.glob("*.pt")) else fork_of(recipe, run)
-            if fork:
-                fork.require_fit(recipe, parts.sparsifier.phases, data.fingerprint)
-                entry["fork"] = fork.provenance(recipe)
-            stack.enter_context(run.locked())
-            if resume:
-                _check_continuity(run, entry)
-            else:
-                run.start(find(source).read_text(), resolved_yaml(recipe), entry)
-            if fork:
-                fork.prepare(run, parts)
-            if resume or fork:
-                state = _last_state(run, recipe, parts)
-            if resume:
-                # last, because a refused run stays as it was
-                run.record_provenance(entry)
-            if wrong:
-                files.write_text(run.corrupted_labels, wrong.csv())
+            state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
         _describe(recipe, run, ready, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
@@ -128,6 +110,41 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             if recipe.checkpoint.requeue and ranks.largest(stop.asked == signal.SIGUSR1) and ranks.first:
                 requeueing.requeue()
             raise
+
+
+def _open_run(
+    source: str,
+    recipe: Recipe,
+    run: RunDir,
+    resume: bool,
+    parts: Parts,
+    data: DataSet,
+    entry: dict[str, Any],
+    stack: ExitStack,
+) -> dict[str, Any] | None:
+    """Locks the run's directory and starts or resumes the run there; returns the state that it continues from.
+
+    entry: of provenance.json; a fork adds its source.
+    """
+    # later, its own checkpoint is all it needs
+    fork = None if any(run.checkpoints.glob("*.pt")) else fork_of(recipe, run)
+    if fork:
+        fork.require_fit(recipe, parts.sparsifier.phases, data.fingerprint)
+        entry["fork"] = fork.provenance(recipe)
+    stack.enter_context(run.locked())
+    if resume:
+        _check_continuity(run, entry)
+    else:
+        run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+    if fork:
+        fork.prepare(run, parts)
+    state = _last_state(run, recipe, parts) if resume or fork else None
+    if resume:
+        # last, because a refused run stays as it was
+        run.record_provenance(entry)
+    if wrong := data.corrupted_labels:
+        files.write_text(run.corrupted_labels, wrong.csv())
+    return state
 
 
 def assemble(

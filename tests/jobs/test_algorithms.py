@@ -58,5 +58,7 @@ def test_a_workspace_that_the_user_has_chosen_stays(monkeypatch: pytest.MonkeyPa
 
 def test_torchs_compiler_is_not_imported_for_what_is_so_already(monkeypatch: pytest.MonkeyPatch) -> None:
     # it imports it
-    monkeypatch.delattr(torch, "use_deterministic_algorithms")
+    calls: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
     setup.build(load("demo", ["device=cpu"]), 10)
+    assert calls == []
