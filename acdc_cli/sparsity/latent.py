@@ -32,7 +32,7 @@ class LatentWeights:
         return {name: weight.abs() for name, weight in self.weights.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: weight.clone() for name, weight in self.weights.items()}
+        return dict(self.weights)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, weight in self.weights.items():

@@ -172,11 +172,9 @@ class MaskedParameters:
         return {name: mask.numel() - count for (name, mask), count in zip(self._backward.items(), masked, strict=True)}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The masks, and the backward masks if there are any."""
-        forward = {name: mask.clone() for name, mask in self.masks.items()}
-        if self._backward is None:
-            return {"forward": forward}
-        return {"forward": forward, "backward": {name: mask.clone() for name, mask in self._backward.items()}}
+        """The masks themselves, not copies, and the backward masks if there are any."""
+        backward = {} if self._backward is None else {"backward": dict(self._backward)}
+        return {"forward": dict(self.masks), **backward}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Load the masks of a checkpoint; its weights and optimiser are loaded separately.

@@ -165,7 +165,10 @@ class Sparsifier(Generic[ConfigT]):
         return {"mask_sparsity": self.masked.sparsity()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The complete state of the method, masks included; only tensors, numbers, strings and containers of them."""
+        """The complete state of the method, masks included; only tensors, numbers, strings and containers of them.
+
+        As in torch, its tensors may be the method's own: copy them to keep them, as `load_state_dict` does.
+        """
         return {"masks": self.masked.state_dict()}
 
     def later_bytes(self, model: int) -> int:

@@ -41,7 +41,7 @@ class GradientSums:
         return {name: total.abs() for name, total in self.sums.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: total.clone() for name, total in self.sums.items()}
+        return dict(self.sums)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         weights = self._masked.parameters

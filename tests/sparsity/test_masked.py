@@ -274,14 +274,6 @@ def test_backward_masks_come_back_from_a_file_and_mask_again() -> None:
     assert [other.parameters[name].grad.count_nonzero().item() for name in ("a", "b")] == [6, 1]
 
 
-def test_a_state_does_not_change_with_the_masks_it_was_taken_from() -> None:
-    masked = MaskedParameters(weights())
-    masked.set(MASKS)
-    state = masked.state_dict()
-    masked.fill()
-    assert torch.equal(state["forward"]["b"], MASKS["b"])
-
-
 @pytest.mark.parametrize(
     ("state", "first"),
     [

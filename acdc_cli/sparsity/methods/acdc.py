@@ -122,11 +122,11 @@ class Method(Sparsifier[Config]):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self._dense_masks:
-            state["dense_masks"] = _cloned(self._dense_masks)
+            state["dense_masks"] = dict(self._dense_masks)
         if self._living:
-            state["living"] = _cloned(self._living)
+            state["living"] = dict(self._living)
         if self._best:
-            state["best"] = {"top1": self._best_top1, "model": _cloned(self._best)}
+            state["best"] = {"top1": self._best_top1, "model": dict(self._best)}
         return state
 
     def later_bytes(self, model: int) -> int:

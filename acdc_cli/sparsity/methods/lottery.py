@@ -103,7 +103,7 @@ class Method(Sparsifier[Config]):
             self._prune_and_rewind(self.sparsity(moment))
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"early": {name: value.clone() for name, value in self._early.items()}}
+        return super().state_dict() | {"early": dict(self._early)}
 
     def later_bytes(self, model: int) -> int:
         return model

@@ -101,8 +101,7 @@ class Method(Sparsifier[Config]):
         return super().metrics() | {"mask_updates": float(self.updates)}
 
     def state_dict(self) -> dict[str, Any]:
-        smoothed = {name: mean.clone() for name, mean in self._momentum.items()}
-        return super().state_dict() | {"updates": self.updates, "smoothed": smoothed}
+        return super().state_dict() | {"updates": self.updates, "smoothed": dict(self._momentum)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -99,7 +99,7 @@ class Method(Sparsifier[Config]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"latent": self.latent.state_dict(), "s": self.s.detach().clone()}
+        return super().state_dict() | {"latent": self.latent.state_dict(), "s": self.s.detach()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
