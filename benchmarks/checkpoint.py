@@ -38,7 +38,7 @@ def run(smoke: bool) -> dict[str, Any]:
         }
         # the first save allocates the memory that the others copy to
         alternate(contestants, 1)
-        seconds = walls(alternate(contestants, 2 if smoke else 9))
+        seconds = walls(alternate(contestants, 2 if smoke else 25))
         size = (path / "checkpoints" / "last.pt").stat().st_size
     target = Target("≤", 0.1)
     return {"comparisons": [compare("stall of a checkpoint", "s", seconds, WAITED, WROTE, target)], "bytes": size}
