@@ -41,7 +41,9 @@ def write(
     name: Annotated[str, typer.Argument(help="A set of `acdc data list`.", show_default=False)],
     source: Annotated[Path | None, typer.Option(help="Folder with the images.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write.", show_default="data/NAME")] = None,
-    quality: Annotated[int | None, typer.Option(help="JPEG quality.", show_default="the set's")] = None,
+    quality: Annotated[
+        int | None, typer.Option(help="JPEG quality of what is encoded.", show_default="the set's")
+    ] = None,
     max_side: Annotated[
         int | None, typer.Option(help="Shrink larger images to this longest side.", show_default="the set's")
     ] = None,
@@ -52,8 +54,8 @@ def write(
         bool | None,
         typer.Option(
             "--original/--reencode",
-            help="Keep the images' own bytes in both splits, or in neither.",
-            show_default="the set's",
+            help="Keep the bytes of every image, or encode all anew.",
+            show_default="JPEGs that fit keep their bytes",
         ),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")] = False,

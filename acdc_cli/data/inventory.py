@@ -96,8 +96,9 @@ def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
             given = ", ".join("--" + key.replace("_", "-") for key in encoding)
             raise DataError(f"--original stores the source's own bytes, so {given} cannot apply; remove one of them")
         return Settings(original=True)
-    default = known.train if split == "train" or options.original is False else known.val
-    return default if default.original else replace(default, **encoding)
+    reencode = options.original is False
+    default = known.train if split == "train" or reencode else known.val
+    return default if default.original else replace(default, reencode=reencode, **encoding)
 
 
 def check(target: str) -> list[Manifest]:
@@ -130,7 +131,10 @@ def _betons(target: str) -> list[Path]:
     if path.is_dir():
         betons = sorted({*path.glob("*.beton"), *_promised(path)})
         if not betons:
-            raise DataError(f"{path}: no .beton files in this folder. `acdc data write` makes them.")
+            raise DataError(
+                f"{path}: no .beton files, which are what is checked, in this folder. `acdc data write folder --source "
+                f"{path}` makes them of images, and reports every image that cannot be read."
+            )
         return betons
     if not path.exists():
         known = f" (sets: {', '.join(known_sets())})" if path.parent == Path() else ""

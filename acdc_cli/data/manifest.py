@@ -68,7 +68,7 @@ class Manifest:
     label_histogram: tuple[int, ...]
     """Images of each class."""
     reencoded: int
-    """Images encoded anew although they should pass through: they are not RGB or grey JPEGs."""
+    """Images stored as JPEG with other bytes than their source's."""
     bad: tuple[BadImage, ...]
     """Sources that were left out because they are unreadable."""
     created: str
@@ -77,7 +77,7 @@ class Manifest:
     def summary(self) -> str:
         notes = [f"{self.samples:,} images", f"{self.classes:,} classes", f"{self.bytes / 1e6:,.1f} MB"]
         if self.reencoded:
-            notes.append(f"{self.reencoded:,} that are not RGB JPEGs encoded anew")
+            notes.append(f"{self.reencoded:,} encoded anew as JPEG")
         if self.bad:
             notes.append(f"{len(self.bad):,} unreadable left out")
         return ", ".join(notes)

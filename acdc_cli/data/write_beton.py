@@ -39,16 +39,18 @@ _BAD_SHOWN = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are stored."""
+    """How images are stored. The bytes of a JPEG are kept where nothing about it has to change."""
 
     quality: int = 90
-    """JPEG quality."""
+    """JPEG quality of images that are encoded."""
     max_side: int | None = None
     """Larger images are shrunk to this longest side, in pixels."""
     raw_share: float = 0.0
     """Share of images stored as pixels, which need no decoding and about ten times the space."""
     original: bool = False
     """Store the source's own bytes; the other settings are not used. Arrays are stored as pixels."""
+    reencode: bool = False
+    """Encode all images that are not stored as pixels, JPEGs that fit included."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
@@ -78,7 +80,7 @@ class Source:
 class Encoded:
     sample: Sample
     reencoded: bool
-    """It should have passed through unchanged but could not."""
+    """It is a JPEG whose bytes are not the source's."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,12 @@ def _finished(source: Source, destination: Path, settings: Settings) -> Manifest
         present = manifests.check_quick(destination)
     except DataError as cause:
         raise DataError(f"{cause} (--force writes it again)") from cause
-    if present.settings != asdict(settings):
+    # files whose manifests lack this setting have every JPEG encoded
+    made_with = dict(present.settings)
+    made_with.setdefault("reencode", not settings.original and settings.raw_share < 1)
+    if made_with != asdict(settings):
         raise DataError(
-            f"{destination}: already written, with other settings: {_described(present.settings)}, not "
+            f"{destination}: already written, with other settings: {_described(made_with)}, not "
             f"{_described(asdict(settings))}. --force replaces it, --out writes elsewhere."
         )
     if (present.name, present.split, present.source) != (source.name, source.split, source.fingerprint):
@@ -320,18 +325,30 @@ def encode(image: str | Pixels, label: int, index: int, root: Path, settings: Se
         pixels = Image.fromarray(image)
         return Encoded(_raw(pixels, label) if settings.original else _stored(pixels, label, index, settings), False)
     read = read_image(root / image)
-    if not settings.original:
-        return Encoded(_stored(read.pixels, label, index, settings), False)
-    if read.is_plain_jpeg:
+    if read.is_plain_jpeg and _passes_through(read.pixels, index, settings):
         return Encoded(Sample(label, "jpg", read.pixels.height, read.pixels.width, read.data), False)
-    return Encoded(_jpeg(read.pixels, label, REENCODED_QUALITY, subsampling=0), True)
+    if settings.original:
+        return Encoded(_jpeg(read.pixels, label, REENCODED_QUALITY, subsampling=0), True)
+    sample = _stored(read.pixels, label, index, settings)
+    return Encoded(sample, sample.mode == "jpg")
+
+
+def _passes_through(image: Image.Image, index: int, settings: Settings) -> bool:
+    if settings.original or settings.reencode:
+        return settings.original
+    fits = settings.max_side is None or max(image.size) <= settings.max_side
+    return fits and not _is_raw(index, settings)
+
+
+def _is_raw(index: int, settings: Settings) -> bool:
+    """Spread evenly, and the same in every run: floor(n * share) of n images are raw."""
+    return int((index + 1) * settings.raw_share) > int(index * settings.raw_share)
 
 
 def _stored(image: Image.Image, label: int, index: int, settings: Settings) -> Sample:
     """image: RGB."""
     image = _shrunk(image, settings.max_side)
-    # spread evenly, and the same in every run: of n images floor(n * share) are raw
-    if int((index + 1) * settings.raw_share) > int(index * settings.raw_share):
+    if _is_raw(index, settings):
         return _raw(image, label)
     return _jpeg(image, label, settings.quality)
 

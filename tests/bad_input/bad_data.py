@@ -262,7 +262,8 @@ READ = [
         "check of images",
         nothing,
         "data check photos",
-        "photos: no .beton files in this folder. `acdc data write` makes them.",
+        "photos: no .beton files, which are what is checked, in this folder. `acdc data write folder --source photos` "
+        "makes them of images, and reports every image that cannot be read.",
     ),
 ]
 

@@ -69,7 +69,7 @@ def test_settings_hold_for_what_is_encoded_and_validation_stays_as_it_is(photogr
     assert train.mode(0) == "raw"
     assert val.sizes.tolist() == [[30, 50]] * 2
     settings = json.loads(Path("small/train.beton.json").read_text())["settings"]
-    assert settings == {"quality": 50, "max_side": 25, "raw_share": 1.0, "original": False}
+    assert settings == {"quality": 50, "max_side": 25, "raw_share": 1.0, "original": False, "reencode": False}
 
 
 def test_original_and_reencode_hold_for_both_splits(photographs: Path) -> None:
@@ -77,6 +77,15 @@ def test_original_and_reencode_hold_for_both_splits(photographs: Path) -> None:
     assert bytes(BetonFile("same/train.beton").image_bytes(2)) == (photographs / "train/dog/3.jpg").read_bytes()
     assert _write("--out", "new", "--reencode", "--max-side", "10")[0] == 0
     assert BetonFile("new/val.beton").sizes.tolist() == [[6, 10]] * 2
+
+
+def test_training_jpegs_that_fit_keep_their_bytes_unless_all_are_encoded(photographs: Path) -> None:
+    assert _write()[0] == 0
+    assert bytes(BetonFile("data/folder/train.beton").image_bytes(2)) == (photographs / "train/dog/3.jpg").read_bytes()
+    code, _, said = _write("--out", "new", "--reencode")
+    assert code == 0
+    assert said.count("encoded anew as JPEG") == 2
+    assert bytes(BetonFile("new/train.beton").image_bytes(2)) != (photographs / "train/dog/3.jpg").read_bytes()
 
 
 def test_original_contradicts_settings_of_encoding(photographs: Path) -> None:

@@ -98,6 +98,12 @@ def test_cifar_that_is_not_there_names_the_archive_and_the_way_out(tmp_path: Pat
         _read("cifar100", tmp_path)
 
 
+def test_a_folder_of_images_for_cifar_names_the_way(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"acdc data write folder --source .* --out data/cifar10`"):
+        _read("cifar10", tmp_path)
+
+
 def _cifar_archive(path: Path) -> dict[str, object]:
     """An archive as CIFAR-10's, of three images, and the checksums that torchvision would hold it to."""
 

@@ -65,7 +65,7 @@ def test_the_manifest_says_what_was_written(written: Path) -> None:
     assert (found.name, found.split, found.samples, found.classes) == ("demo", "train", 30, 3)
     assert found.class_names == ("a", "b", "c")
     assert found.label_histogram == (10, 10, 10)
-    assert found.settings == {"quality": 90, "max_side": None, "raw_share": 1.0, "original": False}
+    assert found.settings == {"quality": 90, "max_side": None, "raw_share": 1.0, "original": False, "reencode": False}
     assert found.bytes == written.stat().st_size
     assert len(found.page_crc32) == 6
     assert (found.reencoded, found.bad) == (0, ())

@@ -129,6 +129,45 @@ def test_what_cannot_pass_through_becomes_a_good_jpeg_and_is_counted(tmp_path: P
     assert difference.mean() < 2
 
 
+@pytest.mark.parametrize("kind", PASSED_THROUGH)
+@pytest.mark.parametrize("max_side", [None, 80])
+def test_a_jpeg_that_fits_keeps_its_bytes(tmp_path: Path, kind: str, max_side: int | None) -> None:
+    found = _one(tmp_path, SOURCES[kind], Settings(quality=50, max_side=max_side))
+    assert (found.sample.data, found.reencoded) == (SOURCES[kind], False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("RGB JPEG", Settings(max_side=79)),
+        ("RGB JPEG", Settings(reencode=True)),
+        ("CMYK JPEG", Settings()),
+        ("PNG", Settings()),
+    ],
+)
+def test_what_does_not_fit_is_encoded_and_counted(tmp_path: Path, kind: str, settings: Settings) -> None:
+    found = _one(tmp_path, SOURCES[kind], settings)
+    assert (found.sample.mode, found.reencoded) == ("jpg", True)
+    assert found.sample.data != SOURCES[kind]
+
+
+def test_pixels_are_not_counted_as_encoded(tmp_path: Path) -> None:
+    found = _one(tmp_path, SOURCES["RGB JPEG"], Settings(raw_share=1.0))
+    assert (found.sample.mode, found.reencoded) == ("raw", False)
+
+
+def test_a_manifest_without_the_setting_is_of_jpegs_encoded_anew(tmp_path: Path) -> None:
+    source = _folder(tmp_path, {"a": SOURCES["RGB JPEG"]})
+    for name, settings in (("jpeg", Settings(reencode=True)), ("raw", RAW), ("original", ORIGINAL)):
+        beton = tmp_path / f"{name}.beton"
+        made = write(source, beton, settings, workers=0)
+        del made.settings["reencode"]
+        manifest.write(beton, made)
+        assert write(source, beton, settings, workers=0) == made, "it is already written"
+    with pytest.raises(DataError, match=r"other settings: .*reencode True, not .*reencode False"):
+        write(source, tmp_path / "jpeg.beton", Settings(), workers=0)
+
+
 def test_an_array_in_original_is_stored_as_its_pixels() -> None:
     pixels = np.asarray(_picture(0))
     found = encode(pixels, 0, 0, Path(), ORIGINAL)

@@ -16,6 +16,11 @@ def read_archive(name: str, split: str, root: Path | None, download: bool) -> So
     """The images of the archive. Raises DataError if it is not in `root` and may not be downloaded."""
     if root is None:
         raise DataError(f"{name}: give the folder of the archive, or for --download, with --source FOLDER")
+    if (root / split).is_dir():
+        raise DataError(
+            f"{root} holds images in folders, not the archive of {name}. Write them with "
+            f"`acdc data write folder --source {root} --out data/{name}`; recipes then read them as {name}."
+        )
     # here, so that `acdc data list` does not load torch
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
