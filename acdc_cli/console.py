@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,6 +105,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for row in rows:
         grid.add_row(*(escape(inert(cell)) for cell in row))
     _out.print(grid)
+
+
+def with_prefix(value: float, digits: int = 3) -> str:
+    """The start of a number with its unit: `4.71 M` for 4,706,064."""
+    power = min(max(int(math.log10(value)) // 3, 0), 6) if value > 0 else 0
+    return f"{value / 1000**power:.{digits}g} {' kMGTPE'[power]}".rstrip()
 
 
 def progress(description: str, fields: str = "", remaining: bool = True) -> Progress:

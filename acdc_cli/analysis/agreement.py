@@ -228,7 +228,8 @@ def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) ->
     for key, label in (("cross_entropy_ab", "H(sparse, dense)"), ("cross_entropy_ba", "H(dense, sparse)")):
         entropy.plot(trained, [row[key] for row in epochs], label=label, **next(looks))
     agreement.set(ylabel="top-1 agreement (%)")
-    entropy.set(ylabel="cross entropy (nats)", xlabel="epochs trained", xlim=(0, None), yscale="log")
+    entropy.set(ylabel="cross entropy (nats)", xlabel="epochs trained", xlim=(0, None))
+    plotting.log(entropy, "y")
     for panel in panels:
         panel.legend(fontsize=8)
     return figure

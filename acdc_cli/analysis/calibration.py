@@ -211,7 +211,8 @@ def draw(models: Mapping[str, Calibration]) -> Figure:
         counts.stairs(heights, edges, baseline=None, color=look["color"], linestyle=look["linestyle"])
     reliability.set(ylabel="accuracy of the bin (%)", ylim=(-3, 103))
     figure.legend(loc="outside upper center", fontsize=8)
-    counts.set(xlabel="confidence (%)", ylabel="images in the bin", yscale="log", xlim=(0, 101), ylim=(0.7, None))
+    counts.set(xlabel="confidence (%)", ylabel="images in the bin", xlim=(0, 101), ylim=(0.7, None))
+    plotting.log(counts, "y")
     for panel in (reliability, counts):
         panel.grid(alpha=0.3)
     return figure

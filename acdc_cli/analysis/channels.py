@@ -256,4 +256,6 @@ def _finish(panel: Axes, what: str) -> None:
     panel.set(ylabel=what)
     _, top = panel.get_ylim()
     panel.set(ylim=(-0.03 * max(top, 1), max(top, 1)))
+    if not panel.dataLim.ymax > 0:
+        panel.text(0.5, 0.5, f"no {what.removesuffix(' (%)')}", ha="center", transform=panel.transAxes)
     panel.grid(axis="y", alpha=0.3)

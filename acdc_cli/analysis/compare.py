@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from acdc_cli import console
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, run_of
@@ -219,12 +219,6 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _short(value: float) -> str:
-    """`4.71 M` for 4,706,064."""
-    power = min(max(int(math.log10(value)) // 3, 0), 6) if value > 0 else 0
-    return f"{value / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}".rstrip()
-
-
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "top1": ("top-1 %", _percent),
     "dense_top1": ("dense model's top-1 %", _percent),
@@ -232,10 +226,10 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "entropy": ("entropy (nats)", _nats),
     "sparsity_all": ("zero weights %", _percent),
     "nonzero": ("nonzero weights", _whole),
-    "inference_flops_nominal": ("FLOPs of an image", _short),
-    "inference_flops_measured": ("  measured", _short),
-    "train_flops_nominal": ("FLOPs of training", _short),
-    "train_flops_measured": ("  measured", _short),
+    "inference_flops_nominal": ("FLOPs of an image", console.with_prefix),
+    "inference_flops_measured": ("  measured", console.with_prefix),
+    "train_flops_nominal": ("FLOPs of training", console.with_prefix),
+    "train_flops_measured": ("  measured", console.with_prefix),
     "seconds": ("seconds of training", _whole),
 }
 
@@ -312,7 +306,9 @@ def draw(groups: Sequence[Group]) -> Figure:
             for run in group.runs:
                 if (value := run.outcome.values[key]) is not None:
                     fill = "full" if run.outcome.finished else "none"
-                    panel.plot([scale * value], [row + 0.18], "o", color="0.35", markersize=4, fillstyle=fill)
+                    # a group of one run has no mean to make room for
+                    at = row + (0.18 if len(group.runs) > 1 else 0)
+                    panel.plot([scale * value], [at], "o", color="0.35", markersize=4, fillstyle=fill)
             mean, std = group.spread(key)
             if mean is not None and std is not None:
                 look = {"color": plotting.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}

@@ -36,7 +36,7 @@ _COLUMNS = (
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
-    """The shaded phases are those of the first run. Raises RunError if a run has not ended an epoch yet, or if one of
+    """Raises RunError if a run has not ended an epoch yet, or if one of
     its models was named."""
     for subject in subjects:
         whole_run_of(subject)
@@ -69,11 +69,12 @@ def phases(records: Records) -> list[tuple[str, int, int]]:
 
 
 def draw(runs: Mapping[str, Records]) -> Figure:
-    """The measurements at the end of each epoch, of runs by their names."""
+    """The measurements at the end of each epoch, of runs by their names; phases of one run are shaded."""
     figure = plotting.new(7, 6.5)
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
-    for panel in panels:
-        shade(panel, next(iter(runs.values())), named=panel is sparsity)
+    if len(runs) == 1:
+        for panel in panels:
+            shade(panel, next(iter(runs.values())), named=panel is sparsity)
     for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-.")), strict=False):
         run = f"{name}: " if len(runs) > 1 else ""
         looks: dict[str, Any] = {"linestyle": style}
@@ -83,7 +84,8 @@ def draw(runs: Mapping[str, Records]) -> Figure:
         _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **looks)
         _line(accuracy, records, "top1", scale=100, label=f"{run}validation", color="tab:blue", marker="o", **looks)
     sparsity.set(ylabel="zero weights (%)", ylim=(-3, 103), title=" · ".join(runs))
-    loss.set(ylabel="cross entropy (nats)", yscale="log")
+    loss.set(ylabel="cross entropy (nats)")
+    plotting.log(loss, "y")
     accuracy.set(ylabel="top-1 (%)", xlabel="epochs trained", xlim=(0, None))
     for panel in panels:
         panel.legend(loc="best", fontsize=8)

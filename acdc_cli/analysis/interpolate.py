@@ -227,7 +227,8 @@ def draw(names: Sequence[str], rows: Rows) -> Figure:
             for number in range(len(names)):
                 panel.axvline(number, color="0.75", linewidth=0.8, zorder=0)
             panel.grid(axis="y", alpha=0.3)
-        loss.set(title=_IMAGES[split], yscale="log")
+        loss.set(title=_IMAGES[split])
+        plotting.log(loss, "y")
         look: dict[str, Any] = {"rotation": 90 if max(map(len, names)) > _SHORT else 30, "fontsize": 8}
         accuracy.set_xticks(range(len(names)), names, ha="right", va="center", rotation_mode="anchor", **look)
     panels[0, 0].set(ylabel="cross entropy (nats)")

@@ -230,13 +230,15 @@ def draw(sharpness: Mapping[str, Sharpness]) -> Figure:
     """Left: the eigenvalue of each model. Right: its convergence, in the same colour and marker."""
     figure = plotting.new(8.5, 3 + 0.25 * len(sharpness))
     values, iterations = figure.subplots(1, 2)
-    for row, (each, look) in enumerate(zip(sharpness.values(), plotting.looks(), strict=False)):
-        values.plot(each.largest.value, row, **(look | {"linestyle": "", "markersize": 7}))
-        iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, **look)
+    for row, ((name, each), look) in enumerate(zip(sharpness.items(), plotting.looks(), strict=False)):
+        # a marker at 0 is drawn whole, over the axis
+        values.plot(each.largest.value, row, clip_on=False, **(look | {"linestyle": "", "markersize": 7}))
+        iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, label=name, **look)
     values.set(xlabel=_UNIT, xlim=(min(0, *values.get_xlim()), None), ylim=(len(sharpness) - 0.5, -0.5))
     values.set_yticks(range(len(sharpness)), sharpness)
     iterations.set(xlabel="power iteration", ylabel=_UNIT)
     iterations.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     for panel in (values, iterations):
         panel.grid(alpha=0.3)
     return figure

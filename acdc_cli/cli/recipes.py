@@ -59,7 +59,7 @@ def papers(
         for command in (*one["train"], *one["draw"]):
             console.out(f"    {command}")
         runs = f"{one['runs']} run{'s' if one['runs'] > 1 else ''}"
-        price = f", {one['epochs']:,} epochs, {one['train_flops'] / 1e18:,.3g} EFLOPs" if cost else ""
+        price = f", {one['epochs']:,} epochs, {console.with_prefix(one['train_flops'])}FLOPs" if cost else ""
         console.out(f"    {runs}{price}")
     if not cost:
         console.say("costs: acdc recipes papers --cost, or acdc sweep STUDY --dry-run for one study")

@@ -54,7 +54,7 @@ def analyze(
     options = block_of(schema, own, f"analyze {name}")
     asked = asked or Asked()
     subjects = open_subjects(sources, Asked(asked.which, asked.model, asked.data, (*asked.overrides, *others)))
-    stem = _stem(name, subjects)
+    stem = _stem(name, subjects, of_first=out is None)
     if out is not None:
         _refuse_if_of_others(out / f"{stem}.json", subjects)
     out = out or (sources[0] if sources[0].is_dir() else Path()) / "analysis"
@@ -85,41 +85,41 @@ def options_of(name: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _stem(name: str, subjects: Sequence[Checkpoint]) -> str:
-    """The stem of the file names, distinct for each set of models analysed in one folder."""
+def _stem(name: str, subjects: Sequence[Checkpoint], of_first: bool) -> str:
+    """The stem of the file names, distinct for each set of models analysed in one folder.
+
+    of_first: the folder is the first run's, which need not be named.
+    """
     first, *rest = subjects
-    parts = [name]
-    if first.run is None:
-        parts.append(first.name)
-    elif first.kind:
-        parts.append(first.kind)
-    stem = "-".join([*parts, *(subject.name for subject in rest)])
-    stem = re.sub(r"[^A-Za-z0-9._+=,-]+", "-", stem).strip("-")
+    named = (first.kind or "") if of_first and first.run else first.name
+    names = [name, *([named] if named else []), *(subject.name for subject in rest)]
+    stem = "-".join(re.sub(r"[^A-Za-z0-9._+=,-]+", "-", each).strip("-") for each in names)
     if len(stem) > _LONGEST:
-        stem = f"{parts[0]}-{len(subjects)}-models-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+        stem = f"{name}-{len(subjects)}-models-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     return stem
 
 
-class _Named(reading.Form):
-    name: str
+class _Source(reading.Form):
+    source: str
 
 
 class _Earlier(reading.Form):
     """Earlier results in the same file."""
 
-    subjects: list[_Named]
+    subjects: list[_Source]
 
 
 def _refuse_if_of_others(file: Path, subjects: Sequence[Checkpoint]) -> None:
-    """The file name omits the first run, because most folders belong to it."""
+    """Runs in different folders may have the same name."""
     try:
-        there = [subject["name"] for subject in reading.read_json(file, _Earlier)["subjects"]]
+        there = [subject["source"] for subject in reading.read_json(file, _Earlier)["subjects"]]
     except RunError:
         # missing, or not our results
         return
-    if there != [subject.name for subject in subjects]:
+    if [Path(source).resolve() for source in there] != [subject.source.resolve() for subject in subjects]:
         raise RunError(
-            f"{file} holds the results of {', '.join(there)}; choose another folder for {subjects[0].name} with --out"
+            f"{file} holds the results of {', '.join(there)}; choose another folder for "
+            f"{', '.join(str(subject.source) for subject in subjects)} with --out"
         )
 
 

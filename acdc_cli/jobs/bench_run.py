@@ -297,10 +297,9 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
                 row["model"], (row["latency_ms"], 100 * row["top1"]), xytext=(4, 4), textcoords="offset points"
             )
     threads = f", threads {least[0]}" if least[0] else ""
-    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="top-1 (%)", xscale="log")
+    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="top-1 (%)")
+    plotting.log(axes, "x")
     axes.tick_params(axis="x", which="both", labelsize=8)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -7,6 +7,7 @@ from itertools import groupby
 from math import prod
 from typing import Any
 
+from acdc_cli import console
 from acdc_cli.cost.conventions import NAMES
 from acdc_cli.jobs.run_plan import Plan, PlannedEpoch
 
@@ -79,9 +80,9 @@ def total_rows(plan: Plan) -> list[tuple[str, str]]:
         ("not zero at the end", nonzero),
         (
             f"inference at {plan.inference_resolution} px",
-            f"{float(totals.inference_flops) / 1e9:.4g} GFLOPs, {totals.inference_ratio:.3f} of dense",
+            f"{console.with_prefix(float(totals.inference_flops), 4)}FLOPs, {totals.inference_ratio:.3f} of dense",
         ),
-        ("training", f"{float(totals.train_flops) / 1e18:.3g} EFLOPs, {totals.train_ratio:.3f} of dense"),
+        ("training", f"{console.with_prefix(float(totals.train_flops))}FLOPs, {totals.train_ratio:.3f} of dense"),
         ("images seen", f"{totals.images:,} in {totals.steps:,} optimiser steps"),
         ("memory", f"{_mega(sum(asdict(memory).values()))} and activations: {of_memory}"),
         ("checkpoint", f"{_mega(plan.checkpoint)}, and as much for the previous one"),

@@ -282,7 +282,7 @@ def test_the_pair_of_a_run_is_compared_at_the_end_and_over_epochs(acdc: Acdc, tr
         key: pair[key] for key in ("agreement", "kl_ab", "cross_entropy_ba")
     }
     ends = ("json", "csv", "-differences.csv", "-epochs.csv", "png", "svg", "-epochs.png", "-epochs.svg")
-    names = {f"agreement{end}" if end.startswith("-") else f"agreement.{end}" for end in ends}
+    names = {f"agreement-small-0{end if end.startswith('-') else f'.{end}'}" for end in ends}
     assert {path.name for path in Path("found").iterdir()} == names
 
 

@@ -14,6 +14,7 @@ import torch
 from command import Acdc
 from torch import Tensor
 
+from acdc_cli.analysis import curves
 from acdc_cli.analysis.base import analyses, plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
@@ -114,6 +115,34 @@ def test_the_same_figure_is_the_same_bytes() -> None:
     assert drawn() == drawn()
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([1.21, 1.38], ["1.225", "1.25", "1.275", "1.3", "1.325", "1.35", "1.375"]),
+        ([0.9, 6], ["1", "2", "3", "4", "5", "6"]),
+        ([0.15, 2100], ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50", "100", "200", "500", "1000", "2000"]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers(values: list[float], ticks: list[str]) -> None:
+    figure = plotting.new(4, 4)
+    panel = figure.subplots()
+    panel.plot(values)
+    plotting.log(panel, "y")
+    figure.canvas.draw()
+    least, most = panel.get_ylim()
+    assert [tick.get_text() for tick in panel.get_yticklabels() if least < tick.get_position()[1] < most] == ticks
+
+
+def test_phases_are_shaded_for_a_single_run_only() -> None:
+    one = [{"epoch": 0, "phase": "sparse", "sparsity_all": 0.5, "sparsity": 0.5, "train_loss": 1.0, "val_loss": 2.0,
+            "top1": 0.5}]  # fmt: skip
+    shaded = [
+        sum(len(panel.patches) for panel in curves.draw(runs).axes) for runs in ({"a": one}, {"a": one, "b": one})
+    ]
+    # three panels, and two lines of steps for each run
+    assert shaded == [3 + 2, 2 * 2]
+
+
 def test_looks_differ_without_colours() -> None:
     drawn = [next(looks) for looks in [plotting.looks()] for _ in range(6)]
     assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
@@ -141,7 +170,7 @@ def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, i
     document = json.loads(found.stdout)
     assert [subject["name"] for subject in document["subjects"]] == ["small-0 (dense)", "small-1 (dense)"]
     assert document["subjects"][0]["weights"] == "dense.safetensors"
-    stem = "compare-dense-small-1-dense"
+    stem = "compare-small-0-dense-small-1-dense"
     names = {path.name for path in Path("found").iterdir()}
     assert {name for name in names if "." in name.removeprefix(stem)[:1]} == {
         f"{stem}.{end}" for end in ("json", "csv", "png", "svg")
@@ -153,11 +182,14 @@ def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, i
 def test_results_of_one_run_are_not_overwritten_by_those_of_another(
     acdc: Acdc, trained: Path, other: Path, in_tmp: Path
 ) -> None:
-    for _ in range(2):
-        assert acdc("analyze", "curves", trained, "--out", "found").exit_code == 0
-    found = acdc("analyze", "curves", other, "--out", "found")
+    for run in (trained, trained, other):
+        assert acdc("analyze", "curves", run, "--out", "found").exit_code == 0
+    assert {path.name for path in Path("found").glob("*.json")} == {"curves-small-0.json", "curves-small-1.json"}
+    shutil.copytree(other, Path("again") / other.name)
+    found = acdc("analyze", "curves", Path("again") / other.name, "--out", "found")
     assert found.exit_code == 2
-    assert "holds the results of small-0; choose another folder for small-1" in " ".join(found.stderr.split())
+    said = "".join(found.stderr.split())
+    assert f"holdstheresultsof{other};chooseanotherfolderforagain/{other.name}with--out" in said
 
 
 @pytest.mark.parametrize("name", ["curves", "memorisation"])

@@ -170,7 +170,7 @@ def test_both_models_of_a_run_have_the_numbers_of_acdc_eval(acdc: Acdc, trained:
     found = acdc("analyze", "calibration", trained, "--set", "bins=5", "--set", "data.workers=0", "--out", "f")
     assert found.exit_code == 0, found.output
     assert "difference" in found.stdout
-    results = json.loads(Path("f/calibration.json").read_text())["results"]
+    results = json.loads(Path("f/calibration-small-0.json").read_text())["results"]
     models = results["models"]
     assert list(models) == ["small-0 (sparse)", "small-0 (dense)"]
     for kind in ("sparse", "dense"):
@@ -183,7 +183,7 @@ def test_both_models_of_a_run_have_the_numbers_of_acdc_eval(acdc: Acdc, trained:
         assert len(model["bins"]) == 5
     sparse, dense = models.values()
     assert results["sparse_minus_dense"]["entropy"] == sparse["entropy"] - dense["entropy"]
-    with open("f/calibration-bins.csv") as file:
+    with open("f/calibration-small-0-bins.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     assert sum(int(row["count"]) for row in rows) == 200

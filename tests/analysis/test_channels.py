@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.analysis.base.reach import dead_inputs
-from acdc_cli.analysis.channels import Channels, channels, channels_of, over_time, together
+from acdc_cli.analysis.channels import Channels, channels, channels_of, draw, over_time, together
 from acdc_cli.errors import ModelError
 from acdc_cli.models import resnet_cifar
 from acdc_cli.runs.run_dir import RunDir
@@ -328,7 +328,17 @@ def test_the_command_on_a_run_and_on_a_foreign_file(acdc: Acdc, trained: Path, t
         name: each["zero_outputs"] for name, each in ours["layers"].items() if name in then[-1]["layers"]
     }
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert {f"channels-{tmp_path.name}-foreign{part}.png" for part in ("", "-over-time")} < names
+    stem = f"channels-{trained.parent.name}-{trained.name}-{tmp_path.name}-foreign"
+    assert {f"{stem}{part}.png" for part in ("", "-over-time")} < names
+
+
+def test_a_figure_without_zero_channels_says_so() -> None:
+    alive, dead = Channels(8, 0, 72, 8, 0, 0), Channels(8, 1, 72, 8, 0, 0)
+    texts = [
+        [[text.get_text() for text in panel.texts] for panel in draw({"a": {"conv": each}}).axes]
+        for each in (alive, dead)
+    ]
+    assert texts == [[["no zero output channels"], ["no dead input channels"]], [[], ["no dead input channels"]]]
 
 
 def test_over_time_counts_the_rows_that_are_masked(trained: Path) -> None:

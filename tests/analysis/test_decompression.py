@@ -93,7 +93,7 @@ def test_the_command(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> 
         (phase["number"], phase["first_epoch"], phase["last_epoch"], phase["last_sparsity"])
         for phase in found[trained.name]["phases"]
     ] == [(0, 0, 0, by_epoch[0]), (1, 2, 2, by_epoch[2]), (2, 4, 4, by_epoch[4])]
-    stem = f"decompression-{other.name}"
+    stem = f"decompression-{trained.name}-{other.name}"
     assert {file.name for file in tmp_path.iterdir()} == {
         f"{stem}.{ending}" for ending in ("json", "csv", "png", "svg")
     }

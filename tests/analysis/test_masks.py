@@ -235,7 +235,7 @@ def test_the_command_on_runs(acdc: Acdc, trained: Path, other: Path, tmp_path: P
     weights = found[trained.name]["weights"]
     assert weights["never_pruned"] == int((flat[0] & flat[1] & flat[2]).sum())
     names = {file.name for file in tmp_path.iterdir()}
-    stem = f"masks-{other.name}"
+    stem = f"masks-{trained.name}-{other.name}"
     assert names == {
         f"{stem}.json",
         *(f"{stem}{part}.csv" for part in ("", "-weights", "-density")),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from io import BytesIO, StringIO
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette for colour-blind readers, dark colours first
@@ -31,6 +32,18 @@ def looks() -> Iterator[dict[str, Any]]:
     """A new colour, line style and marker each time: keyword arguments of `Axes.plot`."""
     for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False):
         yield {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+
+
+def log(axes: Axes, which: Literal["x", "y"], shown: Callable[[float], str] = "{:g}".format) -> None:
+    """Makes an axis of what has been drawn logarithmic; its ticks are plain numbers, several even within a decade."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    least, most = axis.get_view_interval()
+    axis.set_major_locator(AutoLocator() if most < 10 * least else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: shown(value))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def png(figure: Figure) -> bytes:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from acdc_cli import console
+from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.plotting import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
 from acdc_cli.statistics import Spread
@@ -75,7 +77,7 @@ def pareto(summary: Summary) -> Figure | None:
         away, side = ((-6, 7), "right") if key in front else ((5, -9), "left")
         place = (cost, 100 * accuracy)
         axes.annotate(str(key[1]), place, away, textcoords="offset points", ha=side, size=7, color=_INK)
-    axes.set_xscale("log")
+    plotting.log(axes, "x", console.with_prefix)
     axes.set(xlabel="training FLOPs (measured)", ylabel=PANELS["top1"])
     _dress(axes)
     _legend(figure, summary, "on the Pareto front", loc="outside lower center", ncols=3)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from acdc_cli import files
+from acdc_cli import console, files
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.advice import RULE, advise, lengths, named
 from acdc_cli.studies.results import Run
@@ -79,8 +79,8 @@ def last_epoch(summary: Summary) -> Table:
                 _spread(group.last("val_loss"), 1, 4),
                 _mean(group.last("sparsity"), 100, "{:.2f}"),
                 _mean(group.last("sparsity_all"), 100, "{:.2f}"),
-                _mean(group.cost("train_flops"), 1, "{:.3g}"),
-                _mean(group.cost("inference_flops"), 1, "{:.3g}"),
+                _flops(group.cost("train_flops")),
+                _flops(group.cost("inference_flops")),
                 _said("best", at in best),
                 _said("on it", at in front),
             )
@@ -209,7 +209,7 @@ def runs(summary: Summary) -> Table:
             Cell(_state(run)),
             *_of(run, "last", ("top1", "train_cross_entropy", "entropy")),
             *_of(run, "best", ("epoch", "top1", "train_cross_entropy", "entropy")),
-            _flops(run),
+            Cell(_NONE, "") if run.measured is None else _prefixed(run.measured["train_flops"]),
         )
         for run in summary.runs
     ]
@@ -327,9 +327,12 @@ def _value(value: float | None, key: str) -> Cell:
     return Cell(f"{100 * value:.2f}", 100 * value) if key == "top1" else Cell(f"{value:.4f}", value)
 
 
-def _flops(run: Run) -> Cell:
-    flops = run.measured
-    return Cell(_NONE, "") if flops is None else Cell(f"{flops['train_flops']:.3g}", flops["train_flops"])
+def _flops(cost: Spread | None) -> Cell:
+    return Cell(_NONE, "") if cost is None else _prefixed(cost.mean)
+
+
+def _prefixed(count: float) -> Cell:
+    return Cell(console.with_prefix(count), count)
 
 
 def inert(text: str) -> str:
