@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, cast
@@ -14,7 +15,7 @@ from typing import IO, Any, cast
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
 
@@ -44,6 +45,8 @@ class _Terminal(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(inert(segment.text), segment.style)
 
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 _stdout = cast(IO[str], Stream("stdout"))
 _out = _Terminal(file=_stdout, soft_wrap=True, highlight=False, emoji=False)
@@ -114,11 +117,12 @@ def with_prefix(value: float, digits: int = 3) -> str:
 
 
 def progress(description: str, fields: str = "", remaining: bool = True) -> Progress:
-    """A progress bar on stderr. fields: further text in rich's format, filled by `update(task, name=value)`.
+    """A progress bar on stderr; off a terminal, a line twice a minute.
 
+    fields: further text in rich's format, filled by `update(task, name=value)`.
     remaining: append the bar's own estimate of the remaining time.
     """
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=12),
         MofNCompleteColumn(),
@@ -130,6 +134,32 @@ def progress(description: str, fields: str = "", remaining: bool = True) -> Prog
         refresh_per_second=4,
         disable=not _err.is_terminal,
     )
+
+
+class _Bar(Progress):
+    """Off a terminal, says in a line now and then how far it is, so that a log shows a long epoch to be alive."""
+
+    _said = float("-inf")
+
+    def start(self) -> None:
+        self._said = time.monotonic()
+        super().start()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._say(task_id)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._say(task_id)
+
+    def _say(self, task_id: TaskID) -> None:
+        task, now = self._tasks[task_id], time.monotonic()
+        if self.disable and not task.finished and now - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = now
+            title, fields = (each.text_format.format(task=task) for each in self.columns if type(each) is TextColumn)
+            total = "" if task.total is None else f" of {task.total:,.0f}"
+            say(f"{title} {task.completed:,.0f}{total} {fields}".rstrip())
 
 
 @contextmanager
