@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import os
 import signal
@@ -32,6 +33,9 @@ from acdc_cli.cli import (
     verify_run,
 )
 from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
+
+# of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class _Boundary(TyperGroup):
@@ -98,6 +102,7 @@ def main() -> None:
     # importing torch creates a million objects that stay alive: Python's default of scanning them after every 700 new
     # ones takes a fifth of a command's start
     gc.set_threshold(50_000)
+    _keep_freed_memory()
     # until a training run handles them itself, schedulers' signals end a command like Ctrl-C
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signal.default_int_handler)
@@ -114,6 +119,17 @@ def main() -> None:
     if isinstance(code, int) and at_work == [threading.main_thread()]:
         _leave(code)
     sys.exit(code)
+
+
+def _keep_freed_memory() -> None:
+    """Lets tensors reuse the memory of tensors before them.
+
+    By default glibc returns every large block to the kernel and fetches it anew, page by page: a third of the CPU time
+    of an evaluation on the CPU. The process then keeps the memory of its peak until it ends.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _leave(code: int) -> None:
