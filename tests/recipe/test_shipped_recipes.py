@@ -79,7 +79,10 @@ CIFAR10 = [f"neurips21/cifar10_resnet20_{target}" for target in (50, 75, 90, 95)
 CORRUPT = [f"{name}_corrupt_labels" for name in CIFAR10]
 CIFAR100 = [f"neurips21/cifar100_wideresnet_{target}" for target in (50, 75, 90, 95)]
 NEURIPS21_CIFAR = [*CIFAR10, *CORRUPT, *CIFAR100]
-CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
+CIFAR = [
+    *(f"cifar/{method}_resnet20_90" for method in ("gmp", "oneshot", "rigl", "woodfisher")),
+    *(f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")),
+]
 DEMO = [
     "demo",
     *(
