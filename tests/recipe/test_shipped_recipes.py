@@ -15,6 +15,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import Plan, plan
 from acdc_cli.models import build as models
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.kinds import method_config
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 
@@ -80,6 +81,7 @@ CORRUPT = [f"{name}_corrupt_labels" for name in CIFAR10]
 CIFAR100 = [f"neurips21/cifar100_wideresnet_{target}" for target in (50, 75, 90, 95)]
 NEURIPS21_CIFAR = [*CIFAR10, *CORRUPT, *CIFAR100]
 CIFAR = [f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")]
+CELEBA = [f"celeba_resnet18_{target}" for target in ("dense", "95", "98", "99", "99_5")]
 DEMO = [
     "demo",
     *(
@@ -93,6 +95,7 @@ DEMO = [
             "gmp",
             "granet",
             "lottery",
+            "multilabel",
             "oneshot",
             "rigl",
             "set",
@@ -116,7 +119,7 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
     assert sorted(NAMES) == sorted(
-        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + DEMO
+        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + CELEBA + DEMO
     )
 
 
@@ -491,3 +494,17 @@ def test_the_large_batch_recipe_differs_from_its_base_in_how_it_trains_only() ->
     assert {key for key in ours if ours[key] != base[key]} == {"name", "data", "optim", "ema"}
     assert {key for key in ours["data"] if ours["data"][key] != base["data"][key]} == {"batch_size", "resolution"}
     assert (ours["optim"]["lr_batch"], ours["optim"]["decay_norm_and_bias"]) == (2048, False)
+
+
+@pytest.mark.parametrize("name", CELEBA)
+def test_celeba_is_p2s_c2(name: str) -> None:
+    recipe = load(name)
+    assert (recipe.model.name, recipe.data.name, recipe.task.name) == ("resnet18", "celeba", "multilabel")
+    if name.endswith("dense"):
+        assert sparsity(recipe)["method"] == "dense"
+        return
+    method = method_config("acdc").model_validate(sparsity(recipe))
+    phases = [phase for phase in method.phases(recipe.epochs).phases if phase.kind == "sparse"]
+    shares = [method.sparsity(phase.start, recipe.epochs) for phase in phases]
+    assert (shares[0], shares[-1]) == (0.9, float("0." + name.removeprefix("celeba_resnet18_").replace("_", "")))
+    assert shares == sorted(shares)
