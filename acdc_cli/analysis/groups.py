@@ -184,10 +184,12 @@ def _summary(rows: Sequence[Row], measures: Mapping[str, Quantity]) -> Table:
             each.shown(found.value) if (found := row.values.get(role)) else "-" for role, each in measures.items()
         ]
         lead = row.differences.get("accuracy")
-        change = f"{100 * lead.value:+.2f} [{100 * lead.low:+.2f}, {100 * lead.high:+.2f}]" if lead else ""
-        cells.append((row.group if several else row.label, row.model, str(row.images), *values, change))
+        change = (f"{100 * lead.value:+.1f}", f"{100 * lead.low:+.1f} {100 * lead.high:+.1f}") if lead else ("", "")
+        images = [str(row.images)] if several else []
+        cells.append((row.group if several else row.label, row.model, *images, *values, *change))
     heads = [each.short + (" %" if each.unit == "%" else "") for each in measures.values()]
-    return Table(("group" if several else "label", "model", "images", *heads, "accuracy - first"), cells)
+    counted = ["images"] if several else []
+    return Table(("group" if several else "label", "model", *counted, *heads, "- 1st", "interval"), cells)
 
 
 def _told_apart(rows: Sequence[Row]) -> list[Row]:
