@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from acdc_cli import files
 from acdc_cli.data.image_folder import IMAGE_SUFFIXES
 from acdc_cli.data.known_sets import KnownSet
-from acdc_cli.data.labels import packed
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 
@@ -77,46 +76,55 @@ def _version(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def _listed(home: Path, *versions: tuple[int, int]) -> _Listed:
     """Read once for both splits.  versions: of the lists."""
-    count, header, *rows = _rows(home / _ATTRIBUTES)
     where = home / _ATTRIBUTES
-    if len(header) != _LABELS or len(set(header)) != _LABELS:
-        raise DataError(f"{where}: line 2 names {len(set(header))} attributes, but CelebA has {_LABELS}")
-    if count != [str(len(rows))]:
-        raise DataError(f"{where}: line 1 announces {' '.join(count)[:20]} images, but {len(rows)} follow")
-    names, values = _table(where, rows, _LABELS, ("-1", "1"), first_line=3)
-    others, partition = _table(home / _PARTITION, _rows(home / _PARTITION), 1, ("0", "1", "2"), first_line=1)
+    count, header, *lines = _lines(where)
+    labels = tuple(header.split())
+    if len(labels) != _LABELS or len(set(labels)) != _LABELS:
+        raise DataError(f"{where}: line 2 names {len(set(labels))} attributes, but CelebA has {_LABELS}")
+    if count.strip() != str(len(lines)):
+        raise DataError(f"{where}: line 1 announces {count.strip()[:20]} images, but {len(lines)} follow")
+    names, bits = _columns(where, lines, _LABELS, {"-1": "0", "1": "1"}, first_line=3)
+    parts = home / _PARTITION
+    others, partition = _columns(parts, _lines(parts), 1, {part: part for part in "012"}, first_line=1)
     if names != others:
         differing = sorted(set(names) ^ set(others)) or ["the order"]
         raise DataError(f"{home}: {_ATTRIBUTES} and {_PARTITION} list different images: {differing[0]} differs")
-    return _Listed(names, tuple(header), packed(values == "1"), partition[:, 0].astype(np.int64))
+    targets = np.array([int(each[::-1], 2) for each in bits], np.int64)
+    return _Listed(names, labels, targets, np.array([int(each) for each in partition], np.int64))
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _lines(path: Path) -> list[str]:
     try:
-        lines = files.read_bytes(path).decode().splitlines()
+        text = files.read_bytes(path).decode()
     except OSError as cause:
         raise DataError(f"{path}: {cause.strerror}") from cause
     except UnicodeDecodeError as cause:
         raise DataError(f"{path}: is no text file; fetch another copy") from cause
-    rows = [line.split() for line in lines if line.strip()]
-    if len(rows) < 3:
-        raise DataError(f"{path}: has {len(rows)} lines and lists no images; fetch another copy")
-    return rows
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) < 3:
+        raise DataError(f"{path}: has {len(lines)} lines and lists no images; fetch another copy")
+    return lines
 
 
-def _table(
-    path: Path, rows: Sequence[Sequence[str]], columns: int, allowed: Sequence[str], first_line: int
-) -> tuple[tuple[str, ...], NDArray[np.str_]]:
-    """The image's name of each row, and its values, (images, columns)."""
-    for number, row in enumerate(rows, first_line):
-        if len(row) != columns + 1:
-            raise DataError(f"{path}: line {number} has {len(row) - 1} values, expected {columns}")
-    values = np.array([row[1:] for row in rows])
-    if (wrong := np.argwhere(~np.isin(values, allowed))).size:
-        row, column = wrong[0].tolist()
-        found = values[row, column]
-        raise DataError(f"{path}: line {row + first_line} has the value {found!s}, expected {' or '.join(allowed)}")
-    return tuple(row[0] for row in rows), values
+def _columns(
+    path: Path, lines: Sequence[str], columns: int, characters: Mapping[str, str], first_line: int
+) -> tuple[tuple[str, ...], list[str]]:
+    """The image's name of each line, and its values, each as one character.  characters: by value.
+
+    There are eight million values: as text they would fill a gigabyte.
+    """
+    names, texts = [], []
+    for number, line in enumerate(lines, first_line):
+        name, *values = line.split()
+        if len(values) != columns:
+            raise DataError(f"{path}: line {number} has {len(values)} values, expected {columns}")
+        try:
+            texts.append("".join([characters[value] for value in values]))
+        except KeyError as wrong:
+            expected = " or ".join(characters)
+            raise DataError(f"{path}: line {number} has the value {wrong.args[0]}, expected {expected}") from wrong
+        names.append(name)
+    return tuple(names), texts
 
 
 def _images(home: Path) -> tuple[str, dict[str, int]]:
