@@ -68,7 +68,8 @@ def evaluate(
     which: the model of a run directory, such as `dense`. Default: the sparse model if the run has one.
     model, data: architecture and data set of a checkpoint that acdc did not write; data may be a folder.
     Returns top1, top5, sparsity and sparsity_all in [0, 1], loss and entropy in nats, params, nonzero, flops, samples,
-    and a list of layers.
+    task, and a list of layers. A multilabel model has accuracy, accuracy/LABEL and uncertainty, in [0, 1], in place of
+    top1, top5 and entropy.
     Raises AcdcError.
     """
     from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
@@ -112,10 +113,12 @@ class SparseTraining:
         Raises RecipeError if the sparsity block does not fit the model.
         """
         from acdc_cli.jobs import setup
+        from acdc_cli.recipe.kinds import measures_of
         from acdc_cli.sparsity.prunable import layers
 
         self.sparsifier = setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe)))
         self.model, self._optimizer, self._losses, self._input_shape = model, optimizer, losses, input_shape
+        self.headline = measures_of(recipe.task.name).headline.key
         self._epochs, self._steps_per_epoch, self._step = recipe.epochs, steps_per_epoch, 0
         self._metrics: dict[str, float] = {}
         self._regroup()
@@ -152,7 +155,8 @@ class SparseTraining:
             self.sparsifier.finish()
 
     def validated(self, **metrics: float) -> None:
-        """Report an epoch's validation, such as `top1=0.97`; AC/DC's `last_phase: dense_best` needs it."""
+        """Report an epoch's validation, such as `top1=0.97` (a multilabel recipe's is `accuracy`); AC/DC's
+        `last_phase: dense_best` needs it."""
         self._metrics = metrics
 
     def sparsity(self) -> float:

@@ -46,5 +46,8 @@ draw memorisation runs/corrupt_90 runs/corrupt_95
 draw sharpness runs/demo_kept --set along=true --set images=200
 draw interpolate runs/demo_kept --set images=1000 --set points=4
 draw calibration runs/demo_kept
+[ -e data/multidigits/train.beton ] || "$acdc" data write multidigits
+"$acdc" sweep multidigits_epoch_length
+draw groups studies/multidigits_epoch_length/runs/seed=0,epochs=10,sparsity={dense,0.95}
 draw corruptions runs/demo_dense runs/demo_kept runs/demo_98
 draw compare "$study"/runs/sparsity={dense,0.9,0.98},epochs={16,32},seed={0,1,2}

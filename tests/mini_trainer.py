@@ -21,7 +21,7 @@ from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe, forward_of

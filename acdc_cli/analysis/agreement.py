@@ -1,4 +1,4 @@
-"""Agreement of two models: top-1 agreement, cross entropy between outputs, confusion where they differ (P1 4).
+"""Agreement of two models: equal answers, cross entropy between outputs, confusion where they differ (P1 4).
 
 For one run, the sparse model is compared with the dense one. If checkpoints of several epochs exist, each is also
 compared with the latest earlier one of the other kind. For several models, each is compared with the first.
@@ -7,6 +7,7 @@ compared with the latest earlier one of the other kind. For several models, each
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -33,6 +34,8 @@ from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
+from acdc_cli.tasks.base import registry as tasks
+from acdc_cli.tasks.base.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +59,7 @@ class Options(Block):
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
     """Raises RunError if the only subject is a single file."""
     first, *others = both_of(subjects[0]) if len(subjects) == 1 else subjects
-    names = first.data.class_names
+    task = tasks.build(first.recipe.task, first.data.class_names)
     agreements, differences = {}, {}
     for other in others:
         with same_images(first, other, options.split) as images:
@@ -66,7 +69,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
         agreements[other.name], differences[other.name] = agreement, differing
     epochs = _along(subjects[0], options.split, workspace) if len(subjects) == 1 else []
     pairs = [{"a": first.name, "b": name, **asdict(each)} for name, each in agreements.items()]
-    named = {name: [(names[a], names[b], count) for a, b, count in each] for name, each in differences.items()}
+    named = {name: [_named(task, first.data.classes, each) for each in rows] for name, rows in differences.items()}
     tables = {
         "": _table(pairs),
         "differences": Table(
@@ -74,14 +77,31 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             [(first.name, name, *row) for name, rows in named.items() for row in rows],
         ),
     }
-    figures = {"": draw_differences(first.name, differences, names)}
+    figures = {"": _drawn(first, differences, task)}
     if epochs:
-        tables["epochs"], figures["epochs"] = _table(epochs), draw_epochs(epochs, records_of(subjects[0]))
+        records, name = records_of(subjects[0]), task.measures.headline.name
+        tables["epochs"], figures["epochs"] = _table(epochs), draw_epochs(epochs, records, name)
     numbers = {
         "pairs": [{**pair, "most_frequent_differences": named[pair["b"]][:_LISTED]} for pair in pairs],
         "epochs": epochs,
     }
-    return Findings(numbers, _summary(first.name, agreements, named), tables, figures)
+    return Findings(numbers, _summary(first.name, agreements, named, task.measures.headline.name), tables, figures)
+
+
+def _named(task: Task, outputs: int, difference: Difference) -> tuple[str, str, int]:
+    """The two answers in words, and the number of images."""
+    by_a, by_b, of, count = difference
+    decision, options = task.decisions(outputs)[of], task.options(outputs)
+    of_what = f"{decision}: " if decision else ""
+    return f"{of_what}{options[by_a]}", f"{of_what}{options[by_b]}", count
+
+
+def _drawn(first: Subject, differences: Mapping[str, Sequence[Difference]], task: Task) -> Figure:
+    """A map of pairs of answers; if there are several decisions, how often each one differs."""
+    outputs = first.data.classes
+    if len(decisions := task.decisions(outputs)) > 1:
+        return draw_decisions(first.name, differences, decisions)
+    return draw_differences(first.name, differences, task.options(outputs))
 
 
 def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
@@ -149,22 +169,25 @@ def _digest(file: Path) -> str:
 
 
 def _summary(
-    first: str, agreements: Mapping[str, Agreement], differences: Mapping[str, Sequence[tuple[str, str, int]]]
+    first: str,
+    agreements: Mapping[str, Agreement],
+    differences: Mapping[str, Sequence[tuple[str, str, int]]],
+    accuracy: str,
 ) -> Table:
-    """One column for each B. differences: with class names."""
+    """One column for each B. differences: with class names.  accuracy: its name in the models' task."""
     shown: dict[str, Callable[[Agreement], str]] = {
-        "top-1 agreement": lambda each: f"{each.agreement:.2%}",
+        f"{accuracy.removesuffix(' accuracy')} agreement": lambda each: f"{each.agreement:.2%}",
         "H(A, B), nats": lambda each: f"{each.cross_entropy_ab:.4f}",
         "H(B, A), nats": lambda each: f"{each.cross_entropy_ba:.4f}",
         "KL(A‖B), nats": lambda each: f"{each.kl_ab:.4f}",
         "KL(B‖A), nats": lambda each: f"{each.kl_ba:.4f}",
-        "top-1 of A": lambda each: f"{each.top1_a:.2%}",
-        "top-1 of B": lambda each: f"{each.top1_b:.2%}",
-        "both right, images": lambda each: str(each.both_right),
+        f"{accuracy} of A": lambda each: f"{each.accuracy_a:.2%}",
+        f"{accuracy} of B": lambda each: f"{each.accuracy_b:.2%}",
+        "both right": lambda each: str(each.both_right),
         "only A right": lambda each: str(each.only_a_right),
         "only B right": lambda each: str(each.only_b_right),
         "both wrong": lambda each: str(each.both_wrong),
-        "McNemar's p": lambda each: f"{each.mcnemar_p:.3g}",
+        "McNemar's p": lambda each: "-" if math.isnan(each.mcnemar_p) else f"{each.mcnemar_p:.3g}",
     }
     rows = [(name, *map(text, agreements.values())) for name, text in shown.items()]
     for rank in range(_SHOWN):
@@ -184,7 +207,7 @@ def draw_differences(first: str, by_model: Mapping[str, Sequence[Difference]], n
     rows = -(-len(by_model) // columns)
     figure = plotting.new(0.5 + 4.7 * columns, 4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    most = max((count for differences in by_model.values() for _, _, count in differences), default=1)
+    most = max((count for differences in by_model.values() for *_, count in differences), default=1)
     for panel, (name, differences) in zip(panels, by_model.items(), strict=False):
         _map(panel, differences, names, most)
         panel.set(xlabel=f"class by B: {name}", ylabel=f"class by A: {first}")
@@ -193,15 +216,29 @@ def draw_differences(first: str, by_model: Mapping[str, Sequence[Difference]], n
     return figure
 
 
+def draw_decisions(first: str, by_model: Mapping[str, Sequence[Difference]], names: Sequence[str]) -> Figure:
+    """How many images each model judges differently from the first, by decision.  names: of the decisions."""
+    figure = plotting.new(7, 1.6 + 0.2 * len(names))
+    panel = figure.subplots()
+    for (name, differences), look in zip(by_model.items(), plotting.looks(), strict=False):
+        images = [sum(count for _, _, of, count in differences if of == place) for place in range(len(names))]
+        panel.plot(images, range(len(names)), label=name, **{**look, "linestyle": ""})
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set(xlabel=f"images with another answer than {first}", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
+    panel.grid(axis="x", alpha=0.3)
+    panel.legend(fontsize=8)
+    return figure
+
+
 def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], most: int) -> None:
     """Draws the classes with the most differences if there are too many. most: image count of the darkest cell."""
     images: Counter[int] = Counter(dict.fromkeys(range(len(names)), 0))
-    for a, b, count in differences:
+    for a, b, _, count in differences:
         images.update({a: count, b: count})
     classes = sorted(each for each, _ in images.most_common(_DRAWN))
     place = {each: at for at, each in enumerate(classes)}
     cells = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for a, b, count in differences:
+    for a, b, _, count in differences:
         if a in place and b in place:
             cells[place[a], place[b]] = count
     shown = panel.imshow(cells, cmap="Greys", vmin=0, vmax=most)
@@ -215,8 +252,8 @@ def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], m
             panel.text(column, row, str(cells[row, column]), ha="center", va="center", color=colour, fontsize=8)
 
 
-def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) -> Figure:
-    """epochs: the rows returned by `along`."""
+def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records, accuracy: str) -> Figure:
+    """epochs: the rows returned by `along`.  accuracy: its name in the models' task."""
     figure = plotting.new(7, 5)
     agreement, entropy = panels = figure.subplots(2, sharex=True)
     for panel in panels:
@@ -227,7 +264,7 @@ def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records) ->
     agreement.plot(trained, [100 * row["agreement"] for row in epochs], **next(looks))
     for key, label in (("cross_entropy_ab", "H(sparse, dense)"), ("cross_entropy_ba", "H(dense, sparse)")):
         entropy.plot(trained, [row[key] for row in epochs], label=label, **next(looks))
-    agreement.set(ylabel="top-1 agreement (%)")
+    agreement.set(ylabel=f"{accuracy.removesuffix(' accuracy')} agreement (%)")
     entropy.set(ylabel="cross entropy (nats)", xlabel="epochs trained", xlim=(0, None))
     plotting.log(entropy, "y")
     for panel in panels:

@@ -15,19 +15,20 @@ from torch import Tensor
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.outputs import Split, top_class
+from acdc_cli.analysis.base.outputs import Split
 from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Block
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.base import registry as tasks
+from acdc_cli.tasks.base.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KINDS: tuple[Kind, Kind] = ("sparse", "dense")
-_COMPARED = ("top1", "confidence", "nll", "entropy", "ece", "mce", "brier")
+_COMPARED = ("accuracy", "confidence", "nll", "entropy", "ece", "mce", "brier")
 
 
 class Options(Block):
@@ -39,7 +40,7 @@ class Options(Block):
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence c, the largest of their probabilities, satisfies `low` < c ≤ `high`."""
+    """Decisions whose confidence c, the largest probability of an option, satisfies `low` < c ≤ `high`."""
 
     low: float
     high: float
@@ -47,30 +48,31 @@ class Bin:
     confidence: float
     """Mean of c; NaN for an empty bin."""
     accuracy: float
-    """Fraction classified correctly; NaN for an empty bin."""
+    """Fraction of right decisions; NaN for an empty bin."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Means over `samples` images."""
+    """Means over decisions: an image has one, its class, or one for each label, yes or no."""
 
     samples: int
-    top1: float
-    """Fraction of images whose largest logit is that of their label."""
+    """Decisions."""
+    accuracy: float
+    """Fraction of right decisions; of images whose largest logit is that of their class."""
     confidence: float
-    """Mean of the largest probability of each image."""
+    """Mean of the largest probability of each decision."""
     nll: float
-    """-ln p[label], in nats: P2 eq. 4's CE."""
+    """-ln p[truth], in nats: P2 eq. 4's CE."""
     entropy: float
-    """-Σ p ln p, in nats: P2 eq. 4's H, between 0 and ln(classes)."""
+    """-Σ p ln p, in nats: P2 eq. 4's H, between 0 and ln(options)."""
     brier: float
-    """Σ (p[k] - [k is the label])² over the classes k, between 0 and 2."""
+    """Σ (p[k] - [k is the truth])² over the options k, between 0 and 2."""
     bins: tuple[Bin, ...]
 
     @property
     def ece(self) -> float:
         """Expected calibration error (Guo et al. 2017, eq. 3): mean over the bins of |accuracy - mean confidence|,
-        weighted by their images; between 0 and 1."""
+        weighted by their decisions; between 0 and 1."""
         return sum(each.count / self.samples * abs(each.accuracy - each.confidence) for each in self._filled)
 
     @property
@@ -94,9 +96,11 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     differences = difference(*calibrations.values()) if len(subjects) == 1 and len(calibrations) == 2 else None
     numbers = {name: {**asdict(each), "ece": each.ece, "mce": each.mce} for name, each in calibrations.items()}
     rows = [(name, *(getattr(each, key) for key in _COMPARED)) for name, each in calibrations.items()]
+    task = tasks.build(subjects[0].recipe.task)
+    counted = "images" if len(task.decisions(2)) == 1 else "predictions"
     return Findings(
         numbers={"models": numbers, **({"sparse_minus_dense": differences} if differences else {})},
-        summary=_summary(calibrations, differences),
+        summary=_summary(calibrations, differences, task.measures.headline.name),
         tables={
             "": Table(
                 ("model", "samples", *_COMPARED), [(name, calibrations[name].samples, *rest) for name, *rest in rows]
@@ -106,7 +110,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
                 [(name, *asdict(each).values()) for name, model in calibrations.items() for each in model.bins],
             ),
         },
-        figures={"": draw(calibrations)},
+        figures={"": draw(calibrations, counted)},
     )
 
 
@@ -126,7 +130,7 @@ def calibrate(
     key: str = "calibration",
     description: str = "calibration",
 ) -> Calibration:
-    """Evaluates the model on all images. `top1`, `nll` and `entropy` equal those of `acdc eval`.
+    """Evaluates the model on all images. Accuracy, `nll` and entropy equal those of `acdc eval`.
 
     Raises RunError if there are no images.
     """
@@ -134,7 +138,7 @@ def calibrate(
     def add(batch: Batch) -> dict[str, Tensor]:
         with model.precision.autocast():
             logits = model.forward(batch.images)
-        return sums(logits, batch.labels, bins)
+        return sums(logits, batch.labels, model.task, bins)
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
@@ -142,24 +146,26 @@ def calibrate(
     return of_sums(totals)
 
 
-def sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+def sums(logits: Tensor, labels: Tensor, task: Task, bins: int = 15) -> dict[str, Tensor]:
     """The sums over a batch that `of_sums` needs, in float64 on the logits' device.
 
-    logits: (batch, classes).  labels: (batch,) int64.  The bins are (0, 1/bins], (1/bins, 2/bins], … up to 1.
+    logits: (batch, outputs).  labels: (batch,) int64.  The bins are (0, 1/bins], (1/bins, 2/bins], … up to 1.
     """
-    probabilities = logits.float().double().softmax(dim=1)
+    truth = task.truth(labels, logits.shape[1])
+    probabilities = task.log_probabilities(logits.float().double()).exp().flatten(0, 1)
     confidence = probabilities.amax(dim=1)
-    right = (top_class(logits) == labels).double()
+    right = (task.answers(logits) == truth).double().flatten()
     edges = torch.arange(1, bins, dtype=torch.float64, device=logits.device) / bins
     members = torch.bucketize(confidence, edges)[:, None] == torch.arange(bins, device=logits.device)
     # products rather than index_add, whose order on a GPU varies
     weights = members.double().T
-    errors = probabilities.scatter_add(1, labels[:, None], probabilities.new_full((len(labels), 1), -1))
-    judged = Classification().sums(logits, labels)
+    errors = probabilities.scatter_add(1, truth.reshape(-1, 1), probabilities.new_full((len(right), 1), -1))
+    # in the precision of `acdc eval`
+    logs = task.log_probabilities(logits.float())
     return {
-        "nll": judged["loss"],
-        "entropy": judged["entropy"],
-        "top1": judged["top1"],
+        "nll": -logs.gather(2, truth[:, :, None]).sum(dtype=torch.float64),
+        "entropy": -(logs.exp() * logs).sum(dtype=torch.float64),
+        "accuracy": right.sum(),
         "brier": errors.square().sum(),
         "counts": members.sum(dim=0),
         "confidences": weights @ confidence,
@@ -171,7 +177,7 @@ def of_sums(totals: Mapping[str, Tensor]) -> Calibration:
     """totals: the results of `sums`, added over all batches."""
     counts: list[int] = totals["counts"].tolist()
     samples, bins = sum(counts), len(counts)
-    means = {key: float(totals[key]) / samples for key in ("top1", "nll", "entropy", "brier")}
+    means = {key: float(totals[key]) / samples for key in ("accuracy", "nll", "entropy", "brier")}
     nothing = float("nan")
     return Calibration(
         samples=samples,
@@ -197,8 +203,8 @@ def difference(sparse: Calibration, dense: Calibration) -> dict[str, float]:
     return {key: getattr(sparse, key) - getattr(dense, key) for key in _COMPARED}
 
 
-def draw(models: Mapping[str, Calibration]) -> Figure:
-    """The reliability diagram above the number of images in each bin."""
+def draw(models: Mapping[str, Calibration], counted: str = "images") -> Figure:
+    """The reliability diagram above the number of images (or what is counted) in each bin."""
     figure = plotting.new(5.5, 6)
     reliability, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     reliability.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="perfectly calibrated")
@@ -211,20 +217,20 @@ def draw(models: Mapping[str, Calibration]) -> Figure:
         counts.stairs(heights, edges, baseline=None, color=look["color"], linestyle=look["linestyle"])
     reliability.set(ylabel="accuracy of the bin (%)", ylim=(-3, 103))
     figure.legend(loc="outside upper center", fontsize=8)
-    counts.set(xlabel="confidence (%)", ylabel="images in the bin", xlim=(0, 101), ylim=(0.7, None))
+    counts.set(xlabel="confidence (%)", ylabel=f"{counted} in the bin", xlim=(0, 101), ylim=(0.7, None))
     plotting.log(counts, "y")
     for panel in (reliability, counts):
         panel.grid(alpha=0.3)
     return figure
 
 
-def _summary(models: Mapping[str, Calibration], differences: Mapping[str, float] | None) -> Table:
+def _summary(models: Mapping[str, Calibration], differences: Mapping[str, float] | None, accuracy: str) -> Table:
     """Shares in percent; differences (sparse minus dense) in percentage points."""
 
     def texts(values: Sequence[float]) -> list[str]:
-        top1, confidence, nll, entropy, ece, mce, brier = values
+        right, confidence, nll, entropy, ece, mce, brier = values
         return [
-            *(f"{value:.2%}" for value in (top1, confidence)),
+            *(f"{value:.2%}" for value in (right, confidence)),
             *(f"{value:.4f}" for value in (nll, entropy)),
             *(f"{value:.2%}" for value in (ece, mce)),
             f"{brier:.4f}",
@@ -233,4 +239,4 @@ def _summary(models: Mapping[str, Calibration], differences: Mapping[str, float]
     rows = [[name, *texts([getattr(model, key) for key in _COMPARED])] for name, model in models.items()]
     if differences:
         rows.append(["difference", *texts(list(differences.values()))])
-    return Table(("model", "top-1", "confidence", "NLL, nats", "entropy, nats", "ECE", "MCE", "Brier"), rows)
+    return Table(("model", accuracy, "confidence", "NLL, nats", "entropy, nats", "ECE", "MCE", "Brier"), rows)

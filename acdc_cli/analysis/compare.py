@@ -15,8 +15,10 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Measures
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.outcome import Outcome, outcome
@@ -25,8 +27,6 @@ from acdc_cli.statistics import Paired, Spread, paired
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TESTED = ("top1", "entropy", "val_loss")
-"""Measures that are tested between groups."""
 _SIDE_BY_SIDE = 3
 """Number of groups that fit side by side in 80 columns."""
 
@@ -43,6 +43,10 @@ class Known:
     outcome: Outcome
 
     @property
+    def measures(self) -> Measures:
+        return measures_of(self.recipe["task.name"])
+
+    @property
     def seed(self) -> int:
         return int(self.recipe["seed"])
 
@@ -57,6 +61,10 @@ class Group:
 
     name: str
     runs: Sequence[Known]
+
+    @property
+    def measures(self) -> Measures:
+        return self.runs[0].measures
 
     @property
     def finished(self) -> list[Known]:
@@ -100,8 +108,18 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
                 f"{subject.name}: runs are compared by the recipes they were trained with; leave out --set and --data"
             )
         made_with = flat((run.provenance() or [{}])[-1])
-        runs.append(Known(subject.name, flat(subject.recipe.as_dict()), made_with, outcome(run, subject.kind)))
+        results = outcome(run, measures_of(subject.recipe.task.name), subject.kind)
+        runs.append(Known(subject.name, flat(subject.recipe.as_dict()), made_with, results))
+    tasks = {run.recipe["task.name"]: run.name for run in runs}
+    if len(tasks) > 1:
+        listed = ", ".join(f"{run} {task}" for task, run in tasks.items())
+        raise RunError(f"the runs were trained for different tasks ({listed}), whose numbers do not compare")
     return _findings(runs)
+
+
+def tested(measures: Measures) -> tuple[str, ...]:
+    """Measures that are tested between groups."""
+    return measures.headline.key, measures.confidence.key, "val_loss"
 
 
 def differing(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -139,7 +157,7 @@ def against_first(groups: Sequence[Group]) -> list[Tested]:
     return [
         Tested(group.name, key, paired(group.by_seed(key), first.by_seed(key)))
         for group in groups[1:]
-        for key in TESTED
+        for key in tested(first.measures)
     ]
 
 
@@ -219,11 +237,20 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-_SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "top1": ("top-1 %", _percent),
-    "dense_top1": ("dense model's top-1 %", _percent),
-    "val_loss": ("loss (nats)", _nats),
-    "entropy": ("entropy (nats)", _nats),
+def _titles(measures: Measures) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """Titles and formats of the values that the summary shows, by key."""
+    headline, confidence = measures.headline, measures.confidence
+    title = f"{confidence.name} ({confidence.unit})" if confidence.unit == "nats" else confidence.head
+    return {
+        headline.key: (headline.head, headline.shown),
+        f"dense_{headline.key}": (f"dense model's {headline.head}", headline.shown),
+        "val_loss": ("loss (nats)", _nats),
+        confidence.key: (title, confidence.shown),
+        **_OF_WEIGHTS,
+    }
+
+
+_OF_WEIGHTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "sparsity_all": ("zero weights %", _percent),
     "nonzero": ("nonzero weights", _whole),
     "inference_flops_nominal": ("FLOPs of an image", console.with_prefix),
@@ -236,7 +263,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 
 def _cell(group: Group, key: str, deviation: bool = False) -> str:
     """`98.10 ± 0.12`; for a single run its value, finished or not."""
-    show = _SHOWN[key][1]
+    show = _titles(group.measures)[key][1]
     mean, std = group.spread(key)
     if len(group.runs) == 1:
         mean = group.runs[0].outcome.values[key]
@@ -252,10 +279,10 @@ def _counted(group: Group) -> str:
     return f"{len(group.finished)}" if whole else f"{len(group.finished)} of {len(group.runs)}"
 
 
-def _lead(test: Tested | None) -> str:
+def _lead(test: Tested | None, measures: Measures) -> str:
     if test is None or test.result.mean is None:
         return "-"
-    return f"{'-' if test.result.mean < 0 else '+'}{_SHOWN[test.measure][1](abs(test.result.mean))}"
+    return f"{'-' if test.result.mean < 0 else '+'}{_titles(measures)[test.measure][1](abs(test.result.mean))}"
 
 
 def _p(test: Tested | None) -> str:
@@ -264,12 +291,13 @@ def _p(test: Tested | None) -> str:
 
 def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Mapping[str, Mapping[str, Any]]) -> Table:
     """One column for each group; one row for each measure and for each recipe key that differs."""
+    measures = groups[0].measures
     rows = [("finished runs", *(_counted(group) for group in groups))]
-    for key, (title, _) in _SHOWN.items():
-        rows.append((title, *(_cell(group, key, key in TESTED) for group in groups)))
+    for key, (title, _) in _titles(measures).items():
+        rows.append((title, *(_cell(group, key, key in tested(measures)) for group in groups)))
         of_measure = [test for test in tests if test.measure == key]
         if any(test.result.mean is not None for test in of_measure):
-            rows.append(("  minus the first", "", *(_lead(test) for test in of_measure)))
+            rows.append(("  minus the first", "", *(_lead(test, measures) for test in of_measure)))
         if any(test.result.p is not None for test in of_measure):
             rows.append(("  p, paired by seed", "", *(_p(test) for test in of_measure)))
     for key, values in recipes.items():
@@ -280,28 +308,32 @@ def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Map
 
 def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
     """One row for each group."""
-    leads = {test.group: test for test in tests if test.measure == "top1"}
+    measures = groups[0].measures
+    headline, confidence = measures.headline, measures.confidence
+    leads = {test.group: test for test in tests if test.measure == headline.key}
     rows = [
         (
             group.name,
             _counted(group),
-            _cell(group, "top1", deviation=True),
-            _lead(leads.get(group.name)),
+            _cell(group, headline.key, deviation=True),
+            _lead(leads.get(group.name), measures),
             _p(leads.get(group.name)),
-            *(_cell(group, key) for key in ("entropy", "sparsity_all", "train_flops_measured")),
+            *(_cell(group, key) for key in (confidence.key, "sparsity_all", "train_flops_measured")),
         )
         for group in groups
     ]
-    return Table(("", "n", "top-1 %", "- 1st", "p", "entropy", "zeros", "FLOPs"), rows)
+    return Table(("", "n", headline.head, "- 1st", "p", confidence.name, "zeros", "FLOPs"), rows)
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Top-1 and entropy of each run, hollow if unfinished; over seeds their mean and standard deviation."""
+    """Accuracy and entropy of each run (or what its task has), hollow if unfinished; over seeds mean and deviation."""
     figure = plotting.new(8, 1.4 + 0.32 * len(groups))
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, key, scale, label in zip(
-        panels, ("top1", "entropy"), (100, 1), ("top-1 (%)", "validation entropy (nats)"), strict=True
+    headline, confidence = groups[0].measures.headline, groups[0].measures.confidence
+    for panel, each, label in zip(
+        panels, (headline, confidence), (headline.axis, f"validation {confidence.axis}"), strict=True
     ):
+        key, scale = each.key, each.scale
         for row, group in enumerate(groups):
             for run in group.runs:
                 if (value := run.outcome.values[key]) is not None:

@@ -18,12 +18,13 @@ from torch import Tensor
 from acdc_cli import console
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.analysis.base.outputs import top_class
 from acdc_cli.analysis.base.subject import Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
 from acdc_cli.data.imagenet_c import Folders, MadeAnew
+from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.schema import Block
 from acdc_cli.training.precision import choose_device
 
@@ -65,7 +66,7 @@ class Options(Block):
 
 @dataclass(frozen=True)
 class Scores:
-    """Top-1 of a model, as fractions."""
+    """Top-1 of a model, or the accuracy that its task has, as fractions."""
 
     clean: float
     under: Mapping[str, Mapping[int, float]]
@@ -97,7 +98,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             models = {subject.name: subject.load() for subject in group}
             with group[0].images() as loader:
                 scores |= scores_of(models, loader, images.under, corruptions, options.severities, workspace)
-    return _findings({subject.name: scores[subject.name] for subject in subjects}, options)
+    headline = measures_of(subjects[0].recipe.task.name).headline
+    return _findings({subject.name: scores[subject.name] for subject in subjects}, options, headline)
 
 
 def scores_of(
@@ -112,7 +114,7 @@ def scores_of(
     them."""
     add, names = partial(correct, models), ", ".join(models)
     hits = workspace.sums(f"{names}: clean", loader, add, "clean images")
-    clean = {name: int(hits[name]) / loader.samples for name in models}
+    clean = {name: float(hits[name]) / loader.samples for name in models}
     top1: dict[str, dict[str, dict[int, float]]] = {name: {each: {} for each in corruptions} for name in models}
     for corruption in corruptions:
         for severity in severities:
@@ -120,17 +122,18 @@ def scores_of(
             with under(loader, corruption, severity) as batches:
                 hits = workspace.sums(f"{names}: {what}", batches, add, what)
             for name in models:
-                top1[name][corruption][severity] = int(hits[name]) / loader.samples
+                top1[name][corruption][severity] = float(hits[name]) / loader.samples
     return {name: Scores(clean[name], top1[name]) for name in models}
 
 
 def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
-    """The number of images that each model classifies correctly: int64 scalars on the device."""
+    """The number of images that each model classifies correctly, on the device; several labels of an image share it."""
     hits = {}
     for name, model in models.items():
         with model.precision.autocast():
             logits = model.forward(batch.images)
-        hits[name] = (top_class(logits) == batch.labels).sum()
+        right = model.task.answers(logits) == model.task.truth(batch.labels, logits.shape[1])
+        hits[name] = right.sum() if right.shape[1] == 1 else right.double().mean(dim=1).sum()
     return hits
 
 
@@ -181,12 +184,13 @@ def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
     return [list(group) for _, group in groupby(sorted(subjects, key=view), key=view)]
 
 
-def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
+def _findings(scores: Mapping[str, Scores], options: Options, headline: Quantity) -> Findings:
     corruptions = options.corruptions or CORRUPTIONS
     over = {"common": [each for each in corruptions if each in COMMON], "all": list(corruptions)}
     # with one model there is nothing to compare
     baseline = next(iter(scores)) if len(scores) > 1 else None
-    models = {name: _numbers(score, scores[baseline] if baseline else None, over) for name, score in scores.items()}
+    first = scores[baseline] if baseline else None
+    models = {name: _numbers(score, first, over, headline.key) for name, score in scores.items()}
     rows = [
         (
             name,
@@ -208,18 +212,24 @@ def _findings(scores: Mapping[str, Scores], options: Options) -> Findings:
             "baseline": baseline,
             "models": models,
         },
-        summary=_side_by_side(scores, models, over) if len(scores) <= _SIDE_BY_SIDE else _below(scores, models),
-        tables={"": Table(("run", "corruption", "group", "severity", "top1", "corruption_error"), [*clean, *rows])},
-        figures={"": draw(scores)},
+        summary=(
+            _side_by_side(scores, models, over, headline)
+            if len(scores) <= _SIDE_BY_SIDE
+            else _below(scores, models, headline)
+        ),
+        tables={
+            "": Table(("run", "corruption", "group", "severity", headline.key, "corruption_error"), [*clean, *rows])
+        },
+        figures={"": draw(scores, headline)},
     )
 
 
-def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """over: corruptions by the name of their mean."""
+def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence[str]], key: str) -> dict[str, Any]:
+    """over: corruptions by the name of their mean.  key: of the accuracy."""
     numbers = {
-        "clean_top1": score.clean,
-        "top1": score.under,
-        "mean_top1": {name: score.top1(*members) for name, members in over.items()},
+        f"clean_{key}": score.clean,
+        key: score.under,
+        f"mean_{key}": {name: score.top1(*members) for name, members in over.items()},
     }
     if baseline is None:
         return numbers
@@ -234,21 +244,24 @@ def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence
 
 
 def _side_by_side(
-    scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], over: Mapping[str, Sequence[str]]
+    scores: Mapping[str, Scores],
+    models: Mapping[str, Mapping[str, Any]],
+    over: Mapping[str, Sequence[str]],
+    headline: Quantity,
 ) -> Table:
     rows = [("clean", *(_percent(score.clean) for score in scores.values()))]
     for each in over["all"]:
         rows.append((each.replace("_", " "), *(_percent(score.top1(each)) for score in scores.values())))
     means = {key: members for key, members in over.items() if members and (key == "all" or members != over["all"])}
-    for title, measure in (("mean", "mean_top1"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
+    for title, measure in (("mean", f"mean_{headline.key}"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
         for key, members in means.items():
             shown = [_percent(numbers[measure][key]) for numbers in models.values() if measure in numbers]
             if shown:
                 rows.append((f"{title} of {'the ' if len(members) == len(COMMON) else ''}{len(members)}", *shown))
-    return Table(("top-1 % under", *scores), rows)
+    return Table((f"{headline.head} under", *scores), rows)
 
 
-def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]]) -> Table:
+def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], headline: Quantity) -> Table:
     """One row for each model, with means over groups of corruptions."""
     first = next(iter(scores.values()))
     groups = {group: [each for each in members if each in first.under] for group, members in GROUPS.items()}
@@ -258,20 +271,20 @@ def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]]
             name,
             _percent(score.clean),
             *(_percent(score.top1(*members)) for members in groups.values()),
-            _percent(models[name]["mean_top1"]["all"]),
+            _percent(models[name][f"mean_{headline.key}"]["all"]),
             _percent(models[name]["mce"]["common"]),
         )
         for name, score in scores.items()
     ]
-    return Table(("top-1 % under", "clean", *groups, "mean", "mCE"), rows)
+    return Table((f"{headline.head} under", "clean", *groups, "mean", "mCE"), rows)
 
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
-def draw(scores: Mapping[str, Scores]) -> Figure:
-    """Top-1 by corruption, of models by their names; the mean over severities if there are several."""
+def draw(scores: Mapping[str, Scores], headline: Quantity) -> Figure:
+    """Accuracy by corruption, of models by their names; the mean over severities if there are several."""
     corruptions = list(next(iter(scores.values())).under)
     row_height = max(0.22, 0.07 * len(scores))
     figure = plotting.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
@@ -289,7 +302,7 @@ def draw(scores: Mapping[str, Scores]) -> Figure:
     panel.invert_yaxis()
     severities = [str(each) for each in next(iter(scores.values())).under[corruptions[0]]]
     at = f"mean of severities {', '.join(severities)}" if len(severities) > 1 else f"severity {severities[0]}"
-    panel.set(xlabel=f"top-1 (%), {at}")
+    panel.set(xlabel=f"{headline.axis}, {at}")
     panel.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", fontsize=8)
     return figure

@@ -11,6 +11,8 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
+from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
@@ -30,9 +32,8 @@ _COLUMNS = (
     "train_loss",
     "train_cross_entropy",
     "val_loss",
-    "entropy",
-    "top1",
 )
+"""Columns of every task; those of the runs' tasks follow."""
 
 
 def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -> Findings:
@@ -41,20 +42,28 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
     for subject in subjects:
         whole_run_of(subject)
     runs = {subject.name: records_of(subject) for subject in subjects}
-    rows = [(name, *(record.get(key) for key in _COLUMNS)) for name, records in runs.items() for record in records]
+    headlines = {subject.name: measures_of(subject.recipe.task.name).headline for subject in subjects}
+    measures = [measures_of(subject.recipe.task.name) for subject in subjects]
+    own = dict.fromkeys(key for each in measures for key in (each.confidence.key, each.headline.key))
+    columns = (*_COLUMNS, *own)
+    rows = [(name, *(record.get(key) for key in columns)) for name, records in runs.items() for record in records]
     return Findings(
         numbers={"runs": runs},
         summary=Table(
-            ("run", "epochs", "sparsity", "training loss", "top-1"),
-            [(name, str(len(records)), *_shown(records[-1])) for name, records in runs.items()],
+            ("run", "epochs", "sparsity", "training loss", _names(headlines)),
+            [(name, str(len(records)), *_shown(records[-1], headlines[name])) for name, records in runs.items()],
         ),
-        tables={"": Table(("run", *_COLUMNS), rows)},
-        figures={"": draw(runs)},
+        tables={"": Table(("run", *columns), rows)},
+        figures={"": draw(runs, headlines)},
     )
 
 
-def _shown(record: Mapping[str, Any]) -> tuple[str, ...]:
-    loss, accuracy = record["train_loss"], record["top1"]
+def _names(headlines: Mapping[str, Quantity]) -> str:
+    return " or ".join(dict.fromkeys(each.name for each in headlines.values()))
+
+
+def _shown(record: Mapping[str, Any], headline: Quantity) -> tuple[str, ...]:
+    loss, accuracy = record["train_loss"], record[headline.key]
     shown = "-" if accuracy is None else f"{accuracy:.2%}"
     return f"{record['sparsity']:.2%}", "?" if loss is None else f"{loss:.4f}", shown
 
@@ -68,8 +77,11 @@ def phases(records: Records) -> list[tuple[str, int, int]]:
     return stretches
 
 
-def draw(runs: Mapping[str, Records]) -> Figure:
-    """The measurements at the end of each epoch, of runs by their names; phases of one run are shaded."""
+def draw(runs: Mapping[str, Records], headlines: Mapping[str, Quantity]) -> Figure:
+    """The measurements at the end of each epoch, of runs by their names; phases of one run are shaded.
+
+    headlines: of the runs' tasks.
+    """
     figure = plotting.new(7, 6.5)
     sparsity, loss, accuracy = panels = figure.subplots(3, sharex=True)
     if len(runs) == 1:
@@ -77,25 +89,31 @@ def draw(runs: Mapping[str, Records]) -> Figure:
             shade(panel, next(iter(runs.values())), named=panel is sparsity)
     for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-.")), strict=False):
         run = f"{name}: " if len(runs) > 1 else ""
-        looks: dict[str, Any] = {"linestyle": style}
-        steps(sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **looks)
-        steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **looks)
+        headline = headlines[name]
+        looks: dict[str, Any] = {"linestyle": style, "validated": headline.key}
+        stepped: dict[str, Any] = {"linestyle": style}
+        steps(
+            sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **stepped
+        )
+        steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **stepped)
         _line(loss, records, "train_loss", label=f"{run}training", color="tab:orange", marker="s", **looks)
         _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **looks)
-        _line(accuracy, records, "top1", scale=100, label=f"{run}validation", color="tab:blue", marker="o", **looks)
+        seen = {"label": f"{run}validation", "color": "tab:blue", "marker": "o"}
+        _line(accuracy, records, headline.key, scale=headline.scale, **seen, **looks)
     sparsity.set(ylabel="zero weights (%)", ylim=(-3, 103), title=" · ".join(runs))
     loss.set(ylabel="cross entropy (nats)")
     plotting.log(loss, "y")
-    accuracy.set(ylabel="top-1 (%)", xlabel="epochs trained", xlim=(0, None))
+    accuracy.set(ylabel=f"{_names(headlines)} (%)", xlabel="epochs trained", xlim=(0, None))
     for panel in panels:
         panel.legend(loc="best", fontsize=8)
         panel.grid(axis="y", alpha=0.3)
     return figure
 
 
-def _line(panel: Axes, records: Records, key: str, *, scale: float = 1, **looks: Any) -> None:
+def _line(panel: Axes, records: Records, key: str, *, validated: str, scale: float = 1, **looks: Any) -> None:
+    """validated: a key that is null in epochs without validation."""
     # an epoch without validation is left out; a value that is not finite breaks the line
-    shown = [record for record in records if key == "train_loss" or record["top1"] is not None]
+    shown = [record for record in records if key == "train_loss" or record[validated] is not None]
     values = [math.nan if record[key] is None else scale * record[key] for record in shown]
     panel.plot([record["epoch"] + 1 for record in shown], values, markersize=3, **looks)
 

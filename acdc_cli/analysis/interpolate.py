@@ -23,6 +23,8 @@ from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
 
@@ -104,7 +106,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             settle["re-estimated"] = partial(estimate, loaded, evenly)
         rows = walk(loaded, [stop.state for stop in stops], images, settle, options.points, workspace)
         counts = {split: loader.samples for split, loader in images.items()}
-    return _findings([stop.name for stop in stops], rows, counts)
+    headline = measures_of(subjects[0].recipe.task.name).headline
+    return _findings([stop.name for stop in stops], rows, counts, headline)
 
 
 def missing(runs: Sequence[Forecast], options: Options) -> list[str]:
@@ -167,7 +170,7 @@ def _require_one_architecture(stops: Sequence[_Stop]) -> None:
             )
 
 
-def _findings(names: Sequence[str], rows: Rows, counts: Mapping[str, int]) -> Findings:
+def _findings(names: Sequence[str], rows: Rows, counts: Mapping[str, int], headline: Quantity) -> Findings:
     barriers = _barriers(names, rows)
     columns = list(rows[0])
     return Findings(
@@ -177,7 +180,7 @@ def _findings(names: Sequence[str], rows: Rows, counts: Mapping[str, int]) -> Fi
             "": Table(columns, [[row[column] for column in columns] for row in rows]),
             "barriers": Table(list(barriers[0]), [list(each.values()) for each in barriers]),
         },
-        figures={"": draw(names, rows)},
+        figures={"": draw(names, rows, headline)},
     )
 
 
@@ -214,15 +217,15 @@ def _summary(barriers: Rows) -> Table:
     )
 
 
-def draw(names: Sequence[str], rows: Rows) -> Figure:
-    """Loss and top-1 along the path, one column of panels for each split; vertical lines and markers show its
+def draw(names: Sequence[str], rows: Rows, headline: Quantity) -> Figure:
+    """Loss and accuracy along the path, one column of panels for each split; vertical lines and markers show its
     models."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
     figure = plotting.new(1 + 3.6 * len(splits), 6)
     panels = figure.subplots(2, len(splits), sharex=True, sharey="row", squeeze=False)
     for split, (loss, accuracy) in zip(splits, panels.T, strict=True):
         _draw(loss, rows, split, "loss")
-        _draw(accuracy, rows, split, "top1", scale=100)
+        _draw(accuracy, rows, split, headline.key, headline.scale)
         for panel in (loss, accuracy):
             for number in range(len(names)):
                 panel.axvline(number, color="0.75", linewidth=0.8, zorder=0)
@@ -232,7 +235,7 @@ def draw(names: Sequence[str], rows: Rows) -> Figure:
         look: dict[str, Any] = {"rotation": 90 if max(map(len, names)) > _SHORT else 30, "fontsize": 8}
         accuracy.set_xticks(range(len(names)), names, ha="right", va="center", rotation_mode="anchor", **look)
     panels[0, 0].set(ylabel="cross entropy (nats)")
-    panels[1, 0].set(ylabel="top-1 (%)")
+    panels[1, 0].set(ylabel=headline.axis)
     figure.supxlabel("models on the path, and between them", fontsize=10)
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(2, len(splits)), fontsize=8

@@ -17,7 +17,7 @@ def advise(
 ) -> None:
     """Is a sparse model under-trained? Its training cross entropy and entropy beside those of the best dense model."""
     from acdc_cli import console
-    from acdc_cli.studies.advice import RULE, named
+    from acdc_cli.studies.advice import named, rule
     from acdc_cli.studies.advise_study import advise as job
     from acdc_cli.studies.advise_study import distance_rows, group_rows
 
@@ -25,13 +25,14 @@ def advise(
     if json:
         console.out_json(advised.as_dict())
         return
+    measures = advised.measures
     console.table(
-        ("series", "epochs", "n", "top-1 %", "cross entropy", "entropy"),
+        ("series", "epochs", "n", measures.headline.head, "cross entropy", measures.confidence.head),
         group_rows(advised),
         "After the last epoch, mean ± sample standard deviation over seeds",
     )
     console.out("")
-    columns = ("series", "epochs", "loss", "entropy", "reference")
+    columns = ("series", "epochs", "loss", measures.confidence.name, "reference")
     console.table(columns, distance_rows(advised), "Distance above the reference, in pooled standard deviations")
     console.out("")
     for advice in advised.advice:
@@ -41,4 +42,4 @@ def advise(
         console.out(f"{lengths.series}: lengths supported: {supported} ({lengths.note})")
     for key in advised.unfinished:
         console.say(f"left out, because it is unfinished: {key}")
-    console.say(RULE)
+    console.say(rule(measures))

@@ -52,9 +52,12 @@ def evaluate(
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer's nonzero weights and FLOPs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint, exactly."""
+    """Measure accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint, exactly.
+
+    Of a multilabel model: the mean accuracy, the uncertainty in place of the entropy, and the accuracy of each label.
+    """
     from acdc_cli import console
-    from acdc_cli.jobs.evaluation import KEYS, LAYERS, Options, evaluate_checkpoint, layer_rows, rows
+    from acdc_cli.jobs.evaluation import LAYERS, Options, evaluate_checkpoint, layer_rows, rows
 
     options = Options(
         which=which.value if which else None,
@@ -67,7 +70,7 @@ def evaluate(
     )
     metrics = evaluate_checkpoint(checkpoint, options)
     if json:
-        console.out_json({key: metrics[key] for key in (*KEYS, *(["layers"] if layers else []))})
+        console.out_json({key: value for key, value in metrics.items() if layers or key != "layers"})
         return
     console.table(("measure", "value"), rows(metrics))
     if layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.image_folder import class_folders, folder_source
 from acdc_cli.data.known_sets import SPLITS, known_sets, require_same_classes
+from acdc_cli.data.labels import Labels
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Source
@@ -30,18 +31,19 @@ from acdc_cli.recipe.suggest import did_you_mean
 class Split:
     """The images of `train` or `val`."""
 
-    place: Path
-    """A .beton file, or a folder of class folders."""
-    class_names: tuple[str, ...]
+    labelled: Labels
     manifest: Manifest | None
-    """None for a folder."""
+    """None for images that were not written to a .beton file."""
+    read: Callable[[], BetonFile | Source]
 
     @cached_property
     def images(self) -> BetonFile | Source:
         # at the first use, because walking a folder of a million images takes minutes on a network disk
-        if self.manifest is None:
-            return folder_source(self.place.parent.name, self.place.name, self.place.parent)
-        return BetonFile(self.place)
+        return self.read()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.labelled.names
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -69,11 +71,16 @@ class DataSet:
         return _root(self.block)
 
     @property
+    def labelled(self) -> Labels:
+        return next(iter(self.splits.values())).labelled
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        return next(iter(self.splits.values())).class_names
+        return self.labelled.names
 
     @property
     def classes(self) -> int:
+        """Number of classes or labels, which is that of a model's outputs."""
         return len(self.class_names)
 
     @property
@@ -119,10 +126,11 @@ class DataSet:
 def open_set(block: DataBlock) -> DataSet:
     """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
     root = _root(block)
-    places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
-    if not places:
+    splits = {split: _opened(place) for split in SPLITS if (place := _lies_at(root, split))}
+    if not splits and _as_published(block):
+        splits = {split: _published(block.name, split, root) for split in SPLITS}
+    if not splits:
         raise DataError(_missing(block, " and ".join(SPLITS)))
-    splits = {name: _opened(place) for name, place in places.items()}
     require_same_classes(root, [split.class_names for split in splits.values()])
     return DataSet(block, splits)
 
@@ -134,7 +142,8 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
     """
     known = known_sets().get(block.name)
-    if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
+    missing = _lies_at(_root(block), "train") is None and not _as_published(block)
+    if missing and known and known.classes and known.train_images:
         classes, images, is_there = known.classes, known.train_images, False
     else:
         data = open_set(block)
@@ -147,9 +156,21 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
 
 def _opened(place: Path) -> Split:
     if place.is_dir():
-        return Split(place, class_folders(place), None)
+        folder = place.parent
+        return Split(Labels(class_folders(place)), None, lambda: folder_source(folder.name, place.name, folder))
     manifest = manifests.check_quick(place)
-    return Split(place, manifest.class_names, manifest)
+    return Split(manifest.labels, manifest, lambda: BetonFile(place))
+
+
+def _as_published(block: DataBlock) -> bool:
+    """Whether the set lies there as its authors publish it."""
+    known = known_sets().get(block.name)
+    return known is not None and known.has_layout(_root(block))
+
+
+def _published(name: str, split: str, root: Path) -> Split:
+    source = known_sets()[name].read(name, split, root, False)
+    return Split(Labels(source.class_names, source.targets), None, lambda: source)
 
 
 def _root(block: DataBlock) -> Path:

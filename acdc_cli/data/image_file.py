@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from acdc_cli import files
+from acdc_cli.data import archive
 from acdc_cli.data.beton import LONGEST_SIDE
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
@@ -32,7 +32,7 @@ def read_image(path: Path) -> ImageFile:
         with warnings.catch_warnings():
             # about metadata that is not used, of which real photographs have plenty, and about sizes that are checked
             warnings.simplefilter("ignore")
-            return _decoded(files.read_bytes(path))
+            return _decoded(archive.read_bytes(path))
     except UnidentifiedImageError as cause:
         raise ValueError(f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from cause
     # whatever a decoder raises over a file's content makes that file an unreadable one

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc_cli.data.labels import Kind
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.discovery import DATA_SETS
@@ -35,6 +36,8 @@ class KnownSet:
     """How training images are stored by default."""
     val: Settings = AS_PIXELS
     """How validation images are stored by default."""
+    has_layout: Callable[[Path], bool] = lambda folder: False
+    """Whether a folder holds the set as its authors publish it, from where `read` and the torch loader read it."""
 
 
 @cache
@@ -70,9 +73,14 @@ def require_same_classes(where: object, splits: Sequence[Sequence[str]]) -> None
 
 
 def array_source(
-    name: str, split: str, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]
+    name: str,
+    split: str,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    class_names: tuple[str, ...],
+    targets: Kind = "class",
 ) -> Source:
     """images: (samples, height, width, 3)."""
     fingerprint = hashlib.sha256(np.ascontiguousarray(images).data)
     fingerprint.update(labels.tobytes())
-    return Source(name, split, images, labels, class_names, fingerprint.hexdigest())
+    return Source(name, split, images, labels, class_names, fingerprint.hexdigest(), targets=targets)

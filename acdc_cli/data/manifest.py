@@ -7,7 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from pydantic import PlainValidator, PositiveInt, TypeAdapter, ValidationError
 
 from acdc_cli import files, reading
 from acdc_cli.data.beton import MODES, BetonFile, Mode
+from acdc_cli.data.labels import Kind, Labels
 from acdc_cli.errors import DataError
 
 VERSION = 1
@@ -66,16 +67,22 @@ class Manifest:
     content_hash: str
     """SHA-256 over index, label, kind, size and bytes of each image, independent of the file's layout."""
     label_histogram: tuple[int, ...]
-    """Images of each class."""
+    """Images of each class, or with each label."""
     reencoded: int
     """Images stored as JPEG with other bytes than their source's."""
     bad: tuple[BadImage, ...]
     """Sources that were left out because they are unreadable."""
     created: str
     acdc_version: str
+    targets: Kind = "class"
+    """`bits`: the classes are labels, of which an image may have several. Older manifests lack this key."""
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(self.class_names, self.targets)
 
     def summary(self) -> str:
-        notes = [f"{self.samples:,} images", f"{self.classes:,} classes", f"{self.bytes / 1e6:,.1f} MB"]
+        notes = [f"{self.samples:,} images", f"{self.classes:,} {self.labels.word}", f"{self.bytes / 1e6:,.1f} MB"]
         if self.reencoded:
             notes.append(f"{self.reencoded:,} encoded anew as JPEG")
         if self.bad:
@@ -154,7 +161,8 @@ def read(beton: Path) -> Manifest:
     values = reading.read_json(path, Any, DataError, "write the data set again")
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise DataError(f"{path}: not a manifest of version {VERSION}. Write the data set again with this acdc.")
-    if set(values) != {field.name for field in fields(Manifest)}:
+    known = {field.name: field.default is MISSING for field in fields(Manifest)}
+    if not set(values) <= set(known) or any(required and key not in values for key, required in known.items()):
         raise DataError(f"{path}: keys are missing or unknown. Write the data set again.")
     try:
         return TypeAdapter(Manifest).validate_python(values)
@@ -221,15 +229,14 @@ def _check_index(file: BetonFile, manifest: Manifest) -> None:
             f"{path_of(file.path)}: {manifest.classes} classes, but {classes} names and {counts} counts. "
             "Write the data set again."
         )
-    # before they are counted, because the count is as long as the largest label
-    if (beyond := np.flatnonzero(file.labels >= classes)).size:
+    # before they are counted, because the count is as long as the largest class
+    if (beyond := manifest.labels.unknown(file.labels)).size:
         index = int(beyond[0])
         raise DataError(
-            f"{file.path}: image {index} has class {file.labels[index]}, but the set has {classes} classes, numbered "
-            "from 0. Write the data set again."
+            f"{file.path}: image {index} has {manifest.targets} {file.labels[index]}, but the set has {classes} "
+            f"{manifest.labels.word}, numbered from 0. Write the data set again."
         )
-    histogram = np.bincount(file.labels, minlength=classes)
-    if file.samples != manifest.samples or tuple(histogram.tolist()) != manifest.label_histogram:
+    if file.samples != manifest.samples or manifest.labels.counts(file.labels) != manifest.label_histogram:
         raise DataError(f"{file.path}: its labels are not those of its manifest. Write the data set again.")
 
 

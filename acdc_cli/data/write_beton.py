@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +24,7 @@ from acdc_cli.data import manifest as manifests
 from acdc_cli.data import worker
 from acdc_cli.data.beton import LARGEST_IMAGE, LONGEST_SIDE, BetonFile, Sample, write_beton
 from acdc_cli.data.image_file import read_image
+from acdc_cli.data.labels import Kind, Labels
 from acdc_cli.data.manifest import BadImage, ContentHash, Manifest
 from acdc_cli.errors import DataError
 
@@ -74,6 +76,8 @@ class Source:
     fingerprint: str
     """Changes when the source does."""
     root: Path = Path()
+    targets: Kind = "class"
+    """`bits`: `class_names` are labels, of which an image may have several."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +204,16 @@ class _Intake:
         self._content = ContentHash()
         self.bad: list[BadImage] = []
         self.reencoded = 0
-        self.histogram = [0] * len(source.class_names)
+        self._labels = array("q")
 
     @property
     def content_hash(self) -> str:
         return self._content.hexdigest()
+
+    @property
+    def histogram(self) -> tuple[int, ...]:
+        """Images of each class, or with each label."""
+        return Labels(self._source.class_names, self._source.targets).counts(np.array(self._labels, np.int64))
 
     def samples(self) -> Iterator[Sample]:
         """The readable images. After the first unreadable one, the rest are only checked, so that all are listed."""
@@ -221,7 +230,7 @@ class _Intake:
     def _counted(self, result: Encoded) -> Sample:
         sample = result.sample
         self._content.add(sample.label, sample.mode, sample.height, sample.width, sample.data)
-        self.histogram[sample.label] += 1
+        self._labels.append(sample.label)
         self.reencoded += result.reencoded
         return sample
 
@@ -250,7 +259,7 @@ def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake
         page_crc32, content_hash = manifests.checksums(
             file, lambda done, total: bar.update(task, completed=done >> 20, total=total >> 20)
         )
-    histogram = np.bincount(file.labels, minlength=len(source.class_names)).tolist()
+    histogram = Labels(source.class_names, source.targets).counts(file.labels)
     if histogram != intake.histogram or content_hash != intake.content_hash:
         raise DataError(f"{partial}: the file read back differs from what was written; check the disk")
     for index in (0, file.samples // 2, file.samples - 1):
@@ -267,11 +276,12 @@ def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake
         bytes=partial.stat().st_size,
         page_crc32=page_crc32,
         content_hash=content_hash,
-        label_histogram=tuple(histogram),
+        label_histogram=histogram,
         reencoded=intake.reencoded,
         bad=tuple(intake.bad),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         acdc_version=__version__,
+        targets=source.targets,
     )
 
 

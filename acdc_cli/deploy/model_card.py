@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from jinja2 import Template
 
+from acdc_cli.data.labels import Labels
 from acdc_cli.deploy.contract import Facts
 from acdc_cli.recipe.discovery import METHODS
+from acdc_cli.recipe.kinds import measures_of, task_class
 from acdc_cli.recipe.syntax import dump
 
-_SHARES = {
-    "top1": "top-1",
+_SPARSITIES = {
     "sparsity": "sparsity of the pruned layers",
     "sparsity_all": "sparsity of all conv and linear layers",
 }
@@ -23,8 +24,8 @@ tags: [image-classification, timm, sparsity, pruning]
 ---
 # {{ facts.name }}
 
-A {{ model.name }} of {{ facts.classes | length }} classes, trained by [acdc](https://pypi.org/project/acdc-cli/) on
-{{ facts.recipe.data.name }}. Method `{{ method }}`: {{ about }}
+A {{ model.name }} of {{ facts.classes | length }} {{ outputs }}, trained by
+[acdc](https://pypi.org/project/acdc-cli/) on {{ facts.recipe.data.name }}. Method `{{ method }}`: {{ about }}
 
 | measure | value |
 |---|---|
@@ -63,6 +64,7 @@ def model_card(facts: Facts) -> str:
     card: str = _CARD.render(
         facts=facts,
         model=facts.recipe.model,
+        outputs=Labels(facts.classes, task_class(facts.recipe.task.name).targets).word,
         method=method,
         about=METHODS.described()[method],
         rows=list(_rows(facts)),
@@ -74,7 +76,8 @@ def model_card(facts: Facts) -> str:
 def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
     """What is known of the model, measured at the end of its last epoch, and of its run."""
     metrics = facts.header.get("metrics") or {}
-    for key, name in _SHARES.items():
+    headline = measures_of(facts.recipe.task.name).headline
+    for key, name in {headline.key: headline.name, **_SPARSITIES}.items():
         if (value := metrics.get(key)) is not None:
             yield name, f"{value:.2%}"
     counts = {"inference_flops_measured": "FLOPs of an image", "train_flops_measured": "FLOPs of the training"}

@@ -27,8 +27,8 @@ class Parity:
     """Batch sizes of the check."""
     difference: float
     """Largest difference of two logits, as a share of the largest absolute logit."""
-    top1_agreement: float
-    """Share of the images whose top class is the same."""
+    agreement: float
+    """Share of the answers (an image's class, or whether it has a label) that are the same."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,7 +36,7 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"{self.images} validation images in batches of {' and '.join(map(str, self.batches))}: logits differ by "
-            f"{self.difference:.1e} of the largest, top-1 agrees on {self.top1_agreement:.2%}"
+            f"{self.difference:.1e} of the largest, answers agree on {self.agreement:.2%}"
         )
 
 
@@ -47,8 +47,10 @@ def check(
     batches: Sequence[int],
     what: str,
     tolerance: float = TOLERANCE,
+    answers: Logits = lambda logits: logits.argmax(1),
 ) -> Parity:
     """inputs: as many as the largest batch or more; those that fill no batch of a fixed size are left out.
+    answers: of the models' task, from their logits.
 
     Raises ModelError where the two differ, or `exported` cannot be run.
     """
@@ -58,10 +60,10 @@ def check(
     if any(each.shape != expected[: len(each)].shape for each in shares):
         raise ModelError(f"{what} gives {list(shares[0].shape)} logits, not {list(expected.shape)}; nothing is kept")
     differences = [difference(expected, each) for each in shares]
-    agreed = [(each.argmax(1) == expected[: len(each)].argmax(1)).double().mean() for each in shares]
+    agreed = [(answers(each) == answers(expected[: len(each)])).double().mean() for each in shares]
     # of several maxima NaN wins only in torch's
     parity = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
-    if not (parity.difference <= tolerance and parity.top1_agreement >= AGREEMENT):
+    if not (parity.difference <= tolerance and parity.agreement >= AGREEMENT):
         raise ModelError(f"{what} is not the same model and is not kept: {parity}")
     return parity
 

@@ -35,7 +35,7 @@ _STEM = "bench"
 """Of the files' names."""
 _COLUMNS = ("variant", "engine", "ms", "p90", "img/s", "MB", "peak", "× own", "× base", "differs")
 _HEADS = (
-    "model", "variant", "engine", "batch", "threads", "top1", "latency_ms", "latency_p90_ms", "cpu_ms",
+    "model", "variant", "engine", "batch", "threads", "accuracy", "latency_ms", "latency_p90_ms", "cpu_ms",
     "images_per_second", "file_bytes", "peak_memory_bytes", "logit_difference", "speedup_over_own_dense",
     "speedup_over_own_dense_cpu", "speedup_over_base", "speedup_over_base_cpu",
 )  # fmt: skip
@@ -164,7 +164,7 @@ def _rows(entrant: Entrant, how: Setup) -> list[Row]:
                         "engine": each.engine,
                         "batch": batch,
                         "threads": threads,
-                        "top1": entrant.top1.get(each.variant),
+                        "accuracy": entrant.accuracy.get(each.variant),
                         "file_bytes": each.file.stat().st_size if each.file else None,
                         "logit_difference": difference(expected[each.variant], torch.from_numpy(outcome.logits[each])),
                         **_speed(record, batch),
@@ -271,7 +271,7 @@ def _short(value: float) -> str:
 def _figure(rows: Sequence[Row]) -> Figure | None:
     """Accuracy over latency with the smallest batch and fewest threads; None where no accuracy is known."""
     least = min((row["threads"] or 0, row["batch"]) for row in rows)
-    known = [row for row in rows if row["top1"] is not None and (row["threads"] or 0, row["batch"]) == least]
+    known = [row for row in rows if row["accuracy"] is not None and (row["threads"] or 0, row["batch"]) == least]
     if not known:
         return None
     figure = plotting.new(7, 4.5)
@@ -281,23 +281,23 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
         points = [row for row in known if (row["engine"], row["variant"]) == (engine, variant)]
         axes.plot(
             [row["latency_ms"] for row in points],
-            [100 * row["top1"] for row in points],
+            [100 * row["accuracy"] for row in points],
             label=f"{variant}, {engine}",
             **{**looks, "linestyle": "", "markersize": 7},
         )
     front = _pareto(known)
     axes.plot(
         [row["latency_ms"] for row in front],
-        [100 * row["top1"] for row in front],
+        [100 * row["accuracy"] for row in front],
         drawstyle="steps-post", color="0.6", linewidth=1, zorder=0, label="Pareto front",
     )  # fmt: skip
     if len({row["model"] for row in known}) > 1:
         for row in front:
             axes.annotate(
-                row["model"], (row["latency_ms"], 100 * row["top1"]), xytext=(4, 4), textcoords="offset points"
+                row["model"], (row["latency_ms"], 100 * row["accuracy"]), xytext=(4, 4), textcoords="offset points"
             )
     threads = f", threads {least[0]}" if least[0] else ""
-    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="top-1 (%)")
+    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="accuracy (%)")
     plotting.log(axes, "x")
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3)
@@ -308,7 +308,7 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
 def _pareto(rows: Sequence[Row]) -> list[Row]:
     """Those that none beats in both accuracy and latency, the fastest first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["latency_ms"], -row["top1"])):
-        if not front or row["top1"] > front[-1]["top1"]:
+    for row in sorted(rows, key=lambda row: (row["latency_ms"], -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
             front.append(row)
     return front

@@ -18,6 +18,7 @@ from acdc_cli.deploy.tracing import Traced
 from acdc_cli.jobs.export_run import Asked, open_model
 from acdc_cli.models import build as models
 from acdc_cli.models.preprocessing import preprocessing
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
@@ -49,8 +50,8 @@ class Entrant:
     facts: Facts
     inputs: Tensor
     """At least as many as the largest batch."""
-    top1: Mapping[str, float | None]
-    """By variant; empty where it is not known."""
+    accuracy: Mapping[str, float | None]
+    """By the task's headline, by variant; empty where it is not known."""
     run: Path | None = None
     """The run directory that it is the result of."""
 
@@ -63,19 +64,20 @@ def opened(source: Path, model: str | None, data: str | None, batch: int, overri
     """
     result = open_model(source, Asked(None, model, data), overrides, Traced())
     run = source if source.is_dir() else None
-    accuracy = result.facts.outcome.get("top1")
-    top1: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), accuracy)
+    headline = measures_of(result.facts.recipe.task.name).headline.key
+    known = result.facts.outcome.get(headline)
+    accuracy: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), known)
     if not any(count_zeros([layer.parameter for layer in layers(result.model, ())])):
-        variants, top1 = {"dense": result.model}, {"dense": accuracy}
+        variants, accuracy = {"dense": result.model}, {"dense": known}
     elif run and open_run(run).model_file("dense").exists():
         dense = open_model(run, Asked("dense", None, data), overrides, Traced()).model
         variants = _variants(dense, result.model, result.facts)
-        top1["dense"] = result.facts.outcome.get("dense_top1")
+        accuracy["dense"] = result.facts.outcome.get(f"dense_{headline}")
     else:
         dense = copy.deepcopy(result.model)
         random_zeros.refill(layers(dense, ()), torch.Generator().manual_seed(0))
         variants = _variants(dense, result.model, result.facts)
-    return Entrant(result.facts.name, variants, result.facts, result.inputs(batch), top1, run)
+    return Entrant(result.facts.name, variants, result.facts, result.inputs(batch), accuracy, run)
 
 
 def drawn(random: Random, batch: int) -> Entrant:

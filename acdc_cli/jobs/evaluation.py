@@ -21,18 +21,19 @@ from acdc_cli.deploy.contract import Facts, Logits, Program
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
-from acdc_cli.tasks import registry as tasks
-from acdc_cli.tasks.task import Task
+from acdc_cli.tasks.base import registry as tasks
+from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.epoch_record import sparsities
 from acdc_cli.training.evaluate import Forward, evaluate
 from acdc_cli.training.precision import Precision
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
-KEYS = ("top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
+OF_WEIGHTS = ("sparsity", "sparsity_all", "params", "nonzero", "flops", "samples")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Options:
 
 
 def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
-    """`KEYS`: accuracies and sparsities as fractions, loss and entropy in nats (P2 eq. 4, unsmoothed logits).
+    """The task's metrics, then `OF_WEIGHTS` and `task`; shares as fractions, loss and entropy in nats (P2 eq. 4,
+    unsmoothed logits).
 
     A run's `sparsity` is over the layers that its recipe prunes; a foreign checkpoint has no recipe, so both of its
     sparsities are over all conv and linear weights. FLOPs are those of one validation image under `CONVENTION`.
@@ -64,11 +66,17 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = open_set(recipe.data)
-    ready = setup.build(recipe, data.classes)
+    ready = setup.build(recipe, data.labelled)
     setup.require_sizes(ready, [recipe.data.val_crop])
     metrics = _judged(data, options, ready.device, ready.model, ready.forward, ready.task, ready.precision)
     metrics |= sparsities(ready.layers) | _cost(recipe, ready, data.classes)
-    return {key: metrics[key] for key in (*KEYS, "layers")}
+    return _in_order(metrics, ready.task, recipe)
+
+
+def _in_order(metrics: Mapping[str, Any], task: Task, recipe: Recipe) -> dict[str, Any]:
+    headline, *more, confidence = (each.key for each in task.measures.all)
+    first = dict.fromkeys((headline, *more, "loss", confidence, *task.names, *OF_WEIGHTS))
+    return {**{key: metrics.get(key) for key in first}, "task": recipe.task.name, "layers": metrics.get("layers", [])}
 
 
 def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Options) -> dict[str, Any]:
@@ -90,8 +98,8 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
         parts = torch.split(images, facts.batch or len(images))
         return torch.cat([_padded(logits, facts.inputs(part), facts.batch) for part in parts])
 
-    metrics = _judged(data, options, cpu, nn.Identity(), forward, tasks.build(recipe.task), Precision("fp32", cpu))
-    return {**dict.fromkeys(KEYS), **metrics, "layers": []}
+    task = tasks.build(recipe.task, data.class_names, data.labelled.kind)
+    return _in_order(_judged(data, options, cpu, nn.Identity(), forward, task, Precision("fp32", cpu)), task, recipe)
 
 
 def _judged(
@@ -174,12 +182,12 @@ def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The metrics formatted for a person."""
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
-    of_logits = [
-        ("top-1", f"{metrics['top1']:.2%}"),
-        ("top-5", f"{metrics['top5']:.2%}"),
-        ("loss", f"{metrics['loss']:.4f} nats"),
-        ("entropy", f"{metrics['entropy']:.4f} nats"),
-    ]
+    measures = measures_of(metrics["task"])
+    of_logits = [(each.name, each.spelt(metrics[each.key])) for each in (measures.headline, *measures.more)]
+    of_logits.append(("loss", f"{metrics['loss']:.4f} nats"))
+    of_logits.append((measures.confidence.name, measures.confidence.spelt(metrics[measures.confidence.key])))
+    own = [key for key in metrics if key.startswith(f"{measures.headline.key}/")]
+    of_logits += [(f"  {key.partition('/')[2]}", measures.headline.spelt(metrics[key])) for key in own]
     of_weights = (
         [
             ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),

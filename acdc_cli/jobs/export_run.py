@@ -22,10 +22,12 @@ from acdc_cli.errors import RunError
 from acdc_cli.files import assembling
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, header_of, judged, recipe_of, weights_of
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import block_of, sorted_overrides
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.outcome import outcome
 from acdc_cli.runs.run_dir import open_run
+from acdc_cli.tasks.base import registry as tasks
 
 _IMAGES = 32
 """Validation images that the check takes, evenly spread."""
@@ -88,7 +90,8 @@ def export(
     with assembling(out) as partial:
         kind.write(model, opened.facts, options, partial)
         _refuse_if_of_others(out, partial)
-        agreed = parity.check(opened.model, kind.read(partial, opened.facts), inputs, batches, str(out))
+        exported = kind.read(partial, opened.facts)
+        agreed = parity.check(opened.model, exported, inputs, batches, str(out), answers=opened.answers)
     if publish := getattr(kind, "publish", None):
         publish(out, opened.facts, options)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
@@ -103,6 +106,9 @@ class Opened:
     data: DataSet
     shrunk: Shrunk | None = None
     """The same function without dead channels, where that is asked for; it takes `facts.inputs`, too."""
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return tasks.build(self.facts.recipe.task).answers(logits)
 
     def inputs(self, at_least: int) -> Tensor:
         """Validation images, evenly spread over the set, and repeated where it has fewer than `at_least`."""
@@ -124,7 +130,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
     header = header_of(weights) or {"recipe": setup.without_start(recipe).as_dict()}
     recipe = _on_cpu(recipe, traced.input_size)
     data = open_set(recipe.data)
-    ready = setup.build(recipe, data.classes)
+    ready = setup.build(recipe, data.labelled)
     setup.require_sizes(ready, [recipe.data.val_crop])
     is_result = source.is_dir() and weights == weights_of(source)
     facts = Facts(
@@ -132,7 +138,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
         recipe=recipe,
         classes=data.class_names,
         header=header,
-        outcome=outcome(open_run(source)).values if is_result else {},
+        outcome=outcome(open_run(source), measures_of(recipe.task.name)).values if is_result else {},
         with_preprocessing=traced.with_preprocessing,
         batch=None if traced.batch == "dynamic" else traced.batch,
     )
@@ -150,7 +156,7 @@ def _checked(opened: Opened, smaller: Shrunk, inputs: Tensor, batch: int) -> nn.
     console.say(smaller.described(name))
     if smaller.removed:
         what = f"{name} without its dead channels"
-        parity.check(opened.model, smaller.model, inputs, (batch,), what, parity.SHRUNK_TOLERANCE)
+        parity.check(opened.model, smaller.model, inputs, (batch,), what, parity.SHRUNK_TOLERANCE, opened.answers)
     return smaller.model
 
 

@@ -19,6 +19,7 @@ from acdc_cli.jobs.checkpoints import Which
 from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.forms import Record
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -27,7 +28,7 @@ from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.training import saved_state
 from acdc_cli.training.checkpoint import load_masks, load_state, read_metadata
 
-TOP1, LOSS = 0.005, 0.02
+ACCURACY, LOSS = 0.005, 0.02
 """By how much a model may differ from its record, as fractions: of top-1 in points, of the loss relatively. Devices and
 precisions round differently; a model of another epoch or run differs by more."""
 
@@ -63,7 +64,7 @@ class _Run:
         self.by_epoch = {record["epoch"]: record for record in self.records}
         self.kinds = [kind for kind in get_args(Which) if self.directory.model_file(kind).exists()]
         given = load(self.directory.resolved, overrides)
-        ready = setup.build(setup.without_start(given), open_set(given.data).classes)
+        ready = setup.build(setup.without_start(given), open_set(given.data).labelled)
         self.phases = setup.sparsifier(self.recipe, ready.layers).phases
 
     def judged(self, kind: Which) -> dict[str, Any]:
@@ -222,12 +223,11 @@ def _model(run: _Run, kind: Which) -> Result:
             problems.append(
                 f"{name} has {layer['nonzero']} of {layer['weights']} weights, recorded sparsity {zeros:.6f}"
             )
-    loss = record["val_loss"]
-    if abs(judged["top1"] - record["top1"]) > TOP1 or abs(judged["loss"] - loss) > LOSS * loss:
-        problems.append(
-            f"top-1 {judged['top1']:.2%}, loss {judged['loss']:.4f}; recorded {record['top1']:.2%}, {loss:.4f}"
-        )
-    measured = f"top-1 {judged['top1']:.2%} (recorded {record['top1']:.2%}), sparsity {judged['sparsity']:.4%}"
+    loss, headline = record["val_loss"], measures_of(judged["task"]).headline
+    now, then = judged[headline.key], record[headline.key]
+    if abs(now - then) > ACCURACY or abs(judged["loss"] - loss) > LOSS * loss:
+        problems.append(f"{headline.name} {now:.2%}, loss {judged['loss']:.4f}; recorded {then:.2%}, {loss:.4f}")
+    measured = f"{headline.name} {now:.2%} (recorded {then:.2%}), sparsity {judged['sparsity']:.4%}"
     return f"epoch {epoch}: {measured}", problems
 
 

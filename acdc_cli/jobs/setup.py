@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
 from acdc_cli.models.initialisation import Undrawn
@@ -23,8 +24,8 @@ from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.sparsity.where import Selector
-from acdc_cli.tasks import registry as tasks
-from acdc_cli.tasks.task import Task
+from acdc_cli.tasks.base import registry as tasks
+from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, own_device
@@ -45,8 +46,14 @@ class ReadyModel:
     ranks: Ranks = ALONE
 
 
-def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> ReadyModel:
-    """ranks: the processes that train together; each builds the same model."""
+def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyModel:
+    """labels: those of the data set, or any of the recipe's task, so many.
+    ranks: the processes that train together; each builds the same model.
+
+    Raises RecipeError if the recipe's task takes other labels.
+    """
+    classes = labels if isinstance(labels, int) else len(labels.names)
+    task = tasks.build(recipe.task, *(() if isinstance(labels, int) else (labels.names, labels.kind)))
     device = own_device(ranks, choose_device(recipe.device))
     mode = _compile_mode(recipe, device)
     _choose_algorithms(recipe.deterministic, compiled=mode is not None)
@@ -66,7 +73,7 @@ def build(recipe: Recipe, classes: int, ranks: Ranks = ALONE) -> ReadyModel:
         model=model,
         forward=Compiled(forward, model, mode) if mode else forward,
         layers=layers(model, keep_dense(recipe)),
-        task=tasks.build(recipe.task),
+        task=task,
         precision=Precision(recipe.precision, device),
         device=device,
         ranks=ranks,

@@ -75,7 +75,7 @@ class Checkpoint:
 
     def load(self, weights: Path | None = None) -> Loaded:
         recipe = judged(self.recipe, weights or self.weights, self.asked.data)
-        ready = setup.build(recipe, self.data.classes)
+        ready = setup.build(recipe, self.data.labelled)
         setup.require_sizes(ready, [recipe.data.val_crop])
         return ready
 

@@ -23,8 +23,8 @@ from acdc_cli.jobs import costs, requeueing, setup
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
-from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
 from acdc_cli.recipe.shipped import find
@@ -34,7 +34,7 @@ from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import pruned
-from acdc_cli.tasks.memorised import Memorisation
+from acdc_cli.tasks.base.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed, saved_state
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
@@ -78,7 +78,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
     begun = recipe.fork is not None or ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
-    ready = setup.build(setup.without_start(recipe) if begun else recipe, data.classes, ranks)
+    ready = setup.build(setup.without_start(recipe) if begun else recipe, data.labelled, ranks)
     sides = {*resolutions(recipe), recipe.data.val_crop}
     setup.require_sizes(ready, sides)
     with ExitStack() as stack:
@@ -226,7 +226,7 @@ def _fit(
             tracker.finish(summary)
         if first:
             run.finish(summary)
-            _conclude(run, summary)
+            _conclude(run, summary, parts.task.measures.headline)
     except KeyboardInterrupt:
         console.say(f"interrupted; resume from the last checkpoint with: acdc train {run.path} --resume")
         raise
@@ -262,7 +262,7 @@ def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | N
             )
         return None
     saved_state.require_form(state, run.checkpoints)
-    saved, current = flat(state["metadata"]["recipe"]), _bearing(recipe)
+    saved, current = bearing(state["metadata"]["recipe"], MAY_CHANGE_ON_RESUME), _bearing(recipe)
     # only keys that both have, because the versions of acdc may differ
     if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
         key = min(differing)
@@ -320,14 +320,12 @@ def _bearing(recipe: Recipe) -> dict[str, Any]:
     return bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
 
 
-def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
+def _conclude(run: RunDir, summary: dict[str, Any], headline: Quantity) -> None:
     """Prints the run's results and the next commands."""
     for kind in ("sparse", "dense"):
-        if kind in summary:
-            console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
-            if "ema_top1" in summary[kind]:
-                averaged = f"{kind}-ema"
-                console.say(f"{averaged}: top-1 {summary[kind]['ema_top1']:.2%} in {run.model_file(averaged)}")
+        for key, name in ((headline.key, kind), (f"ema_{headline.key}", f"{kind}-ema")):
+            if key in summary.get(kind, {}):
+                console.say(f"{name}: {headline.name} {summary[kind][key]:.2%} in {run.model_file(name)}")
     corrupted = f" · acdc analyze memorisation {run.path}" if run.corrupted_labels.exists() else ""
     console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from acdc_cli.recipe.flat import flat
-from acdc_cli.recipe.schema import Bears, Recipe
+from acdc_cli.recipe.schema import OLDER_TASKS, Bears, Recipe
 
 MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
 """The classes of keys that a resumed run may change: it stays the same run, to the bit where possible."""
@@ -23,7 +23,10 @@ def bearing(recipe: Mapping[str, Any], ignored: Collection[Bears]) -> dict[str, 
 
     recipe: nested or with dotted keys, perhaps from another version of acdc; an unknown key affects the numbers.
     """
-    return {key: value for key, value in flat(recipe).items() if bears_on(key) not in ignored}
+    values = {key: value for key, value in flat(recipe).items() if bears_on(key) not in ignored}
+    if (task := values.get("task.name")) in OLDER_TASKS:
+        values["task.name"] = OLDER_TASKS[task]
+    return values
 
 
 def bears_on(key: str) -> Bears:

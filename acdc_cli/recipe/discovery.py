@@ -1,4 +1,4 @@
-"""Folders in which each file is one method, analysis, model, data set or export format; nothing else lists them."""
+"""Folders in which each file is a method, analysis, model, task, data set or export format; nothing else lists them."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Folder:
 METHODS = Folder("acdc_cli.sparsity.methods", "method")
 ANALYSES = Folder("acdc_cli.analysis", "analysis")
 MODELS = Folder("acdc_cli.models", "model")
+TASKS = Folder("acdc_cli.tasks", "task")
 DATA_SETS = Folder("acdc_cli.data.sets", "data set")
 FORMATS = Folder("acdc_cli.deploy.formats", "format")
 

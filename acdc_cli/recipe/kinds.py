@@ -1,4 +1,4 @@
-"""The kinds of blocks that a recipe can choose from: methods, optimisers and schedules."""
+"""The kinds of blocks that a recipe can choose from: methods, tasks, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, create_model
 
-from acdc_cli.recipe.discovery import METHODS
-from acdc_cli.recipe.schema import Recipe, SparsityBlock
+from acdc_cli.quantities import Measures
+from acdc_cli.recipe.discovery import METHODS, TASKS
+from acdc_cli.recipe.schema import Recipe, SparsityBlock, current_task
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.syntax import KeyPath
 
@@ -28,6 +29,18 @@ def method_class(method: str) -> type[Any]:
     """The `Method` of a method's file: the `Sparsifier` that its `Config` describes."""
     hooks: type[Any] = METHODS.module(method).Method
     return hooks
+
+
+def task_class(name: str) -> type[Any]:
+    """The `Task` of a task's file; also of a name that older recipes have."""
+    task: type[Any] = TASKS.module(current_task(name)).Task
+    return task
+
+
+def measures_of(task: str) -> Measures:
+    """What a task of this name measures."""
+    measures: Measures = task_class(task).measures
+    return measures
 
 
 @cache

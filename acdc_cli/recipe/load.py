@@ -13,7 +13,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.reading import require_bounds
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
-from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of
+from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of, task_class
 from acdc_cli.recipe.schema import (
     Block,
     CheckpointBlock,
@@ -29,6 +29,7 @@ from acdc_cli.recipe.schema import (
     Schedule,
     SparsityBlock,
     StepSchedule,
+    TaskBlock,
 )
 from acdc_cli.recipe.shape import either
 from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, Place, Problem, dump
@@ -145,6 +146,8 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
         text = "the run would start from this model and from `model.weights`; remove one of them"
         problems.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
+    if data and (task := _valid(TypeAdapter(TaskBlock), given.get("task", {}))):
+        problems += [problem_at(root, ("data", key), text) for key, text in task_class(task.name).misfits(data)]
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
     if epochs is None:
         return problems

@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.discovery import TASKS
+from acdc_cli.recipe.explain import unknown_name
 
 
 def _at_most(limit: int) -> AfterValidator:
@@ -210,11 +212,28 @@ class DataBlock(Block):
         return self
 
 
+OLDER_TASKS = {"classification": "multiclass"}
+"""Names of tasks in older recipes, with those of today."""
+
+
+def current_task(name: str) -> str:
+    return OLDER_TASKS.get(name, name)
+
+
+def _known_task(name: str) -> str:
+    name = current_task(name)
+    if name not in (known := TASKS.names()):
+        raise ValueError(unknown_name(name, known))
+    return name
+
+
 class TaskBlock(Block):
-    name: Literal["classification"] = "classification"
-    """The task: one label per image, softmax cross entropy."""
+    name: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"enum": TASKS.names()})] = "multiclass"
+    """`multiclass`: one class per image, softmax cross entropy. `multilabel`: several labels per image, each there or
+    not, with binary cross entropy. Older recipes have `classification` for the former."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target spread evenly over all classes during training; validation losses are not smoothed."""
+    """Share of the target spread evenly during training: over all classes, or for `multilabel` over yes and no of each
+    label. Validation losses are not smoothed."""
 
 
 class _Warmup(Block):

@@ -21,6 +21,8 @@ class _Results(Form):
     train_cross_entropy: FiniteFloat | None = None
     val_loss: FiniteFloat | None = None
     entropy: FiniteFloat | None = None
+    accuracy: FiniteFloat | None = None
+    uncertainty: FiniteFloat | None = None
     sparsity: Share = 0.0
     sparsity_all: Share = 0.0
     layers: dict[str, Share] = {}
@@ -32,7 +34,6 @@ class Record(_Results):
     epoch: EpochNumber
     phase: str
     train_loss: FiniteFloat | None
-    top1: FiniteFloat | None
     sparsity: Share
     mask_sparsity: Share
     seconds: FiniteFloat

@@ -11,9 +11,8 @@ import safetensors
 
 from acdc_cli import files
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Measures
 from acdc_cli.runs.run_dir import RunDir
-
-_OF_MODELS = ("top1", "val_loss", "entropy", "train_loss", "train_cross_entropy", "sparsity", "sparsity_all")
 
 
 @dataclass(frozen=True)
@@ -22,29 +21,31 @@ class Outcome:
     epochs: int
     """Number of finished epochs."""
     values: Mapping[str, float | None]
-    """None means unknown. `top1` and so on belong to the run's main model, `sparse_top1` and `dense_top1` to its two
-    models. `nonzero` counts conv and linear weights. FLOPs are those planned (`nominal`) and those counted with the
-    actual weights (`measured`); inference FLOPs are for one image."""
+    """None means unknown. The task's headline (`top1`) and so on belong to the run's main model, `sparse_top1` and
+    `dense_top1` to its two models. `nonzero` counts conv and linear weights. FLOPs are those planned (`nominal`) and
+    those counted with the actual weights (`measured`); inference FLOPs are for one image."""
 
 
-def outcome(run: RunDir, kind: Literal["sparse", "dense"] | None = None) -> Outcome:
+def outcome(run: RunDir, measures: Measures, kind: Literal["sparse", "dense"] | None = None) -> Outcome:
     """The final numbers, or for an unfinished run those of its latest epoch of each kind.
 
+    measures: those of the run's task.
     kind: the model that `top1` and so on describe; None: the sparse one, if the run makes one.
     Raises RunError if a file is damaged.
     """
     records, summary = run.records(), run.final() or {}
+    judged = (measures.headline.key, "val_loss", measures.confidence.key)
     ends = {each: summary[each] for each in ("sparse", "dense") if summary.get(each)}
     last = ends.get("sparse") or ends.get("dense") or {}
     if not summary:
-        validated = [record for record in records if record["top1"] is not None] or records
+        validated = [record for record in records if record.get(measures.headline.key) is not None] or records
         ends = {record["phase"]: record for record in validated}
         last = validated[-1] if validated else {}
     if kind:
         last = ends.get(kind, {})
-    values = {key: last.get(key) for key in _OF_MODELS}
+    values = {key: last.get(key) for key in (*judged, "train_loss", "train_cross_entropy", "sparsity", "sparsity_all")}
     for each in ("sparse", "dense"):
-        values |= {f"{each}_{key}": ends.get(each, {}).get(key) for key in ("top1", "val_loss", "entropy")}
+        values |= {f"{each}_{key}": ends.get(each, {}).get(key) for key in judged}
     values["nonzero"] = _nonzero(run, "sparse" if last is ends.get("sparse") else "dense", last) if summary else None
     cost = summary.get("cost") or {}
     for book in ("nominal", "measured"):

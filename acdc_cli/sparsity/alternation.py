@@ -34,9 +34,9 @@ class AlternationBlock(TargetBlock):
     last_sparse_epochs: Epochs = 15
     """Length of the last phase. It ends in the sparse model, or with another `last_phase` in the dense one."""
     last_phase: Literal["sparse", "dense_best", "dense_last", "both"] = "sparse"
-    """`dense_best` and `dense_last` replace the last sparse phase: they fine-tune the dense model with the best
-    validation top-1 after the warm-up, or the dense model of the last dense epoch (P1 3.2, 4). The sparse model is then
-    that of the sparse phase before. `both`: the last sparse phase, then as many epochs at the same learning rates and
+    """`dense_best` and `dense_last` replace the last sparse phase: they fine-tune the dense model that is most
+    accurate in validation after the warm-up, or that of the last dense epoch (P1 3.2, 4). The sparse model is then that
+    of the sparse phase before. `both`: the last sparse phase, then as many epochs at the same learning rates and
     resolutions that fine-tune the dense model of the last dense epoch, from zero momentum; `epochs` counts them, too.
     """
 

@@ -64,6 +64,10 @@ class Training(Protocol):
     """What a method may ask of its run."""
 
     @property
+    def headline(self) -> str:
+        """The validation metric by which models are ranked: the larger, the better."""
+
+    @property
     def model(self) -> nn.Module:
         """The model itself, neither compiled nor wrapped; it takes normalised images."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from acdc_cli.quantities import Measures
 from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
 from acdc_cli.statistics import Spread, distance, rises
 from acdc_cli.studies.summary import Group, Series, Summary
@@ -23,13 +24,17 @@ CLEAR = 2.0
 LEVEL = 1.0, 0.1
 """A level: at most this many pooled standard deviations, and at most this fraction of its mean, above the reference. A
 spread so wide that it hides a difference is no evidence that there is none."""
-RULE = (
-    "A model looks under-trained if its training cross entropy and validation entropy after the last epoch are both "
-    f"more than {CLEAR:g} pooled standard deviations over seeds above those of the best dense model (arXiv 2308.02060, "
-    "C.1) and of every dense length that is about as accurate. It is called under-trained if longer runs were also "
-    "more accurate. A length is supported if its top-1 is at most one pooled standard deviation below the best of "
-    "its series."
-)
+
+
+def rule(measures: Measures) -> str:
+    """What the verdicts mean, in the words of the runs' task."""
+    return (
+        f"A model looks under-trained if its training cross entropy and validation {measures.confidence.name} after "
+        f"the last epoch are both more than {CLEAR:g} pooled standard deviations over seeds above those of the best "
+        "dense model (arXiv 2308.02060, C.1) and of every dense length that is about as accurate. It is called "
+        "under-trained if longer runs were also more accurate. A length is supported if its "
+        f"{measures.headline.name} is at most one pooled standard deviation below the best of its series."
+    )
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Advice:
     """Dense groups about as accurate as the reference."""
     loss: float | None
     """Training loss minus the reference's, in pooled standard deviations; None if unknown."""
-    entropy: float | None
-    """Validation entropy minus the reference's, likewise."""
+    confidence: float | None
+    """Validation entropy, or what the task has in its place, minus the reference's, likewise."""
     verdict: Verdict | None
     reason: str
 
@@ -64,16 +69,19 @@ def advise(summary: Summary) -> list[Advice]:
 
 
 def lengths(series: Series) -> Lengths:
-    known = [(group, accuracy) for group in series.groups if (accuracy := group.last("top1")) and accuracy.n > 1]
+    known = [(group, spread) for group in series.groups if (spread := group.accuracy) and spread.n > 1]
     if len(known) < 2:
         return Lengths(series.name, (), "fewer than two lengths have at least two runs")
     best, highest = max(known, key=lambda pair: pair[1].mean)
-    supported = tuple(group.epochs for group, accuracy in known if not rises(accuracy.values, highest.values))
+    supported = tuple(group.epochs for group, spread in known if not rises(spread.values, highest.values))
     (before, lower), (longest, last) = known[-2:]
     (shortest, _) = known[0]
-    notes = [f"{best.epochs} has the highest mean top-1"]
+    accuracy = best.measures.headline.name
+    notes = [f"{best.epochs} has the highest mean {accuracy}"]
     if rises(lower.values, last.values):
-        notes.append(f"top-1 still rose from {before.epochs} to {longest.epochs}, the longest; longer runs may help")
+        notes.append(
+            f"{accuracy} still rose from {before.epochs} to {longest.epochs}, the longest; longer runs may help"
+        )
     elif longest.epochs in supported:
         notes.append(f"{longest.epochs} is the longest tried")
     if shortest.epochs in supported:
@@ -86,12 +94,12 @@ def lengths(series: Series) -> Lengths:
 
 
 def _advice(group: Group, series: Series, ended: Sequence[Group]) -> Advice:
-    alike = [other for other in ended if other is not group and other.last("top1") and _comparable(other, group)]
+    alike = [other for other in ended if other is not group and other.accuracy and _comparable(other, group)]
     reference = _reference(group, alike)
     equals = tuple(other for other in alike if other.dense and reference and _equal(other, reference))
-    loss, entropy = _above(group, reference)
+    loss, confidence = _above(group, reference)
     verdict, reason = _verdict(group, reference, equals, series)
-    return Advice(group, reference, equals, loss, entropy, verdict, reason)
+    return Advice(group, reference, equals, loss, confidence, verdict, reason)
 
 
 def _comparable(group: Group, other: Group) -> bool:
@@ -100,9 +108,11 @@ def _comparable(group: Group, other: Group) -> bool:
 
 def _reference(group: Group, alike: Sequence[Group]) -> Group | None:
     """The most accurate dense group with the same data and model; if there is none, the most accurate other group."""
-    chosen = [other for other in alike if other.dense] or [other for other in alike if _top1(other) > _top1(group)]
+    chosen = [other for other in alike if other.dense] or [
+        other for other in alike if _accuracy(other) > _accuracy(group)
+    ]
     several = [other for other in chosen if len(other.done) > 1]
-    return max(several or chosen, key=_top1, default=None)
+    return max(several or chosen, key=_accuracy, default=None)
 
 
 def _equal(group: Group, reference: Group) -> bool:
@@ -110,9 +120,8 @@ def _equal(group: Group, reference: Group) -> bool:
     return group is not reference and len(group.done) > 1 and not _more_accurate(reference, group)
 
 
-def _top1(group: Group) -> float:
-    accuracy = group.last("top1")
-    return accuracy.mean if accuracy else -1.0
+def _accuracy(group: Group) -> float:
+    return group.accuracy.mean if group.accuracy else -1.0
 
 
 def _above(group: Group, reference: Group | None) -> tuple[float | None, float | None]:
@@ -120,28 +129,29 @@ def _above(group: Group, reference: Group | None) -> tuple[float | None, float |
     if reference is None:
         return None, None
     pairs = _pairs(group, reference)
-    loss, entropy = (distance(own, other) if own and other else None for own, other in pairs)
-    return loss, entropy
+    loss, confidence = (distance(own, other) if own and other else None for own, other in pairs)
+    return loss, confidence
 
 
 def _side(group: Group, reference: Group) -> Literal["above", "level", "below", "between"] | None:
     """The position of both measures relative to the reference; None if unknown."""
-    loss, entropy = _above(group, reference)
-    if loss is None or entropy is None:
+    loss, confidence = _above(group, reference)
+    if loss is None or confidence is None:
         return None
-    if min(loss, entropy) > CLEAR:
+    if min(loss, confidence) > CLEAR:
         return "above"
-    if max(loss, entropy) < -CLEAR:
+    if max(loss, confidence) < -CLEAR:
         return "below"
     deviations, share = LEVEL
-    near = max(loss, entropy) <= deviations and all(
+    near = max(loss, confidence) <= deviations and all(
         own.mean <= (1 + share) * other.mean for own, other in _pairs(group, reference) if own and other
     )
     return "level" if near else "between"
 
 
 def _pairs(group: Group, reference: Group) -> list[tuple[Spread | None, Spread | None]]:
-    return [(group.last(key), reference.last(key)) for key in ("train_cross_entropy", "entropy")]
+    losses = group.last("train_cross_entropy"), reference.last("train_cross_entropy")
+    return [losses, (group.confidence, reference.confidence)]
 
 
 def _verdict(
@@ -163,17 +173,20 @@ def _verdict(
     if side == "above":
         return _of_high(group, series)
     if side == "between":
-        return None, "loss and entropy are neither both clearly above the reference nor both level with it"
+        return None, f"loss and {group.undecided} are neither both clearly above the reference nor both level with it"
     if better := _better(group, series, longer=True):
-        return None, f"loss and entropy are not above the reference, but {_listed(better)} epochs were more accurate"
+        return (
+            None,
+            f"loss and {group.undecided} are not above the reference, but {_listed(better)} epochs were more accurate",
+        )
     if side == "below" and (shorter := _better(group, series, longer=False)):
         return (
             "past its best length",
-            f"loss and entropy are below the reference; {_listed(shorter)} epochs were more accurate",
+            f"loss and {group.undecided} are below the reference; {_listed(shorter)} epochs were more accurate",
         )
     return (
         "not under-trained",
-        "neither loss nor entropy is above the reference by more than one standard deviation or 10 %",
+        f"neither loss nor {group.undecided} is above the reference by more than one standard deviation or 10 %",
     )
 
 
@@ -181,19 +194,34 @@ def _of_high(group: Group, series: Series) -> tuple[Verdict | None, str]:
     """Loss and entropy are above the reference: other lengths show whether the model lacks training or weights."""
     known = [other for other in series.groups if len(other.done) > 1]
     if better := _better(group, series, longer=True):
-        return "under-trained", f"loss and entropy are above the reference; {_listed(better)} epochs were more accurate"
+        return (
+            "under-trained",
+            f"loss and {group.undecided} are above the reference; {_listed(better)} epochs were more accurate",
+        )
     if longer := [other.epochs for other in known if other.epochs > group.epochs]:
-        return None, f"loss and entropy are above the reference, but {_listed(longer)} epochs were no more accurate"
+        return (
+            None,
+            f"loss and {group.undecided} are above the reference, but {_listed(longer)} epochs were no more accurate",
+        )
     in_vain = [other.epochs for other in known if other.epochs < group.epochs and not _more_accurate(group, other)]
     if in_vain:
-        return None, f"loss and entropy are above the reference, but {_listed(in_vain)} epochs were as accurate"
-    return "looks under-trained", "loss and entropy are above the reference; longer runs show whether training helps"
+        return (
+            None,
+            f"loss and {group.undecided} are above the reference, but {_listed(in_vain)} epochs were as accurate",
+        )
+    return (
+        "looks under-trained",
+        f"loss and {group.undecided} are above the reference; longer runs show whether training helps",
+    )
 
 
 def _of_best_known(reference: Group, side: str) -> tuple[Verdict | None, str]:
     """Without a dense model the level is only a bound: the best known model may itself need longer training."""
     if side == "above":
-        return "looks under-trained", f"loss and entropy are above those of the best known model, {named(reference)}"
+        return (
+            "looks under-trained",
+            f"loss and {reference.undecided} are above those of the best known model, {named(reference)}",
+        )
     return None, "none of these runs is dense, and the best known model may itself be under-trained"
 
 
@@ -210,13 +238,13 @@ def _unknown(group: Group, reference: Group) -> str:
         if len(each.done) < 2:
             return f"{name} one run: the spread over seeds is unknown"
     for each in (group, reference):
-        if not (each.last("train_cross_entropy") and each.last("entropy")):
-            return f"a loss or an entropy of {named(each)} is missing, NaN or infinite"
+        if not (each.last("train_cross_entropy") and each.confidence):
+            return f"the loss or the {each.undecided} of {named(each)} is missing, NaN or infinite"
     return "all seeds gave the same result: the spread over seeds is unknown"
 
 
 def _more_accurate(group: Group, than: Group) -> bool:
-    own, other = group.last("top1"), than.last("top1")
+    own, other = group.accuracy, than.accuracy
     return bool(own and other and rises(other.values, own.values))
 
 

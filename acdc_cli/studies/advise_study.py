@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Measures
 from acdc_cli.recipe import shipped
 from acdc_cli.statistics import Spread
 from acdc_cli.studies import advice as studies
 from acdc_cli.studies import results
 from acdc_cli.studies.advice import Advice, Lengths
 from acdc_cli.studies.summary import Group, Summary, summarise
-
-_KEYS = ("top1", "train_cross_entropy", "entropy")
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,16 @@ class StudyAdvice:
     lengths: list[Lengths]
 
     @property
+    def measures(self) -> Measures:
+        return self.summary.measures
+
+    @property
     def unfinished(self) -> list[str]:
         return [run.key for run in self.summary.missing]
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "rule": studies.RULE,
+            "rule": studies.rule(self.measures),
             "groups": [_group(group) for group in self.summary.groups if group.done],
             "advice": [
                 {
@@ -39,7 +42,7 @@ class StudyAdvice:
                     "reference": _name(each.reference) if each.reference else None,
                     "about_as_accurate": [_name(group) for group in each.equals],
                     "train_cross_entropy_above_std": each.loss,
-                    "entropy_above_std": each.entropy,
+                    f"{self.measures.confidence.key}_above_std": each.confidence,
                     "verdict": each.verdict,
                     "because": each.reason,
                 }
@@ -69,14 +72,15 @@ def advise(sources: Sequence[str]) -> StudyAdvice:
 
 def group_rows(advised: StudyAdvice) -> list[list[str]]:
     """The numbers behind the advice, for every group of finished runs."""
+    headline, confidence = advised.measures.headline, advised.measures.confidence
     return [
         [
             group.series,
             str(group.epochs),
             str(len(group.done)),
-            _shown(group.last("top1"), 100, 2),
+            _shown(group.accuracy, headline.scale, headline.digits),
             _shown(group.last("train_cross_entropy"), 1, 4),
-            _shown(group.last("entropy"), 1, 4),
+            _shown(group.confidence, confidence.scale, confidence.digits),
         ]
         for group in advised.summary.groups
         if group.done
@@ -88,7 +92,7 @@ def distance_rows(advised: StudyAdvice) -> list[list[str]]:
         [
             advice.group.series,
             str(advice.group.epochs),
-            *("-" if value is None else f"{value:+.1f}" for value in (advice.loss, advice.entropy)),
+            *("-" if value is None else f"{value:+.1f}" for value in (advice.loss, advice.confidence)),
             studies.named(advice.reference) if advice.reference else "-",
         ]
         for advice in advised.advice
@@ -111,7 +115,8 @@ def _name(group: Group) -> dict[str, Any]:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return _name(group) | {"n": len(group.done)} | {key: _spread(group.last(key)) for key in _KEYS}
+    keys = group.measures.headline.key, "train_cross_entropy", group.measures.confidence.key
+    return _name(group) | {"n": len(group.done)} | {key: _spread(group.last(key)) for key in keys}
 
 
 def _spread(spread: Spread | None) -> dict[str, float | None] | None:

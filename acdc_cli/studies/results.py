@@ -12,7 +12,9 @@ from pydantic import Field
 
 from acdc_cli import console, reading
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.forms import Bench
 from acdc_cli.runs.run_dir import RunDir
@@ -38,7 +40,7 @@ class _Recipe(reading.Form):
     seed: int
     model: _Named
     data: _Named
-    task: dict[str, Any]
+    task: _Named
     sparsity: _Method
     track: dict[str, Any]
 
@@ -73,6 +75,12 @@ class Run:
         return self.state == "done"
 
     @property
+    def measures(self) -> Measures:
+        """What its task measures."""
+        assert self.recipe is not None
+        return measures_of(self.recipe["task"]["name"])
+
+    @property
     def dense(self) -> bool:
         return self.recipe is not None and self.recipe["sparsity"]["method"] == "dense"
 
@@ -83,14 +91,15 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The record of the best epoch by top-1, the first of equals.
+        """The record of the most accurate epoch, the first of equals.
 
         Only epochs whose model is as sparse as the last count: a sparse run does not deliver the models of its dense
         phases.
         """
         floor = self.last["mask_sparsity"] - _ALIKE
         eligible = [record for record in self.records if record["mask_sparsity"] >= floor]
-        return max(eligible, key=lambda record: -1.0 if record["top1"] is None else record["top1"])
+        key = self.measures.headline.key
+        return max(eligible, key=lambda record: -1.0 if record[key] is None else record[key])
 
     @property
     def measured(self) -> Mapping[str, int] | None:
@@ -150,6 +159,11 @@ def of_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{run.path} is not a run directory: it has no resolved.yaml; name one that `acdc train` made"
             )
     return _distinguished(runs)
+
+
+def headline_of(run: RunDir) -> Quantity:
+    """What the run's task ranks models by. Raises RunError if its recipe is damaged or missing."""
+    return measures_of(_recipe(run.resolved)["task"]["name"]).headline
 
 
 def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: str | None) -> Run:

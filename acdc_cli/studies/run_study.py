@@ -13,6 +13,7 @@ from acdc_cli import console, files
 from acdc_cli.errors import AcdcError, RunError, Stopped
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.jobs.training_run import changes
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
@@ -21,6 +22,7 @@ from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.launcher import Launcher
 from acdc_cli.studies.local import Local, workers
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.results import headline_of
 from acdc_cli.studies.run_queue import Row, RunQueue
 from acdc_cli.studies.scheduler import Sweep
 from acdc_cli.studies.screen import Screen
@@ -53,7 +55,11 @@ def sweep(
     queue = _opened(study, folder, cells, recipes)
     if retry_failed:
         queue.retry_failed()
-    screen = Screen(study.name, lambda row: recipes(row.cell).epochs)
+    screen = Screen(
+        study.name,
+        lambda row: recipes(row.cell).epochs,
+        lambda row: measures_of(recipes(row.cell).task.name).headline,
+    )
     work = Sweep(
         queue=queue,
         owner=Owner.this_process(),
@@ -179,7 +185,8 @@ def _lengthen(study: Study, queue: RunQueue, recipes: _Recipes) -> Callable[[], 
 def _accuracy(row: Row) -> float:
     """Accuracy on the validation set after the last epoch."""
     run = RunDir(row.directory)
-    accuracy: float | None = next((record["top1"] for record in reversed(run.records())), None)
+    records = run.records()
+    accuracy: float | None = records[-1][headline_of(run).key] if records else None
     if accuracy is None:
         raise RunError(f"{run.path} is done, but its last epoch has no accuracy; restore a copy of {run.metrics.name}")
     return accuracy

@@ -14,6 +14,7 @@ from acdc_cli.errors import RESUME_ME
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.launcher import Job, Launcher
 from acdc_cli.studies.owner import Owner
+from acdc_cli.studies.results import headline_of
 from acdc_cli.studies.run_queue import TRIES, Row, RunQueue
 
 BEAT_EVERY = 15.0
@@ -175,9 +176,11 @@ class Sweep:
 
 
 def _accuracy(run: RunDir) -> str:
-    records = run.records()
-    accuracy = records[-1]["top1"] if records else None
-    return "" if accuracy is None else f", top-1 {accuracy:.2%} after the last epoch"
+    if not (records := run.records()):
+        return ""
+    headline = headline_of(run)
+    accuracy = records[-1][headline.key]
+    return "" if accuracy is None else f", {headline.name} {accuracy:.2%} after the last epoch"
 
 
 def _how(code: int) -> str:

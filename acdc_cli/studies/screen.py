@@ -20,6 +20,7 @@ from rich.text import Text
 
 from acdc_cli import console
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import Quantity
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.run_queue import Row
 
@@ -32,7 +33,8 @@ class Progress:
     done: int = 0
     train_loss: float | None = None
     """Training loss of the last epoch, in nats."""
-    top1: float | None = None
+    accuracy: str = ""
+    """After the last epoch, in percent, by the headline of the run's task."""
     seconds: float = 0.0
     """Mean duration of an epoch."""
     since: float = 0.0
@@ -45,9 +47,15 @@ class Progress:
 
 
 class Screen:
-    def __init__(self, name: str, epochs: Callable[[Row], int], clock: Callable[[], float] = time.time) -> None:
-        """epochs: the planned number of epochs of a row's run."""
-        self._name, self._epochs, self._clock = name, epochs, clock
+    def __init__(
+        self,
+        name: str,
+        epochs: Callable[[Row], int],
+        headline: Callable[[Row], Quantity],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """epochs: the planned number of epochs of a row's run.  headline: of its task."""
+        self._name, self._epochs, self._headline, self._clock = name, epochs, headline, clock
         self._began = clock()
         self._first_done: int | None = None
         self._read: dict[Path, tuple[float, list[dict[str, Any]]]] = {}
@@ -124,11 +132,12 @@ class Screen:
         records = self._read[run.metrics][1]
         if not records:
             return Progress(epochs)
+        headline = self._headline(row)
         return Progress(
             epochs=epochs,
             done=len(records),
             train_loss=records[-1]["train_loss"],
-            top1=records[-1]["top1"],
+            accuracy="" if (share := records[-1].get(headline.key)) is None else headline.shown(share),
             seconds=fmean(record["seconds"] for record in records),
             since=self._clock() - changed,
         )
@@ -138,7 +147,7 @@ def _bars(running: Sequence[Row], progress: Mapping[str, Progress], own: set[str
     table = Table(box=None, pad_edge=False, expand=True, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("", width=10)
-    for title in ("epochs", "loss", "top-1", "left"):
+    for title in ("epochs", "loss", "accuracy", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in running:
         at = progress[row.key]
@@ -147,7 +156,7 @@ def _bars(running: Sequence[Row], progress: Mapping[str, Progress], own: set[str
             ProgressBar(total=at.epochs, completed=at.done),
             f"{at.done}/{at.epochs}",
             "" if at.train_loss is None else f"{at.train_loss:.3f}",
-            "" if at.top1 is None else f"{100 * at.top1:.2f}",
+            at.accuracy,
             "" if at.left is None else _span(at.left),
             style=None if row.key in own else "dim",
         )

@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acdc_cli.errors import RunError
+from acdc_cli.quantities import Measures
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run, Value
-
-METRICS = {
-    "top1": "top-1",
-    "train_cross_entropy": "training cross entropy",
-    "entropy": "validation entropy",
-    "val_loss": "validation loss",
-}
-"""Keys of an epoch's record with their titles; losses and entropy are in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +24,30 @@ class Group:
     @property
     def done(self) -> list[Run]:
         return [run for run in self.runs if run.done]
+
+    @property
+    def measures(self) -> Measures:
+        """Of a group with a run that has begun."""
+        return next(run.measures for run in self.runs if run.recipe)
+
+    @property
+    def undecided(self) -> str:
+        """`entropy`, or the task's word for what it has in its place."""
+        return self.measures.confidence.name
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """By the task's headline, over the runs' last epochs."""
+        return self.last(self.measures.headline.key) if self.done else None
+
+    @property
+    def best_accuracy(self) -> Spread | None:
+        return self.best(self.measures.headline.key) if self.done else None
+
+    @property
+    def confidence(self) -> Spread | None:
+        """Entropy of the predictions, or what the task has in its place, over the runs' last epochs."""
+        return self.last(self.measures.confidence.key) if self.done else None
 
     @property
     def complete(self) -> bool:
@@ -48,7 +66,7 @@ class Group:
         return _spread(run.last.get(key) for run in self.done)
 
     def best(self, key: str) -> Spread | None:
-        """Over the runs' best epochs by top-1."""
+        """Over the runs' most accurate epochs."""
         return _spread(run.best.get(key) for run in self.done)
 
     def cost(self, key: str) -> Spread | None:
@@ -79,12 +97,12 @@ class Series:
 
     @property
     def best(self) -> Group | None:
-        """The best group by the top-1 of the last epochs."""
-        return self.best_by(lambda group: group.last("top1"))
+        """The best group by the accuracy of the last epochs."""
+        return self.best_by(lambda group: group.accuracy)
 
     @property
     def best_at_best_epoch(self) -> Group | None:
-        return self.best_by(lambda group: group.best("top1"))
+        return self.best_by(lambda group: group.best_accuracy)
 
 
 @dataclass(frozen=True)
@@ -127,12 +145,24 @@ class Summary:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def measures(self) -> Measures:
+        """What the task of the runs measures. Raises RunError if they have several tasks."""
+        tasks = {run.recipe["task"]["name"]: run for run in self.runs if run.recipe}
+        first, *others = tasks.values()
+        if different := [run for run in others if run.measures != first.measures]:
+            raise RunError(
+                f"{first.key} and {different[0].key} were trained for different tasks, whose numbers do not compare; "
+                "give each task a study of its own"
+            )
+        return first.measures
+
+    @property
     def missing(self) -> list[Run]:
         return [run for run in self.runs if not run.done]
 
     @property
     def best_dense(self) -> Group | None:
-        """The dense model with the highest top-1 after its last epoch."""
+        """The dense model with the highest accuracy after its last epoch."""
         groups = tuple(group for group in self.groups if group.dense)
         return Series("dense", groups).best
 
@@ -177,11 +207,11 @@ def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
 
 
 def accuracy_and_cost(groups: Iterable[Group]) -> dict[tuple[str, Value], tuple[float, float]]:
-    """(training FLOPs, top-1 after the last epoch): means over the groups that have both."""
+    """(training FLOPs, accuracy after the last epoch): means over the groups that have both."""
     return {
         (group.series, group.x): (cost.mean, accuracy.mean)
         for group in groups
-        if (cost := group.cost("train_flops")) and (accuracy := group.last("top1"))
+        if (cost := group.cost("train_flops")) and (accuracy := group.accuracy)
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.data.batches import Loader
-from acdc_cli.tasks.task import Measure
+from acdc_cli.tasks.base.task import Measure
 from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.device_errors import in_words, mendable
 from acdc_cli.training.distributed import ALONE, Ranks

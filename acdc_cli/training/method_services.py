@@ -19,6 +19,10 @@ class MethodServices:
         self._parts = parts
 
     @property
+    def headline(self) -> str:
+        return self._parts.task.measures.headline.key
+
+    @property
     def model(self) -> nn.Module:
         return self._parts.model
 

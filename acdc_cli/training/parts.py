@@ -14,7 +14,7 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.recipe.schema import CheckpointBlock, Optim
 from acdc_cli.sparsity.prunable import Layer
 from acdc_cli.sparsity.sparsifier import Sparsifier
-from acdc_cli.tasks.task import Task
+from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Forward, Probe

@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from acdc_cli import console
+from acdc_cli.quantities import Measures
 from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
@@ -64,13 +65,15 @@ class RunProgress:
         self._bar.update(self._task, **self._shown)
 
 
-def print_header() -> None:
-    console.say("train, val, entr. in nats; top-1, top-5, zeros (of pruned layers, of all) in %")
-    console.say("".join(f"{title:>{width}}" for title, width, _ in _COLUMNS))
+def print_header(measures: Measures) -> None:
+    by_unit = {unit: [each.short for each in measures.all if each.unit == unit] for unit in ("nats", "%")}
+    nats, shares = ", ".join(["train", "val", *by_unit["nats"]]), ", ".join([*by_unit["%"], "zeros"])
+    console.say(f"{nats} in nats; {shares} (of pruned layers, of all) in %")
+    console.say("".join(f"{title:>{width}}" for title, width, _ in _columns(measures)))
 
 
-def print_epoch(record: dict[str, Any]) -> None:
-    console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _COLUMNS))
+def print_epoch(record: dict[str, Any], measures: Measures) -> None:
+    console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _columns(measures)))
 
 
 def warn_of_collapse(run: RunDir, trackers: Sequence[Tracker]) -> None:
@@ -101,13 +104,30 @@ def print_phase_end(record: dict[str, Any]) -> None:
         )
 
 
-def _percent(share: float | None) -> str:
+Column = tuple[str, int, Callable[[dict[str, Any]], str]]
+"""Title, width and cell."""
+
+
+def _columns(measures: Measures) -> tuple[Column, ...]:
+    """79 characters in all for a task of three measures."""
+    return (*_BEFORE, ("val", 6, _of_validation("val_loss", measures)), *_measured(measures), *_AFTER)
+
+
+def _measured(measures: Measures) -> Iterator[Column]:
+    for each in measures.all:
+        if each.unit == "%":
+            yield each.short, 7, _percent(each.key)
+        else:
+            yield each.short, 6, _of_validation(each.key, measures)
+
+
+def _percent(key: str) -> Callable[[dict[str, Any]], str]:
     """A dash if the epoch had no validation."""
-    return "-" if share is None else f"{100 * share:.2f}"
+    return lambda record: "-" if record[key] is None else f"{100 * record[key]:.2f}"
 
 
-def _of_validation(record: dict[str, Any], key: str) -> str:
-    return "-" if record["top1"] is None else _loss(record[key])
+def _of_validation(key: str, measures: Measures) -> Callable[[dict[str, Any]], str]:
+    return lambda record: "-" if record[measures.headline.key] is None else _loss(record[key])
 
 
 def _loss(value: float | None) -> str:
@@ -117,19 +137,16 @@ def _loss(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")
 
 
-_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+_BEFORE: tuple[Column, ...] = (
     ("ep", 4, lambda record: str(record["epoch"])),
     ("phase", 7, lambda record: record["phase"]),
     ("lr", 8, lambda record: f"{record['lr']:.1e}"),
     ("px", 4, lambda record: str(record["resolution"])),
     ("train", 6, lambda record: _loss(record["train_loss"])),
-    ("val", 6, lambda record: _of_validation(record, "val_loss")),
-    ("top-1", 7, lambda record: _percent(record["top1"])),
-    ("top-5", 7, lambda record: _percent(record["top5"])),
-    ("entr.", 6, lambda record: _of_validation(record, "entropy")),
+)
+_AFTER: tuple[Column, ...] = (
     ("zeros", 6, lambda record: f"{100 * record['sparsity']:.2f}"),
     ("all", 6, lambda record: f"{100 * record['sparsity_all']:.2f}"),
     ("img/s", 6, lambda record: f"{record['images_per_second']:.0f}"),
     ("time", 6, lambda record: f"{record['seconds']:.0f} s"),
 )
-"""Title, width and cell: 79 characters in all."""

@@ -64,8 +64,6 @@ class _End(PhaseEnd):
     """The record at the end of a phase, which is always validated."""
 
     epoch: EpochNumber
-    top1: Number
-    ema_top1: Number = 0
 
 
 class _State(Form):
@@ -138,6 +136,10 @@ def _position(state: Mapping[str, Any], parts: Parts) -> str:
     within = (epoch < parts.epochs and step <= parts.train.steps) or (epoch == parts.epochs and step == 0)
     if parts.cost and state["train_flops"] is None:
         return "no train_flops"
+    accuracies = {f"{mean}{parts.task.measures.headline.key}" for mean in ("", "ema_")}
+    for kind, end in state["ends"].items():
+        if bad := [key for key in accuracies & {*end, min(accuracies, key=len)} if not _is_number(end.get(key))]:
+            return f"ends.{kind}.{bad[0]} is no number"
     return "" if within else f"epoch {epoch}, step {step} of {parts.epochs} epochs of {parts.train.steps} steps"
 
 
@@ -149,10 +151,14 @@ def _of_model(saved: Tensors, own: Tensors) -> str:
     return ""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         return "a number"
     return "missing" if value is None else type(value).__name__
 

@@ -80,11 +80,11 @@ class Trainer:
             loader.warm_up()
         self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step)
         self._requests.saved()
-        print_header()
+        print_header(parts.task.measures)
         with self._saves:
             while self._epoch < parts.epochs:
                 record = self._run_epoch()
-                print_epoch(record)
+                print_epoch(record, parts.task.measures)
                 record |= tell_compiled()
                 self._products.save(record)
                 for tracker in self._trackers:

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from acdc_cli.analysis import agreement
 from acdc_cli.analysis.agreement import draw_differences, partners
-from acdc_cli.analysis.base.outputs import Pairs, compare, mcnemar, of_sums, same_images, sums, top_class
+from acdc_cli.analysis.base.outputs import Pairs, compare, mcnemar, of_sums, same_images, sums
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.runs.run_dir import Kept, open_run
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -71,7 +71,9 @@ class Drawn:
 
 def model(logits: Tensor) -> Any:
     """Knows the logits of each image by its number."""
-    return SimpleNamespace(forward=lambda images: logits[images.flatten().long()], precision=Precision("fp32", CPU))
+    return SimpleNamespace(
+        forward=lambda images: logits[images.flatten().long()], precision=Precision("fp32", CPU), task=Classification()
+    )
 
 
 def random_logits(seed: int, classes: int = 4) -> Tensor:
@@ -114,15 +116,15 @@ def test_measures_of_two_images_by_hand() -> None:
     a = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     a[0, 0] += 1e-6
     b = torch.tensor([[0.25, 0.75], [0.75, 0.25]]).log()
-    found, differences = of_sums(sums(a, b, torch.tensor([0, 1])))
+    found, differences = of_sums(sums(a, b, torch.tensor([0, 1]), Classification()))
     same = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
     assert found.cross_entropy_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) + same) / 2, abs=1e-6)
     assert found.cross_entropy_ba == pytest.approx((math.log(2) + same) / 2, abs=1e-6)
     assert found.kl_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) - math.log(2)) / 2, abs=1e-6)
     assert found.kl_ba == pytest.approx((math.log(2) - same) / 2, abs=1e-6)
-    assert (found.samples, found.agreement, found.top1_a, found.top1_b) == (2, 0.5, 0.5, 0.0)
+    assert (found.samples, found.agreement, found.accuracy_a, found.accuracy_b) == (2, 0.5, 0.5, 0.0)
     assert (found.both_right, found.only_a_right, found.only_b_right, found.both_wrong) == (0, 1, 0, 1)
-    assert differences == [(0, 1, 1)]
+    assert differences == [(0, 1, 0, 1)]
 
 
 @settings(deadline=None)
@@ -135,15 +137,15 @@ def test_measures_are_those_of_plain_loops_whatever_the_batches(seed_a: int, see
         assert getattr(found, key) == pytest.approx(expected[key], rel=1e-9, abs=1e-12)
     counts = (found.both_right, found.only_a_right, found.only_b_right, found.both_wrong)
     assert counts == (expected["both"], expected["a"], expected["b"], expected["neither"])
-    assert {(x, y): count for x, y, count in differences} == expected["differences"]
-    assert [count for _, _, count in differences] == sorted(expected["differences"].values(), reverse=True)
-    assert found.top1_a == (expected["both"] + expected["a"]) / NINE
-    assert found.top1_b == (expected["both"] + expected["b"]) / NINE
+    assert {(x, y): count for x, y, _, count in differences} == expected["differences"]
+    assert [count for *_, count in differences] == sorted(expected["differences"].values(), reverse=True)
+    assert found.accuracy_a == (expected["both"] + expected["a"]) / NINE
+    assert found.accuracy_b == (expected["both"] + expected["b"]) / NINE
 
 
 def test_extreme_logits_give_numbers() -> None:
     a, b = torch.tensor([[1000.0, -1000.0], [1000.0, -1000.0]]), torch.tensor([[-1000.0, 1000.0], [1000.0, -1000.0]])
-    found, _ = of_sums(sums(a, b, torch.tensor([0, 0])))
+    found, _ = of_sums(sums(a, b, torch.tensor([0, 0]), Classification()))
     assert (found.cross_entropy_ab, found.cross_entropy_ba, found.kl_ab, found.kl_ba) == (1000, 1000, 1000, 1000)
 
 
@@ -157,7 +159,7 @@ def test_a_model_agrees_with_itself() -> None:
 
 def test_tied_classes_are_broken_as_acdc_eval_does() -> None:
     logits = torch.zeros(64, 1000)
-    labels = top_class(logits)
+    labels = Classification().answers(logits)[:, 0]
     assert float(Classification().sums(logits, labels)["top1"]) == 64
 
 
@@ -210,7 +212,7 @@ def test_each_kept_model_meets_the_latest_of_the_other_kind() -> None:
 
 def test_a_map_of_many_classes_shows_those_that_differ_most() -> None:
     names = [f"class {each}" for each in range(200)]
-    differences = [(150, 151, 9), (3, 150, 2)]
+    differences = [(150, 151, 0, 9), (3, 150, 0, 2)]
     (panel, *_) = draw_differences("a", {"b": differences}, names).axes
     shown = [label.get_text() for label in panel.get_xticklabels()]
     assert len(shown) == 30
@@ -266,7 +268,7 @@ def test_the_pair_of_a_run_is_compared_at_the_end_and_over_epochs(acdc: Acdc, tr
     assert (pair["a"], pair["b"], pair["samples"]) == ("small-0 (sparse)", "small-0 (dense)", 100)
     # as validation found when the two were trained
     *_, dense, sparse = open_run(trained).records()
-    assert (pair["top1_a"], pair["top1_b"]) == (sparse["top1"], dense["top1"])
+    assert (pair["accuracy_a"], pair["accuracy_b"]) == (sparse["top1"], dense["top1"])
     differences = pair["most_frequent_differences"]
     assert sum(count for *_, count in differences) == round(100 * (1 - pair["agreement"]))
     epochs = results["epochs"]

@@ -20,6 +20,7 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.schema import Block, Recipe
 
@@ -136,9 +137,9 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(values: list[float], tick
 def test_phases_are_shaded_for_a_single_run_only() -> None:
     one = [{"epoch": 0, "phase": "sparse", "sparsity_all": 0.5, "sparsity": 0.5, "train_loss": 1.0, "val_loss": 2.0,
             "top1": 0.5}]  # fmt: skip
-    shaded = [
-        sum(len(panel.patches) for panel in curves.draw(runs).axes) for runs in ({"a": one}, {"a": one, "b": one})
-    ]
+    top1 = Quantity("top1", "top-1", "top-1", "%")
+    runs = {"a": one}, {"a": one, "b": one}
+    shaded = [sum(len(panel.patches) for panel in curves.draw(some, dict.fromkeys(some, top1)).axes) for some in runs]
     # three panels, and two lines of steps for each run
     assert shaded == [3 + 2, 2 * 2]
 

@@ -23,6 +23,7 @@ from acdc_cli.analysis.calibration import Calibration, calibrate, difference, dr
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.jobs.subjects import Asked, open_subjects
+from acdc_cli.tasks.multiclass import Task
 from acdc_cli.training.precision import Precision
 
 
@@ -48,12 +49,14 @@ class Images:
 def model(logits: Tensor) -> Any:
     """Knows the logits of each image by its number."""
     return SimpleNamespace(
-        forward=lambda images: logits[images.flatten().long()], precision=Precision("fp32", torch.device("cpu"))
+        forward=lambda images: logits[images.flatten().long()],
+        precision=Precision("fp32", torch.device("cpu")),
+        task=Task(),
     )
 
 
 def of(logits: Tensor, labels: list[int], bins: int = 15) -> Calibration:
-    return of_sums(sums(logits, torch.tensor(labels), bins))
+    return of_sums(sums(logits, torch.tensor(labels), Task(), bins))
 
 
 def chances(*rows: list[float]) -> Tensor:
@@ -74,7 +77,7 @@ def test_measures_of_four_images_by_hand() -> None:
     assert math.isnan(found.bins[0].confidence)
     assert found.ece == pytest.approx(0.5 * 0.15 + 0.5 * 0.1)
     assert found.mce == pytest.approx(0.15)
-    assert (found.samples, found.top1) == (4, 0.75)
+    assert (found.samples, found.accuracy) == (4, 0.75)
     assert found.confidence == pytest.approx((0.6 + 0.7 + 0.8 + 1) / 4)
     assert found.brier == pytest.approx((2 * 0.4**2 + 2 * 0.7**2 + 2 * 0.2**2 + 0) / 4)
     assert found.nll == pytest.approx(-math.log(0.6 * 0.3 * 0.8) / 4)
@@ -98,14 +101,14 @@ def test_extreme_logits_give_numbers() -> None:
 
 def slowly(logits: Tensor, labels: list[int], bins: int) -> dict[str, float]:
     """The definitions, one image after another."""
-    found = dict.fromkeys(("confidence", "nll", "entropy", "brier", "top1"), 0.0)
+    found = dict.fromkeys(("confidence", "nll", "entropy", "brier", "accuracy"), 0.0)
     sorted_in: dict[int, list[tuple[float, bool]]] = {}
     for row, label in zip(logits.double().tolist(), labels, strict=True):
         powers = [math.exp(value - max(row)) for value in row]
         p = [power / sum(powers) for power in powers]
         sure, right = max(p), p.index(max(p)) == label
         found["confidence"] += sure
-        found["top1"] += right
+        found["accuracy"] += right
         found["nll"] -= math.log(p[label])
         found["entropy"] -= sum(x * math.log(x) for x in p)
         found["brier"] += sum((x - (at == label)) ** 2 for at, x in enumerate(p))
@@ -177,7 +180,7 @@ def test_both_models_of_a_run_have_the_numbers_of_acdc_eval(acdc: Acdc, trained:
         judged = acdc("eval", "--checkpoint", trained, "--which", kind, "--set", "data.workers=0", "--json")
         expected = json.loads(judged.stdout)
         model = models[f"small-0 ({kind})"]
-        assert (model["top1"], model["nll"], model["entropy"]) == tuple(
+        assert (model["accuracy"], model["nll"], model["entropy"]) == tuple(
             expected[key] for key in ("top1", "loss", "entropy")
         )
         assert len(model["bins"]) == 5

@@ -22,17 +22,19 @@ from acdc_cli.analysis.compare import Group, Known, _findings, against_first, di
 from acdc_cli.errors import RunError
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.runs.outcome import Outcome, outcome
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.statistics import paired
 
+MULTICLASS = measures_of("multiclass")
 VALUES = dict.fromkeys(("val_loss", "entropy", "dense_top1", "sparsity_all", "nonzero", "seconds"), 1.0) | {
     f"{key}_flops_{book}": 1e9 for key in ("inference", "train") for book in ("nominal", "measured")
 }
 
 
 def run(name: str, seed: int, top1: float | None, finished: bool = True, **recipe: Any) -> Known:
-    keys = {"epochs": 8, "seed": seed, "optim.lr": 0.1, **recipe}
+    keys = {"epochs": 8, "seed": seed, "optim.lr": 0.1, "task.name": "multiclass", **recipe}
     return Known(name, keys, {}, Outcome(finished, 8 if finished else 3, {**VALUES, "top1": top1}))
 
 
@@ -150,7 +152,7 @@ def test_differing_keys_are_told_with_every_runs_value() -> None:
 
 def test_a_finished_runs_numbers_are_its_summarys(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
-    found = outcome(open_run(trained))
+    found = outcome(open_run(trained), MULTICLASS)
     assert (found.finished, found.epochs) == (True, 6)
     for key in ("top1", "val_loss", "entropy", "sparsity_all"):
         assert found.values[key] == summary["sparse"][key]
@@ -158,7 +160,7 @@ def test_a_finished_runs_numbers_are_its_summarys(trained: Path) -> None:
     assert found.values["train_flops_nominal"] == summary["cost"]["nominal"]["train_flops"]
     assert found.values["inference_flops_measured"] == summary["cost"]["measured"]["inference_flops"]
     assert found.values["seconds"] == summary["seconds"]
-    assert outcome(open_run(trained), "dense").values["top1"] == summary["dense"]["top1"]
+    assert outcome(open_run(trained), MULTICLASS, "dense").values["top1"] == summary["dense"]["top1"]
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
@@ -166,7 +168,7 @@ def test_nonzero_weights_are_those_in_the_file(trained: Path, kind: Any) -> None
     tensors, _ = load_tensors(trained / f"{kind}.safetensors")
     layers = json.loads((trained / "summary.json").read_text())[kind]["layers"]
     expected = sum(int(torch.count_nonzero(tensors[f"{layer}.weight"])) for layer in layers)
-    assert outcome(open_run(trained), kind).values["nonzero"] == expected > 0
+    assert outcome(open_run(trained), MULTICLASS, kind).values["nonzero"] == expected > 0
 
 
 @pytest.fixture
@@ -183,7 +185,7 @@ def unfinished(trained: Path, tmp_path: Path) -> Path:
 
 def test_an_unfinished_runs_numbers_are_those_of_its_last_epochs(unfinished: Path) -> None:
     records = open_run(unfinished).records()
-    found = outcome(open_run(unfinished))
+    found = outcome(open_run(unfinished), MULTICLASS)
     assert (found.finished, found.epochs) == (False, 4)
     assert (found.values["top1"], found.values["dense_top1"]) == (records[3]["top1"], records[2]["top1"])
     assert found.values["nonzero"] is None
@@ -192,14 +194,14 @@ def test_an_unfinished_runs_numbers_are_those_of_its_last_epochs(unfinished: Pat
 
 def test_a_run_whose_first_epoch_goes_on_has_no_numbers(unfinished: Path) -> None:
     (unfinished / "metrics.jsonl").unlink()
-    found = outcome(open_run(unfinished))
+    found = outcome(open_run(unfinished), MULTICLASS)
     assert (found.epochs, found.values["top1"], found.values["sparse_top1"]) == (0, None, None)
 
 
 def test_a_damaged_summary_is_named(unfinished: Path) -> None:
     (unfinished / "summary.json").write_text('{"name": ')
     with pytest.raises(RunError, match=r"summary.json is damaged"):
-        outcome(open_run(unfinished))
+        outcome(open_run(unfinished), MULTICLASS)
 
 
 # --- the command --------------------------------------------------------------------------------

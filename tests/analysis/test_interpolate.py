@@ -22,6 +22,7 @@ from acdc_cli.analysis.base.path import State, between
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
 from acdc_cli.jobs.setup import ReadyModel
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.precision import Precision
 
@@ -203,7 +204,7 @@ def test_the_legend_fits_into_the_figure(splits: list[str]) -> None:
         for statistics in ("interpolated", "re-estimated")
         for split in splits
     ]
-    figure = draw(["a", "b"], rows)
+    figure = draw(["a", "b"], rows, measures_of("multiclass").headline)
     figure.canvas.draw()
     (legend,) = figure.legends
     shown = legend.get_window_extent()

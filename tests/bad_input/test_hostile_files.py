@@ -28,6 +28,7 @@ from acdc_cli.jobs.checkpoints import recipe_of
 from acdc_cli.models import torch_file, weights
 from acdc_cli.models.build import build
 from acdc_cli.models.tensors import save_tensors
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.runs.outcome import outcome
@@ -53,7 +54,13 @@ def mutations(value: Any) -> Iterator[Any]:
 
 def read_all(path: Path) -> None:
     run = RunDir(path)
-    for read in (run.records, run.provenance, run.last_start, run.final, lambda: outcome(run)):
+    for read in (
+        run.records,
+        run.provenance,
+        run.last_start,
+        run.final,
+        lambda: outcome(run, measures_of("multiclass")),
+    ):
         survive(read)
     survive(lambda: results.of_runs([path]))
 

@@ -23,7 +23,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 from acdc_cli.training.trainer import Trainer
 
-KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples"]
+KEYS = ["top1", "top5", "loss", "entropy", "sparsity", "sparsity_all", "params", "nonzero", "flops", "samples", "task"]
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:

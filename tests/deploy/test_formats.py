@@ -28,7 +28,7 @@ def test_an_export_agrees_with_its_model_and_leaves_nothing_else(name: str, expo
     assert exported.parity.images == 32
     assert exported.parity.batches == (1, 16)
     assert exported.parity.difference <= parity.TOLERANCE
-    assert exported.parity.top1_agreement == 1
+    assert exported.parity.agreement == 1
     assert [path.name for path in exported.path.parent.iterdir()] == ["model"]
     assert exported.bytes > 1000
 
@@ -128,7 +128,7 @@ IMAGES = torch.arange(48.0).reshape(16, 3)
     [
         (lambda x: x * 1.002, r"logits differ by 2.0e-03 of the largest"),
         (lambda x: torch.where(x == 47, torch.nan, x), "differ by nan"),
-        (lambda x: x.flip(1), "top-1 agrees on 0.00%"),
+        (lambda x: x.flip(1), "answers agree on 0.00%"),
         (lambda x: x[:, :2], r"gives \[16, 2\] logits, not \[16, 3\]"),
         (lambda x: x.reshape(5, 5), "cannot be run in batches of 1, and is not kept: shape"),
     ],
@@ -139,7 +139,7 @@ def test_the_check_finds_every_difference(spoilt: contract.Logits, said: str) ->
 
 
 def test_classes_count_even_where_logits_hardly_differ() -> None:
-    with pytest.raises(ModelError, match=r"differ by 2.0e-05 of the largest, top-1 agrees on 0.00%"):
+    with pytest.raises(ModelError, match=r"differ by 2.0e-05 of the largest, answers agree on 0.00%"):
         parity.check(lambda x: 1e5 + x % 3, lambda x: 1e5 + (x % 3).flip(1), IMAGES, (4,), "it")
 
 
@@ -152,4 +152,4 @@ def test_the_check_tries_every_image_in_every_batch_size() -> None:
 
     found = parity.check(lambda x: x, counted, IMAGES, (1, 7), "it")
     assert seen == [1] * 16 + [7, 7]
-    assert (found.difference, found.top1_agreement) == (0, 1)
+    assert (found.difference, found.agreement) == (0, 1)

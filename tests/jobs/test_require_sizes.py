@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs.setup import ReadyModel, require_sizes
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.precision import Precision
 

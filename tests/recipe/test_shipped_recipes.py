@@ -15,6 +15,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import Plan, plan
 from acdc_cli.models import build as models
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.kinds import method_config
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 
@@ -83,6 +84,7 @@ CIFAR = [
     *(f"cifar/{method}_resnet20_90" for method in ("gmp", "oneshot", "rigl", "woodfisher")),
     *(f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")),
 ]
+CELEBA = [f"celeba_resnet18_{target}" for target in ("dense", "95", "98", "99", "99_5")]
 DEMO = [
     "demo",
     *(
@@ -96,6 +98,7 @@ DEMO = [
             "gmp",
             "granet",
             "lottery",
+            "multilabel",
             "oneshot",
             "rigl",
             "set",
@@ -119,7 +122,7 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
     assert sorted(NAMES) == sorted(
-        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + DEMO
+        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + CELEBA + DEMO
     )
 
 
@@ -494,3 +497,17 @@ def test_the_large_batch_recipe_differs_from_its_base_in_how_it_trains_only() ->
     assert {key for key in ours if ours[key] != base[key]} == {"name", "data", "optim", "ema"}
     assert {key for key in ours["data"] if ours["data"][key] != base["data"][key]} == {"batch_size", "resolution"}
     assert (ours["optim"]["lr_batch"], ours["optim"]["decay_norm_and_bias"]) == (2048, False)
+
+
+@pytest.mark.parametrize("name", CELEBA)
+def test_celeba_is_p2s_c2(name: str) -> None:
+    recipe = load(name)
+    assert (recipe.model.name, recipe.data.name, recipe.task.name) == ("resnet18", "celeba", "multilabel")
+    if name.endswith("dense"):
+        assert sparsity(recipe)["method"] == "dense"
+        return
+    method = method_config("acdc").model_validate(sparsity(recipe))
+    phases = [phase for phase in method.phases(recipe.epochs).phases if phase.kind == "sparse"]
+    shares = [method.sparsity(phase.start, recipe.epochs) for phase in phases]
+    assert (shares[0], shares[-1]) == (0.9, float("0." + name.removeprefix("celeba_resnet18_").replace("_", "")))
+    assert shares == sorted(shares)

@@ -20,6 +20,7 @@ from acdc_cli.jobs.checkpoints import recipe_of
 from acdc_cli.jobs.subjects import Asked, Checkpoint
 from acdc_cli.models import weights
 from acdc_cli.recipe import syntax
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.runs import outcome
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
@@ -60,7 +61,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "masks": ("masks.safetensors", checkpoint.load_masks),
     "records": ("metrics.jsonl", lambda path: RunDir(path.parent).records()),
     "provenance": ("provenance.json", lambda path: RunDir(path.parent).provenance()),
-    "summary": ("summary.json", lambda path: outcome.outcome(RunDir(path.parent))),
+    "summary": ("summary.json", lambda path: outcome.outcome(RunDir(path.parent), measures_of("multiclass"))),
     "images": ("train.beton", BetonFile),
     "manifest": ("train.beton.json", lambda path: manifest.read(path.with_suffix(""))),
     "recipe": ("recipe.yaml", syntax.read_text),

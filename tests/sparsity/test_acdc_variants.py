@@ -42,6 +42,8 @@ def refusal(**keys: Any) -> str:
 class Run:
     """One layer of ten weights, 1 to 10, and one step an epoch, by a gradient that the test sets; learning rate 1."""
 
+    headline = "top1"
+
     def __init__(self, epochs: int, **keys: Any) -> None:
         self.weight = nn.Parameter(torch.arange(1.0, 11.0).view(1, 10))
         self.optimizer = SGD([self.weight], lr=1.0, momentum=0.5)

@@ -93,6 +93,8 @@ def _one_thread() -> None:
 class Run:
     """A few epochs of a small network on noise, each batch drawn from its step alone, as the trainer does them."""
 
+    headline = "top1"
+
     def __init__(self, name: str, optimizer: str = "sgd", bf16: bool = False, **keys: Any) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(

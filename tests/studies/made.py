@@ -101,7 +101,7 @@ def in_memory(made: Made) -> Run:
         axes=made.cell.axes,
         path=Path(made.key),
         state="done" if made.done else "waiting",
-        recipe={"model": {}, "data": {}, "task": {}, "sparsity": {"method": method}},
+        recipe={"model": {}, "data": {}, "task": {"name": "multiclass"}, "sparsity": {"method": method}},
         records=made.records(),
         summary=cost if made.flops is not None else {},
     )

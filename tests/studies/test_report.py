@@ -19,6 +19,7 @@ from made import Made, in_memory, study
 from matplotlib.figure import Figure
 from PIL import Image
 
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.studies.report import charts, tables, write
 from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import of_study
@@ -254,7 +255,9 @@ def summary(folder: Path) -> Summary:
 
 
 def test_the_figure_has_one_line_a_sparsity_dashed_for_dense_and_its_best_marked_larger(folder: Path) -> None:
-    for axes, key in zip(charts.panels(summary(folder)).axes, charts.PANELS, strict=True):
+    for axes, shown in zip(
+        charts.panels(summary(folder)).axes, charts.quantities(measures_of("multiclass")), strict=True
+    ):
         bars = {bar.lines[0].get_color(): bar.lines[0] for bar in axes.containers}
         dense, sparse = bars["#1a1a1b"], bars["#0072b2"]
         assert (dense.get_linestyle(), sparse.get_linestyle()) == ("--", "-")
@@ -264,11 +267,11 @@ def test_the_figure_has_one_line_a_sparsity_dashed_for_dense_and_its_best_marked
         assert [(line.get_color(), line.get_xdata()[0]) for line in large] == [("#1a1a1b", 4), ("#0072b2", 8)]
         assert axes.get_xscale() == "log"
         level = [line for line in axes.get_lines() if line.get_linestyle() == "--" and line is not dense]
-        assert len(level) == (0 if key == "top1" else 1)
+        assert len(level) == (0 if shown.key == "top1" else 1)
 
 
 def test_error_bars_are_the_sample_deviation(folder: Path) -> None:
-    panel = charts.panel(summary(folder), "top1").axes[0]
+    panel = charts.panel(summary(folder), measures_of("multiclass").headline).axes[0]
     (bars,) = [bar for bar in panel.containers if bar.lines[0].get_color() == "#0072b2"]
     _, eight = bars.lines[2][0].get_segments()
     assert eight[:, 1] == pytest.approx([86 - 8**0.5, 86 + 8**0.5])
@@ -442,7 +445,7 @@ def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path
     found = summarise("s", [*sparse, dense])
     rows = {row[0].text: row[1].text for row in tables.last_epoch(found).rows}
     assert rows["dense"] == "–"
-    axes = charts.panel(found, "top1").axes[0]
+    axes = charts.panel(found, measures_of("multiclass").headline).axes[0]
     level = [line.get_ydata() for line in axes.get_lines() if list(line.get_xdata()) == [0, 1]]
     assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
     places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}

@@ -11,9 +11,12 @@ import pytest
 from epoch import recorded
 from rich.console import Console
 
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.run_queue import Row, State
 from acdc_cli.studies.screen import Screen
+
+TOP1 = measures_of("multiclass").headline
 
 
 def row(folder: Path, sparsity: float, state: State) -> Row:
@@ -59,14 +62,14 @@ def drawn(screen: Screen, rows: list[Row]) -> list[str]:
 
 def test_totals_and_a_bar_for_each_run_fit_80_columns(rows: list[Row]) -> None:
     now = [1010.0]
-    screen = Screen("epoch_length_demo", lambda row: 8, clock=lambda: now[0])
+    screen = Screen("epoch_length_demo", lambda row: 8, lambda row: TOP1, clock=lambda: now[0])
     first, totals, empty, header, here, elsewhere = drawn(screen, rows)
     assert first.startswith("epoch_length_demo ━")
     assert first.endswith(" 0:00:00")
     # of the failed run no epoch is to come
     assert totals == "12/32 epochs · 1/5 runs · 2 running (1 elsewhere) · 1 failed"
     assert empty == ""
-    assert header.split() == ["run", "epochs", "loss", "top-1", "left"]
+    assert header.split() == ["run", "epochs", "loss", "accuracy", "left"]
     # 4 epochs of 30 s, of which 10 s have passed
     assert here.split() == ["sparsity=0.7,epochs=8,seed=0", "━━━━━", "4/8", "0.500", "98.77", "0:01:50"]
     assert elsewhere.split() == ["sparsity=0.6,epochs=8,seed=0", "0/8"]
@@ -74,7 +77,7 @@ def test_totals_and_a_bar_for_each_run_fit_80_columns(rows: list[Row]) -> None:
 
 def test_the_time_that_is_left_is_told_by_the_epochs_since_the_sweep_began(rows: list[Row]) -> None:
     now = [1000.0]
-    screen = Screen("study", lambda row: 8, clock=lambda: now[0])
+    screen = Screen("study", lambda row: 8, lambda row: TOP1, clock=lambda: now[0])
     assert "left" not in drawn(screen, rows)[0]
     now[0] = 1060.0
     record(rows[2], 6, at=1060)
@@ -84,4 +87,4 @@ def test_the_time_that_is_left_is_told_by_the_epochs_since_the_sweep_began(rows:
 
 def test_a_run_whose_records_cannot_be_read_does_not_end_the_sweep(rows: list[Row]) -> None:
     (rows[2].directory / "metrics.jsonl").write_text("no json\n")
-    assert drawn(Screen("study", lambda row: 8), rows)[4].split()[-1] == "0/8"
+    assert drawn(Screen("study", lambda row: 8, lambda row: TOP1), rows)[4].split()[-1] == "0/8"

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.tasks.multiclass import Task as Classification
 
 
 def metrics(logits: list[list[float]], labels: list[int]) -> dict[str, float]:
@@ -47,7 +48,7 @@ def test_with_fewer_than_five_classes_top5_is_one() -> None:
 
 def test_label_smoothing_bears_on_the_training_loss_only() -> None:
     logits, labels = torch.tensor([[math.log(3), 0.0]]), torch.tensor([0])
-    task = Classification(label_smoothing=0.2)
+    task = Classification(TaskBlock(label_smoothing=0.2))
     # the target is (0.9, 0.1)
     by_hand = 0.9 * math.log(4 / 3) + 0.1 * math.log(4)
     assert task.loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-6)

@@ -13,7 +13,7 @@ from torch._dynamo.callback import CallbackArgs, callback_handler
 from torch._dynamo.utils import counters
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training import compiling
 from acdc_cli.training.compiling import Compilations, Compiled
 from acdc_cli.training.evaluate import evaluate

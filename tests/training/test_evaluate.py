@@ -8,7 +8,7 @@ from in_memory import InMemory
 from torch import nn
 
 from acdc_cli.errors import RunError
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.evaluate import evaluate, forward_of
 from acdc_cli.training.precision import Precision
 

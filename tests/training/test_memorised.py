@@ -14,7 +14,7 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.errors import Stopped
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.tasks.memorised import Memorisation
+from acdc_cli.tasks.base.memorised import Memorisation
 from acdc_cli.training import checkpoint
 from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.trainer import Trainer

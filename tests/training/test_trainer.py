@@ -15,9 +15,10 @@ from torch import nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
+from acdc_cli.recipe.schema import TaskBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines, Tracker
-from acdc_cli.tasks.classification import Classification
+from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training import checkpoint
 from acdc_cli.training.progress import warn_of_collapse
 from acdc_cli.training.running import Running
@@ -324,7 +325,9 @@ def test_a_few_bad_losses_are_left_out_of_the_mean_and_end_nothing(folder: Path)
 def test_the_record_has_the_cross_entropy_with_the_labels_themselves(
     accumulate: int, smoothing: float, folder: Path
 ) -> None:
-    run = MiniRun(folder, 1, DENSE, optim={"accumulate": accumulate}, task=Classification(smoothing))
+    run = MiniRun(
+        folder, 1, DENSE, optim={"accumulate": accumulate}, task=Classification(TaskBlock(label_smoothing=smoothing))
+    )
     smoothed, plain = [], []
     forward = run.trainer._replica.forward
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.analysis.base.subject import Loaded, Subject
@@ -16,22 +16,18 @@ from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError
+from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.precision import choose_device
 
 Split = Literal["train", "val"]
 Pair = tuple[Batch, Batch]
 """The same images, prepared for each of two models."""
-Difference = tuple[int, int, int]
-"""A's class, B's class, and the number of images with this pair of answers."""
+Difference = tuple[int, int, int, int]
+"""A's option, B's option, the decision, and the number of images with this pair of answers to it."""
 
 _MISMATCHED = "labels that differ"
 _COUNTS = ("both_right", "only_a_right", "only_b_right", "both_wrong", "agreed")
 _MEANS = ("cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba")
-
-
-def top_class(logits: Tensor) -> Tensor:
-    """(batch, classes) to (batch,): the class with the largest logit; ties are broken as in `acdc eval`."""
-    return logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
 
 
 class Pairs:
@@ -93,25 +89,28 @@ def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterat
 
 @dataclass(frozen=True)
 class Agreement:
-    """Models A and B compared over the same images."""
+    """Models A and B compared over the same images, which ask for one decision (a class) or for several (labels)."""
 
     samples: int
+    """Images."""
     agreement: float
-    """Fraction of the images to which both give the same class, right or wrong."""
+    """Fraction of the decisions in which both give the same answer, right or wrong."""
     cross_entropy_ab: float
-    """H(A, B) = -Σ pA ln pB, in nats, mean over the images."""
+    """H(A, B) = -Σ pA ln pB, in nats, mean over the decisions."""
     cross_entropy_ba: float
     kl_ab: float
-    """KL(A‖B) = Σ pA (ln pA - ln pB), in nats, mean over the images."""
+    """KL(A‖B) = Σ pA (ln pA - ln pB), in nats, mean over the decisions."""
     kl_ba: float
-    top1_a: float
-    top1_b: float
+    accuracy_a: float
+    """Fraction of right decisions; top-1 where an image has one class."""
+    accuracy_b: float
     both_right: int
+    """Decisions; likewise the following."""
     only_a_right: int
     only_b_right: int
     both_wrong: int
     mcnemar_p: float
-    """The p-value of `mcnemar`."""
+    """The p-value of `mcnemar`; NaN where images ask for several decisions, which are not independent."""
 
 
 def compare(
@@ -128,6 +127,9 @@ def compare(
     different labels or there are no images.
     """
 
+    if first.task.measures != second.task.measures:
+        raise RunError(f"{description}: the models were trained for different tasks; compare models of the same")
+
     def add(pair: Pair) -> dict[str, Tensor]:
         a, b = (_logits(model, batch.images) for model, batch in zip((first, second), pair, strict=True))
         if a.shape != b.shape:
@@ -136,7 +138,10 @@ def compare(
                 "of the same classes"
             )
         labels = pair[0].labels
-        return {**sums(a, b.to(a.device), labels), _MISMATCHED: (labels != pair[1].labels.to(a.device)).sum()}
+        return {
+            **sums(a, b.to(a.device), labels, first.task),
+            _MISMATCHED: (labels != pair[1].labels.to(a.device)).sum(),
+        }
 
     totals = workspace.sums(key, images, add, description)
     if not totals:
@@ -149,18 +154,20 @@ def compare(
     return of_sums(totals)
 
 
-def sums(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def sums(a: Tensor, b: Tensor, labels: Tensor, task: Task) -> dict[str, Tensor]:
     """The sums over a batch that `of_sums` needs, on the logits' device.
 
-    a, b: (batch, classes), the logits of the two models.  labels: (batch,) int64.
+    a, b: (batch, outputs), the logits of the two models.  labels: (batch,) int64.
     """
-    log_a, log_b = (F.log_softmax(logits.float().double(), dim=1) for logits in (a, b))
-    top_a, top_b = top_class(a), top_class(b)
-    right_a, right_b = top_a == labels, top_b == labels
+    log_a, log_b = (task.log_probabilities(logits.float().double()) for logits in (a, b))
+    top_a, top_b, truth = task.answers(a), task.answers(b), task.truth(labels, a.shape[1])
+    right_a, right_b = top_a == truth, top_b == truth
     differ = top_a != top_b
-    classes = a.shape[1]
-    cells = torch.zeros(classes * classes, dtype=torch.int64, device=a.device)
+    (_, decisions, options), of = log_a.shape, torch.arange(log_a.shape[1], device=a.device)
+    cells = torch.zeros(decisions * options**2, dtype=torch.int64, device=a.device)
+    places = (of * options + top_a) * options + top_b
     return {
+        "images": torch.tensor(len(labels), device=a.device),
         # the probabilities may be zeros, but their logarithms stay finite
         "cross_entropy_ab": -(log_a.exp() * log_b).sum(),
         "cross_entropy_ba": -(log_b.exp() * log_a).sum(),
@@ -171,30 +178,31 @@ def sums(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "only_a_right": (right_a & ~right_b).sum(),
         "only_b_right": (~right_a & right_b).sum(),
         "both_wrong": (~right_a & ~right_b).sum(),
-        "confusion": cells.index_add_(0, top_a * classes + top_b, differ.long()).view(classes, classes),
+        "confusion": cells.index_add_(0, places.flatten(), differ.long().flatten()).view(decisions, options, options),
     }
 
 
 def of_sums(totals: Mapping[str, Tensor]) -> tuple[Agreement, list[Difference]]:
     """totals: the results of `sums`, added over all batches."""
     both, only_a, only_b, neither, agreed = (int(totals[key]) for key in _COUNTS)
-    samples = both + only_a + only_b + neither
+    decisions = both + only_a + only_b + neither
     agreement = Agreement(
-        samples=samples,
-        agreement=agreed / samples,
-        **{key: float(totals[key]) / samples for key in _MEANS},
-        top1_a=(both + only_a) / samples,
-        top1_b=(both + only_b) / samples,
+        samples=int(totals["images"]),
+        agreement=agreed / decisions,
+        **{key: float(totals[key]) / decisions for key in _MEANS},
+        accuracy_a=(both + only_a) / decisions,
+        accuracy_b=(both + only_b) / decisions,
         both_right=both,
         only_a_right=only_a,
         only_b_right=only_b,
         both_wrong=neither,
-        mcnemar_p=mcnemar(only_a, only_b),
+        mcnemar_p=mcnemar(only_a, only_b) if decisions == totals["images"] else math.nan,
     )
     confusion = totals["confusion"].cpu()
     cells = confusion.nonzero()
-    differences = zip(*cells.T.tolist(), confusion[tuple(cells.T)].tolist(), strict=True)
-    return agreement, sorted(differences, key=lambda difference: -difference[2])
+    of, by_a, by_b = cells.T.tolist()
+    differences = zip(by_a, by_b, of, confusion[tuple(cells.T)].tolist(), strict=True)
+    return agreement, sorted(differences, key=lambda difference: -difference[3])
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -11,6 +11,7 @@ from acdc_cli import console
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.plotting import COLOURS, LINES, MARKERS
 from acdc_cli.analysis.curves import phases
+from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Group, Series, Summary, accuracy_and_cost, pareto_front
@@ -19,12 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = {
-    "top1": "validation top-1 (%)",
-    "train_cross_entropy": "training cross entropy, last epoch (nats)",
-    "entropy": "validation entropy (nats)",
-}
-"""Metrics of Figure C.1 and of the curves."""
+LOSS = Quantity("train_cross_entropy", "training cross entropy", "train", "nats")
 _INK, _PAPER, _GRID, _SHADE = "#1a1a1b", "#ffffff", "#dcdcdd", "#ededee"
 ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} | {
     colour: f"--line-{number}" for number, colour in enumerate(COLOURS)
@@ -32,19 +28,24 @@ ROLES = {_INK: "--ink", _PAPER: "--paper", _GRID: "--grid", _SHADE: "--shade"} |
 """The page's CSS variable for each colour, which changes in dark mode."""
 
 
+def quantities(measures: Measures) -> tuple[Quantity, Quantity, Quantity]:
+    """What the panels of P2's Figures C.1 and C.2 and the curves show."""
+    return measures.headline, LOSS, measures.confidence
+
+
 def panels(summary: Summary) -> Figure:
-    """Figure C.1: accuracy, training cross entropy and validation entropy, one line per series."""
+    """Figure C.1: accuracy, training cross entropy and validation entropy (C.2: uncertainty), one line per series."""
     figure = _figure(11, 4.2)
-    for axes, key in zip(figure.subplots(1, 3), PANELS, strict=True):
-        _panel(axes, summary, key)
+    for axes, shown in zip(figure.subplots(1, 3), quantities(summary.measures), strict=True):
+        _panel(axes, summary, shown)
     _legend(figure, summary, loc="outside lower center", ncols=6)
     return figure
 
 
-def panel(summary: Summary, key: str) -> Figure:
+def panel(summary: Summary, shown: Quantity) -> Figure:
     """One panel alone, without the legend."""
     figure = _figure(3.7, 3.2)
-    _panel(figure.subplots(), summary, key)
+    _panel(figure.subplots(), summary, shown)
     return figure
 
 
@@ -57,10 +58,11 @@ def legend(summary: Summary) -> Figure:
 
 
 def pareto(summary: Summary) -> Figure | None:
-    """Top-1 against training FLOPs; None if no group has both."""
+    """Accuracy against training FLOPs; None if no group has both."""
     points = accuracy_and_cost(summary.groups)
     if not points:
         return None
+    headline = summary.measures.headline
     figure = _figure(4.8, 3.9)
     axes = figure.subplots()
     front = pareto_front(points)
@@ -68,7 +70,7 @@ def pareto(summary: Summary) -> Figure | None:
     axes.step(costs, [100 * points[key][1] for key in front], where="post", color=_INK, linewidth=0.8, zorder=1)
     for series, looks in _looks(summary):
         groups = [group for group in series.groups if (group.series, group.x) in points]
-        _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last("top1", 100), {**looks, "ls": ""})
+        _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last(headline), {**looks, "ls": ""})
     for key in front:
         cost, accuracy = points[key]
         axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
@@ -78,7 +80,7 @@ def pareto(summary: Summary) -> Figure | None:
         place = (cost, 100 * accuracy)
         axes.annotate(str(key[1]), place, away, textcoords="offset points", ha=side, size=7, color=_INK)
     plotting.log(axes, "x", console.with_prefix)
-    axes.set(xlabel="training FLOPs (measured)", ylabel=PANELS["top1"])
+    axes.set(xlabel="training FLOPs (measured)", ylabel=f"validation {headline.axis}")
     _dress(axes)
     _legend(figure, summary, "on the Pareto front", loc="outside lower center", ncols=3)
     return figure
@@ -94,14 +96,15 @@ def curves(series: Series, axis: str) -> Figure | None:
     figure = _figure(1.2 + 2.1 * len(groups), 5.4)
     grid = figure.subplots(3, len(groups), sharey="row", sharex="col", squeeze=False)
     seeds = list(dict.fromkeys(run.seed for run in series.runs))
+    shown = quantities(groups[0].measures)
     for column, group in enumerate(groups):
-        for row, key in enumerate(PANELS):
+        for row, each in enumerate(shown):
             axes = grid[row][column]
             _shade(axes, group)
             for run in group.runs:
-                _curve(axes, run, key, seeds.index(run.seed))
+                _curve(axes, run, each, shown[0].key, seeds.index(run.seed))
             _dress(axes)
-            axes.set_ylabel(PANELS[key].replace(", last epoch", "") if column == 0 else "")
+            axes.set_ylabel(_titled(each).replace(" ", "\n", 1) if column == 0 else "")
         grid[0][column].set_title(f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done", size=9, color=_INK)
         grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
         grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -144,13 +147,17 @@ def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
     return [(series, looks.get(series.name, dense)) for series in summary.series]
 
 
-def _panel(axes: Axes, summary: Summary, key: str) -> None:
-    scale = 100 if key == "top1" else 1
-    along = summary.along
+def _titled(shown: Quantity, loss: str = "") -> str:
+    """`validation top-1 (%)`.  loss: words after the name of the training loss."""
+    return f"{shown.name}{loss} ({shown.unit})" if shown is LOSS else f"validation {shown.axis}"
+
+
+def _panel(axes: Axes, summary: Summary, shown: Quantity) -> None:
+    key, scale, along = shown.key, shown.scale, summary.along
     for series, looks in _looks(summary):
         groups = [group for group in series.groups if group.last(key) and not (along.sparsities and group.dense)]
         line = looks if along.numeric else {**looks, "ls": ""}
-        _errorbar(axes, groups, lambda group: _place(summary, group), _last(key, scale), line)
+        _errorbar(axes, groups, lambda group: _place(summary, group), _last(shown), line)
         if (best := series.best) and best in groups and len(groups) > 1:
             mean = best.last(key).mean  # type: ignore[union-attr]
             axes.plot(
@@ -163,10 +170,11 @@ def _panel(axes: Axes, summary: Summary, key: str) -> None:
                 mec=_INK,
                 zorder=3,
             )
-    if (key != "top1" or along.sparsities) and (dense := summary.best_dense) and (level := dense.last(key)):
+    with_level = shown != summary.measures.headline or along.sparsities
+    if with_level and (dense := summary.best_dense) and (level := dense.last(key)):
         axes.axhline(scale * level.mean, color=_INK, ls="--", linewidth=0.8, zorder=1)
     _ticks(axes, summary)
-    axes.set_title(PANELS[key], size=9, color=_INK)
+    axes.set_title(_titled(shown, ", last epoch"), size=9, color=_INK)
     _dress(axes)
 
 
@@ -174,11 +182,11 @@ def _place(summary: Summary, group: Group) -> float:
     return float(group.x) if summary.along.numeric else summary.along.values.index(group.x)
 
 
-def _last(key: str, scale: float) -> Callable[[Group], tuple[float, float]]:
+def _last(shown: Quantity) -> Callable[[Group], tuple[float, float]]:
     def value(group: Group) -> tuple[float, float]:
-        spread = group.last(key)
+        spread = group.last(shown.key)
         assert isinstance(spread, Spread)
-        return scale * spread.mean, scale * (spread.std or 0)
+        return shown.scale * spread.mean, shown.scale * (spread.std or 0)
 
     return value
 
@@ -239,12 +247,13 @@ def _colour(box: Any) -> None:
         text.set_color(_INK)
 
 
-def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
+def _curve(axes: Axes, run: Run, quantity: Quantity, validated: str, number: int) -> None:
+    """validated: a key that is null in epochs without validation."""
+    key = quantity.key
     # an epoch without validation is left out, so that the line continues; a value that is not finite breaks it
-    shown = [record for record in run.records if key == "train_cross_entropy" or record["top1"] is not None]
+    shown = [record for record in run.records if quantity is LOSS or record[validated] is not None]
     if shown:
-        scale = 100 if key == "top1" else 1
-        values = [math.nan if record.get(key) is None else scale * record[key] for record in shown]
+        values = [math.nan if record.get(key) is None else quantity.scale * record[key] for record in shown]
         axes.plot(
             [record["epoch"] + 1 for record in shown],
             values,
@@ -252,6 +261,8 @@ def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
             color=COLOURS[number % len(COLOURS)],
             ls=LINES[number % len(LINES)],
             linewidth=1.3,
+            # a single validation is a point
+            marker="." if len(shown) < len(run.records) else "",
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from acdc_cli import console, files
+from acdc_cli.quantities import Quantity
 from acdc_cli.statistics import Spread
-from acdc_cli.studies.advice import RULE, advise, lengths, named
+from acdc_cli.studies.advice import advise, lengths, named, rule
+from acdc_cli.studies.report.charts import quantities
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, pareto_front, summarise
 
@@ -65,6 +68,7 @@ _NONE = "–"
 
 def last_epoch(summary: Summary) -> Table:
     """The models at the end of the runs."""
+    headline, confidence = summary.measures.headline, summary.measures.confidence
     front = set(pareto_front(accuracy_and_cost(summary.groups)))
     best = {(series.best.series, series.best.x) for series in summary.series if series.best}
     rows = []
@@ -73,9 +77,9 @@ def last_epoch(summary: Summary) -> Table:
         rows.append(
             (
                 *_names(summary, group, at in best),
-                _spread(group.last("top1"), 100, 2, at in best),
+                _spread(group.accuracy, headline.scale, headline.digits, at in best),
                 _spread(group.last("train_cross_entropy"), 1, 4),
-                _spread(group.last("entropy"), 1, 4),
+                _spread(group.confidence, confidence.scale, confidence.digits),
                 _spread(group.last("val_loss"), 1, 4),
                 _mean(group.last("sparsity"), 100, "{:.2f}"),
                 _mean(group.last("sparsity_all"), 100, "{:.2f}"),
@@ -87,15 +91,15 @@ def last_epoch(summary: Summary) -> Table:
         )
     columns = (
         *_heads(summary),
-        _two("top-1 %"),
+        _two(headline.head),
         _two("training cross entropy"),
-        _two("entropy"),
+        _two(confidence.head),
         _two("validation loss"),
         *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "FLOPs an image", "best", "Pareto front"),
     )
     about = (
         "The models at the end of the runs: mean and sample standard deviation over seeds. Bold: the "
-        f"{summary.along.axis} with the highest mean top-1 of each series. Losses and entropy in nats; FLOPs as "
+        f"{summary.along.axis} with the highest mean {headline.name} of each series. {_in_nats(confidence)}; FLOPs as "
         "measured with the actual weights."
     )
     return Table("last_epoch", "After the last epoch", about, columns, tuple(rows))
@@ -106,7 +110,7 @@ def against_dense(summary: Summary) -> Table:
     dense = [group for group in summary.groups if group.dense]
     rows = []
     for group in summary.groups:
-        pruned, full = group.last("top1"), _same_length(group, dense)
+        pruned, full = group.accuracy, _same_length(group, dense)
         if pruned is None or full is None or group.dense:
             continue
         drop = 100 * (pruned.mean - full.mean)
@@ -115,23 +119,25 @@ def against_dense(summary: Summary) -> Table:
         relative = drop / full.mean if full.mean else None
         share = Cell(_NONE, "") if relative is None else Cell(f"{relative:+.2f}", relative)
         rows.append((*names, *both, Cell(f"{drop:+.2f}", drop), share))
-    columns = (*_heads(summary), *_ones("P: top-1 %", "D: dense top-1 %", "P - D, points", "100 (P - D) / D, %"))
+    headline = summary.measures.headline
+    heads = f"P: {headline.head}", f"D: dense {headline.head}", "P - D, points", "100 (P - D) / D, %"
+    columns = (*_heads(summary), *_ones(*heads))
     about = (
-        "P: mean top-1 of the sparse models after the last epoch, D: that of the dense model trained for as long. P2's "
-        "Table D.2 is headed with the second difference and prints the first."
+        f"P: mean {headline.name} of the sparse models after the last epoch, D: that of the dense model trained for as "
+        "long. P2's Table D.2 is headed with the second difference and prints the first."
     )
     return Table("against_dense", "Against the dense model", about, columns, tuple(rows))
 
 
 def _same_length(group: Group, dense: Sequence[Group]) -> Spread | None:
-    """The highest top-1 of dense groups with the same model, images and length."""
+    """The highest accuracy of dense groups with the same model, images and length."""
     if not group.done:
         return None
     alike = [
         spread
         for other in dense
         if other.epochs == group.epochs and other.done[0].images_and_model == group.done[0].images_and_model
-        if (spread := other.last("top1"))
+        if (spread := other.accuracy)
     ]
     return max(alike, key=lambda spread: spread.mean, default=None)
 
@@ -141,12 +147,13 @@ def best_epoch(summary: Summary) -> Table:
     comparable."""
     chosen = [series.best_at_best_epoch for series in summary.series]
     best = {(group.series, group.x) for group in chosen if group}
+    headline, confidence = summary.measures.headline, summary.measures.confidence
     rows = [
         (
             *_names(summary, group, (group.series, group.x) in best),
-            _spread(group.best("top1"), 100, 2, (group.series, group.x) in best),
+            _spread(group.best_accuracy, headline.scale, headline.digits, (group.series, group.x) in best),
             _spread(group.best("train_cross_entropy"), 1, 4),
-            _spread(group.best("entropy"), 1, 4),
+            _spread(group.best(confidence.key), confidence.scale, confidence.digits),
             _epochs(group),
             _said("best", (group.series, group.x) in best),
         )
@@ -154,21 +161,22 @@ def best_epoch(summary: Summary) -> Table:
     ]
     columns = (
         *_heads(summary),
-        _two("top-1 %"),
+        _two(headline.head),
         _two("training cross entropy"),
-        _two("entropy"),
+        _two(confidence.head),
         *_ones("best epochs", "best"),
     )
     about = (
-        "For each run, the epoch with the highest top-1 among those as sparse as the last: mean and sample standard "
-        "deviation over seeds. It is chosen on the validation images and therefore optimistic; do not compare it with "
-        "the table of last epochs."
+        f"For each run, the epoch with the highest {headline.name} among those as sparse as the last: mean and sample "
+        "standard deviation over seeds. It is chosen on the validation images and therefore optimistic; do not compare "
+        "it with the table of last epochs."
     )
     return Table("best_epoch", "At the best epoch", about, columns, tuple(rows))
 
 
 def advice(summary: Summary) -> Table:
     """The verdict on each sparse group's training length."""
+    undecided = summary.measures.confidence.name
     rows = [
         (
             Cell(each.group.series),
@@ -178,14 +186,14 @@ def advice(summary: Summary) -> Table:
             Cell(str(len(each.group.done)), len(each.group.done)),
             Cell(named(each.reference) if each.reference else _NONE),
             _distance(each.loss),
-            _distance(each.entropy),
+            _distance(each.confidence),
         )
         for each in advise(by_length(summary))
     ]
     columns = _ones(
-        "series", "epochs", "verdict", "because", "n", "reference", "loss above (std)", "entropy above (std)"
+        "series", "epochs", "verdict", "because", "n", "reference", "loss above (std)", f"{undecided} above (std)"
     )
-    return Table("advice", "Trained for long enough?", RULE, columns, tuple(rows))
+    return Table("advice", "Trained for long enough?", rule(summary.measures), columns, tuple(rows))
 
 
 def supported(summary: Summary) -> Table:
@@ -203,26 +211,26 @@ def supported(summary: Summary) -> Table:
 
 def runs(summary: Summary) -> Table:
     """One row per run, with separate columns for the last and the best epoch."""
+    measured = quantities(summary.measures)
     rows = [
         (
             Cell(run.key),
             Cell(_state(run)),
-            *_of(run, "last", ("top1", "train_cross_entropy", "entropy")),
-            *_of(run, "best", ("epoch", "top1", "train_cross_entropy", "entropy")),
-            Cell(_NONE, "") if run.measured is None else _prefixed(run.measured["train_flops"]),
+            *_of(run.last, measured),
+            _epoch(run),
+            *_of(run.best, measured),
+            _measured_flops(run),
         )
+        if run.done
+        else (Cell(run.key), Cell(_state(run)), *(7 * [Cell(_NONE, "")]), _measured_flops(run))
         for run in summary.runs
     ]
     columns = _ones(
         "run",
         "state",
-        "last epoch: top-1 %",
-        "last epoch: training cross entropy",
-        "last epoch: entropy",
+        *(f"last epoch: {each.head}" for each in measured),
         "best epoch",
-        "best epoch: top-1 %",
-        "best epoch: training cross entropy",
-        "best epoch: entropy",
+        *(f"best epoch: {each.head}" for each in measured),
         "training FLOPs",
     )
     return Table("runs", "Every run", "", columns, tuple(rows))
@@ -311,24 +319,32 @@ def _distance(value: float | None) -> Cell:
     return Cell(_NONE, "") if value is None else Cell(f"{value:+.1f}", value)
 
 
-def _of(run: Run, which: str, keys: Sequence[str]) -> list[Cell]:
-    if not run.done:
-        return [Cell(_NONE, "") for _ in keys]
-    record = run.last if which == "last" else run.best
+def _in_nats(confidence: Quantity) -> str:
+    return f"Losses and {confidence.name} in nats" if confidence.unit == "nats" else "Losses in nats"
+
+
+def _epoch(run: Run) -> Cell:
+    number = run.best["epoch"] + 1
+    return Cell(str(number), number)
+
+
+def _of(record: Mapping[str, Any], measured: Sequence[Quantity]) -> list[Cell]:
     # records before acdc 0.2 have no cross entropy
-    return [_value(record[key], key) if key in record else Cell(_NONE, "") for key in keys]
+    return [_value(record[each.key], each) if each.key in record else Cell(_NONE, "") for each in measured]
 
 
-def _value(value: float | None, key: str) -> Cell:
+def _value(value: float | None, quantity: Quantity) -> Cell:
     if value is None:
         return Cell("not finite", "")
-    if key == "epoch":
-        return Cell(str(value + 1), value + 1)
-    return Cell(f"{100 * value:.2f}", 100 * value) if key == "top1" else Cell(f"{value:.4f}", value)
+    return Cell(quantity.shown(value), quantity.scale * value)
 
 
 def _flops(cost: Spread | None) -> Cell:
     return Cell(_NONE, "") if cost is None else _prefixed(cost.mean)
+
+
+def _measured_flops(run: Run) -> Cell:
+    return Cell(_NONE, "") if run.measured is None else _prefixed(run.measured["train_flops"])
 
 
 def _prefixed(count: float) -> Cell:

@@ -19,12 +19,6 @@ from acdc_cli.studies.report.page import Picture, facts, page
 from acdc_cli.studies.report.tables import Table, inert
 from acdc_cli.studies.summary import Summary, summarise
 
-_PANEL_TITLES = {
-    "top1": "Validation accuracy",
-    "train_cross_entropy": "Training cross entropy",
-    "entropy": "Validation entropy",
-}
-
 
 @dataclass(frozen=True)
 class Report:
@@ -103,18 +97,32 @@ def _markdown(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str]
     for table in tables:
         parts += [f"## {table.title}", *([table.about] if table.about else []), table.markdown().rstrip()]
         if table.name == "last_epoch" and "pareto" in svgs:
-            parts.append("![Top-1 against training FLOPs, with the Pareto front](pareto.svg)")
+            parts.append(f"![{_against_flops(summary)}, with the Pareto front](pareto.svg)")
     curves = [f"[{name}]({name}.svg)" for name in svgs if name.startswith("curves-")]
     return "\n\n".join([*parts, "## Every run, epoch by epoch", *curves]) + "\n"
 
 
 def _alternative(summary: Summary) -> str:
-    return f"Validation top-1, training cross entropy and validation entropy along {summary.along.axis}"
+    measures = summary.measures
+    return (
+        f"Validation {measures.headline.name}, training cross entropy and validation {measures.confidence.name} along "
+        f"{summary.along.axis}"
+    )
+
+
+def _against_flops(summary: Summary) -> str:
+    name = summary.measures.headline.name
+    return f"{name[0].upper()}{name[1:]} against training FLOPs"
 
 
 def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
     panels = [
-        Picture(svg(charts.panel(summary, key)), key.replace("_", "-"), title) for key, title in _PANEL_TITLES.items()
+        Picture(svg(charts.panel(summary, shown)), shown.key.replace("_", "-"), title)
+        for shown, title in zip(
+            charts.quantities(summary.measures),
+            ("Validation accuracy", "Training cross entropy", f"Validation {summary.measures.confidence.name}"),
+            strict=True,
+        )
     ]
     panels.append(Picture(svg(charts.legend(summary)), "legend", "Legend"))
     names = _curves(summary)
@@ -123,7 +131,7 @@ def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], li
         for number, series in enumerate(summary.series)
         if (name := names[series.name]) in svgs
     ]
-    pareto = [Picture(svgs["pareto"], "pareto", "Top-1 against training FLOPs")] if "pareto" in svgs else []
+    pareto = [Picture(svgs["pareto"], "pareto", _against_flops(summary))] if "pareto" in svgs else []
     return page(summary, tables, panels, {"pareto": pareto, "curves": curves}, links)
 
 

@@ -15,10 +15,10 @@ class Memorisation:
         """true, given: each sample's true class and the label used in training; (count,) int64 on the device."""
         self._true, self._given = true, given
 
-    def sums(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """labels: (batch,), the indices of the samples."""
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """targets: (batch,), the indices of the samples."""
         predicted = logits.argmax(dim=1)
-        as_true, as_given = predicted == self._true[labels], predicted == self._given[labels]
+        as_true, as_given = predicted == self._true[targets], predicted == self._given[targets]
         counted = as_true, as_given, ~(as_true | as_given)
         return {name: hits.sum(dtype=torch.float64) for name, hits in zip(self.names, counted, strict=True)}
 

@@ -1,0 +1,27 @@
+"""Builds the task that a recipe names, for the outputs of its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.discovery import TASKS
+from acdc_cli.recipe.kinds import task_class
+from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.tasks.base.task import Task
+
+
+def build(block: TaskBlock, names: Sequence[str] = (), targets: str | None = None) -> Task:
+    """names: of the set's classes or labels.  targets: the kind of the set's targets; None: fitting ones.
+
+    Raises RecipeError if the set has other targets than the task takes.
+    """
+    kind = task_class(block.name)
+    if targets not in (None, kind.targets):
+        fitting = [name for name in TASKS.names() if task_class(name).targets == targets]
+        raise RecipeError(
+            f"task.name: {block.name} does not fit the data set, whose targets are of the kind {targets!r}; "
+            f"take {' or '.join(fitting)}, or another set"
+        )
+    task: Task = kind(block, names)
+    return task

@@ -1,0 +1,67 @@
+"""What a model is trained for: the loss of a batch, metrics that add up over batches, and the decisions it makes.
+
+A task is one file of the parent package with a class `Task`; nothing else lists it. Targets are what a data set stores
+for each sample, one int64: a class's number, or bits (`data/labels.py`); the task reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from acdc_cli.quantities import Measures
+from acdc_cli.recipe.schema import DataBlock, TaskBlock
+
+
+class Measure(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The sums over a batch that `metrics` needs, on the device."""
+
+    def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
+        """Exact metrics of `samples` images from their sums."""
+
+
+class Task(Measure, Protocol):
+    measures: ClassVar[Measures]
+    """The metrics that tables and figures show; `names` may have more."""
+    targets: ClassVar[str]
+    """The kind of targets that it takes: one of `data.labels.KINDS`."""
+
+    def __init__(self, block: TaskBlock, names: Sequence[str] = ()) -> None:
+        """names: of the outputs, which are classes or labels."""
+
+    @staticmethod
+    def misfits(data: DataBlock) -> list[tuple[str, str]]:
+        """(key, message) for everything in a recipe's data block that this task cannot do."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The training loss of a batch, a scalar."""
+
+    def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """The loss on the targets themselves, without a gradient; None if `loss` is on them, too."""
+
+    # A decision is a choice among options. Each image asks for one or more, and all have the same number of options.
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """(batch, decisions, options): of each option, in the logits' precision."""
+
+    def undecided(self, logits: Tensor) -> Tensor:
+        """(batch, decisions): what `measures.confidence` is the mean of."""
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """(batch, decisions), int64: the options that the model chooses, ties as in `sums`."""
+
+    def truth(self, targets: Tensor, outputs: int) -> Tensor:
+        """(batch, decisions), int64: the right options.  outputs: of the model."""
+
+    def decisions(self, outputs: int) -> tuple[str, ...]:
+        """Names of the decisions; one without a name if there is one only."""
+
+    def options(self, outputs: int) -> tuple[str, ...]:
+        """Names of the options."""

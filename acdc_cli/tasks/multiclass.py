@@ -1,0 +1,83 @@
+"""One class per image: softmax cross entropy, top-1, top-5, entropy of the predictions (P2 eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acdc_cli.quantities import Measures, Quantity
+from acdc_cli.recipe.schema import DataBlock, TaskBlock
+
+
+class Task:
+    measures: ClassVar[Measures] = Measures(
+        headline=Quantity("top1", "top-1", "top-1", "%"),
+        confidence=Quantity("entropy", "entropy", "entr.", "nats"),
+        more=(Quantity("top5", "top-5", "top-5", "%"),),
+    )
+    targets: ClassVar[str] = "class"
+    names = ("loss", "entropy", "top1", "top5")
+
+    def __init__(self, block: TaskBlock | None = None, names: Sequence[str] = ()) -> None:
+        self.label_smoothing = block.label_smoothing if block else 0.0
+        self._classes = tuple(names)
+
+    @staticmethod
+    def misfits(data: DataBlock) -> list[tuple[str, str]]:
+        return []
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean smoothed cross entropy in nats; logits: (batch, classes), targets: (batch,) int64."""
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """Mean cross entropy in nats (P2 C.1); None without label smoothing."""
+        return F.cross_entropy(logits.float(), targets) if self.label_smoothing else None
+
+    def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Sums over the batch, as float64 scalars on the logits' device, so that batches add up exactly."""
+        log_probabilities = F.log_softmax(logits.float(), dim=1)
+        top = _largest(logits) == targets[:, None]
+        return {
+            "loss": _sum(-log_probabilities.gather(1, targets[:, None])),
+            "entropy": _sum(-log_probabilities.exp() * log_probabilities),
+            "top1": _sum(top[:, 0]),
+            "top5": _sum(top),
+        }
+
+    def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
+        """Means over `samples` images: loss and entropy in nats, top1 and top5 as fractions."""
+        return {name: value / samples for name, value in sums.items()}
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(logits, dim=1)[:, None]
+
+    def undecided(self, logits: Tensor) -> Tensor:
+        log_probabilities = F.log_softmax(logits.float(), dim=1)
+        return (-log_probabilities.exp() * log_probabilities).sum(dim=1, keepdim=True)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return _largest(logits)[:, :1]
+
+    def truth(self, targets: Tensor, outputs: int) -> Tensor:
+        return targets[:, None]
+
+    def decisions(self, outputs: int) -> tuple[str, ...]:
+        return ("",)
+
+    def options(self, outputs: int) -> tuple[str, ...]:
+        return self._classes or tuple(map(str, range(outputs)))
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """(batch, at most 5): the classes with the largest logits, in the order that decides ties."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dtype=torch.float64)

@@ -1,0 +1,175 @@
+"""Rates by label and by group of images, and their bootstrap intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import Acdc
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from acdc_cli.analysis.base.group_file import read_groups
+from acdc_cli.analysis.base.judgements import Judgements, require_same_images
+from acdc_cli.analysis.base.resampling import estimates, rates
+from acdc_cli.analysis.groups import Options, compare, draw, groups_of
+from acdc_cli.errors import RunError
+from acdc_cli.recipe.kinds import measures_of
+from acdc_cli.tasks import multiclass, multilabel
+
+
+def judged(answers: list[list[int]], truth: list[list[int]], options: int = 2) -> Judgements:
+    shape = np.array(answers)
+    return Judgements(np.arange(len(answers)), shape, np.array(truth), (shape == 1).astype(float), options)
+
+
+#             a  b        a  b
+ANSWERS = [[1, 0], [0, 0], [1, 1], [1, 0]]
+TRUTH = [[1, 1], [1, 0], [0, 1], [0, 0]]
+ONCE = np.ones((1, 4))
+
+
+def test_rates_of_four_images_and_two_labels_by_hand() -> None:
+    found = rates(judged(ANSWERS, TRUTH).of(np.ones(4, bool)), ONCE)
+    # a: right, wrong, wrong, wrong; b: wrong, right, right, right. The mean comes first
+    assert found["accuracy"].tolist() == [[0.5, 0.25, 0.75]]
+    # a is absent from two images and found in both; b is absent from two and found in none
+    assert found["false_positive_rate"].tolist() == [[0.5, 1.0, 0.0]]
+    # a is in two images and missed in one, b in two and missed in one
+    assert found["false_negative_rate"].tolist() == [[0.5, 0.5, 0.5]]
+    assert found["undecided"].tolist() == [[0.5, 0.75, 0.25]]
+
+
+def test_a_rate_without_such_images_is_undefined_and_left_out_of_the_mean() -> None:
+    found = rates(judged([[1, 0], [0, 0]], [[1, 1], [1, 0]]).of(np.ones(2, bool)), np.ones((1, 2)))
+    mean, of_a, of_b = found["false_positive_rate"][0].tolist()
+    assert (mean, np.isnan(of_a), of_b) == (0, True, 0)
+    columns = {"m": judged([[1, 0]], [[1, 1]]).of(np.ones(1, bool))}
+    ((own, _),) = estimates(columns, 1, 10, 0.95, np.random.default_rng(0)).values()
+    assert own["false_positive_rate"] == [None, None, None]
+
+
+def test_groups_are_the_images_with_and_without_a_label() -> None:
+    task = multilabel.Task(names=("a", "b"))
+    groups = groups_of(judged(ANSWERS, TRUTH), task, 2, Options(by=["b"]))
+    assert {name: members.tolist() for name, members in groups.items()} == {
+        "all images": [True] * 4,
+        "b: no": [False, True, False, True],
+        "b: yes": [True, False, True, False],
+    }
+    with pytest.raises(RunError, match=r"by: the set has no 'c', only a, b"):
+        groups_of(judged(ANSWERS, TRUTH), task, 2, Options(by=["c"]))
+
+
+def test_the_groups_of_a_multiclass_set_are_its_classes_by_default() -> None:
+    each = judged([[0], [2], [2]], [[0], [1], [2]], options=3)
+    task = multiclass.Task(names=("x", "y", "z"))
+    groups = groups_of(each, task, 3, Options())
+    assert list(groups) == ["all images", "x", "y", "z"]
+    found = {row.group: row.values["accuracy"].value for row in compare({"m": each}, groups, ("",), Options())}
+    assert found == {"all images": pytest.approx(2 / 3), "x": 1, "y": 0, "z": 1}
+    assert list(groups_of(each, task, 3, Options(by=["y"]))) == ["all images", "y"]
+
+
+def test_sparse_minus_dense_is_paired_image_by_image() -> None:
+    sparse, dense = judged(ANSWERS, TRUTH), judged(TRUTH, TRUTH)
+    rows = compare({"dense": dense, "sparse": sparse}, {"all": np.ones(4, bool)}, ("a", "b"), Options(resamples=200))
+    by = {(row.model, row.label): row for row in rows}
+    assert not by["dense", "all"].differences
+    lead = by["sparse", "a"].differences["accuracy"]
+    assert lead.value == -0.75
+    # the dense model is always right: the samples of the difference are those of the sparse model's errors
+    own = by["sparse", "a"].values["accuracy"]
+    assert (lead.low, lead.high) == (own.low - 1, own.high - 1)
+    # a model held against itself differs by nothing in any sample
+    same = compare({"a": sparse, "b": sparse}, {"all": np.ones(4, bool)}, ("a", "b"), Options(resamples=50))[-1]
+    assert {(each.value, each.low, each.high) for each in same.differences.values()} == {(0, 0, 0)}
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.sampled_from([0.5, 0.9]))
+def test_the_interval_of_an_accuracy_is_the_binomial_s(right: int, wrong: int, level: float) -> None:
+    count = right + wrong
+    each = judged([[1, 1]] * right + [[0, 0]] * wrong, [[1, 1]] * count)
+    ((own, _),) = estimates({"m": each.of(np.ones(count, bool))}, count, 4000, level, np.random.default_rng(1)).values()
+    found = own["accuracy"][0]
+    assert found is not None
+    exact = stats.binom(count, right / count).ppf([(1 - level) / 2, (1 + level) / 2]) / count
+    # a quantile of 4000 samples may fall on the neighbour of the exact one
+    assert [found.low, found.high] == pytest.approx(exact.tolist(), abs=1.001 / count)
+
+
+def test_the_same_seed_draws_the_same_samples_whatever_their_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"m": judged(ANSWERS, TRUTH).of(np.ones(4, bool))}
+    whole = estimates(columns, 4, 64, 0.9, np.random.default_rng(3))
+    monkeypatch.setattr("acdc_cli.analysis.base.resampling._AT_ONCE", 8)
+    assert estimates(columns, 4, 64, 0.9, np.random.default_rng(3)) == whole
+
+
+def test_a_file_gives_groups_to_the_images_it_lists(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text("index,age,place\n7,old,sea\n0,young,sea\n3,old,land\n")
+    found = read_groups(str(path), np.array([0, 3]))
+    assert {name: members.tolist() for name, members in found.items()} == {
+        "age: old": [False, True],
+        "age: young": [True, False],
+        "place: land": [False, True],
+        "place: sea": [True, False],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,age\n1,old\n", "expected a column index and one for each kind of groups, found ['name', 'age']"),
+        ("index\n1\n", "expected a column index and one for each kind of groups, found ['index']"),
+        ("index,age\n0,old\n", "1 of the 2 images have no row, image 3 for one"),
+        ("index,age\nx,old\n", "line 2: expected an index and 1 values"),
+        ("index,age\n0,old,sea\n", "line 2: expected an index and 1 values"),
+        ("index,age\n0,old\n0,young\n", "line 3: image 0 has a row already"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "groups.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RunError) as refused:
+        read_groups(str(path), np.array([0, 3]))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_models_on_different_images_are_refused() -> None:
+    one, other = judged(ANSWERS, TRUTH), judged(ANSWERS, ANSWERS)
+    with pytest.raises(RunError, match=r"a and b are evaluated on different images; name one set with --data"):
+        require_same_images({"a": one, "b": other})
+
+
+def test_the_figure_has_a_panel_for_each_measure_and_a_place_for_each_label() -> None:
+    rows = compare({"m": judged(ANSWERS, TRUTH)}, {"all": np.ones(4, bool)}, ("a", "b"), Options(resamples=20))
+    measures = measures_of("multilabel")
+    figure = draw(rows, ["m"], {"accuracy": measures.headline, "undecided": measures.confidence})
+    assert [panel.get_xlabel() for panel in figure.axes] == ["label accuracy (%)", "uncertainty (%)"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["all", "a", "b"]
+
+
+def test_a_run_on_digits_is_judged_by_class_sparse_against_dense(acdc: Acdc, trained: Path, in_tmp: Path) -> None:
+    sets = ("resamples=50", "by=['3', '8']", "data.workers=0")
+    done = acdc("analyze", "groups", trained, *(part for each in sets for part in ("--set", each)), "--out", "f")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(Path("f/groups.json").read_text())["results"]["rows"]
+    assert [(row["model"], row["group"]) for row in rows] == [
+        (f"small-0 ({kind})", group) for group in ("all images", "3", "8") for kind in ("dense", "sparse")
+    ]
+    summary = json.loads((trained / "summary.json").read_text())
+    assert [row["top1"]["value"] for row in rows[:2]] == [summary[kind]["top1"] for kind in ("dense", "sparse")]
+    assert rows[1]["entropy"]["value"] == pytest.approx(summary["sparse"]["entropy"], rel=1e-4)
+    minus = rows[1]["minus_first_top1"]
+    assert minus["value"] == pytest.approx(summary["sparse"]["top1"] - summary["dense"]["top1"])
+    assert minus["low"] <= minus["value"] <= minus["high"]
+    with open("f/groups.csv") as table:
+        assert len(list(csv.DictReader(table))) == len(rows)
