@@ -127,7 +127,7 @@ def open_set(block: DataBlock) -> DataSet:
     """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
     root = _root(block)
     splits = {split: _opened(place) for split in SPLITS if (place := _lies_at(root, split))}
-    if not splits and _as_published(block):
+    if not splits and is_as_published(block):
         splits = {split: _published(block.name, split, root) for split in SPLITS}
     if not splits:
         raise DataError(_missing(block, " and ".join(SPLITS)))
@@ -142,7 +142,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
     """
     known = known_sets().get(block.name)
-    missing = _lies_at(_root(block), "train") is None and not _as_published(block)
+    missing = _lies_at(_root(block), "train") is None and not is_as_published(block)
     if missing and known and known.classes and known.train_images:
         classes, images, is_there = known.classes, known.train_images, False
     else:
@@ -162,7 +162,7 @@ def _opened(place: Path) -> Split:
     return Split(manifest.labels, manifest, lambda: BetonFile(place))
 
 
-def _as_published(block: DataBlock) -> bool:
+def is_as_published(block: DataBlock) -> bool:
     """Whether the set lies there as its authors publish it."""
     known = known_sets().get(block.name)
     return known is not None and known.has_layout(_root(block))

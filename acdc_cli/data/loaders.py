@@ -16,7 +16,7 @@ from acdc_cli.data import augment, resident
 from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
-from acdc_cli.data.data_set import DataSet
+from acdc_cli.data.data_set import DataSet, is_as_published
 from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Source
@@ -113,7 +113,7 @@ def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs:
     cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
     workers = max(1, cores) if block.workers is None else block.workers
     if isinstance(stored, Source):
-        name = "imagenet" if block.name == "imagenet" else "folder"
+        name = block.name if block.name == "imagenet" or is_as_published(block) else "folder"
         write = f"`acdc data write {name} --source {stored.root}` makes them"
         _do_without_ffcv(block, f"FFCV reads .beton files, and {stored.root} holds images: {write}")
         # here, like below, because it imports torchvision, which the other loaders and `acdc plan` do without

@@ -94,7 +94,7 @@ def test_whatever_a_run_s_files_hold_their_readers_say_it_in_a_line(home: Path, 
 
 
 BROKEN = {
-    "metrics.jsonl": ('{"epoch": null}\n', "line 1 of run/metrics.jsonl is damaged (top1:"),
+    "metrics.jsonl": ('{"epoch": null}\n', "line 1 of run/metrics.jsonl is damaged (train_loss:"),
     "summary.json": ('{"sparse": 3}', "run/summary.json is damaged (sparse:"),
     "provenance.json": ('{"a": 1}', "run/provenance.json is damaged (Input should be a valid list"),
 }

@@ -199,7 +199,7 @@ def test_the_files_say_how_they_were_measured(tiny_run: Path, benched: bench_run
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 8
     assert rows[0]["accuracy"] == ""
-    assert "top-1 (%)" in svg.read_text()
+    assert "accuracy (%)" in svg.read_text()
 
 
 def test_the_tables_fit_a_terminal(benched: bench_run.Benched) -> None:
