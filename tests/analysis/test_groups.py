@@ -161,7 +161,7 @@ def test_a_run_on_digits_is_judged_by_class_sparse_against_dense(acdc: Acdc, tra
     sets = ("resamples=50", "by=['3', '8']", "data.workers=0")
     done = acdc("analyze", "groups", trained, *(part for each in sets for part in ("--set", each)), "--out", "f")
     assert done.exit_code == 0, done.output
-    rows = json.loads(Path("f/groups.json").read_text())["results"]["rows"]
+    rows = json.loads(Path("f/groups-small-0.json").read_text())["results"]["rows"]
     assert [(row["model"], row["group"]) for row in rows] == [
         (f"small-0 ({kind})", group) for group in ("all images", "3", "8") for kind in ("dense", "sparse")
     ]
@@ -171,5 +171,5 @@ def test_a_run_on_digits_is_judged_by_class_sparse_against_dense(acdc: Acdc, tra
     minus = rows[1]["minus_first_top1"]
     assert minus["value"] == pytest.approx(summary["sparse"]["top1"] - summary["dense"]["top1"])
     assert minus["low"] <= minus["value"] <= minus["high"]
-    with open("f/groups.csv") as table:
+    with open("f/groups-small-0.csv") as table:
         assert len(list(csv.DictReader(table))) == len(rows)
