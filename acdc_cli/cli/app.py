@@ -26,6 +26,7 @@ from acdc_cli.cli import (
     plan,
     recipes,
     report,
+    runs,
     sweep,
     train,
     verify_resume,
@@ -76,6 +77,7 @@ app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("report")(report.report)
 app.command("advise")(advise.advise)
 app.add_typer(recipes.app, name="recipes", help="List, show and copy the recipes that come with acdc.")
+app.add_typer(runs.app, name="runs", help="List, show, compare and remove runs.")
 app.add_typer(data.app, name="data", help="List, write and check data sets.")
 
 

@@ -97,6 +97,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
+            stack.enter_context(run.recording_end())
         _describe(recipe, run, ready, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
