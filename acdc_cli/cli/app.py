@@ -31,6 +31,7 @@ from acdc_cli.cli import (
     train,
     verify_resume,
     verify_run,
+    watch,
 )
 from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
@@ -73,6 +74,7 @@ app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
+app.command("watch")(watch.watch)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("report")(report.report)
 app.command("advise")(advise.advise)

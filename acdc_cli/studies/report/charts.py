@@ -84,23 +84,29 @@ def pareto(summary: Summary) -> Figure | None:
 
 def curves(series: Series, axis: str) -> Figure | None:
     """Every run of a series, epoch by epoch, unfinished runs included; None if no run has ended an epoch."""
+    columns = {f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done": group.runs for group in series.groups}
+    return curves_side_by_side(columns)
+
+
+def curves_side_by_side(columns: Mapping[str, Sequence[Run]]) -> Figure | None:
+    """Accuracy, loss and entropy of runs, in a column for each title; None if no run has ended an epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    groups = [group for group in series.groups if any(run.records for run in group.runs)]
-    if not groups:
+    shown = {title: runs for title, runs in columns.items() if any(run.records for run in runs)}
+    if not shown:
         return None
-    figure = _figure(1.2 + 2.1 * len(groups), 5.4)
-    grid = figure.subplots(3, len(groups), sharey="row", sharex="col", squeeze=False)
-    seeds = list(dict.fromkeys(run.seed for run in series.runs))
-    for column, group in enumerate(groups):
+    figure = _figure(1.2 + 2.1 * len(shown), 5.4)
+    grid = figure.subplots(3, len(shown), sharey="row", sharex="col", squeeze=False)
+    seeds = list(dict.fromkeys(run.seed for runs in columns.values() for run in runs))
+    for column, (title, runs) in enumerate(shown.items()):
         for row, key in enumerate(PANELS):
             axes = grid[row][column]
-            _shade(axes, group)
-            for run in group.runs:
+            _shade(axes, runs)
+            for run in runs:
                 _curve(axes, run, key, seeds.index(run.seed))
             _dress(axes)
             axes.set_ylabel(PANELS[key].replace(", last epoch", "") if column == 0 else "")
-        grid[0][column].set_title(f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done", size=9, color=_INK)
+        grid[0][column].set_title(title, size=9, color=_INK)
         grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
         grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
@@ -253,9 +259,9 @@ def _curve(axes: Axes, run: Run, key: str, number: int) -> None:
         )
 
 
-def _shade(axes: Axes, group: Group) -> None:
+def _shade(axes: Axes, runs: Sequence[Run]) -> None:
     """Shades the sparse phases of the run with the most epochs."""
-    furthest = max(group.runs, key=lambda run: len(run.records))
+    furthest = max(runs, key=lambda run: len(run.records))
     for kind, start, end in phases(list(map(dict, furthest.records))):
         if kind in ("sparse", "ramp"):
             axes.axvspan(start, end, color=_SHADE, linewidth=0)
