@@ -486,6 +486,8 @@ class TrackBlock(Block):
     """W&B group."""
     tags: list[str] = []
     """W&B tags."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, into the run's folder `tensorboard` (extra `tensorboard`)."""
     log_every: PositiveInt = 50
     """Steps between two checks of the loss, for the progress bar and `optim.nan_patience`."""
 
