@@ -23,6 +23,7 @@ from acdc_cli.cli import (
     doctor,
     eval,
     export,
+    init,
     plan,
     recipes,
     report,
@@ -61,11 +62,11 @@ app = typer.Typer(
     help="Train, evaluate and study sparse vision models from YAML recipes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("init")(init.init)
 app.command("train", cls=train.Command)(train.train)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("verify-run")(verify_run.verify_run)

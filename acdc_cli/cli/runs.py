@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -32,8 +34,13 @@ class Order(StrEnum):
 Folders = Annotated[
     list[Path] | None, typer.Argument(metavar="FOLDER…", help="Where to look.", show_default="runs and studies")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False, autocompletion=completion.runs)
+]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN…", help="Run directories.", show_default=False, autocompletion=completion.runs),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Statuses = Annotated[list[Status] | None, typer.Option("--status", help="Only runs with this status. May be repeated.")]
 Match = Annotated[

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.", show_default=False)]
+from acdc_cli.cli import completion
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN…", help="Run directories.", show_default=False, autocompletion=completion.runs),
+]
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Also write a page that loads itself again.", show_default=False)
 ]
