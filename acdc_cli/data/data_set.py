@@ -66,7 +66,7 @@ class DataSet:
 
     @property
     def path(self) -> Path:
-        return _root(self.block)
+        return root_of(self.block)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -118,8 +118,8 @@ class DataSet:
 
 def open_set(block: DataBlock) -> DataSet:
     """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
-    root = _root(block)
-    places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
+    root = root_of(block)
+    places = {split: place for split in SPLITS if (place := lies_at(root, split))}
     if not places:
         raise DataError(_missing(block, " and ".join(SPLITS)))
     splits = {name: _opened(place) for name, place in places.items()}
@@ -134,7 +134,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
     """
     known = known_sets().get(block.name)
-    if _lies_at(_root(block), "train") is None and known and known.classes and known.train_images:
+    if lies_at(root_of(block), "train") is None and known and known.classes and known.train_images:
         classes, images, is_there = known.classes, known.train_images, False
     else:
         data = open_set(block)
@@ -152,11 +152,12 @@ def _opened(place: Path) -> Split:
     return Split(place, manifest.class_names, manifest)
 
 
-def _root(block: DataBlock) -> Path:
+def root_of(block: DataBlock) -> Path:
+    """The folder of the set, whether or not it exists."""
     return Path(block.path or f"data/{block.name}")
 
 
-def _lies_at(root: Path, split: str) -> Path | None:
+def lies_at(root: Path, split: str) -> Path | None:
     """The split's .beton file, else its folder of class folders."""
     beton, folder = root / f"{split}.beton", root / split
     # os.path's, which treat what may not be read as missing
@@ -166,7 +167,7 @@ def _lies_at(root: Path, split: str) -> Path | None:
 
 
 def _missing(block: DataBlock, what: str) -> str:
-    root = _root(block).absolute()
+    root = root_of(block).absolute()
     if os.path.isfile(root):
         return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
     if os.path.isdir(root) and not _may_read(root):
@@ -193,4 +194,4 @@ def _write_command(block: DataBlock) -> str:
         return "`acdc data write demo`"
     name = block.name if block.name in known_sets() else "folder"
     source = "" if name == "demo" else f" --source /path/to/{block.name}"
-    return f"`acdc data write {name}{source} --out {_root(block)}`"
+    return f"`acdc data write {name}{source} --out {root_of(block)}`"

@@ -20,6 +20,7 @@ from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError, Stopped
 from acdc_cli.jobs import costs, requeueing, setup
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run
@@ -74,7 +75,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             run.refuse_if_taken()
     if ranks.size > 1:
         setup.split(recipe, ranks)
-    data = open_set(recipe.data)
+    data = open_found(recipe.data, run.path) if resume else open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
     begun = recipe.fork is not None or ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
