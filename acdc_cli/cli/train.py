@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from acdc_cli.cli import completion
+
+if TYPE_CHECKING:
+    from acdc_cli.runs.run_dir import RunDir
 
 _KEYS = {"method": "sparsity.method", "target": "sparsity.target", "epochs": "epochs"}
 
@@ -127,11 +130,25 @@ def _start(
     if gpus is None:
         from acdc_cli.jobs.training_run import train as job
 
-        job(recipe, changes, out, how)
+        _conclude(job(recipe, changes, out, how))
     else:
         from acdc_cli.jobs.spawn_ranks import launch
 
         raise typer.Exit(launch(gpus, recipe, changes, out, how))
+
+
+def _conclude(run: RunDir) -> None:
+    """Prints what helps after this run. The other ranks are muted, and a launcher's first rank prints it."""
+    from acdc_cli import console
+
+    if not console.muted() and run.finished:
+        from acdc_cli.errors import AcdcError
+        from acdc_cli.studies.next_steps import next_steps
+
+        # the run is finished, whatever became of its files since
+        with suppress(AcdcError):
+            for step in next_steps(run):
+                console.say(str(step))
 
 
 @contextmanager

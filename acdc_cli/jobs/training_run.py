@@ -323,15 +323,13 @@ def _bearing(recipe: Recipe) -> dict[str, Any]:
 
 
 def _conclude(run: RunDir, summary: dict[str, Any]) -> None:
-    """Prints the run's results and the next commands."""
+    """Prints the run's results."""
     for kind in ("sparse", "dense"):
         if kind in summary:
             console.say(f"{kind}: top-1 {summary[kind]['top1']:.2%} in {run.model_file(kind)}")
             if "ema_top1" in summary[kind]:
                 averaged = f"{kind}-ema"
                 console.say(f"{averaged}: top-1 {summary[kind]['ema_top1']:.2%} in {run.model_file(averaged)}")
-    corrupted = f" · acdc analyze memorisation {run.path}" if run.corrupted_labels.exists() else ""
-    console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
 
 
 def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, warnings: Sequence[str]) -> None:
