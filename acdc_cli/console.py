@@ -184,5 +184,15 @@ def screen() -> Live | None:
     return Live(console=_err, auto_refresh=False, transient=True) if _err.is_terminal else None
 
 
+def is_terminal() -> bool:
+    """Whether a person reads both streams."""
+    return _out.is_terminal and _err.is_terminal
+
+
+def width() -> int:
+    """Columns of the terminal, or 80."""
+    return _out.width
+
+
 def _is_number(cell: str) -> bool:
     return cell.replace(".", "", 1).replace("-", "", 1).rstrip(" %").isdigit() or cell in ("", "-")

@@ -168,7 +168,7 @@ def _findings(runs: Sequence[Known]) -> Findings:
     made_with = {
         key: values
         for key, values in differing({run.name: run.made_with for run in runs}).items()
-        if key not in ("time", "command")
+        if key.partition(".")[0] not in ("time", "command", "end")
     }
     group_of = {run.name: group.name for group in groups for run in group.runs}
     of_runs = [_of_run(run, group_of[run.name], runs[0]) for run in runs]

@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
+
 Runs = Annotated[
-    list[str], typer.Argument(help="Run directories, sparse and dense, or one study: its directory, file or name.")
+    list[str],
+    typer.Argument(
+        help="Run directories, sparse and dense, or one study: its directory, file or name.",
+        autocompletion=completion.runs,
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
 from acdc_cli.recipe.discovery import ANALYSES
 
 
@@ -17,13 +18,19 @@ class Which(StrEnum):
 
 
 Name = Annotated[
-    str | None, typer.Argument(help=f"{', '.join(ANALYSES.names())}. Omit it to list the analyses.", show_default=False)
+    str | None,
+    typer.Argument(
+        help=f"{', '.join(ANALYSES.names())}. Omit it to list the analyses.",
+        show_default=False,
+        autocompletion=completion.analyses,
+    ),
 ]
 Runs = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="RUN…",
         help="Run directories or checkpoint files. Omit them to list the analysis's options.",
+        autocompletion=completion.runs,
         show_default=False,
     ),
 ]

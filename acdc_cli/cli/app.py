@@ -24,13 +24,16 @@ from acdc_cli.cli import (
     doctor,
     eval,
     export,
+    init,
     plan,
     recipes,
     report,
+    runs,
     sweep,
     train,
     verify_resume,
     verify_run,
+    watch,
 )
 from acdc_cli.errors import RESUME_ME, AcdcError, Stopped
 
@@ -63,11 +66,11 @@ app = typer.Typer(
     help="Train, evaluate and study sparse vision models from YAML recipes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("init")(init.init)
 app.command("train", cls=train.Command)(train.train)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("verify-run")(verify_run.verify_run)
@@ -76,10 +79,12 @@ app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
+app.command("watch")(watch.watch)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("report")(report.report)
 app.command("advise")(advise.advise)
 app.add_typer(recipes.app, name="recipes", help="List, show and copy the recipes that come with acdc.")
+app.add_typer(runs.app, name="runs", help="List, show, compare and remove runs.")
 app.add_typer(data.app, name="data", help="List, write and check data sets.")
 
 

@@ -79,3 +79,35 @@ def check(target: Annotated[str, typer.Argument(metavar="PATH|NAME", show_defaul
     from acdc_cli.data.inventory import check as check_data
 
     check_data(target)
+
+
+@app.command()
+def describe(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder with train/CLASS/ and val/CLASS/, or a written set.", show_default=False)
+    ],
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Look at this many images of each split.", show_default="all")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure a set of images: classes, sizes, mean and std, copies, unreadable and unusual files."""
+    from dataclasses import asdict
+
+    from acdc_cli import console
+    from acdc_cli.data.inventory import describe_folder
+    from acdc_cli.data.proposal import proposed_keys, remarks, rows
+
+    facts = describe_folder(folder, images, workers)
+    proposed = proposed_keys(facts)
+    if json:
+        console.out_json(asdict(facts) | {"proposed": proposed})
+        return
+    console.table(("", *facts.splits), rows(facts))
+    for remark in remarks(facts):
+        console.warn(remark)
+    console.say(f"keys of a recipe: data: {{{', '.join(f'{key}: {value}' for key, value in proposed.items())}}}")

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
+
 
 class Which(StrEnum):
     SPARSE = "sparse"
@@ -27,7 +29,10 @@ class Loader(StrEnum):
     TORCH = "torch"
 
 
-Checkpoint = Annotated[Path, typer.Option(help="A run directory, or a checkpoint file.", show_default=False)]
+Checkpoint = Annotated[
+    Path,
+    typer.Option(help="A run directory, or a checkpoint file.", show_default=False, autocompletion=completion.runs),
+]
 WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
 Model = Annotated[
     str | None, typer.Option(help="Architecture of a checkpoint that acdc did not write.", show_default=False)
@@ -35,7 +40,13 @@ Model = Annotated[
 Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in a batch.", show_default=False)]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: device=cpu. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key: device=cpu. May be repeated.",
+        autocompletion=completion.keys,
+    ),
 ]
 LoaderOption = Annotated[Loader | None, typer.Option(help="Loader of the images.", show_default="the recipe's")]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
 from acdc_cli.cli.eval import Data, Model, Set, WhichOption
 from acdc_cli.recipe.discovery import FORMATS
 
@@ -15,6 +16,7 @@ Source = Annotated[
     typer.Argument(
         metavar="RUN|CHECKPOINT",
         help="A run directory, or a checkpoint file. Omit it to list the formats.",
+        autocompletion=completion.runs,
         show_default=False,
     ),
 ]

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
+
 
 class Convention(StrEnum):
     A = "A"
@@ -18,9 +20,17 @@ class Convention(StrEnum):
     C = "C"
 
 
-Recipe = Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A recipe file, or a shipped recipe's name.", autocompletion=completion.recipes)
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key: optim.lr=0.1. May be repeated.",
+        autocompletion=completion.keys,
+    ),
 ]
 Every = Annotated[int | None, typer.Option(min=1, help="Print every Nth epoch.", show_default="ranges of equal epochs")]
 Counted = Annotated[Convention, typer.Option(help="What counts as a FLOP: A weights, B all operations, C RigL's.")]

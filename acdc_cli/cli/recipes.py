@@ -8,9 +8,16 @@ from typing import Annotated
 
 import typer
 
+from acdc_cli.cli import completion
+
 app = typer.Typer(no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name from `acdc recipes list`, or a path.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A name from `acdc recipes list`, or a path.", show_default=False, autocompletion=completion.recipes
+    ),
+]
 Override = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. optim.lr=0.1.")
 ]

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from acdc_cli.cli import completion
+
 _SLURM = "--slurm-"
 
 
@@ -17,7 +19,9 @@ class Launcher(StrEnum):
     SLURM = "slurm"
 
 
-Study = Annotated[str, typer.Argument(help="A study file, or a shipped study's name.")]
+Study = Annotated[
+    str, typer.Argument(help="A study file, or a shipped study's name.", autocompletion=completion.studies)
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder of the queue and of the runs. Default: studies/<name>.", show_default=False),

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
+from acdc_cli.cli import completion
+
+if TYPE_CHECKING:
+    from acdc_cli.runs.run_dir import RunDir
+
+_KEYS = {"method": "sparsity.method", "target": "sparsity.target", "epochs": "epochs"}
+
 Recipe = Annotated[
     str | None,
     typer.Argument(
-        help="A recipe file, a shipped recipe's name, or a run directory to resume. Default with --fork: the recipe of "
-        "that run.",
+        help="A recipe file, a shipped recipe's name, or a run directory to resume; with --data, a model's name. "
+        "Default with --fork: the recipe of that run.",
         show_default=False,
+        autocompletion=completion.recipes_and_runs,
     ),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: optim.lr=0.1. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key: optim.lr=0.1. May be repeated.",
+        autocompletion=completion.keys,
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Run directory. Default: runs/<name>-<seed>.", show_default=False)]
 Resume = Annotated[
@@ -44,6 +61,20 @@ Gpus = Annotated[
         show_default=False,
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train a model without a recipe on these images, train/CLASS/ and val/CLASS/; for a run to resume, where "
+        "its images are now.",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Method of pruning, without a recipe.", show_default="acdc", autocompletion=completion.methods),
+]
+Target = Annotated[float | None, typer.Option(min=0, max=1, help="Sparsity, without a recipe.", show_default="0.9")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs, without a recipe.", show_default="100")]
 
 
 class Command(TyperCommand):
@@ -66,8 +97,14 @@ def train(
     resume: Resume = None,
     fork: Fork = None,
     gpus: Gpus = None,
+    data: Data = None,
+    method: Method = None,
+    target: Target = None,
+    epochs: Epochs = None,
 ) -> None:
-    """Train a model as a recipe says.
+    """Train a model as a recipe says, or a model by its name on a folder of images.
+
+    acdc train resnet20 --data FOLDER --method acdc --target 0.9 writes the recipe into the run.
 
     For several machines start it with torchrun or srun, which set the rank and address of each process.
     """
@@ -82,11 +119,51 @@ def train(
 
         recipe, changes, out = forked(fork, recipe, changes, out)
     assert recipe is not None
+    words = {"method": method, "target": target, "epochs": epochs}
+    with _recipe_of(recipe, data, {name: value for name, value in words.items() if value is not None}) as (file, more):
+        _start(file, [*changes, *more], out, how, gpus)
+
+
+def _start(
+    recipe: str, changes: Sequence[str], out: Path | None, how: bool | Literal["auto"], gpus: int | None
+) -> None:
     if gpus is None:
         from acdc_cli.jobs.training_run import train as job
 
-        job(recipe, changes, out, how)
+        _conclude(job(recipe, changes, out, how))
     else:
         from acdc_cli.jobs.spawn_ranks import launch
 
         raise typer.Exit(launch(gpus, recipe, changes, out, how))
+
+
+def _conclude(run: RunDir) -> None:
+    """Prints what helps after this run. The other ranks are muted, and a launcher's first rank prints it."""
+    from acdc_cli import console
+
+    if not console.muted() and run.finished:
+        from acdc_cli.errors import AcdcError
+        from acdc_cli.studies.next_steps import next_steps
+
+        # the run is finished, whatever became of its files since
+        with suppress(AcdcError):
+            for step in next_steps(run):
+                console.say(str(step))
+
+
+@contextmanager
+def _recipe_of(name: str, data: Path | None, words: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """The recipe's file, written for the occasion where `name` is a model's, and further changes."""
+    if data is None:
+        if words:
+            hint = f"it needs --data FOLDER, or with a recipe: --set {_KEYS[next(iter(words))]}=…"
+            raise typer.BadParameter(hint, param_hint=f"--{next(iter(words))}")
+        yield name, []
+        return
+    if Path(name).is_dir():
+        yield name, [f"data.path={data}"]
+        return
+    from acdc_cli.jobs.starting import without_recipe
+
+    with TemporaryDirectory(prefix="acdc-") as folder:
+        yield str(without_recipe(name, data, Path(folder), **words)), []

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
+from acdc_cli.cli import completion
+
+Run = Annotated[Path, typer.Argument(help="A run directory.", show_default=False, autocompletion=completion.runs)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="For this machine: data.path, data.loader, device, …"),

@@ -68,7 +68,7 @@ class DataSet:
 
     @property
     def path(self) -> Path:
-        return _root(self.block)
+        return root_of(self.block)
 
     @property
     def labelled(self) -> Labels:
@@ -125,8 +125,8 @@ class DataSet:
 
 def open_set(block: DataBlock) -> DataSet:
     """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
-    root = _root(block)
-    splits = {split: _opened(place) for split in SPLITS if (place := _lies_at(root, split))}
+    root = root_of(block)
+    splits = {split: _opened(place) for split in SPLITS if (place := lies_at(root, split))}
     if not splits and is_as_published(block):
         splits = {split: _published(block.name, split, root) for split in SPLITS}
     if not splits:
@@ -142,7 +142,7 @@ def expected_set(block: DataBlock) -> tuple[int, int, bool]:
     Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
     """
     known = known_sets().get(block.name)
-    missing = _lies_at(_root(block), "train") is None and not is_as_published(block)
+    missing = lies_at(root_of(block), "train") is None and not is_as_published(block)
     if missing and known and known.classes and known.train_images:
         classes, images, is_there = known.classes, known.train_images, False
     else:
@@ -165,7 +165,7 @@ def _opened(place: Path) -> Split:
 def is_as_published(block: DataBlock) -> bool:
     """Whether the set lies there as its authors publish it."""
     known = known_sets().get(block.name)
-    return known is not None and known.has_layout(_root(block))
+    return known is not None and known.has_layout(root_of(block))
 
 
 def _published(name: str, split: str, root: Path) -> Split:
@@ -173,11 +173,12 @@ def _published(name: str, split: str, root: Path) -> Split:
     return Split(Labels(source.class_names, source.targets), None, lambda: source)
 
 
-def _root(block: DataBlock) -> Path:
+def root_of(block: DataBlock) -> Path:
+    """The folder of the set, whether or not it exists."""
     return Path(block.path or f"data/{block.name}")
 
 
-def _lies_at(root: Path, split: str) -> Path | None:
+def lies_at(root: Path, split: str) -> Path | None:
     """The split's .beton file, else its folder of class folders."""
     beton, folder = root / f"{split}.beton", root / split
     # os.path's, which treat what may not be read as missing
@@ -187,7 +188,7 @@ def _lies_at(root: Path, split: str) -> Path | None:
 
 
 def _missing(block: DataBlock, what: str) -> str:
-    root = _root(block).absolute()
+    root = root_of(block).absolute()
     if os.path.isfile(root):
         return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
     if os.path.isdir(root) and not _may_read(root):
@@ -214,4 +215,4 @@ def _write_command(block: DataBlock) -> str:
         return "`acdc data write demo`"
     name = block.name if block.name in known_sets() else "folder"
     source = "" if name == "demo" else f" --source /path/to/{block.name}"
-    return f"`acdc data write {name}{source} --out {_root(block)}`"
+    return f"`acdc data write {name}{source} --out {root_of(block)}`"

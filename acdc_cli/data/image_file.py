@@ -6,6 +6,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 from PIL import Image, UnidentifiedImageError
 
@@ -29,15 +30,25 @@ class ImageFile:
 def read_image(path: Path) -> ImageFile:
     """Raises ValueError with the reason if the file is not an image, or cannot be decoded to its end."""
     try:
+        data = archive.read_bytes(path)
+    # a member that is missing or damaged is one unreadable image
+    except (OSError, KeyError, BadZipFile) as cause:
+        raise ValueError(getattr(cause, "strerror", None) or str(cause)) from cause
+    return decode_image(data)
+
+
+def decode_image(data: bytes) -> ImageFile:
+    """The image of a file's bytes. Raises ValueError as `read_image` does."""
+    try:
         with warnings.catch_warnings():
             # about metadata that is not used, of which real photographs have plenty, and about sizes that are checked
             warnings.simplefilter("ignore")
-            return _decoded(archive.read_bytes(path))
+            return _decoded(data)
     except UnidentifiedImageError as cause:
         raise ValueError(f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from cause
     # whatever a decoder raises over a file's content makes that file an unreadable one
     except Exception as cause:
-        raise ValueError(getattr(cause, "strerror", None) or str(cause) or type(cause).__name__) from cause
+        raise ValueError(str(cause) or type(cause).__name__) from cause
 
 
 def _decoded(data: bytes) -> ImageFile:

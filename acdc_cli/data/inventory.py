@@ -11,11 +11,16 @@ import numpy as np
 
 from acdc_cli import console
 from acdc_cli.data import manifest
+from acdc_cli.data.data_set import open_set
+from acdc_cli.data.describe import SetFacts, chosen_of, describe
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
+from acdc_cli.recipe.schema import DataBlock
 
+_FEW = 5000
+"""Images that are read sooner than processes start."""
 HOME = Path("data")
 """Sets lie in `data/<name>`, as recipes expect them."""
 
@@ -99,6 +104,20 @@ def _settings(known: KnownSet, split: str, options: WriteOptions) -> Settings:
     reencode = options.original is False
     default = known.train if split == "train" or reencode else known.val
     return default if default.original else replace(default, reencode=reencode, **encoding)
+
+
+def describe_folder(folder: Path, limit: int | None = None, workers: int | None = None) -> SetFacts:
+    """limit: images of each split to look at; None: all.  workers: None: one per core.
+
+    Raises DataError if the folder holds no set.
+    """
+    data = open_set(DataBlock(name="folder", path=str(folder), batch_size=1))
+    total = sum(len(chosen_of(split, limit)) for split in data.splits.values())
+    cores = len(os.sched_getaffinity(0)) if total > _FEW else 0
+    title = f"Reading {folder}"
+    with console.progress(title) as bar:
+        task = bar.add_task(title, total=total)
+        return describe(data, limit, cores if workers is None else workers, lambda done: bar.advance(task, done))
 
 
 def check(target: str) -> list[Manifest]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +31,6 @@ REENCODED_QUALITY = 97
 """JPEG quality, without chroma subsampling, of images that should pass through but are not RGB JPEGs."""
 _CHUNK = 8
 """Images in a message to or from a worker."""
-_CHUNKS_AHEAD = 3
-"""Chunks in flight for each worker: they bound the memory, whatever the size of the set."""
 _BAD_SHOWN = 10
 
 
@@ -287,28 +282,10 @@ def _verified(partial: Path, source: Source, settings: Settings, intake: _Intake
 
 def encode_all(source: Source, settings: Settings, workers: int) -> Iterator[Encoded | BadImage]:
     """Every image of the source in its order, encoded by worker processes (0: by this one)."""
-    chunks = _chunks(source)
-    if workers == 0:
-        for chunk in chunks:
-            yield from _encode_chunk(chunk, source.root, settings)
-        return
-    # spawn: fork would copy the threads' locks of whatever is imported here
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=worker.begin)
-    pending: deque[Future[list[Encoded | BadImage]]] = deque()
-    try:
-        for chunk in chunks:
-            pending.append(executor.submit(_encode_chunk, chunk, source.root, settings))
-            if len(pending) > _CHUNKS_AHEAD * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool as cause:
-        raise DataError(
-            f"a worker that read images of {source.name} {source.split} was killed, perhaps because memory ran out; "
-            "nothing was written. Try again with fewer --workers."
-        ) from cause
-    finally:
-        executor.shutdown(cancel_futures=True)
+    encode_chunk = partial(_encode_chunk, root=source.root, settings=settings)
+    what = f"images of {source.name} {source.split}; nothing was written"
+    for results in worker.in_order(encode_chunk, _chunks(source), workers, what):
+        yield from results
 
 
 def _chunks(source: Source) -> Iterator[list[_Task]]:

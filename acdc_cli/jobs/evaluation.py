@@ -15,12 +15,13 @@ from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import loaders
-from acdc_cli.data.data_set import DataSet, open_set
+from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract
 from acdc_cli.deploy.contract import Facts, Logits, Program
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
@@ -65,7 +66,7 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
         return _evaluate_exported(source, *exported, options)
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
-    data = open_set(recipe.data)
+    data = open_found(recipe.data, source)
     ready = setup.build(recipe, data.labelled)
     setup.require_sizes(ready, [recipe.data.val_crop])
     metrics = _judged(data, options, ready.device, ready.model, ready.forward, ready.task, ready.precision)
@@ -86,7 +87,7 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
     recipe = _changed(recipe, options)
     if recipe.data.val_crop != facts.recipe.data.val_crop:
         raise RunError(f"{source} takes images of {facts.recipe.data.val_crop} pixels; leave data.val_crop as it is")
-    data, cpu = open_set(recipe.data), torch.device("cpu")
+    data, cpu = open_found(recipe.data, source), torch.device("cpu")
     if data.classes != len(facts.classes):
         raise RunError(
             f"{source} has {len(facts.classes)} classes, the data set {data.classes}; name its own with --data"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.data import loaders
-from acdc_cli.data.data_set import DataSet, open_set
+from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.contract import Facts
 from acdc_cli.deploy.shrinking import Shrunk, shrunk
@@ -22,6 +22,7 @@ from acdc_cli.errors import RunError
 from acdc_cli.files import assembling
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, header_of, judged, recipe_of, weights_of
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import block_of, sorted_overrides
 from acdc_cli.recipe.schema import Recipe
@@ -129,7 +130,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
     recipe = judged(recipe, weights, asked.data)
     header = header_of(weights) or {"recipe": setup.without_start(recipe).as_dict()}
     recipe = _on_cpu(recipe, traced.input_size)
-    data = open_set(recipe.data)
+    data = open_found(recipe.data, source)
     ready = setup.build(recipe, data.labelled)
     setup.require_sizes(ready, [recipe.data.val_crop])
     is_result = source.is_dir() and weights == weights_of(source)

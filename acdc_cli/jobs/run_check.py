@@ -12,10 +12,10 @@ from typing import Any, get_args
 from torch import Tensor
 
 from acdc_cli import files, reading
-from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import AcdcError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
 from acdc_cli.models.tensors import load_tensors
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
@@ -64,7 +64,7 @@ class _Run:
         self.by_epoch = {record["epoch"]: record for record in self.records}
         self.kinds = [kind for kind in get_args(Which) if self.directory.model_file(kind).exists()]
         given = load(self.directory.resolved, overrides)
-        ready = setup.build(setup.without_start(given), open_set(given.data).labelled)
+        ready = setup.build(setup.without_start(given), open_found(given.data, path).labelled)
         self.phases = setup.sparsifier(self.recipe, ready.layers).phases
 
     def judged(self, kind: Which) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from acdc_cli import console, files
 from acdc_cli.analysis.base.subject import Kind, Loaded
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
-from acdc_cli.data.data_set import DataSet, open_set
+from acdc_cli.data.data_set import DataSet
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import judged, names_its_model, recipe_of, weights_of
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.training.precision import choose_device
@@ -64,7 +65,7 @@ class Checkpoint:
 
     @cached_property
     def data(self) -> DataSet:
-        return open_set(self.recipe.data)
+        return open_found(self.recipe.data, self.source)
 
     def of(self, kind: Kind) -> Checkpoint:
         if self.run is None:

@@ -20,6 +20,7 @@ from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError, Stopped
 from acdc_cli.jobs import costs, requeueing, setup
+from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run
@@ -74,7 +75,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             run.refuse_if_taken()
     if ranks.size > 1:
         setup.split(recipe, ranks)
-    data = open_set(recipe.data)
+    data = open_found(recipe.data, run.path) if resume else open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
     begun = recipe.fork is not None or ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
@@ -97,6 +98,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
+            stack.enter_context(run.recording_end())
         _describe(recipe, run, ready, train_loader.kind, warnings)
 
         def stop_asked() -> bool:
@@ -321,13 +323,11 @@ def _bearing(recipe: Recipe) -> dict[str, Any]:
 
 
 def _conclude(run: RunDir, summary: dict[str, Any], headline: Quantity) -> None:
-    """Prints the run's results and the next commands."""
+    """Prints the run's results."""
     for kind in ("sparse", "dense"):
         for key, name in ((headline.key, kind), (f"ema_{headline.key}", f"{kind}-ema")):
             if key in summary.get(kind, {}):
                 console.say(f"{name}: {headline.name} {summary[kind][key]:.2%} in {run.model_file(name)}")
-    corrupted = f" · acdc analyze memorisation {run.path}" if run.corrupted_labels.exists() else ""
-    console.say(f"next: acdc eval --checkpoint {run.path} · acdc analyze curves {run.path}{corrupted}")
 
 
 def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, warnings: Sequence[str]) -> None:

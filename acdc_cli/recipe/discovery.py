@@ -37,6 +37,10 @@ class Folder:
         files = [(module.name, Path(path)) for path in self._paths() for module in pkgutil.iter_modules([path])]
         return {name: _first_line(path / f"{name}.py") for name, path in sorted(files) if name in self.names()}
 
+    def file(self, name: str) -> Path:
+        """The file of that name, which exists."""
+        return next(file for path in self._paths() if (file := Path(path) / f"{name}.py").exists())
+
     def module(self, name: str) -> ModuleType:
         """The module of that name. Raises RunError if there is none."""
         if name not in self.names():

@@ -102,18 +102,18 @@ def _unknown_key(path: KeyPath, block: Shape, recipe: Shape) -> str:
     key = str(path[-1])
     # a study extends nothing
     allowed = ["extends", *block.keys] if len(path) == 1 and "model" in block.keys else block.keys
-    homes = sorted({home for home in _homes(recipe, ()) if home[-1] == key})
-    elsewhere = f"; did you mean {spell(homes[0])}?" if len(homes) == 1 else ""
+    others = sorted({home for home in homes(recipe) if home[-1] == key})
+    elsewhere = f"; did you mean {spell(others[0])}?" if len(others) == 1 else ""
     return f"unknown key{did_you_mean(key, allowed) or elsewhere} (allowed: {', '.join(allowed)})"
 
 
-def _homes(block: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def homes(block: Shape, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The paths of all keys in a block."""
     for kind in block.kinds.values() or [block]:
         for key in kind.keys:
             yield (*path, key)
             if inner := kind.child(key):
-                yield from _homes(inner, (*path, key))
+                yield from homes(inner, (*path, key))
 
 
 def in_words(value: Any) -> str:

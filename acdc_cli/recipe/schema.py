@@ -391,6 +391,11 @@ class SparsityBlock(Block):
     method: str
     """Sparse-training method: the name of a file in `acdc_cli/sparsity/methods`."""
 
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        """The keys, besides method and target, with which `acdc init` begins a recipe for a run of this size."""
+        return {}
+
     def check(self, run: RunSize) -> Iterator[Misfit]:
         """Everything of this block that does not fit a run of this size."""
         yield from ()
@@ -423,6 +428,10 @@ class PrunedBlock(SparsityBlock):
     """Layers that are never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
     from_checkpoint: str | None = None
     """Start from a trained dense model: that of a run directory, or a weight file as in `model.weights`."""
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        return super().proposed(run, target) | {"keep_dense": ["first", "last"]}
 
 
 class TargetBlock(PrunedBlock):
@@ -505,6 +514,8 @@ class TrackBlock(Block):
     """W&B group."""
     tags: list[str] = []
     """W&B tags."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, into the run's folder `tensorboard` (extra `tensorboard`)."""
     log_every: PositiveInt = 50
     """Steps between two checks of the loss, for the progress bar and `optim.nan_patience`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -45,15 +45,43 @@ class Record(_Results):
     corrupted_given: FiniteFloat | None = None
 
 
+class _Named(Form):
+    name: str
+
+
+class _Method(Form):
+    method: str
+
+
+class Resolved(Form):
+    """resolved.yaml, which another version of acdc may have written."""
+
+    epochs: Annotated[EpochNumber, Field(ge=1)]
+    seed: int
+    model: _Named
+    data: _Named
+    task: _Named
+    sparsity: _Method
+    track: dict[str, Any]
+
+
 class _Data(Form):
     fingerprint: dict[str, Any]
     loader: str
 
 
+class _End(Form):
+    status: Literal["stopped", "failed"]
+    why: str
+
+
 class Entry(Form):
     """An entry of provenance.json."""
 
+    time: str | None = None
     fork: dict[str, Any] | None = None
+    end: _End | None = None
+    """How this process ended before the run did; None: it finished the run, is training, or died."""
 
 
 class Start(Form):

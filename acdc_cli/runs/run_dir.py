@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acdc_cli import console, files, reading
-from acdc_cli.errors import RunError
-from acdc_cli.runs.forms import Entry, Record, Start, Summary
+from acdc_cli.errors import AcdcError, RunError, Stopped
+from acdc_cli.recipe.syntax import read_file
+from acdc_cli.runs.forms import Entry, Record, Resolved, Start, Summary
 
 _SHOWN = 10
 _STATE = "after-"
@@ -107,6 +108,20 @@ class RunDir:
         """Adds one entry per start and per resumption."""
         files.write_text(self._provenance, _listed([*self.provenance(), provenance]))
 
+    @contextmanager
+    def recording_end(self) -> Iterator[None]:
+        """An exception that leaves the block is recorded in the newest entry of the provenance."""
+        try:
+            yield
+        except BaseException as error:
+            status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            # the exception matters more than its record: the folder may be gone
+            with suppress(AcdcError):
+                *earlier, last = self.provenance()
+                files.write_text(self._provenance, _listed([*earlier, last | {"end": {"status": status, "why": why}}]))
+            raise
+
     def provenance(self) -> list[dict[str, Any]]:
         """The entries of `record_provenance`, the newest last. Raises RunError if the file is damaged."""
         if not self._provenance.exists():
@@ -123,6 +138,18 @@ class RunDir:
         except ValueError as error:
             raise RunError(f"{self._provenance} is damaged (its last entry: {error}); restore a copy") from error
         return entries[-1]
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Every key with its value; not validated whole, because another version of acdc may have written it.
+
+        Raises an AcdcError if the file is damaged.
+        """
+        recipe: Mapping[str, Any] = read_file(self.resolved)[0].plain()
+        try:
+            reading.require(recipe, Resolved)
+        except ValueError as error:
+            raise RunError(f"{self.resolved} is no resolved recipe ({error}); restore a copy") from error
+        return recipe
 
     def final(self) -> dict[str, Any] | None:
         """The summary; None while the run is unfinished. Raises RunError if the file is damaged."""

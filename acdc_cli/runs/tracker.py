@@ -20,6 +20,8 @@ from acdc_cli.recipe.schema import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 
 WandbMode = Literal["online", "offline", "disabled"]
+COMPLETE = "the run continues, and metrics.jsonl has every number"
+"""What a mirror that fails does not change."""
 
 
 class Tracker:
@@ -55,7 +57,7 @@ class Wandb(Tracker):
     The first failure is reported once and ends the mirroring; the run continues, and metrics.jsonl is complete.
     """
 
-    _COMPLETE = "the run continues, and metrics.jsonl has every number"
+    _COMPLETE = COMPLETE
 
     def __init__(self, block: TrackBlock, run: RunDir, name: str, config: dict[str, Any], mode: WandbMode) -> None:
         self._run: Any = None
@@ -151,14 +153,21 @@ def _identity(path: Path) -> str:
 
 
 def trackers(block: TrackBlock, run: RunDir, name: str, config: dict[str, Any]) -> list[Tracker]:
-    """metrics.jsonl, and W&B unless it is disabled or cannot be imported."""
-    mirror: list[Tracker] = []
+    """metrics.jsonl first, then the mirrors that the recipe asks for and that can be imported."""
+    tracking: list[Tracker] = [JsonLines(run.metrics)]
     try:
         if (mode := wandb_mode(block.wandb)) != "disabled":
-            mirror = [Wandb(block, run, name, config, mode)]
+            tracking.append(Wandb(block, run, name, config, mode))
     except ImportError as error:
-        console.warn(f"W&B is not available ({error}); {Wandb._COMPLETE}")
-    return [JsonLines(run.metrics), *mirror]
+        console.warn(f"W&B is not available ({error}); {COMPLETE}")
+    try:
+        if block.tensorboard:
+            from acdc_cli.runs.tensorboard import TensorBoard
+
+            tracking.append(TensorBoard(run))
+    except ImportError as error:
+        console.warn(f"TensorBoard is not available ({error}): pip install 'acdc-cli[tensorboard]'; {COMPLETE}")
+    return tracking
 
 
 @dataclass(frozen=True)

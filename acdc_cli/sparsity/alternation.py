@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil, floor, isclose
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -39,6 +39,23 @@ class AlternationBlock(TargetBlock):
     of the sparse phase before. `both`: the last sparse phase, then as many epochs at the same learning rates and
     resolutions that fine-tune the dense model of the last dense epoch, from zero momentum; `epochs` counts them, too.
     """
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        """P1's proportions: of 100 epochs 10 dense, then phases of 5, the last two of 10 and 15."""
+        phase = max(1, run.epochs // 20)
+        last_dense, last_sparse = (2 * phase, 3 * phase) if run.epochs >= 10 else (1, 1)
+        middle = run.epochs - last_dense - last_sparse
+        # the odd number of phases that leaves about a tenth of the run to the warm-up
+        phases = max(1, (middle - run.epochs // 10) // phase)
+        phases -= 1 - phases % 2
+        return super().proposed(run, target) | {
+            "warmup_epochs": max(0, middle - phases * phase),
+            "sparse_epochs": phase,
+            "dense_epochs": phase,
+            "last_dense_epochs": last_dense,
+            "last_sparse_epochs": last_sparse,
+        }
 
     @model_validator(mode="after")
     def _lengths_given_once(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -49,6 +50,10 @@ class CubicKeys(TargetBlock):
     """Epochs between two steps of the sparsity."""
     initial_sparsity: Sparsity = 0.0
     """Sparsity that the cubic starts from, at the start of epoch `begin`. 0: nothing is pruned before the next step."""
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        return super().proposed(run, target) | {"every_epochs": max(1, run.epochs // 20)}
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)

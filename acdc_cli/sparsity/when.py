@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -44,6 +44,11 @@ class UpdateKeys(SparsityBlock):
     """Epochs between two updates of the masks (P2 B: 1). Either this or `every`."""
     end: Epochs = "75%"
     """Epoch from which the masks stay fixed, as a number or a share of the run."""
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        # RigL's 100 steps, in short epochs two updates an epoch
+        return super().proposed(run, target) | {"every": min(100, max(1, (run.steps_per_epoch or 200) // 2))}
 
     @model_validator(mode="after")
     def _can_update(self) -> Self:

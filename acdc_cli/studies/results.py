@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from acdc_cli import console, reading
 from acdc_cli.errors import RunError
@@ -25,24 +23,6 @@ Value = str | int | float
 
 _ALIKE = 0.005
 """Shares of pruned weights that differ by less than this are equal: learned ones still move slightly at the end."""
-
-
-class _Named(reading.Form):
-    name: str
-
-
-class _Method(reading.Form):
-    method: str
-
-
-class _Recipe(reading.Form):
-    epochs: Annotated[reading.EpochNumber, Field(ge=1)]
-    seed: int
-    model: _Named
-    data: _Named
-    task: _Named
-    sparsity: _Method
-    track: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +143,12 @@ def of_runs(folders: Sequence[Path]) -> list[Run]:
 
 def headline_of(run: RunDir) -> Quantity:
     """What the run's task ranks models by. Raises RunError if its recipe is damaged or missing."""
-    return measures_of(_recipe(run.resolved)["task"]["name"]).headline
+    return measures_of(run.recipe()["task"]["name"]).headline
 
 
 def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: str | None) -> Run:
     directory = RunDir(path)
-    recipe = _recipe(directory.resolved) if directory.resolved.exists() else None
+    recipe = directory.recipe() if directory.resolved.exists() else None
     records = directory.records()
     summary = directory.final()
     if summary is not None:
@@ -182,16 +162,6 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
         axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
     speeds = reading.read_json(directory.bench, Bench)["results"]["rows"] if directory.bench.exists() else ()
     return Run(key, axes, path, state, error, recipe, records, summary, speeds)
-
-
-def _recipe(file: Path) -> Mapping[str, Any]:
-    """Not validated whole, because another version of acdc may have written it."""
-    recipe: Mapping[str, Any] = read_file(file)[0].plain()
-    try:
-        reading.require(recipe, _Recipe)
-    except ValueError as error:
-        raise RunError(f"{file} is no resolved recipe ({error}); restore a copy") from error
-    return recipe
 
 
 def _distinguished(runs: Sequence[Run]) -> list[Run]:

@@ -31,6 +31,13 @@ class Config(TargetBlock):
     """Epoch of the first round to whose start the model and the learning rate return after each pruning, as a number or
     a share of a round. 0: the initial model, which is that of `from_checkpoint` if given."""
 
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        # the most prunings, up to four, with which the epochs divide into rounds
+        prunings = next((n for n in (4, 3, 2) if run.epochs % (n + 1) == 0), 1)
+        prune = ceil(10_000 * (1 - (1 - target) ** (1 / prunings))) / 10_000
+        return super().proposed(run, target) | {"prune": target if prunings == 1 else prune}
+
     @model_validator(mode="after")
     def _trains_again(self) -> Self:
         if isinstance(self.rewind_to, str) and float(self.rewind_to.removesuffix("%")) >= 100:

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import PrunedBlock
+from acdc_cli.recipe.schema import PrunedBlock, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -27,6 +27,10 @@ class Config(PrunedBlock):
     s_decay: NonNegativeFloat | None = None
     """Weight decay of s, which draws s towards 0, a threshold of 0.5: more decay gives a sparser model. Default: the
     decay of the weights, as in the paper."""
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        return super().proposed(run, target) | {"s_init": -10.0}
 
 
 class Method(Sparsifier[Config]):

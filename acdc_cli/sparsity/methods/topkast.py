@@ -29,6 +29,13 @@ class Config(TargetBlock):
     every: PositiveInt = 100
     """Steps between two rankings of the weights, to the end of the run (the paper: 1; 100 is as good)."""
 
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        # of twice as many weights as the forward pass uses
+        backward = round(max(0.0, 2 * target - 1), 4)
+        every = min(100, max(1, (run.steps_per_epoch or 200) // 2))
+        return super().proposed(run, target) | {"backward_sparsity": backward, "every": every}
+
     @model_validator(mode="after")
     def _leaves_room_to_explore(self) -> Self:
         if self.backward_sparsity and self.backward_sparsity >= self.target:

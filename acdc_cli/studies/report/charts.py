@@ -88,24 +88,30 @@ def pareto(summary: Summary) -> Figure | None:
 
 def curves(series: Series, axis: str) -> Figure | None:
     """Every run of a series, epoch by epoch, unfinished runs included; None if no run has ended an epoch."""
+    columns = {f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done": group.runs for group in series.groups}
+    return curves_side_by_side(columns)
+
+
+def curves_side_by_side(columns: Mapping[str, Sequence[Run]]) -> Figure | None:
+    """Accuracy, loss and entropy of runs, in a column for each title; None if no run has ended an epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    groups = [group for group in series.groups if any(run.records for run in group.runs)]
-    if not groups:
+    shown = {title: runs for title, runs in columns.items() if any(run.records for run in runs)}
+    if not shown:
         return None
-    figure = _figure(1.2 + 2.1 * len(groups), 5.4)
-    grid = figure.subplots(3, len(groups), sharey="row", sharex="col", squeeze=False)
-    seeds = list(dict.fromkeys(run.seed for run in series.runs))
-    shown = quantities(groups[0].measures)
-    for column, group in enumerate(groups):
-        for row, each in enumerate(shown):
+    figure = _figure(1.2 + 2.1 * len(shown), 5.4)
+    grid = figure.subplots(3, len(shown), sharey="row", sharex="col", squeeze=False)
+    seeds = list(dict.fromkeys(run.seed for runs in columns.values() for run in runs))
+    of_task = quantities(next(iter(shown.values()))[0].measures)
+    for column, (title, runs) in enumerate(shown.items()):
+        for row, each in enumerate(of_task):
             axes = grid[row][column]
-            _shade(axes, group)
-            for run in group.runs:
-                _curve(axes, run, each, shown[0].key, seeds.index(run.seed))
+            _shade(axes, runs)
+            for run in runs:
+                _curve(axes, run, each, of_task[0].key, seeds.index(run.seed))
             _dress(axes)
             axes.set_ylabel(_titled(each).replace(" ", "\n", 1) if column == 0 else "")
-        grid[0][column].set_title(f"{axis} {group.x}: {len(group.done)} of {len(group.runs)} done", size=9, color=_INK)
+        grid[0][column].set_title(title, size=9, color=_INK)
         grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
         grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     handles = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
@@ -266,9 +272,9 @@ def _curve(axes: Axes, run: Run, quantity: Quantity, validated: str, number: int
         )
 
 
-def _shade(axes: Axes, group: Group) -> None:
+def _shade(axes: Axes, runs: Sequence[Run]) -> None:
     """Shades the sparse phases of the run with the most epochs."""
-    furthest = max(group.runs, key=lambda run: len(run.records))
+    furthest = max(runs, key=lambda run: len(run.records))
     for kind, start, end in phases(list(map(dict, furthest.records))):
         if kind in ("sparse", "ramp"):
             axes.axvspan(start, end, color=_SHADE, linewidth=0)

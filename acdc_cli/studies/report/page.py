@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -17,7 +18,7 @@ from acdc_cli.studies.report.tables import Table
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Summary
 
-_TEMPLATE = Path(__file__).with_name("page.html")
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,8 @@ def page(
 ) -> str:
     """pictures: `pareto` and `curves`.  links: to the runs' resolved recipes, by run key; empty if they would not stay
     valid."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        _HERE / "page.html",
         summary=summary,
         facts=facts(summary),
         tables={table.name: table for table in tables},
@@ -60,6 +55,19 @@ def page(
         anchors={run.key: f"recipe-{number}" for number, run in enumerate(summary.runs, 1) if run.recipe},
         links=links,
     )
+
+
+def render(template: Path, **values: Any) -> str:
+    """The page of a template, with the style that all pages share."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+    return environment.from_string(template.read_text(encoding="utf-8")).render(style=style, **values)
 
 
 def facts(summary: Summary) -> str:

@@ -1,0 +1,113 @@
+"""The commands that help most after a run, as its own files and the runs beside it show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from acdc_cli.errors import AcdcError
+from acdc_cli.recipe.load import load
+from acdc_cli.runs.collapse import sign_of_collapse
+from acdc_cli.runs.overview import find_runs
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies import advice, results
+from acdc_cli.studies.advice import Advice
+from acdc_cli.studies.summary import summarise
+
+STEPS = 3
+_MOST_RUNS = 30
+"""Runs beside this one up to which they are compared with it."""
+_SEARCHED_EPOCHS = 60
+_GAP = 0.01
+"""Accuracy by which the sparse model may be below the dense one of the same run."""
+
+
+@dataclass(frozen=True)
+class Step:
+    command: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"next: {self.command}  ({self.why})"
+
+
+def next_steps(run: RunDir) -> list[Step]:
+    """The first of those that apply, the most urgent first. Raises an AcdcError for a run that cannot be read."""
+    return list(islice(_steps(run), STEPS))
+
+
+def _steps(run: RunDir) -> Iterator[Step]:
+    records, summary, recipe = run.records(), run.final() or {}, run.recipe()
+    path, sparsity = shlex.quote(str(run.path)), recipe["sparsity"]
+    if sign := sign_of_collapse(records):
+        change = "sparsity.revive=clipped" if "revive" in sparsity else "optim.clip_norm=1"
+        yield _again(run, recipe, "rescued", [change], f"it collapsed: {sign}")
+        yield Step(f"acdc analyze channels {path}", "which channels are empty")
+    is_dense = sparsity["method"] == "dense"
+    if not is_dense:
+        yield from _longer(run, recipe)
+    if run.corrupted_labels.exists():
+        yield Step(f"acdc analyze memorisation {path}", "some of its labels are wrong on purpose")
+    if is_dense:
+        block = f"{{method: gmp, target: 0.9, keep_dense: [first, last], from_checkpoint: {run.path.absolute()}}}"
+        yield _again(run, recipe, "pruned", [f"sparsity={block}"], "prune this model while it trains on")
+    elif empty := int(records[-1].get("empty_channels", 0) if records else 0):
+        yield Step(f"acdc export {path} --format onnx --shrink", f"{empty:,} of its channels are empty: remove them")
+    headline = results.headline_of(run).key
+    ends: list[Any] = [(summary.get(kind) or {}).get(headline) for kind in ("dense", "sparse")]
+    if None not in ends and (gap := ends[0] - ends[1]) > _GAP:
+        yield Step(f"acdc analyze agreement {path}", f"sparse is {100 * gap:.1f} points below dense")
+    if not is_dense:
+        yield Step(f"acdc bench {path}", "what its zeros gain on each engine")
+    yield Step(f"acdc export {path} --format onnx", "for other software, checked against this model")
+    yield Step(f"acdc analyze curves {path}", "sparsity, loss and accuracy over the epochs")
+    yield Step(f"acdc eval --checkpoint {path} --layers", "accuracy, and what each layer costs")
+
+
+def _longer(run: RunDir, recipe: Mapping[str, Any]) -> Iterator[Step]:
+    """Twice the epochs, or more, if the runs beside it show that it is under-trained; a dense run, if none is there."""
+    siblings = [path for path in find_runs([run.path.absolute().parent]) if path != run.path.absolute()]
+    if len(siblings) > _MOST_RUNS:
+        return
+    found, has_dense = _advice(run, siblings)
+    if found and found.verdict in ("under-trained", "looks under-trained"):
+        epochs = recipe["epochs"]
+        for longer in range(2 * epochs, 2 * epochs + _SEARCHED_EPOCHS):
+            step = _again(run, recipe, str(longer), [f"epochs={longer}"], f"it {found.verdict}: {found.reason}")
+            if _loads(run, f"epochs={longer}"):
+                yield step
+                return
+    elif not has_dense:
+        what = "a dense run beside it tells acdc advise whether this one is under-trained"
+        yield _again(run, recipe, "dense", ["sparsity={method: dense}"], what)
+
+
+def _advice(run: RunDir, siblings: list[Any]) -> tuple[Advice | None, bool]:
+    """The advice about the run's group, and whether a dense run of the same data and model is among the others."""
+    try:
+        runs = results.of_runs([run.path, *siblings])
+        own = runs[0]
+        alike = [each for each in runs if each.done and each.images_and_model == own.images_and_model]
+        found = [each for each in advice.advise(summarise("runs", alike, "epochs")) if own in each.group.runs]
+    # of a run beside it, whose damage is no concern of this one
+    except AcdcError:
+        return None, True
+    return (found[0] if found else None), any(each.dense for each in alike)
+
+
+def _again(run: RunDir, recipe: Mapping[str, Any], name: str, changes: list[str], why: str) -> Step:
+    """The same recipe with changes, as a run of another name."""
+    words = [f"name={recipe.get('name', 'run')}_{name}", *changes]
+    given = " ".join(f"--set {shlex.quote(word)}" for word in words)
+    return Step(f"acdc train {shlex.quote(str(run.resolved))} {given}", why)
+
+
+def _loads(run: RunDir, change: str) -> bool:
+    try:
+        load(run.resolved, [change])
+    except AcdcError:
+        return False
+    return True
