@@ -102,7 +102,8 @@ def curves_side_by_side(columns: Mapping[str, Sequence[Run]]) -> Figure | None:
     figure = _figure(1.2 + 2.1 * len(shown), 5.4)
     grid = figure.subplots(3, len(shown), sharey="row", sharex="col", squeeze=False)
     seeds = list(dict.fromkeys(run.seed for runs in columns.values() for run in runs))
-    of_task = quantities(next(iter(shown.values()))[0].measures)
+    recorded = next(run for runs in shown.values() for run in runs if run.records)
+    of_task = quantities(recorded.measures)
     for column, (title, runs) in enumerate(shown.items()):
         for row, each in enumerate(of_task):
             axes = grid[row][column]

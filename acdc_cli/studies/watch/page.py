@@ -37,7 +37,8 @@ def page(watched: Sequence[Watched], gpus: Sequence[str], every: int | None, now
 def _as_run(watched: Watched) -> Run:
     seen = watched.seen
     axes = {"epochs": seen.epochs or 0, "seed": 0 if seen.seed is None else seen.seed}
-    return Run(str(seen.path), axes, seen.path, seen.status, records=watched.records)
+    recipe = RunDir(seen.path).recipe() if watched.records else None
+    return Run(str(seen.path), axes, seen.path, seen.status, records=watched.records, recipe=recipe)
 
 
 def _left(watched: Watched) -> str:
