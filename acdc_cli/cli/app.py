@@ -24,6 +24,7 @@ from acdc_cli.cli import (
     eval,
     export,
     plan,
+    prune,
     recipes,
     report,
     sweep,
@@ -70,6 +71,7 @@ app.command("verify-run")(verify_run.verify_run)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("prune")(prune.prune)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)

@@ -139,6 +139,13 @@ class Sparsifier(Generic[ConfigT]):
         """
         self.config.require(RunSize(moment.epochs, moment.steps_per_epoch))
 
+    def prune_trained(self, moment: Moment, batch_size: int) -> None:
+        """Called by `acdc prune` in place of a run's first epoch, for methods whose `Config.at_once` is not None.
+
+        batch_size: images in a step of that run.
+        """
+        self.on_epoch_start(moment)
+
     def on_gradients(self, moment: Moment) -> bool:
         """Called between the backward pass and the optimiser's step.
 

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 class Config(CubicKeys):
     """Gradual along a cubic from `begin` to `end`; all at once if they are the same epoch."""
 
+    at_once = {"begin": 0, "end": 0}
+
     samples: PositiveInt = 400
     """Gradients in the Fisher matrix, computed anew at every update from the first images of its epoch."""
     fisher_batch_size: PositiveInt = 1
