@@ -77,6 +77,12 @@ class Training(Protocol):
         weights have gradients, too. Yields fewer batches if the epoch has no more.
         """
 
+    def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
+        """Forward passes of the model itself in eval mode and fp32, over the first training images of this epoch.
+
+        The same on all ranks; fewer if the epoch has no more images.
+        """
+
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the whole model: weights, biases, batch norm and its running statistics."""
 
