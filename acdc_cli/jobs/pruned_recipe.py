@@ -17,8 +17,7 @@ from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.schedule.resolution import resolutions
 
-_FINE_TUNING = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-"""Of a checkpoint that records no recipe."""
+_FINE_TUNING = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": {"name": "cosine"}}
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def recipes(asked: Asked, weights: Path) -> list[Recipe]:
     which = asked.which if asked.source.is_dir() else None
     known = names_its_model(asked.source)
     source = judged(recipe_of(asked.source, which, asked.model, asked.data, of_source), weights, asked.data)
-    base = _without_training(source) | ({} if known else {"optim": _FINE_TUNING | {"schedule": {"name": "cosine"}}})
+    base = _without_training(source) if known else _fine_tuning(source)
     stem = source.name if known else re.sub(r"[^A-Za-z0-9._-]+", "-", asked.source.stem).strip("-._")[:60] or "model"
     return [
         from_dict(
@@ -82,6 +81,15 @@ def recipes(asked: Asked, weights: Path) -> list[Recipe]:
         )
         for target in asked.targets
     ]
+
+
+def _fine_tuning(source: Recipe) -> dict[str, Any]:
+    """For a checkpoint that records no recipe: its preprocessing, and settings with which a fork may fine-tune it."""
+    values, data = _without_training(source), source.data
+    # images that are validated as they are, are trained on as they are
+    augment = "pad_crop" if data.val_crop == data.val_resize else data.augment
+    values["data"] |= {"resolution": data.val_crop, "augment": augment}
+    return values | {"optim": _FINE_TUNING}
 
 
 def _without_training(source: Recipe) -> dict[str, Any]:

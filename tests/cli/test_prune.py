@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from acdc_cli.jobs.pruned_recipe import methods_at_once
 from acdc_cli.jobs.subjects import open_subjects
+from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 
 DENSE = ("conv1.weight", "fc.weight")
@@ -190,6 +191,8 @@ def test_a_strangers_file_needs_a_model_and_data_with_its_classes(acdc: Acdc, fi
     fits = acdc("prune", "ten.pt", *ONE, "--out", "pruned", "--model", "resnet8", "--data", digits)
     assert fits.exit_code == 0, fits.output
     assert zeros("pruned") > 0
+    data = load("pruned/resolved.yaml").data
+    assert (data.resolution, data.augment) == (data.val_crop, "pad_crop")
 
 
 def test_without_a_model_the_methods_are_listed(acdc: Acdc) -> None:

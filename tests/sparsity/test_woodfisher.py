@@ -157,7 +157,7 @@ def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> N
     start(whole)
     start(parted)
     assert len(run.asked) == passes
-    assert parted.cost(0, 1).probed_images == 6 * passes
+    assert parted.cost(0, 1).probed_images == 6 * parted.config.fisher_batch_size * passes
     for name, mask in whole.masked.masks.items():
         assert torch.equal(mask, parted.masked.masks[name])
         torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])

@@ -31,7 +31,7 @@ class Config(TargetBlock):
     """Training images on which the layers' inputs are measured."""
     damping: PositiveFloat = 0.01
     """Added to the diagonal of a layer's Hessian, as a share of the diagonal's mean."""
-    column_block: PositiveInt = 512
+    column_block: PositiveInt = 128
     """Consecutive weights of a filter that are ranked together; time grows with its square. The compensation always
     involves the whole filter."""
 

@@ -32,14 +32,15 @@ class Config(CubicKeys):
 
     samples: PositiveInt = 400
     """Gradients in the Fisher matrix, computed anew at every update from the first images of its epoch."""
-    fisher_batch_size: PositiveInt = 1
-    """Images averaged in one of these gradients, at most `data.batch_size`. 1 is the empirical Fisher by definition;
-    more images use more of the data at the same memory."""
+    fisher_batch_size: PositiveInt = 10
+    """Images averaged in one of these gradients, at most `data.batch_size`. 1 is the empirical Fisher by definition,
+    but images that the model fits have almost no gradient; more of them use more of the data at the same memory."""
     fisher_block: PositiveInt = 2000
     """Consecutive weights of a layer in one block of the Fisher matrix, which is zero outside its blocks. Time and
     memory grow in proportion."""
-    damping: PositiveFloat = 1e-5
-    """Added to the diagonal of the Fisher matrix, so that it has an inverse."""
+    damping: PositiveFloat = 1e-3
+    """Added to the diagonal of the Fisher matrix, so that it has an inverse. The larger, the less the other weights
+    compensate; with `fisher_batch_size` times as many images in a gradient the matrix is that much smaller."""
     memory_gib: PositiveFloat = 16.0
     """Memory for the inverse, in GiB, on the training device. The whole of it takes 4 bytes · weights · `fisher_block`;
     with less memory, the layers are processed in parts, with two passes over the gradients for each."""
