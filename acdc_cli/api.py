@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AcdcError", "Recipe", "RunDir", "SparseTraining", "evaluate", "load_recipe", "open_run", "train"]
 
+_FORWARD = 32
+"""Images that a forward pass outside the training steps takes at once."""
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A validated recipe.
@@ -107,7 +110,7 @@ class SparseTraining:
         """model: on its final device and in its final memory layout.
         optimizer: without state and without a scheduler yet; STR and Top-KAST regroup its parameters.
         recipe: its `sparsity`, `epochs` and `seed` apply; model, data and optimiser are yours.
-        losses: mean losses over training batches of the given size; WoodFisher needs them.
+        losses: mean losses over training batches of the given size; WoodFisher and OBC need them.
         input_shape: shape of one example without the batch dimension; SynFlow needs it.
 
         Raises RecipeError if the sparsity block does not fit the model.
@@ -192,6 +195,11 @@ class SparseTraining:
                 yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         finally:
             self.model.train(was_training)
+
+    def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
+        """See `sparsity.sparsifier.Training`."""
+        for _ in self.gradients(moment, -(-images // _FORWARD), _FORWARD):
+            yield
 
     def snapshot(self) -> dict[str, Tensor]:
         """See `sparsity.sparsifier.Training`."""

@@ -26,6 +26,7 @@ from acdc_cli.cli import (
     export,
     init,
     plan,
+    prune,
     recipes,
     report,
     runs,
@@ -77,6 +78,7 @@ app.command("verify-run")(verify_run.verify_run)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("prune")(prune.prune)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("watch")(watch.watch)

@@ -91,6 +91,16 @@ def val_loader(
     return _loader(data, split, plan, device)
 
 
+def calibration_loader(data: DataSet, seed: int, device: torch.device) -> Loader:
+    """The training images in whole shuffled batches, prepared like validation images, with their true labels."""
+    block = data.block
+    plan = replace(
+        _val_plan(block, UNDIVIDED), batch_size=block.batch_size, seed=seed, shuffle=True, images=block.images
+    )
+    steps_per_epoch(block, plan.samples(len(data.split("train").labels)))
+    return _loader(data, "train", plan, device)
+
+
 def corrupted_loader(data: DataSet, wrong: CorruptedLabels, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
     """The corrupted training samples, each once and not augmented; labels are their positions in `wrong`."""
     numbers = np.arange(len(wrong.indices))

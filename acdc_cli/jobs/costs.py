@@ -31,6 +31,18 @@ def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measure
         return None
 
 
+def cost_after_pruning(parts: Parts, measured: Measured, side: int) -> dict[str, Any]:
+    """FLOPs of one validation image, dense and as pruned, and of the gradients that the method computed."""
+    operations, convention = measured.operations[side], measured.convention
+    nonzero = nonzero_weights(parts.layers, zero_counts(parts.layers))
+    return {
+        "convention": convention,
+        "inference_resolution": side,
+        "dense": _entry(forward_flops(operations, None, convention), 0),
+        "measured": _entry(forward_flops(operations, nonzero, convention), measured.total),
+    }
+
+
 def run_cost(parts: Parts, measured: Measured, batch_size: int, inference_side: int) -> dict[str, Any]:
     """FLOPs of the whole training and of one validation image: dense, planned and measured.
 

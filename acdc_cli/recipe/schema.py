@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from math import floor, isclose
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -390,6 +390,9 @@ class SparsityBlock(Block):
 
     method: str
     """Sparse-training method: the name of a file in `acdc_cli/sparsity/methods`."""
+    at_once: ClassVar[Mapping[str, Any] | None] = None
+    """The keys with which the method prunes a trained model at the start of a run, as `acdc prune` does; None for a
+    method that prunes in the course of training."""
 
     @classmethod
     def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:

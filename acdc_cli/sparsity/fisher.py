@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -152,11 +153,21 @@ class Fisher:
             )
             for part in group
         }
+        # not enumerate, whose tuple would hold a second gradient
+        numbers = count(1)
         for gradient in self._gradients():
+            number = next(numbers)
             for part, inverse in self._held.items():
                 inverse.add(gradient[part.layer].flatten()[part.start : part.end])
             # before the next one is made: one of them is as large as the model
             del gradient
+            # the least damping only grows: one that is far too small is refused early, with few waits for the device
+            if number & (number - 1) == 0:
+                self._require_damping()
+        self._require_damping()
+
+    def _require_damping(self) -> None:
+        """Raises RunError if the damping is too small for the gradients so far."""
         least = float(torch.stack([inverse.least_damping() for inverse in self._held.values()]).max())
         if not least < self._damping:
             raise RunError(

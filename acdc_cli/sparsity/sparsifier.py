@@ -81,6 +81,12 @@ class Training(Protocol):
         weights have gradients, too. Yields fewer batches if the epoch has no more.
         """
 
+    def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
+        """Forward passes of the model itself in eval mode and fp32, over the first training images of this epoch.
+
+        The same on all ranks; fewer if the epoch has no more images.
+        """
+
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the whole model: weights, biases, batch norm and its running statistics."""
 
@@ -142,6 +148,13 @@ class Sparsifier(Generic[ConfigT]):
         Raises RecipeError if the recipe's keys do not fit the epochs and steps of the run.
         """
         self.config.require(RunSize(moment.epochs, moment.steps_per_epoch))
+
+    def prune_trained(self, moment: Moment, batch_size: int) -> None:
+        """Called by `acdc prune` in place of a run's first epoch, for methods whose `Config.at_once` is not None.
+
+        batch_size: images in a step of that run.
+        """
+        self.on_epoch_start(moment)
 
     def on_gradients(self, moment: Moment) -> bool:
         """Called between the backward pass and the optimiser's step.

@@ -33,6 +33,8 @@ class Compiled:
 
         config.recompile_limit = max(config.recompile_limit, _MOST_GRAPHS)
         # static shapes: a run has two or three image sizes, and kernels for dynamic shapes are slow for all of them
+        self.eager = forward
+        """The forward pass as it is, in which hooks run."""
         self._forward = torch.compile(forward, dynamic=False, mode=mode)
         self._model = model
         self._replays = mode != "default"

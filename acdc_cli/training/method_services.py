@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.schedule.time import Moment
+from acdc_cli.training.compiling import Compiled
 from acdc_cli.training.parts import Parts
 
 
@@ -41,6 +42,25 @@ class MethodServices:
                 pieces = islice(_pieces(whole, batch_size), batches)
                 while turn := list(islice(pieces, ranks.size)):
                     yield from self._in_turn(turn)
+        finally:
+            parts.model.train(was_training)
+
+    def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
+        parts, ranks = self._parts, self._parts.ranks
+        ranks.broadcast_(parts.model.buffers())
+        forward = parts.forward.eager if isinstance(parts.forward, Compiled) else parts.forward
+        was_training = parts.model.training
+        parts.model.eval()
+        try:
+            with parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded:
+                for batch in loaded:
+                    shown = ranks.whole(batch.images)[:images]
+                    with torch.no_grad():
+                        forward(shown)
+                    yield
+                    images -= len(shown)
+                    if not images:
+                        return
         finally:
             parts.model.train(was_training)
 

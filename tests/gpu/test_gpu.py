@@ -259,6 +259,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gmp": {"every_epochs": 1, "end": 1},
     "granet": {"every": 7},
     "lottery": {"prune": 0.9},
+    "obc": {"at": 1, "images": 32, "column_block": 32},
     "oneshot": {"at": 1},
     "rigl": {"distribution": "erk", "every": 7, "average_batches": 2},
     "set": {"distribution": "erk", "every": 7},

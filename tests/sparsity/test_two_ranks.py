@@ -46,6 +46,15 @@ class Rank(Run):
         for gradients in super().gradients(moment, batches, batch_size):
             yield dict(zip(gradients, over_ranks(list(gradients.values())), strict=True))
 
+    def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
+        """Those of all ranks on each, as `MethodServices` has them."""
+        for buffer in self.model.buffers():
+            distributed.broadcast(buffer, 0)
+        rank = self.rank
+        for self.rank in range(RANKS):
+            yield from super().forward_passes(moment, images // RANKS)
+        self.rank = rank
+
 
 def over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The mean over ranks of each."""

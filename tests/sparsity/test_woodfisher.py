@@ -157,7 +157,7 @@ def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> N
     start(whole)
     start(parted)
     assert len(run.asked) == passes
-    assert parted.cost(0, 1).probed_images == 6 * passes
+    assert parted.cost(0, 1).probed_images == 6 * parted.config.fisher_batch_size * passes
     for name, mask in whole.masked.masks.items():
         assert torch.equal(mask, parted.masked.masks[name])
         torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])
@@ -213,8 +213,8 @@ def test_a_set_too_small_for_the_samples_is_a_recipe_error_and_changes_nothing()
     with pytest.raises(RecipeError) as error:
         start(made)
     assert str(error.value) == (
-        "sparsity.samples: epoch 0 has images for 3 gradients of 16 each (fisher_batch_size), not for 5: lower samples "
-        "or fisher_batch_size"
+        "sparsity.samples: an epoch gives 3 gradients, not 5: 3 from each of its 1 batches, each of 16 images "
+        "(fisher_batch_size); the rest of a batch is left out. Lower samples or fisher_batch_size"
     )
     assert all(torch.equal(weight, made.masked.parameters[name]) for name, weight in weights.items())
     assert made.masked.sparsity() == 0
@@ -248,6 +248,45 @@ def test_gradients_too_large_for_the_damping_stop_the_run() -> None:
     made, _ = method(weights, noise(weights, 20, scale=1e6), 0.5, **ONCE)
     with pytest.raises(RunError, match=r"sparsity.damping: 0.0001 is too small for gradients this large"):
         start(made)
+
+
+def test_a_damping_that_is_far_too_small_is_refused_after_the_first_gradients() -> None:
+    weights, given = random_weights(), []
+
+    class Counting(Given):
+        def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+            for gradient in super().gradients(moment, batches, batch_size):
+                given.append(gradient)
+                yield gradient
+
+    gradients = noise(weights, 64, scale=1e6)
+    made, _ = method(weights, gradients, 0.5, **ONCE)
+    made.attach(SGD(made.masked.parameters.values(), lr=0.1), Counting(gradients))
+    with pytest.raises(RunError, match=r"sparsity.damping: 0.0001 is too small"):
+        start(made)
+    assert len(given) == 1
+
+
+def test_gradients_of_a_few_images_that_the_model_does_not_fit_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    weights = random_weights()
+    fitted, others = noise(weights, 18, scale=1e-6), noise(weights, 2, seed=1, scale=1.0)
+    with caplog.at_level(logging.WARNING):
+        start(method(weights, [*fitted, *others], 0.5, **ONCE | {"damping": 0.1})[0])
+    [message] = caplog.messages
+    assert "epoch 0: the Fisher matrix rests on about 2 of its 20 gradients" in message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        start(method(weights, noise(weights, 20), 0.5, **ONCE)[0])
+    assert not caplog.messages
+
+
+def test_an_epoch_with_too_few_gradients_is_refused_before_the_run_starts() -> None:
+    # 64 batches of 100 images hold 6,400, but each gives only 6 gradients of 16
+    config = Config(method="woodfisher", target=0.5, samples=400, fisher_batch_size=16)
+    [(key, text)] = config.errors(RunSize(10, steps_per_epoch=64, batch_size=100))
+    assert key == "samples"
+    assert text.startswith("an epoch gives 384 gradients, not 400: 6 from each of its 64 batches, each of 16 images")
+    assert config.errors(RunSize(10, steps_per_epoch=64, batch_size=112)) == []
 
 
 def test_a_block_larger_than_the_memory_is_a_recipe_error() -> None:

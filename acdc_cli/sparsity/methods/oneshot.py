@@ -11,6 +11,7 @@ from acdc_cli.sparsity.when import in_turn
 
 
 class Config(TargetBlock):
+    at_once = {"at": 0}
     at: Epochs = "50%"
     """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 with `from_checkpoint`."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
+from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Misfit, RunSize, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -18,6 +19,7 @@ from acdc_cli.sparsity.which import GradientSums
 
 
 class Config(TargetBlock):
+    at_once = {}
     batches: PositiveInt = 1
     """Batches whose mean gradient ranks the weights; training starts after as many steps. The paper takes one, on data
     sets with few classes; with many classes, take enough for several images of each."""
@@ -59,6 +61,17 @@ class Method(Sparsifier[Config]):
         if self._batches == self.config.batches:
             self._prune()
         return False
+
+    def prune_trained(self, moment: Moment, batch_size: int) -> None:
+        self.config.require(RunSize(moment.epochs, moment.steps_per_epoch))
+        for gradients in self.training.gradients(moment, self.config.batches, batch_size):
+            for name, gradient in gradients.items():
+                self.masked.parameters[name].grad = gradient
+            self.on_gradients(moment)
+        if self._batches < self.config.batches:
+            raise RunError(f"{self._batches} of {self.config.batches} gradients are finite; the model has diverged")
+        for weight in self.masked.parameters.values():
+            weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"batches": self._batches, "gradients": self.gradients.state_dict()}

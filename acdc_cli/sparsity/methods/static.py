@@ -11,6 +11,8 @@ from acdc_cli.sparsity.when import in_turn
 class Config(RandomStartKeys):
     """No keys of its own."""
 
+    at_once = {}
+
 
 class Method(Sparsifier[Config]):
     def plan(self) -> PhasePlan:

@@ -19,6 +19,7 @@ from acdc_cli.sparsity.where import warn_of_empty_layers
 
 
 class Config(TargetBlock):
+    at_once = {}
     rounds: PositiveInt = 100
     """Rounds of scoring and pruning before the first step; each keeps the same share of the remaining weights."""
 

@@ -21,20 +21,26 @@ from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 
 _log = logging.getLogger(__name__)
 
+_FEW = 0.25
+"""Share of the gradients below which a Fisher matrix that rests on them is a poor estimate."""
+
 
 class Config(CubicKeys):
     """Gradual along a cubic from `begin` to `end`; all at once if they are the same epoch."""
 
+    at_once = {"begin": 0, "end": 0}
+
     samples: PositiveInt = 400
     """Gradients in the Fisher matrix, computed anew at every update from the first images of its epoch."""
-    fisher_batch_size: PositiveInt = 1
-    """Images averaged in one of these gradients, at most `data.batch_size`. 1 is the empirical Fisher by definition;
-    more images use more of the data at the same memory."""
+    fisher_batch_size: PositiveInt = 10
+    """Images averaged in one of these gradients, at most `data.batch_size`. 1 is the empirical Fisher by definition,
+    but images that the model fits have almost no gradient; more of them use more of the data at the same memory."""
     fisher_block: PositiveInt = 2000
     """Consecutive weights of a layer in one block of the Fisher matrix, which is zero outside its blocks. Time and
     memory grow in proportion."""
-    damping: PositiveFloat = 1e-5
-    """Added to the diagonal of the Fisher matrix, so that it has an inverse."""
+    damping: PositiveFloat = 1e-3
+    """Added to the diagonal of the Fisher matrix, so that it has an inverse. The larger, the less the other weights
+    compensate; with `fisher_batch_size` times as many images in a gradient the matrix is that much smaller."""
     memory_gib: PositiveFloat = 16.0
     """Memory for the inverse, in GiB, on the training device. The whole of it takes 4 bytes · weights · `fisher_block`;
     with less memory, the layers are processed in parts, with two passes over the gradients for each."""
@@ -58,10 +64,25 @@ class Config(CubicKeys):
         if run.batch_size and self.fisher_batch_size > run.batch_size:
             batch = f"{self.fisher_batch_size} images must come from one batch, but data.batch_size is {run.batch_size}"
             yield Misfit("fisher_batch_size", f"{batch}; make it smaller")
+        elif run.batch_size and run.steps_per_epoch:
+            there = run.steps_per_epoch * (run.batch_size // self.fisher_batch_size)
+            if there < self.samples:
+                yield Misfit("samples", self.too_many(there, run.steps_per_epoch))
+
+    def too_many(self, there: int, batches: int) -> str:
+        """Why there are fewer gradients than `samples` in an epoch of so many batches, in words."""
+        return (
+            f"an epoch gives {there} gradients, not {self.samples}: {there // batches} from each of its {batches} "
+            f"batches, each of {self.fisher_batch_size} images (fisher_batch_size); the rest of a batch is left out. "
+            "Lower samples or fisher_batch_size"
+        )
 
 
 class Method(Sparsifier[Config]):
     """Weights that stay keep their momentum, although the compensation moves them a little."""
+
+    _warned_at = -1
+    """The latest epoch whose gradients were weighed."""
 
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
@@ -105,21 +126,39 @@ class Method(Sparsifier[Config]):
         """
         config, masks = self.config, self.masked.masks
         finite: list[Tensor] = []
+        squares: list[Tensor] = []
         for gradient in self.training.gradients(moment, config.samples, config.fisher_batch_size):
             finite.append(torch.stack([part.isfinite().all() for part in gradient.values()]).all())
-            yield {name: part.where(masks[name] & finite[-1], 0) for name, part in gradient.items()}
+            gradient = {name: part.where(masks[name] & finite[-1], 0) for name, part in gradient.items()}
+            squares.append(torch.stack([part.double().square().sum() for part in gradient.values()]).sum())
+            yield gradient
             # before the next one is made: one of them is as large as the model
             del gradient
         self._check(moment, finite)
+        self._warn_if_few_count(moment, squares)
+
+    def _warn_if_few_count(self, moment: Moment, squares: list[Tensor]) -> None:
+        """Warns, once an epoch, if the Fisher matrix rests on few of its gradients.
+
+        squares: their squared norms n. (Σ n)² / Σ n² is the number of equal gradients that would be as uneven.
+        """
+        if self._warned_at == moment.epoch:
+            return
+        self._warned_at = moment.epoch
+        norms = torch.stack(squares)
+        count = float(norms.sum() ** 2 / norms.square().sum().clamp_min(1e-300))
+        if 0 < count < _FEW * len(squares):
+            text = (
+                "epoch %d: the Fisher matrix rests on about %.0f of its %d gradients, because images which the "
+                "model fits give almost none; raise sparsity.fisher_batch_size"
+            )
+            _log.warning(text, moment.epoch, count, len(squares))
 
     def _check(self, moment: Moment, finite: list[Tensor]) -> None:
         """Raises RecipeError if there were too few gradients, RunError if none of them is finite."""
-        samples, size = self.config.samples, self.config.fisher_batch_size
+        samples = self.config.samples
         if len(finite) < samples:
-            raise RecipeError(
-                f"sparsity.samples: epoch {moment.epoch} has images for {len(finite)} gradients of {size} each "
-                f"(fisher_batch_size), not for {samples}: lower samples or fisher_batch_size"
-            )
+            raise RecipeError(f"sparsity.samples: {self.config.too_many(len(finite), moment.steps_per_epoch)}")
         used = int(torch.stack(finite).sum())
         if not used:
             raise RunError(
