@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,10 @@ class KnownSet:
     """How training images are stored by default."""
     val: Settings = AS_PIXELS
     """How validation images are stored by default."""
+    metric: Literal["top1", "mean_per_class"] = "top1"
+    """The accuracy that `acdc transfer` reports (P2, Table E.4)."""
+    finetuning_lr: float = 0.001
+    """Learning rate of `acdc transfer --mode full`."""
 
 
 @cache
