@@ -87,7 +87,7 @@ def test_a_set_that_is_not_there_says_where_it_is_looked_for(tmp_path: Path) -> 
         read("dtd", tmp_path, "train")
     with pytest.raises(DataError, match="cars cannot be downloaded"):
         LAYOUTS["cars"].source("cars", "train", tmp_path, download=True)
-    with pytest.raises(DataError, match="has no folder stanford_cars; unpack the set there$"):
+    with pytest.raises(DataError, match=r"has no folder stanford_cars; unpack the set there$"):
         read("cars", tmp_path, "train")
     assert not list(tmp_path.iterdir())
 
