@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data import corrupted_labels
+from acdc_cli.data import corrupted_labels, relatives
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
@@ -77,6 +77,11 @@ class DataSet:
         return len(self.class_names)
 
     @property
+    def only_tests(self) -> bool:
+        """Whether it is a relative of the set that a model was trained on, with some of its classes or all."""
+        return all(split.place == self.path for split in self.splits.values())
+
+    @property
     def fingerprint(self) -> dict[str, str]:
         """The fingerprint of each split that exists."""
         return {name: split.fingerprint for name, split in self.splits.items()}
@@ -120,6 +125,8 @@ def open_set(block: DataBlock) -> DataSet:
     """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
     root = _root(block)
     places = {split: place for split in SPLITS if (place := _lies_at(root, split))}
+    if not places and relatives.holds_classes(root):
+        places = {"val": root}
     if not places:
         raise DataError(_missing(block, " and ".join(SPLITS)))
     splits = {name: _opened(place) for name, place in places.items()}
@@ -172,6 +179,11 @@ def _missing(block: DataBlock, what: str) -> str:
     if os.path.isdir(root) and not _may_read(root):
         return (
             f"the data set {block.name}: you may not read {root}; ask its owner for access, or --set data.path=FOLDER"
+        )
+    if block.name in relatives.NAMES:
+        return (
+            f"the data set {block.name} has no {what}: {root} must hold its class folders, as it is published; unpack "
+            "it there, or give its location: --set data.path=FOLDER"
         )
     near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
     return (

@@ -13,9 +13,9 @@ from torch import nn
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.data.known_sets import KnownSet, known_sets
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.checkpoints import judged
+from acdc_cli.jobs.checkpoints import classes_of, judged
 from acdc_cli.jobs.subjects import Checkpoint
-from acdc_cli.models.weights import classes_in, classifier_of
+from acdc_cli.models.weights import classifier_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import DataBlock, Recipe
 from acdc_cli.sparsity.prunable import Layer, layers, zero_counts
@@ -94,8 +94,8 @@ def recipe_for(subject: Checkpoint, task: Task, mode: Mode, seed: int, overrides
 
 def upstream(recipe: Recipe, subject: Checkpoint) -> setup.ReadyModel:
     """The model with its own classifier, as validation uses it."""
-    classes = classes_in(setup.without_weights(recipe, 10), subject.weights)
-    ready = setup.build(judged(recipe, subject.weights), classes)
+    own = judged(recipe, subject.weights)
+    ready = setup.build(own, classes_of(own))
     setup.require_sizes(ready, [recipe.data.val_crop])
     return ready
 
