@@ -82,6 +82,8 @@ def _restricted(forward: Forward, source: Path, data: DataSet, classes: int) -> 
 
 
 def _of_classes(forward: Forward, chosen: Sequence[int]) -> Forward:
+    """The logits of these classes alone, in this order."""
+
     def restricted(images: Tensor) -> Tensor:
         return forward(images)[:, chosen]
 
@@ -107,13 +109,11 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
         parts = torch.split(images, facts.batch or len(images))
         return torch.cat([_padded(logits, facts.inputs(part), facts.batch) for part in parts])
 
-    judged_forward: Forward = forward
+    shown: Forward = forward
     if data.only_tests:
-        chosen = relatives.indices(data.class_names, facts.classes, len(facts.classes), data.path)
-        judged_forward = _of_classes(forward, chosen)
-    metrics = _judged(
-        data, options, cpu, nn.Identity(), judged_forward, tasks.build(recipe.task), Precision("fp32", cpu)
-    )
+        names = facts.classes
+        shown = _of_classes(forward, relatives.indices(data.class_names, names, len(names), data.path))
+    metrics = _judged(data, options, cpu, nn.Identity(), shown, tasks.build(recipe.task), Precision("fp32", cpu))
     return {**dict.fromkeys(KEYS), **metrics, "layers": []}
 
 
