@@ -106,6 +106,13 @@ def test_aie_is_taken_against_the_named_baseline(home: Path, acdc: Acdc, tmp_pat
     assert row["low"] <= row["aie"] <= row["high"]
 
 
+@pytest.mark.parametrize("words", [(), ("run", "--study", "study")])
+def test_models_come_from_runs_or_from_a_study(acdc: Acdc, words: tuple[str, ...]) -> None:
+    result = acdc("transfer", *words, "--to", "set")
+    assert result.exit_code == 2
+    assert "or a study with" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "words", "expected"),
     [
