@@ -32,7 +32,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.training.checkpoint import save_model
 from acdc_cli.transfer import linear, scores
-from acdc_cli.transfer.cells import Cell, Cells, Mode
+from acdc_cli.transfer.cells import Cell, Cells, Identity, Mode, require_clear
 from acdc_cli.transfer.features import Features, extract
 from acdc_cli.transfer.report import report
 
@@ -90,6 +90,12 @@ class _Transfer:
         )
 
     @property
+    def identity(self) -> Identity:
+        subject, task = self.subject, self.task
+        names = (_group(subject), _experiment(subject), task.name, task.data.fingerprint)
+        return Identity(*names, self.options.mode, self.protocol)
+
+    @property
     def name(self) -> str:
         """For files, and for people."""
         words = f"{self.subject.name}-{self.task.name}-{self.seed}"
@@ -128,6 +134,7 @@ def transfer(
         stored = each.task.data.stored("train")
         loaders.steps_per_epoch(each.recipe.data, min(stored, each.recipe.data.images or stored))
     cells = Cells(out / "results")
+    require_clear([*(cell.identity for cell in cells.all()), *(each.identity for each in transfers)], out)
     try:
         for number, each in enumerate(transfers, 1):
             found = cells.find(each.key)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,17 @@ from acdc_cli.errors import RunError
 from acdc_cli.transfer.scores import Metric
 
 Mode = Literal["linear", "full"]
+
+
+class Identity(NamedTuple):
+    """What a name in tables stands for."""
+
+    group: str
+    experiment: str
+    to: str
+    fingerprint: Mapping[str, str]
+    mode: Mode
+    protocol: Mapping[str, Any]
 
 
 class Cell(reading.Form):
@@ -53,8 +64,27 @@ class Cell(reading.Form):
     acdc: str
 
     @property
+    def identity(self) -> Identity:
+        return Identity(self.group, self.experiment, self.to, self.fingerprint, self.mode, self.protocol)
+
+    @property
     def score(self) -> float:
         return self.top1 if self.metric == "top1" else self.mean_per_class
+
+
+def require_clear(identities: Iterable[Identity], folder: Path) -> None:
+    """Raises RunError if a name stands for two sets or models, or a model is taken to a set in two ways."""
+    meanings: dict[str, str] = {}
+    for each in identities:
+        claims = {
+            f"sets that are called {each.to}": each.fingerprint,
+            f"models that are called {each.group}": {"experiment": each.experiment},
+            f"protocols of {each.group} on {each.to} ({each.mode})": each.protocol,
+        }
+        for what, value in claims.items():
+            meaning = json.dumps(value, sort_keys=True)
+            if meanings.setdefault(what, meaning) != meaning:
+                raise RunError(f"{folder} would hold results of two {what}; choose another folder with --out")
 
 
 @dataclass(frozen=True)

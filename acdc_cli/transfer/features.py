@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from acdc_cli import console, files, reading
 from acdc_cli.data.batches import Loader
-from acdc_cli.errors import ModelError
+from acdc_cli.errors import ModelError, RunError
 from acdc_cli.models.weights import classifier_of
 from acdc_cli.training.evaluate import Forward
 from acdc_cli.training.precision import Precision
@@ -58,10 +58,15 @@ def extract(file: Path, extractor: Extractor, loader: Loader, description: str) 
     """
     labels, progress = file.with_suffix(".labels.npy"), file.with_suffix(".unfinished.json")
     if not file.exists() or progress.exists():
+        busy = RunError(f"another process extracts {description} now; wait for it, or stop it")
         with files.explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            _fill(file, labels, progress, extractor, loader, description)
-    return Features(np.load(file, mmap_mode="r"), np.load(labels))
+            with files.locked(file.with_suffix(".lock"), busy):
+                _fill(file, labels, progress, extractor, loader, description)
+    try:
+        return Features(np.load(file, mmap_mode="r"), np.load(labels))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged ({error}); delete it, and run the command again") from error
 
 
 def _fill(file: Path, labels: Path, progress: Path, extractor: Extractor, loader: Loader, description: str) -> None:

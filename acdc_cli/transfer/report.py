@@ -10,7 +10,6 @@ import numpy as np
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.errors import RunError
 from acdc_cli.statistics import Spread
 from acdc_cli.transfer.cells import Cell, Cells, Mode
 from acdc_cli.transfer.scores import Judged, average_increase_in_error, interval, judged
@@ -45,7 +44,7 @@ class _Group:
 def report(cells: Cells, baseline: str) -> tuple[Findings, Table]:
     """The findings, and the table of AIE for the terminal.
 
-    baseline: the baseline's experiment. Raises RunError if cells of one name are of different things.
+    baseline: the baseline's experiment.
     """
     groups = _groups(list(cells.all()))
     rows = [_row(group, to) for group in groups for to in group.sets]
@@ -66,29 +65,11 @@ def report(cells: Cells, baseline: str) -> tuple[Findings, Table]:
 
 
 def _groups(cells: Sequence[Cell]) -> list[_Group]:
-    _require_one("to", "sets", {(cell.to, json_of(cell.fingerprint)) for cell in cells})
-    _require_one("group", "models", {(cell.group, cell.experiment) for cell in cells})
     gathered: dict[tuple[Mode, str], dict[str, list[Cell]]] = {}
     for cell in sorted(cells, key=lambda each: (each.mode, each.group, each.to, each.upstream_seed, each.seed)):
         gathered.setdefault((cell.mode, cell.group), {}).setdefault(cell.to, []).append(cell)
-    for sets in gathered.values():
-        for each in sets.values():
-            _require_one("to", "protocols on set", {(cell.to, json_of(cell.protocol)) for cell in each})
     experiments = {cell.group: cell.experiment for cell in cells}
     return [_Group(name, experiments[name], mode, sets) for (mode, name), sets in gathered.items()]
-
-
-def _require_one(key: str, what: str, pairs: set[tuple[str, str]]) -> None:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RunError(
-            f"this folder would hold results of two {what} that are both called {twice[0]}; name another folder with "
-            "--out"
-        )
-
-
-def json_of(value: Mapping[str, Any]) -> str:
-    return repr(sorted(value.items()))
 
 
 def _row(group: _Group, to: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from in_memory import InMemory
 from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.errors import ModelError
+from acdc_cli.errors import ModelError, RunError
 from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
 from acdc_cli.training.precision import Precision
 from acdc_cli.transfer import linear
@@ -136,6 +136,13 @@ def test_an_interrupted_extraction_is_resumed_where_it_was_saved(
     assert rest.drawn == 1
     assert np.array_equal(resumed.values, expected.values)
     assert np.array_equal(resumed.labels, expected.labels)
+
+
+def test_damaged_features_are_named(tmp_path: Path) -> None:
+    extract(tmp_path / "a.npy", Small(), Counting(), "features")
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"a\.npy is damaged .*; delete it"):
+        extract(tmp_path / "a.npy", Small(), Counting(), "features")
 
 
 def test_a_model_whose_last_linear_layer_is_no_classifier_is_refused(tmp_path: Path) -> None:

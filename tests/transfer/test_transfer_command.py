@@ -106,6 +106,16 @@ def test_aie_is_taken_against_the_named_baseline(home: Path, acdc: Acdc, tmp_pat
     assert row["low"] <= row["aie"] <= row["high"]
 
 
+def test_a_folder_holds_one_protocol_for_each_model_and_set(home: Path, acdc: Acdc, tmp_path: Path) -> None:
+    words = (home / "small-0", "--to", home / "other", "--seeds", 1, *QUICK, "--out", tmp_path)
+    assert acdc("transfer", *words).exit_code == 0
+    before = sorted((tmp_path / "results").iterdir())
+    result = acdc("transfer", *words, "--set", "epochs=3")
+    assert result.exit_code == 2
+    assert "results of two protocols of small on other (linear); choose another folder" in result.stderr
+    assert sorted((tmp_path / "results").iterdir()) == before
+
+
 @pytest.mark.parametrize("words", [(), ("run", "--study", "study")])
 def test_models_come_from_runs_or_from_a_study(acdc: Acdc, words: tuple[str, ...]) -> None:
     result = acdc("transfer", *words, "--to", "set")
