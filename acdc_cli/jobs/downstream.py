@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,16 @@ def recipe_for(subject: Checkpoint, task: Task, mode: Mode, seed: int, overrides
         "sparsity": {"method": "dense"},
         "checkpoint": {},
     }
-    epochs = from_dict(
-        values | {"optim": values["optim"] | {"schedule": {"name": "linear"}}}, "transfer", overrides
-    ).epochs
-    drops = [epochs * drop // _EPOCHS for drop in _DROPS]
-    values["optim"]["schedule"]["milestones"] = [drop for drop in dict.fromkeys(drops) if drop]
+    values["optim"]["schedule"]["milestones"] = _drops(values, overrides)
     return from_dict(values, "transfer", overrides)
+
+
+def _drops(values: Mapping[str, Any], overrides: Sequence[str]) -> list[int]:
+    """The epochs at which the learning rate drops, in proportion to the run's."""
+    length = [override for override in overrides if override.startswith("epochs=")]
+    plain = {**values, "optim": values["optim"] | {"schedule": {"name": "linear"}}}
+    epochs = from_dict(plain, "transfer", length).epochs
+    return [drop for drop in dict.fromkeys(epochs * drop // _EPOCHS for drop in _DROPS) if drop]
 
 
 def upstream(recipe: Recipe, subject: Checkpoint) -> setup.ReadyModel:

@@ -66,10 +66,11 @@ def report(cells: Cells, baseline: str) -> tuple[Findings, Table]:
 
 def _groups(cells: Sequence[Cell]) -> list[_Group]:
     gathered: dict[tuple[Mode, str], dict[str, list[Cell]]] = {}
+    names: dict[str, str] = {}
     for cell in sorted(cells, key=lambda each: (each.mode, each.group, each.to, each.upstream_seed, each.seed)):
-        gathered.setdefault((cell.mode, cell.group), {}).setdefault(cell.to, []).append(cell)
-    experiments = {cell.group: cell.experiment for cell in cells}
-    return [_Group(name, experiments[name], mode, sets) for (mode, name), sets in gathered.items()]
+        names.setdefault(cell.experiment, cell.group)
+        gathered.setdefault((cell.mode, cell.experiment), {}).setdefault(cell.to, []).append(cell)
+    return [_Group(names[experiment], experiment, mode, sets) for (mode, experiment), sets in gathered.items()]
 
 
 def _row(group: _Group, to: str) -> dict[str, Any]:

@@ -106,6 +106,18 @@ def test_aie_is_taken_against_the_named_baseline(home: Path, acdc: Acdc, tmp_pat
     assert row["low"] <= row["aie"] <= row["high"]
 
 
+def test_a_checkpoint_of_another_project_is_transferred(home: Path, acdc: Acdc, tmp_path: Path) -> None:
+    weights, _ = load_tensors(home / "small-0/sparse.safetensors")
+    file = tmp_path / "theirs.pth"
+    torch.save({"state_dict": weights}, file)
+    words = ("--to", home / "other", "--seeds", 1, *QUICK, "--set", "optim.schedule.milestones=[1]")
+    result = acdc("transfer", file, "--model", "resnet8", *words, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["results"]["sets"]
+    assert row["model"].endswith("theirs")
+    assert row["sparsity"] > 0.5
+
+
 def test_a_folder_holds_one_protocol_for_each_model_and_set(home: Path, acdc: Acdc, tmp_path: Path) -> None:
     words = (home / "small-0", "--to", home / "other", "--seeds", 1, *QUICK, "--out", tmp_path)
     assert acdc("transfer", *words).exit_code == 0
