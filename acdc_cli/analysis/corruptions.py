@@ -37,6 +37,14 @@ Under = Callable[[Loader, Corruption, int], AbstractContextManager[Batches[Batch
 """The images of a loader under a corruption of a given severity."""
 
 _GROUP_OF: dict[str, str] = {corruption: group for group, members in GROUPS.items() for corruption in members}
+_ALEXNET_IN_ORDER = (
+    *(0.886428, 0.894468, 0.92264),  # noise
+    *(0.81988, 0.826268, 0.785948, 0.79836),  # blur
+    *(0.866816, 0.826572, 0.819324, 0.564592),  # weather
+    *(0.853204, 0.646056, 0.71784, 0.6065),  # digital
+)
+_ALEXNET: Mapping[str, float] = dict(zip(COMMON, _ALEXNET_IN_ORDER, strict=True))
+"""AlexNet's errors, means over all five severities, as published with ImageNet-C."""
 _SIDE_BY_SIDE = 6
 """Number of models that fit side by side in 80 columns."""
 
@@ -48,6 +56,9 @@ class Options(Block):
     """Corruptions to evaluate. Default: all 19."""
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1]
     """Severities from 1, as in P2, to 5; mean corruption errors are usually over all five."""
+    alexnet: bool = False
+    """Take corruption errors against AlexNet's published errors, as papers report mCE, instead of the first model's.
+    They are means over all five severities of ImageNet-C's own images."""
     noise_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the corruptions applied here."""
     workers: Annotated[int, Field(ge=0, le=1000)] | None = None
@@ -57,6 +68,8 @@ class Options(Block):
     def _each_is_used(self) -> Self:
         if self.path is not None and (idle := {"noise_seed", "workers"} & self.model_fields_set):
             raise ValueError(f"{' and '.join(sorted(idle))}: has no effect when `path` names ImageNet-C's own images")
+        if self.alexnet and sorted(self.severities) != [1, 2, 3, 4, 5]:
+            raise ValueError("alexnet: its errors are means over all severities; set severities: [1, 2, 3, 4, 5]")
         for key in ("corruptions", "severities"):
             values = getattr(self, key) or []
             if len(set(values)) < len(values):
@@ -138,11 +151,11 @@ def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
 
 
 def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
-    """Hendrycks and Dietterich's CE of each corruption: the sum of errors over severities over the baseline's sum.
+    """Hendrycks and Dietterich's CE of each corruption: the mean error over severities over the baseline's.
 
     NaN if the baseline makes no error. The mean over the 15 common corruptions is mCE.
     """
-    return {name: _ratio(sum(each), sum(baseline[name])) for name, each in errors.items()}
+    return {name: _ratio(fmean(each), fmean(baseline[name])) for name, each in errors.items()}
 
 
 def relative_corruption_errors(
@@ -151,7 +164,7 @@ def relative_corruption_errors(
     """The same for the increase of the errors over those on clean images, `clean`; NaN if the baseline's do not
     increase."""
     return {
-        name: _ratio(sum(error - clean for error in each), sum(error - baseline_clean for error in baseline[name]))
+        name: _ratio(fmean(error - clean for error in each), fmean(error - baseline_clean for error in baseline[name]))
         for name, each in errors.items()
     }
 
@@ -187,10 +200,8 @@ def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
 def _findings(scores: Mapping[str, Scores], options: Options, headline: Quantity) -> Findings:
     corruptions = options.corruptions or CORRUPTIONS
     over = {"common": [each for each in corruptions if each in COMMON], "all": list(corruptions)}
-    # with one model there is nothing to compare
-    baseline = next(iter(scores)) if len(scores) > 1 else None
-    first = scores[baseline] if baseline else None
-    models = {name: _numbers(score, first, over, headline.key) for name, score in scores.items()}
+    baseline, against = _baseline(scores, options.alexnet, corruptions)
+    models = {name: _numbers(score, against, over, headline.key) for name, score in scores.items()}
     rows = [
         (
             name,
@@ -218,10 +229,35 @@ def _findings(scores: Mapping[str, Scores], options: Options, headline: Quantity
             else _below(scores, models, headline)
         ),
         tables={
-            "": Table(("run", "corruption", "group", "severity", headline.key, "corruption_error"), [*clean, *rows])
+            "": Table(("run", "corruption", "group", "severity", headline.key, "corruption_error"), [*clean, *rows]),
+            "groups": _by_group(scores, models, headline.key),
         },
         figures={"": draw(scores, headline)},
     )
+
+
+def _baseline(
+    scores: Mapping[str, Scores], alexnet: bool, corruptions: Sequence[str]
+) -> tuple[str | None, Scores | None]:
+    if alexnet:
+        # NaN where nothing is published: clean images, the extra corruptions
+        return "AlexNet", Scores(math.nan, {name: {0: 1 - _ALEXNET.get(name, math.nan)} for name in corruptions})
+    if len(scores) == 1:
+        # there is nothing to compare
+        return None, None
+    return next(iter(scores.items()))
+
+
+def _by_group(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], key: str) -> Table:
+    """key: of the accuracy."""
+    rows = []
+    for name, score in scores.items():
+        ratios = models[name].get("corruption_error", {})
+        for group, members in GROUPS.items():
+            if there := [each for each in members if each in score.under]:
+                error = _mean([ratios[each] for each in there if each in ratios])
+                rows.append((name, group, len(there), score.top1(*there), error))
+    return Table(("run", "group", "corruptions", key, "corruption_error"), rows)
 
 
 def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence[str]], key: str) -> dict[str, Any]:
@@ -252,6 +288,9 @@ def _side_by_side(
     rows = [("clean", *(_percent(score.clean) for score in scores.values()))]
     for each in over["all"]:
         rows.append((each.replace("_", " "), *(_percent(score.top1(each)) for score in scores.values())))
+    for group, parts in GROUPS.items():
+        if there := [each for each in parts if each in over["all"]]:
+            rows.append((f"mean of {group}", *(_percent(score.top1(*there)) for score in scores.values())))
     means = {key: members for key, members in over.items() if members and (key == "all" or members != over["all"])}
     for title, measure in (("mean", f"mean_{headline.key}"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
         for key, members in means.items():

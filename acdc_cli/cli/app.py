@@ -32,6 +32,7 @@ from acdc_cli.cli import (
     runs,
     sweep,
     train,
+    transfer,
     verify_resume,
     verify_run,
     watch,
@@ -79,6 +80,7 @@ app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("prune")(prune.prune)
+app.command("transfer")(transfer.transfer)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("watch")(watch.watch)

@@ -63,7 +63,7 @@ def write(
         int | None,
         typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set (CIFAR).")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set, where it can.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a data set as .beton files, with manifests."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc_cli.data import corrupted_labels
+from acdc_cli.data import corrupted_labels, relatives
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
@@ -65,6 +65,8 @@ class DataSet:
     block: DataBlock
     splits: Mapping[str, Split]
     """The splits that exist; at least one."""
+    only_tests: bool = False
+    """Whether it is a relative of the set that a model was trained on, with some of its classes or all."""
 
     @property
     def path(self) -> Path:
@@ -129,6 +131,8 @@ def open_set(block: DataBlock) -> DataSet:
     splits = {split: _opened(place) for split in SPLITS if (place := lies_at(root, split))}
     if not splits and is_as_published(block):
         splits = {split: _published(block.name, split, root) for split in SPLITS}
+    if not splits and relatives.holds_classes(root):
+        return DataSet(block, {"val": _opened(root)}, only_tests=True)
     if not splits:
         raise DataError(_missing(block, " and ".join(SPLITS)))
     require_same_classes(root, [split.class_names for split in splits.values()])
@@ -194,6 +198,11 @@ def _missing(block: DataBlock, what: str) -> str:
     if os.path.isdir(root) and not _may_read(root):
         return (
             f"the data set {block.name}: you may not read {root}; ask its owner for access, or --set data.path=FOLDER"
+        )
+    if block.name in relatives.NAMES:
+        return (
+            f"the data set {block.name} has no {what}: {root} must hold its class folders, as it is published; unpack "
+            "it there, or give its location: --set data.path=FOLDER"
         )
     near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
     return (

@@ -19,6 +19,7 @@ from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.data.image_corruption import Corrupter, Corruption, Make
 from acdc_cli.data.image_folder import folder_source
+from acdc_cli.data.order import spread
 from acdc_cli.data.torch import FolderImages, TorchLoader
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
@@ -88,23 +89,40 @@ class Folders:
 
     @contextmanager
     def under(self, _: Loader, corruption: Corruption, severity: int) -> Iterator[Loader]:
-        """Raises DataError if the folders differ from the validation set in their classes or their number of images."""
+        """Raises DataError if the folders are not of the images that the models are evaluated on."""
         source = pictures(self._root, corruption, severity, self._clean.class_names)
-        if len(source.labels) != (clean := self._clean.stored("val")):
-            raise DataError(
-                f"{self._root / corruption / str(severity)} holds {len(source.labels)} images of the validation set's "
-                f"classes, which has {clean}; unpack it again, or name the set that it was made from with --data"
-            )
         block = self._clean.block
+        whole = self._holds_all(self._root / corruption / str(severity), source)
         plan = Plan(
             batch_size=block.val_batch_size or block.batch_size,
             size=lambda epoch: block.val_crop,
             crop=Crop(CENTRED),
-            images=block.val_images,
+            images=block.val_images if whole else None,
         )
         workers = len(os.sched_getaffinity(0)) if block.workers is None else block.workers
         with closing(TorchLoader(FolderImages(source), plan, workers, self._device)) as loader:
             yield loader
+
+    def _holds_all(self, folder: Path, source: Source) -> bool:
+        """Whether the folder holds all validation images, from which data.val_images chooses; else it holds those that
+        are chosen. Labels are compared in their order, because images are chosen by their position."""
+        labels, count = self._clean.split("val").labels, self._clean.block.val_images
+        chosen = labels[spread(min(count or len(labels), len(labels)), len(labels))]
+        # the order of all images does not matter if all are used
+        if np.array_equal(source.labels, labels) or (len(chosen) == len(labels) == len(source.labels)):
+            return True
+        if np.array_equal(source.labels, np.sort(chosen)):
+            return False
+        if len(source.labels) not in (len(labels), len(chosen)):
+            part = "" if len(chosen) == len(labels) else f", or the {len(chosen)} of data.val_images"
+            raise DataError(
+                f"{folder} holds {len(source.labels)} images of the validation set's classes, which has {len(labels)}"
+                f"{part}; unpack it again, or name the set that it was made from with --data"
+            )
+        raise DataError(
+            f"{folder} holds as many images, but in another order of classes than the validation set, so "
+            "data.val_images would choose others; evaluate all images (--set data.val_images=null)"
+        )
 
 
 def pictures(root: Path, corruption: Corruption, severity: int, class_names: Sequence[str]) -> Source:

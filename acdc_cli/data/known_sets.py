@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ class KnownSet:
     """How validation images are stored by default."""
     has_layout: Callable[[Path], bool] = lambda folder: False
     """Whether a folder holds the set as its authors publish it, from where `read` and the torch loader read it."""
+    metric: Literal["top1", "mean_per_class"] = "top1"
+    """The accuracy that `acdc transfer` reports (P2, Table E.4)."""
+    finetuning_lr: float = 0.001
+    """Learning rate of `acdc transfer --mode full`."""
 
 
 @cache

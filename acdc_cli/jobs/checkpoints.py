@@ -79,6 +79,13 @@ def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
     return setup.without_start(recipe).model_copy(update={"model": model, "data": block, "compile": "off"})
 
 
+def classes_of(recipe: Recipe) -> int:
+    """The number of classes of the weights that the recipe starts from."""
+    assert recipe.model.weights is not None
+    # any number: names and other shapes do not depend on it
+    return weights.classes_in(setup.without_weights(recipe, 10), Path(recipe.model.weights))
+
+
 def _model_of(run: RunDir, which: Which | None) -> Path:
     wanted: tuple[Which, ...] = ("sparse", "dense") if which is None else (which,)
     for kind in wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.data import loaders
+from acdc_cli.data import loaders, relatives
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract
 from acdc_cli.deploy.contract import Facts, Logits, Program
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.checkpoints import Which, judged, recipe_of, weights_of
+from acdc_cli.jobs.checkpoints import Which, classes_of, judged, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.tasks.base import registry as tasks
@@ -67,10 +68,12 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)
     recipe = _changed(judged(recipe, weights_of(source, options.which), options.data), options)
     data = open_found(recipe.data, source)
-    ready = setup.build(recipe, data.labelled)
+    classes = classes_of(recipe) if data.only_tests else data.classes
+    ready = setup.build(recipe, classes if data.only_tests else data.labelled)
     setup.require_sizes(ready, [recipe.data.val_crop])
-    metrics = _judged(data, options, ready.device, ready.model, ready.forward, ready.task, ready.precision)
-    metrics |= sparsities(ready.layers) | _cost(recipe, ready, data.classes)
+    forward = _restricted(ready.forward, source, data, classes) if data.only_tests else ready.forward
+    metrics = _judged(data, options, ready.device, ready.model, forward, ready.task, ready.precision)
+    metrics |= sparsities(ready.layers) | _cost(recipe, ready, classes)
     return _in_order(metrics, ready.task, recipe)
 
 
@@ -78,6 +81,22 @@ def _in_order(metrics: Mapping[str, Any], task: Task, recipe: Recipe) -> dict[st
     headline, *more, confidence = (each.key for each in task.measures.all)
     first = dict.fromkeys((headline, *more, "loss", confidence, *task.names, *OF_WEIGHTS))
     return {**{key: metrics.get(key) for key in first}, "task": recipe.task.name, "layers": metrics.get("layers", [])}
+
+
+def _restricted(forward: Forward, source: Path, data: DataSet, classes: int) -> Forward:
+    """The logits of the set's classes alone, in their order. Raises DataError if a class is none of the model's."""
+    trained = open_run(source).provenance() if source.is_dir() else []
+    names = trained[-1]["data"].get("class_names") if trained else None
+    return _of_classes(forward, relatives.indices(data.class_names, names, classes, data.path))
+
+
+def _of_classes(forward: Forward, chosen: Sequence[int]) -> Forward:
+    """The logits of these classes alone, in this order."""
+
+    def restricted(images: Tensor) -> Tensor:
+        return forward(images)[:, chosen]
+
+    return restricted
 
 
 def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Options) -> dict[str, Any]:
@@ -88,7 +107,7 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
     if recipe.data.val_crop != facts.recipe.data.val_crop:
         raise RunError(f"{source} takes images of {facts.recipe.data.val_crop} pixels; leave data.val_crop as it is")
     data, cpu = open_found(recipe.data, source), torch.device("cpu")
-    if data.classes != len(facts.classes):
+    if data.classes != len(facts.classes) and not data.only_tests:
         raise RunError(
             f"{source} has {len(facts.classes)} classes, the data set {data.classes}; name its own with --data"
         )
@@ -100,7 +119,11 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
         return torch.cat([_padded(logits, facts.inputs(part), facts.batch) for part in parts])
 
     task = tasks.build(recipe.task, data.class_names, data.labelled.kind)
-    return _in_order(_judged(data, options, cpu, nn.Identity(), forward, task, Precision("fp32", cpu)), task, recipe)
+    shown: Forward = forward
+    if data.only_tests:
+        names = facts.classes
+        shown = _of_classes(forward, relatives.indices(data.class_names, names, len(names), data.path))
+    return _in_order(_judged(data, options, cpu, nn.Identity(), shown, task, Precision("fp32", cpu)), task, recipe)
 
 
 def _judged(

@@ -55,6 +55,27 @@ def load_weights(model: nn.Module, path: str | Path, content: Any = None) -> Non
             expected[name].copy_(state.tensors[name])
 
 
+def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The model's last linear layer and its name. Raises ModelError if there is none."""
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ModelError("the model has no linear layer, so it has no classifier that could be replaced")
+    return linear[-1]
+
+
+def classes_in(model: nn.Module, path: Path) -> int:
+    """The number of classes of a file with weights of this model, which may be built for any other number.
+
+    Raises ModelError if the file cannot be read or has no classifier.
+    """
+    expected = {name: tensor.shape for name, tensor in plain_state_dict(model).items()}
+    weight = f"{_plain(classifier_of(model)[0])}.weight"
+    tensors = _matching(read(path.expanduser()), expected, path).tensors
+    if weight not in tensors:
+        raise ModelError(f"{path} has no {weight}, the classifier of the model; name the model it was made with")
+    return tensors[weight].shape[0]
+
+
 def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[foreign.StateDict]:
     """As `foreign.state_dicts`. Raises ModelError where that raises ValueError."""
     try:

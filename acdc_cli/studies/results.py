@@ -102,6 +102,16 @@ def folder_of(study: str) -> Path:
     return Path("studies") / load_study(study).name
 
 
+def trained(study: str) -> list[Path]:
+    """The finished runs of a study. Raises RunError if some are unfinished."""
+    runs = of_study(folder_of(study))
+    if unfinished := [run.key for run in runs if not run.done]:
+        raise RunError(
+            f"{len(unfinished)} of {len(runs)} runs are unfinished, such as {unfinished[0]}: acdc sweep {study}"
+        )
+    return [run.path for run in runs]
+
+
 def is_study(folder: Path) -> bool:
     return (folder / "ledger.sqlite").exists()
 

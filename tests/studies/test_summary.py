@@ -179,6 +179,15 @@ def test_a_summary_that_is_gone_makes_the_run_missing(tmp_path: Path) -> None:
     assert [run.key for run in summarise("s", results.of_study(folder)).missing] == [Made("dense", 2, 1).key]
 
 
+def test_the_runs_of_a_finished_study_are_its_directories(tmp_path: Path) -> None:
+    runs = [Made("dense", 2, 0), Made(0.9, 4, 0)]
+    folder = study(tmp_path / "s", runs)
+    assert results.trained(str(folder)) == [folder / "runs" / run.key for run in runs]
+    folder = study(tmp_path / "t", [*runs, Made(0.9, 4, 1, done=False)])
+    with pytest.raises(RunError, match=r"1 of 3 runs are unfinished, such as sparsity=0.9,epochs=4,seed=1: acdc sweep"):
+        results.trained(str(folder))
+
+
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a study directory"):
         results.of_study(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc_cli.data.image_folder import folder_source
-from acdc_cli.data.known_sets import KnownSet
+from acdc_cli.data.known_sets import KnownSet, known_set
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import DataError
 
@@ -23,7 +23,7 @@ def read_folder(name: str, split: str, root: Path | None, download: bool) -> Sou
         )
     if download:
         raise DataError(f"{name} cannot be downloaded; give the folder that holds it with --source")
-    source, classes = folder_source(name, split, root), SETS[name].classes
+    source, classes = folder_source(name, split, root), known_set(name).classes
     if classes not in (None, len(source.class_names)):
         raise DataError(
             f"{root}: {name} has {classes} classes, but {split}/ holds {len(source.class_names)} folders. "

@@ -1,0 +1,284 @@
+"""`acdc transfer`: what the features of runs and checkpoints are worth on other sets (P2 E)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from acdc_cli import __version__, console, files, reading
+from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.data import loaders
+from acdc_cli.data.batches import Loader
+from acdc_cli.errors import RunError
+from acdc_cli.jobs import downstream, setup
+from acdc_cli.jobs.downstream import Task
+from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
+from acdc_cli.jobs.training_run import train
+from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.load import resolved_yaml
+from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.schedule.learning_rate import learning_rate
+from acdc_cli.training.checkpoint import save_model
+from acdc_cli.transfer import linear, scores
+from acdc_cli.transfer.cells import Cell, Cells, Identity, Mode, require_clear
+from acdc_cli.transfer.features import Features, extract
+from acdc_cli.transfer.report import report
+
+_FORMAT = 1
+"""Changes when features or results of earlier versions no longer hold."""
+_PREPARATION = ("val_resize", "val_crop", "val_interpolation", "mean", "std", "images", "val_images")
+
+
+@dataclass(frozen=True)
+class Options:
+    mode: Mode = "linear"
+    seeds: int = 3
+    """Repetitions, with seeds from 0."""
+    check: bool = False
+    """Also logistic regression on the same features."""
+    baseline: Path | None = None
+    """The model against which AIE is taken; None: the first."""
+    overrides: tuple[str, ...] = ()
+    """Keys of the downstream recipe, as `key=value`."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    document: dict[str, Any]
+    findings: Findings
+    increases: Table
+    """AIE, in words."""
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """One cell that is to be computed."""
+
+    subject: Checkpoint
+    task: Task
+    options: Options
+    seed: int
+    out: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return downstream.recipe_for(self.subject, self.task, self.options.mode, self.seed, self.options.overrides)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What decides over the numbers, apart from the weights, the images and the seed."""
+        keys = bearing(self.recipe.as_dict(), SAME_EXPERIMENT)
+        return {key: value for key, value in keys.items() if key not in ("model.weights", "data.name")}
+
+    @property
+    def key(self) -> str:
+        return self._digest(
+            [self.options.mode, self.seed, self.protocol, _experiment(self.subject), self.task.data.fingerprint]
+        )
+
+    @property
+    def identity(self) -> Identity:
+        subject, task = self.subject, self.task
+        names = (_group(subject), _experiment(subject), task.name, task.data.fingerprint)
+        return Identity(*names, self.options.mode, self.protocol)
+
+    @property
+    def name(self) -> str:
+        """For files, and for people."""
+        words = f"{self.subject.name}-{self.task.name}-{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', words)[-80:].strip('-')}-{self.key[:6]}"
+
+    def features(self, split: Literal["train", "val"], ready: setup.ReadyModel) -> Features:
+        block = self.recipe.data.model_dump(mode="json")
+        model = self.recipe.model.model_dump(mode="json") | {"weights": None}
+        preparation = {key: block[key] for key in _PREPARATION}
+        key = self._digest([split, model, preparation, self.task.data.fingerprint[split], ready.precision.name])
+        data = replace(self.task.data, block=self.recipe.data)
+        with closing(loaders.val_loader(data, ready.device, split)) as loader:
+            loader.warm_up()
+            description = f"features of {self.subject.name} on {self.task.name}, {split}"
+            return extract(self.out / "features" / f"{key}.npy", ready, loader, description)
+
+    def _digest(self, parts: list[Any]) -> str:
+        text = json.dumps([_FORMAT, self.subject.digest, *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def transfer(
+    sources: Sequence[Path], to: Sequence[str], options: Options, out: Path, model: str | None = None
+) -> Transferred:
+    """Transfers every model to every set, and reports all results in `out`, earlier ones among them.
+
+    model: architecture of files that acdc did not write. Whatever is in `out` already is not computed again.
+    Raises DataError, ModelError or RunError for what cannot be transferred, before anything is computed where possible.
+    """
+    tasks = [downstream.open_task(each) for each in to]
+    asked = Asked(model=model, data=to[0] if model else None)
+    subjects = open_subjects(sources, asked)
+    baseline = _experiment(_named(options.baseline, sources, subjects))
+    transfers = list(_all(subjects, tasks, options, out))
+    for each in transfers:
+        stored = each.task.data.stored("train")
+        loaders.steps_per_epoch(each.recipe.data, min(stored, each.recipe.data.images or stored))
+    cells = Cells(out / "results")
+    require_clear([*(cell.identity for cell in cells.all()), *(each.identity for each in transfers)], out)
+    try:
+        for number, each in enumerate(transfers, 1):
+            found = cells.find(each.key)
+            if found is None or (options.check and found.logistic is None and options.mode == "linear"):
+                found = _compute(each, cells)
+            console.say(
+                f"{number} of {len(transfers)}: {found.model} to {found.to}, {found.mode}, seed {found.seed}: "
+                f"{found.metric.replace('_', ' ')} {found.score:.2%}"
+            )
+    except KeyboardInterrupt:
+        console.say("interrupted; what is done is saved, and the same command resumes it")
+        raise
+    findings, increases = report(cells, baseline)
+    about = {"acdc": __version__}
+    return Transferred(
+        reading.plain({**about, "results": findings.numbers}),
+        findings,
+        increases,
+        findings.write(out, "transfer", about),
+    )
+
+
+def _all(subjects: Sequence[Checkpoint], tasks: Sequence[Task], options: Options, out: Path) -> Iterator[_Transfer]:
+    for subject in subjects:
+        for task in tasks:
+            for seed in range(options.seeds):
+                yield _Transfer(subject, task, options, seed, out)
+
+
+def _named(baseline: Path | None, sources: Sequence[Path], subjects: Sequence[Checkpoint]) -> Checkpoint:
+    if baseline is None:
+        return subjects[0]
+    matches = [
+        subject for source, subject in zip(sources, subjects, strict=True) if source.resolve() == baseline.resolve()
+    ]
+    if not matches:
+        raise RunError(f"the baseline {baseline} is none of the models; name it among them, too")
+    return matches[0]
+
+
+def _compute(each: _Transfer, cells: Cells) -> Cell:
+    ready = downstream.upstream(each.recipe, each.subject)
+    if each.options.mode == "linear":
+        labels, predicted, check = _linear(each, ready)
+        zeros, weights = downstream.zeros_of(ready)
+    else:
+        labels, predicted, (zeros, weights) = _full(each, ready)
+        check = None
+    metric: scores.Metric = each.task.known.metric if each.task.known else "top1"
+    cell = Cell(
+        key=each.key,
+        model=each.subject.name,
+        group=_group(each.subject),
+        experiment=_experiment(each.subject),
+        upstream_seed=each.subject.recipe.seed,
+        to=each.task.name,
+        fingerprint=each.task.data.fingerprint,
+        metric=metric,
+        mode=each.options.mode,
+        seed=each.seed,
+        top1=scores.top1(labels, predicted),
+        mean_per_class=scores.mean_per_class(labels, predicted),
+        logistic=None if check is None else scores.weighted(metric, labels, labels == check, np.ones(len(labels))),
+        sparsity=zeros / weights,
+        classes=each.task.data.classes,
+        train_images=each.task.data.stored("train"),
+        val_images=len(labels),
+        protocol=each.protocol,
+        source=str(each.subject.source),
+        sha256=each.subject.digest,
+        acdc=__version__,
+    )
+    cells.add(cell, np.stack([labels, predicted]))
+    return cell
+
+
+Answers = NDArray[np.int64]
+
+
+def _linear(each: _Transfer, ready: setup.ReadyModel) -> tuple[Answers, Answers, Answers | None]:
+    """Labels, predictions, and those of logistic regression if it was asked for."""
+    train, val = each.features("train", ready), each.features("val", ready)
+    recipe, classes = each.recipe, each.task.data.classes
+    rate = partial(learning_rate, recipe)
+    head = linear.train(
+        train, classes, recipe.optim, rate, recipe.epochs, recipe.data.batch_size, each.seed, ready.device
+    )
+    check = None
+    if each.options.check:
+        best = linear.logistic(train, classes, recipe.optim.weight_decay, ready.device)
+        check = linear.predictions(best, val, ready.device)
+    return np.asarray(val.labels), linear.predictions(head, val, ready.device), check
+
+
+def _full(each: _Transfer, ready: setup.ReadyModel) -> tuple[Answers, Answers, tuple[int, int]]:
+    """Labels, predictions, and (zeros, weights) after the training of all weights that are not zero."""
+    start = downstream.with_new_head(ready, each.task.data.classes, each.seed)
+    recipe = downstream.with_fixed_masks(each.recipe, start)
+    dead = {layer.name: layer.parameter == 0 for layer in start.layers if layer.kept_dense is None}
+    file = each.out / "starts" / f"{each.name}.safetensors"
+    recipe = recipe.model_copy(
+        update={"name": each.name, "model": recipe.model.model_copy(update={"weights": str(file)})}
+    )
+    run = RunDir(each.out / "runs" / each.name)
+    if not run.finished:
+        with files.explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        save_model(file, start.model, {"recipe": recipe.as_dict()})
+        written = file.with_suffix(".yaml")
+        files.write_text(written, resolved_yaml(recipe))
+        train(str(written), out=run.path, resume="auto")
+        written.unlink()
+        file.unlink()
+    kind = "sparse" if recipe.sparsity.method == "oneshot" else "dense"
+    subject = replace(each.subject, source=run.model_file(kind), asked=Asked(), recipe=recipe)
+    tuned = downstream.upstream(recipe, subject)
+    tuned = replace(tuned, layers=downstream.but_the_last(tuned.model))
+    for layer in tuned.layers:
+        if layer.name in dead:
+            assert not layer.parameter[dead[layer.name]].any(), f"{layer.name} has weights where it had zeros"
+    data = replace(each.task.data, block=recipe.data)
+    with closing(loaders.val_loader(data, tuned.device)) as loader:
+        return *_answers(tuned, loader), downstream.zeros_of(tuned)
+
+
+def _answers(ready: setup.ReadyModel, loader: Loader) -> tuple[Answers, Answers]:
+    ready.model.eval()
+    labels, predicted = [], []
+    with torch.inference_mode(), loader.epoch(0) as batches:
+        for batch in batches:
+            with ready.precision.autocast():
+                predicted.append(ready.forward(batch.images).argmax(dim=1).cpu())
+            labels.append(batch.labels.cpu().clone())
+    return torch.cat(labels).numpy(), torch.cat(predicted).numpy()
+
+
+def _group(subject: Checkpoint) -> str:
+    """The model's name without its seed: `runs/demo-0` and `runs/demo-1` are repetitions of `demo`."""
+    seed = subject.recipe.seed
+    return re.sub(rf"\bseed={seed}(,|$)|-{seed}$", "", subject.name).strip(",/") or subject.name
+
+
+def _experiment(subject: Checkpoint) -> str:
+    """The same for models of runs that differ in their seed alone."""
+    model = subject.weights.name if subject.run else subject.digest
+    keys = bearing(subject.recipe.as_dict(), SAME_EXPERIMENT)
+    return hashlib.sha256(json.dumps([model, keys], sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,112 @@
+"""A linear classifier on fixed features: by SGD, as transfer learning's protocol has it, and by L-BFGS as a check.
+
+Both minimise the mean cross entropy + decay / 2 (|W|² + |b|²), which is convex: they differ where SGD has not
+converged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from acdc_cli import console
+from acdc_cli.data.order import epoch_order
+from acdc_cli.recipe.schema import Optim
+from acdc_cli.training.optim import build_optimizer
+from acdc_cli.transfer.features import Features
+
+_CHUNK = 4096
+"""Images that are in memory at once, apart from SGD's batch."""
+
+
+def train(
+    features: Features,
+    classes: int,
+    optim: Optim,
+    learning_rate: Callable[[float], float],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> nn.Linear:
+    """The classifier after this many epochs in whole batches. learning_rate: of the epochs elapsed."""
+    images, width = features.values.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(width, classes).to(device)
+    optimizer = build_optimizer(head, optim)
+    steps = images // batch_size
+    with console.progress(f"linear classifier, seed {seed}") as bar:
+        for epoch in bar.track(range(epochs)):
+            order = epoch_order(images, seed, epoch)
+            for step in range(steps):
+                # sorted, because a mapped file is read fastest from front to back
+                chosen = np.sort(order[step * batch_size : (step + 1) * batch_size])
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(epoch + step / steps)
+                optimizer.zero_grad()
+                inputs, labels = _on(device, features, chosen)
+                F.cross_entropy(head(inputs), labels).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    return head
+
+
+def logistic(features: Features, classes: int, decay: float, device: torch.device, rounds: int = 500) -> nn.Linear:
+    """The minimum itself, by L-BFGS in double precision. rounds: the most that it takes."""
+    # here, because it takes half a second
+    from scipy.optimize import minimize
+
+    images, width = features.values.shape
+    head = nn.Linear(width, classes, dtype=torch.float64, device=device)
+
+    def loss(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight, bias = _set(head, point)
+        head.zero_grad()
+        total = decay / 2 * (weight.square().sum() + bias.square().sum())
+        total.backward()  # type: ignore[no-untyped-call]
+        value = total.item()
+        for inputs, labels in _chunks(features, device):
+            part = F.cross_entropy(head(inputs.double()), labels, reduction="sum") / images
+            part.backward()
+            value += part.item()
+        gradients = [parameter.grad for parameter in (weight, bias) if parameter.grad is not None]
+        return value, torch.cat([gradient.flatten() for gradient in gradients]).cpu().numpy()
+
+    start = np.zeros(classes * (width + 1))
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": rounds, "maxfun": 2 * rounds})
+    if not best.success:
+        console.warn(f"the logistic regression had not converged after {best.nit} rounds: {best.message}")
+    _set(head, best.x)
+    return head.float()
+
+
+def predictions(head: nn.Linear, features: Features, device: torch.device) -> NDArray[np.int64]:
+    """The class of each image."""
+    with torch.inference_mode():
+        return np.concatenate([head(inputs).argmax(dim=1).cpu().numpy() for inputs, _ in _chunks(features, device)])
+
+
+def _set(head: nn.Linear, point: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    weight, bias = head.weight, head.bias
+    values = torch.from_numpy(point)
+    with torch.no_grad():
+        weight.copy_(values[: weight.numel()].view_as(weight))
+        bias.copy_(values[weight.numel() :])
+    return weight, bias
+
+
+def _chunks(features: Features, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    images = len(features.labels)
+    for start in range(0, images, _CHUNK):
+        yield _on(device, features, np.arange(start, min(start + _CHUNK, images)))
+
+
+def _on(device: torch.device, features: Features, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    # indices, not a slice: torch takes no read-only memory
+    inputs, labels = torch.from_numpy(features.values[chosen]), torch.from_numpy(features.labels[chosen])
+    return inputs.to(device), labels.to(device)
