@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
@@ -52,7 +52,7 @@ class Options(Block):
     """Bootstrap samples of a group's images behind each interval."""
     level: float = 0.95
     """Share of the bootstrap samples that an interval holds."""
-    seed: int = 0
+    bootstrap_seed: NonNegativeInt = 0
     """Seed of the bootstrap samples."""
     split: Split = "val"
     """Images to evaluate on: `val`, or `train` (prepared as for validation, without augmentation)."""
@@ -127,7 +127,7 @@ def compare(
     rows = []
     for number, (group, members) in enumerate(groups.items()):
         columns = {name: each.of(members) for name, each in judged.items()}
-        draws = np.random.default_rng([options.seed, number])
+        draws = np.random.default_rng([options.bootstrap_seed, number])
         found = estimates(columns, int(members.sum()), options.resamples, options.level, draws)
         for place, label in enumerate(labels):
             for name, parts in found.items():
