@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
@@ -52,7 +52,7 @@ class Options(Block):
     """Bootstrap samples of a group's images behind each interval."""
     level: float = 0.95
     """Share of the bootstrap samples that an interval holds."""
-    bootstrap_seed: int = 0
+    bootstrap_seed: NonNegativeInt = 0
     """Seed of the bootstrap samples."""
     split: Split = "val"
     """Images to evaluate on: `val`, or `train` (prepared as for validation, without augmentation)."""
@@ -128,9 +128,9 @@ def compare(
     for number, (group, members) in enumerate(groups.items()):
         columns = {name: each.of(members) for name, each in judged.items()}
         draws = np.random.default_rng([options.bootstrap_seed, number])
-        found = estimates(columns, int(members.sum()), options.resamples, options.level, draws)
+        by_model = estimates(columns, int(members.sum()), options.resamples, options.level, draws)
         for place, label in enumerate(labels):
-            for name, parts in found.items():
+            for name, parts in by_model.items():
                 own, minus = ({key: of for key, each in part.items() if (of := each[place])} for part in parts)
                 rows.append(Row(name, group, label, int(members.sum()), own, minus))
     return rows
@@ -155,10 +155,10 @@ def _findings(rows: Sequence[Row], models: Sequence[str], shown: Sequence[Quanti
 def _numbers(row: Row, measures: Mapping[str, Quantity]) -> dict[str, Any]:
     parts = {"": row.values, "minus_first_": row.differences}
     named = {
-        f"{prefix}{each.key}": {"value": found.value, "low": found.low, "high": found.high}
+        f"{prefix}{each.key}": {"value": estimate.value, "low": estimate.low, "high": estimate.high}
         for prefix, part in parts.items()
         for role, each in measures.items()
-        if (found := part.get(role))
+        if (estimate := part.get(role))
     }
     return {"model": row.model, "group": row.group, "label": row.label, "images": row.images, **named}
 
@@ -168,20 +168,22 @@ def _table(rows: Sequence[Row], measures: Mapping[str, Quantity]) -> Table:
     columns = ["model", "group", "label", "images", *(f"{key}{end}" for key in keys for end in ("", "_low", "_high"))]
     cells = []
     for row in rows:
-        found = [part.get(role) for part in (row.values, row.differences) for role in measures]
-        numbers = [number for each in found for number in ((each.value, each.low, each.high) if each else 3 * (None,))]
+        estimated = [part.get(role) for part in (row.values, row.differences) for role in measures]
+        numbers = [
+            number for each in estimated for number in ((each.value, each.low, each.high) if each else 3 * (None,))
+        ]
         cells.append((row.model, row.group, row.label, row.images, *numbers))
     return Table(columns, cells)
 
 
 def _summary(rows: Sequence[Row], measures: Mapping[str, Quantity]) -> Table:
     """By group, over all labels; with one group, by label."""
-    shown = _told_apart(rows)
+    shown = _distinct_rows(rows)
     several = len({row.group for row in shown}) > 1
     cells = []
     for row in shown[:_LISTED]:
         values = [
-            each.shown(found.value) if (found := row.values.get(role)) else "-" for role, each in measures.items()
+            each.shown(estimate.value) if (estimate := row.values.get(role)) else "-" for role, each in measures.items()
         ]
         lead = row.differences.get("accuracy")
         change = (f"{100 * lead.value:+.1f}", f"{100 * lead.low:+.1f} {100 * lead.high:+.1f}") if lead else ("", "")
@@ -192,7 +194,7 @@ def _summary(rows: Sequence[Row], measures: Mapping[str, Quantity]) -> Table:
     return Table(("group" if several else "label", "model", *counted, *heads, "- 1st", "interval"), cells)
 
 
-def _told_apart(rows: Sequence[Row]) -> list[Row]:
+def _distinct_rows(rows: Sequence[Row]) -> list[Row]:
     """The rows over all labels; if all images are the only group, those of each label."""
     groups = {row.group for row in rows}
     return [row for row in rows if row.label == _ALL or len(groups) == 1]
@@ -200,7 +202,7 @@ def _told_apart(rows: Sequence[Row]) -> list[Row]:
 
 def draw(rows: Sequence[Row], models: Sequence[str], measures: Mapping[str, Quantity]) -> Figure:
     """Each measure of each model with its interval, by group or, with one group, by label."""
-    shown = _told_apart(rows)
+    shown = _distinct_rows(rows)
     several = len({row.group for row in shown}) > 1
     places = {
         name: place for place, name in enumerate(dict.fromkeys(row.group if several else row.label for row in shown))
@@ -209,13 +211,15 @@ def draw(rows: Sequence[Row], models: Sequence[str], measures: Mapping[str, Quan
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for panel, (role, each) in zip(panels, measures.items(), strict=True):
         for number, (name, look) in enumerate(zip(models, plotting.looks(), strict=False)):
-            points = [(row, found) for row in shown if row.model == name and (found := row.values.get(role))]
+            points = [(row, estimate) for row in shown if row.model == name and (estimate := row.values.get(role))]
             at = [
                 places[row.group if several else row.label] + 0.22 * (number - (len(models) - 1) / 2)
                 for row, _ in points
             ]
-            values = [each.scale * found.value for _, found in points]
-            sides = [[each.scale * abs(found.value - end(found)) for _, found in points] for end in (_low, _high)]
+            values = [each.scale * estimate.value for _, estimate in points]
+            sides = [
+                [each.scale * abs(estimate.value - end(estimate)) for _, estimate in points] for end in (_low, _high)
+            ]
             panel.errorbar(values, at, xerr=sides, label=name, capsize=2, **{**look, "linestyle": "", "markersize": 4})
         panel.set(xlabel=each.axis)
         panel.grid(axis="x", alpha=0.3)
@@ -225,9 +229,9 @@ def draw(rows: Sequence[Row], models: Sequence[str], measures: Mapping[str, Quan
     return figure
 
 
-def _low(found: Estimate) -> float:
-    return found.low
+def _low(estimate: Estimate) -> float:
+    return estimate.low
 
 
-def _high(found: Estimate) -> float:
-    return found.high
+def _high(estimate: Estimate) -> float:
+    return estimate.high

@@ -136,10 +136,10 @@ def _position(state: Mapping[str, Any], parts: Parts) -> str:
     within = (epoch < parts.epochs and step <= parts.train.steps) or (epoch == parts.epochs and step == 0)
     if parts.cost and state["train_flops"] is None:
         return "no train_flops"
-    accuracies = {f"{mean}{parts.task.measures.headline.key}" for mean in ("", "ema_")}
+    headline = parts.task.measures.headline.key
     for kind, end in state["ends"].items():
-        if bad := [key for key in accuracies & {*end, min(accuracies, key=len)} if not _is_number(end.get(key))]:
-            return f"ends.{kind}.{bad[0]} is no number"
+        if not (_is_number(end.get(headline)) and _is_number(end.get(f"ema_{headline}", 0))):
+            return f"ends.{kind} has no {headline}"
     return "" if within else f"epoch {epoch}, step {step} of {parts.epochs} epochs of {parts.train.steps} steps"
 
 

@@ -83,6 +83,7 @@ def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, finished: Finished
     by_state = acdc("eval", "--checkpoint", "runs/small-0/checkpoints/last.pt", "--json")
     by_run = acdc("eval", "--checkpoint", "runs/small-0", "--json")
     numbers = [json.loads(result.stdout) for result in (by_run, by_state, by_file)]
+    assert {each.pop("task") for each in numbers} == {"multiclass"}
     assert numbers[0] == numbers[1]
     assert numbers[2] == pytest.approx(numbers[0], rel=1e-5)
 

@@ -68,8 +68,8 @@ def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
                 logits = loaded.forward(batch.images)
             task, outputs = loaded.task, logits.shape[1]
             options = len(task.options(outputs))
-            found = task.answers(logits), task.truth(batch.labels, outputs), task.undecided(logits).double()
-            parts.append((batch.indices.clone(), *(each.cpu().clone() for each in found)))
+            judged = task.answers(logits), task.truth(batch.labels, outputs), task.undecided(logits).double()
+            parts.append((batch.indices.clone(), *(each.cpu().clone() for each in judged)))
             bar.advance(shown)
     if not parts:
         raise DataError(f"{subject.name}: there are no images to evaluate on; name another set with --data")

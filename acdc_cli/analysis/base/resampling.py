@@ -52,15 +52,15 @@ def estimates(
                 samples[name][key].append(values)
     drawn = {name: {key: np.concatenate(each) for key, each in of.items()} for name, of in samples.items()}
     first = next(iter(models))
-    found = {}
+    results = {}
     for name in models:
         own = {key: _estimates(whole[name][key][0], drawn[name][key], level) for key in whole[name]}
         minus = {
             key: _estimates(whole[name][key][0] - whole[first][key][0], drawn[name][key] - drawn[first][key], level)
             for key in (whole[name] if name != first else ())
         }
-        found[name] = (own, minus)
-    return found
+        results[name] = (own, minus)
+    return results
 
 
 def rates(columns: Columns, weights: NDArray[np.float64]) -> Rates:
@@ -68,7 +68,7 @@ def rates(columns: Columns, weights: NDArray[np.float64]) -> Rates:
 
     weights: (samples, images), how often each image is in the sample.  With one decision: (samples, 1).
     """
-    found = {}
+    results = {}
     for name, (part, of) in _RATES.items():
         if part not in columns or (of is not None and of not in columns):
             continue
@@ -78,8 +78,8 @@ def rates(columns: Columns, weights: NDArray[np.float64]) -> Rates:
         defined = np.isfinite(each)
         mean = np.where(defined, each, 0).sum(axis=1) / np.maximum(defined.sum(axis=1), 1)
         mean[~defined.any(axis=1)] = np.nan
-        found[name] = mean[:, None] if each.shape[1] == 1 else np.concatenate([mean[:, None], each], axis=1)
-    return found
+        results[name] = mean[:, None] if each.shape[1] == 1 else np.concatenate([mean[:, None], each], axis=1)
+    return results
 
 
 def _weights(images: int, samples: int, draws: np.random.Generator) -> NDArray[np.float64]:
@@ -92,9 +92,9 @@ def _weights(images: int, samples: int, draws: np.random.Generator) -> NDArray[n
 def _estimates(values: NDArray[np.float64], samples: NDArray[np.float64], level: float) -> list[Estimate | None]:
     """values: (places,).  samples: (resamples, places)."""
     ends = (1 - level) / 2, (1 + level) / 2
-    found: list[Estimate | None] = []
+    results: list[Estimate | None] = []
     for value, drawn in zip(values.tolist(), samples.T, strict=True):
         defined = drawn[np.isfinite(drawn)]
         known = np.isfinite(value) and defined.size
-        found.append(Estimate(value, *np.quantile(defined, ends).tolist()) if known else None)
-    return found
+        results.append(Estimate(value, *np.quantile(defined, ends).tolist()) if known else None)
+    return results
