@@ -160,7 +160,7 @@ PLACES = [
 ]
 
 ARGUMENTS = [
-    Case("unknown command", nothing, "trian small.yaml", "No such command 'trian'. Did you mean 'train'?"),
+    Case("unknown command", nothing, "trian small.yaml", "No such command 'trian'. Did you mean 'train', 'transfer'?"),
     Case("unknown option", nothing, "plan small.yaml --evry 3", "No such option: --evry (Possible options: --every)"),
     Case(
         "folder to train",

@@ -15,6 +15,7 @@ from bad_recipes import FILES, OVERRIDES
 from command import Acdc
 from corpus import Case
 
+from acdc_cli.data.known_sets import known_sets
 from acdc_cli.models import build
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.schema import DataBlock, Recipe, SGDBlock
@@ -27,6 +28,7 @@ PLACEHOLDERS = {
     "<keys of sgd>": ", ".join(SGDBlock.model_fields),
     "<keys of oneshot>": ", ".join(method_config("oneshot").model_fields),
     "<methods>": either(methods()),
+    "<sets>": ", ".join(known_sets()),
     "<our models>": ", ".join(build.names()),
 }
 """Lists that grow: each case says which it names, not what stands in it."""
