@@ -56,14 +56,19 @@ def _steps(run: RunDir) -> Iterator[Step]:
         yield _again(run, recipe, "pruned", [f"sparsity={block}"], "prune this model while it trains on")
     elif empty := int(records[-1].get("empty_channels", 0) if records else 0):
         yield Step(f"acdc export {path} --format onnx --shrink", f"{empty:,} of its channels are empty: remove them")
-    tops = [(summary.get(kind) or {}).get("top1") for kind in ("sparse", "dense")]
-    if None not in tops and tops[0] < tops[1] - _GAP:
-        yield Step(f"acdc analyze agreement {path}", f"sparse is {100 * (tops[1] - tops[0]):.1f} points below dense")
+    if (gap := _gap(summary)) > _GAP:
+        yield Step(f"acdc analyze agreement {path}", f"sparse is {100 * gap:.1f} points below dense")
     if not is_dense:
         yield Step(f"acdc bench {path}", "what its zeros gain on each engine")
     yield Step(f"acdc export {path} --format onnx", "for other software, checked against this model")
     yield Step(f"acdc analyze curves {path}", "sparsity, loss and accuracy over the epochs")
     yield Step(f"acdc eval --checkpoint {path} --layers", "accuracy, and what each layer costs")
+
+
+def _gap(summary: Mapping[str, Any]) -> float:
+    """Top-1 of the run's dense model minus that of its sparse one; 0 if it has not both."""
+    tops = [(summary.get(kind) or {}).get("top1") for kind in ("dense", "sparse")]
+    return 0.0 if None in tops else float(tops[0] - tops[1])  # type: ignore[operator]
 
 
 def _longer(run: RunDir, recipe: Mapping[str, Any]) -> Iterator[Step]:
