@@ -25,6 +25,7 @@ from acdc_cli.cli import (
     eval,
     export,
     init,
+    models,
     plan,
     prune,
     recipes,
@@ -77,6 +78,7 @@ app.command("train", cls=train.Command)(train.train)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("verify-run")(verify_run.verify_run)
 app.command("plan")(plan.plan)
+app.command("models")(models.models)
 app.command("eval")(eval.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("prune")(prune.prune)

@@ -12,14 +12,23 @@ from acdc_cli.data.data_set import open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
-from acdc_cli.models import torch_file, weights
+from acdc_cli.models import hub, torch_file, weights
 from acdc_cli.models.packed import is_packed
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
+from acdc_cli.runs.overview import is_run
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.training.checkpoint import read_metadata
 
 Which = Literal["sparse", "dense", "sparse-ema", "dense-ema"]
+
+
+def located(source: Path) -> Path:
+    """The source itself, or the weight file of the hub that it names: hf-hub:OWNER/NAME, timm:TAG, or a hub's folder.
+
+    Raises ModelError if it cannot be fetched.
+    """
+    return source if is_run(source) or not hub.is_hub(source) else hub.weight_file(source)
 
 
 def recipe_of(
@@ -49,6 +58,8 @@ def recipe_of(
         if model is not None:
             raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave out --model")
         return recorded
+    if model is None and (config := hub.config_of(source)):
+        model = f"timm:{config['architecture']}"
     if model is None or data is None:
         raise CheckpointError(
             f"{source} was not written by acdc: name its architecture and data with --model and --data"

@@ -20,7 +20,7 @@ from acdc_cli.deploy import contract
 from acdc_cli.deploy.contract import Facts, Logits, Program
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.checkpoints import Which, classes_of, judged, recipe_of, weights_of
+from acdc_cli.jobs.checkpoints import Which, classes_of, judged, located, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
@@ -63,6 +63,7 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     `layers` has the weights, nonzero weights and FLOPs of each conv and linear layer. An exported program runs on its
     engine on the CPU; values that need its weights by name are None there, and `layers` is empty.
     """
+    source = located(source)
     if source.is_file() and (exported := contract.recorded(source)):
         return _evaluate_exported(source, *exported, options)
     recipe = recipe_of(source, options.which, options.model, options.data, options.overrides)

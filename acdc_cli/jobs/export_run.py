@@ -21,7 +21,7 @@ from acdc_cli.deploy.tracing import Preprocessed, Traced
 from acdc_cli.errors import RunError
 from acdc_cli.files import assembling
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.checkpoints import Which, header_of, judged, recipe_of, weights_of
+from acdc_cli.jobs.checkpoints import Which, header_of, judged, located, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import block_of, sorted_overrides
@@ -125,6 +125,7 @@ class Opened:
 
 def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Traced) -> Opened:
     """Raises CheckpointError, RunError, ModelError and DataError for what cannot be opened."""
+    source = located(source)
     recipe = recipe_of(source, asked.which, asked.model, asked.data, overrides)
     weights = weights_of(source, asked.which)
     recipe = judged(recipe, weights, asked.data)

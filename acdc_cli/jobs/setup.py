@@ -16,6 +16,7 @@ from torch import nn
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
+from acdc_cli.models import hub
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe.kinds import method_class
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
@@ -124,12 +125,17 @@ def without_weights(recipe: Recipe, classes: int) -> nn.Module:
     # cost counts this form of the blur, so that the choice between equivalent forms does not change the cost
     block = recipe.model.model_copy(update={"weights": None, "blur": "convolution"})
     try:
-        with torch.device("meta"), Undrawn():
-            return models.build(block, classes)
+        return on_meta(block, classes)
     # some compute their widths with tensors, which have no values there; with options that is a ModelError
     except (RuntimeError, ModelError):
         with torch.random.fork_rng(devices=[]):
             return models.build(block, classes).to("meta")
+
+
+def on_meta(block: ModelBlock, classes: int) -> nn.Module:
+    """The model with shapes alone. Raises what its constructor raises if it computes with tensors."""
+    with torch.device("meta"), Undrawn():
+        return models.build(block, classes)
 
 
 def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
@@ -228,7 +234,7 @@ def _started(recipe: Recipe) -> ModelBlock:
 
 def _dense_model(source: Path) -> Path:
     """The file itself, or the dense model of a run directory. Raises RunError if the run has none."""
-    if not source.is_dir():
+    if not source.is_dir() or hub.is_hub(source):
         return source
     file = open_run(source).model_file("dense")
     if not file.exists():

@@ -17,7 +17,7 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import setup
-from acdc_cli.jobs.checkpoints import judged, names_its_model, recipe_of, weights_of
+from acdc_cli.jobs.checkpoints import judged, located, names_its_model, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -95,7 +95,7 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
 
     Raises CheckpointError, RunError or RecipeError for a source that is neither.
     """
-    asked = asked or Asked()
+    asked, sources = asked or Asked(), [located(source) for source in sources]
     runs = [source.is_dir() for source in sources]
     ours = [names_its_model(source) for source in sources]
     names = _names(sources)

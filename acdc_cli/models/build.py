@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from acdc_cli.errors import ModelError
 from acdc_cli.models import foreign
 from acdc_cli.models.blurpool import apply_blurpool
+from acdc_cli.models.hub import weight_file
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read, state_dicts
 from acdc_cli.recipe import discovery
@@ -31,8 +32,8 @@ _MOST_MODULES = 20_000
 """The largest models of torchvision and timm have a few thousand."""
 _OURS = {
     "num_classes": "it follows from the data",
-    "pretrained": "nothing is downloaded; `model.weights` takes a file",
-    "weights": "nothing is downloaded; `model.weights` takes a file",
+    "pretrained": "`model.weights` takes a file, hf-hub:OWNER/NAME or timm:TAG",
+    "weights": "`model.weights` takes a file, hf-hub:OWNER/NAME or timm:TAG",
     "checkpoint_path": "`model.weights` takes a file",
 }
 
@@ -47,7 +48,9 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
     Raises ModelError for an unknown name, options that do not fit, and weights that do not fit: before it takes memory
     for the model, which a recipe from a file may make as large as it likes.
     """
-    content = None if block.weights is None else read(Path(block.weights).expanduser())
+    if block.weights is not None:
+        block = block.model_copy(update={"weights": str(weight_file(block.weights))})
+    content = None if block.weights is None else read(Path(block.weights))
     if (content is not None or block.options) and torch.get_default_device().type != "meta":
         _check_size(block, classes, content)
     model = _assembled(block, classes)
@@ -92,6 +95,11 @@ def _assembled(block: ModelBlock, classes: int) -> nn.Module:
 def names() -> list[str]:
     """The local models."""
     return sorted(_local())
+
+
+def names_by_source() -> dict[str, list[str]]:
+    """The names that each source offers; those that several have stand with each."""
+    return {source: sorted(offers()) for source, offers in _SOURCES.items()}
 
 
 def find(name: str) -> Constructor:

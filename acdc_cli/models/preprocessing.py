@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from acdc_cli.models import build
+from acdc_cli.models.hub import config_of
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = tuple[float, float, float]
@@ -36,6 +37,8 @@ def preprocessing(name: str, file: Path) -> Preprocessing:
     source, model = build.source(name), name.rpartition(":")[2]
     if source == "local" and build.takes_images_as_they_are(model):
         return Preprocessing(f"{model} takes images as they are; ImageNet's mean and std", None, None)
+    if config := (config_of(file) or {}).get("pretrained_cfg"):
+        return _of_config(config, f"{file.parent.name}'s config.json")
     published: list[tuple[set[str], Preprocessing]] = [
         *(_of_torchvision(model) if source != "timm" else ()),
         *_of_timm(model),
@@ -91,6 +94,19 @@ def _of_timm(model: str) -> Iterator[tuple[set[str], Preprocessing]]:
                 "bicubic" if config.interpolation == "bicubic" else "bilinear",
             ),
         )
+
+
+def _of_config(config: Mapping[str, Any], origin: str) -> Preprocessing:
+    """As the hub's config.json describes it; timm's defaults where it is silent."""
+    side = (config.get("input_size") or [3, 224, 224])[-1]
+    return Preprocessing(
+        origin,
+        int(side / (config.get("crop_pct") or 0.875)),
+        side,
+        _channels(config.get("mean") or IMAGENET[0]),
+        _channels(config.get("std") or IMAGENET[1]),
+        "bicubic" if config.get("interpolation") == "bicubic" else "bilinear",
+    )
 
 
 def _basenames(*places: str | None) -> set[str]:

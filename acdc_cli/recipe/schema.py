@@ -97,7 +97,8 @@ class ModelBlock(Block):
     """How `blurpool` is computed; the results are equal up to rounding. `convolution`: as a depthwise convolution.
     `shifts`: as a sum of shifted copies, which torch.compile fuses with other operations; slower without it."""
     weights: str | None = None
-    """Start from the weights in this file (.safetensors, packed or a torch file)."""
+    """Start from the weights in this file (.safetensors, packed or a torch file), in this folder as the Hugging Face
+    Hub has it, or from `hf-hub:OWNER/NAME` or timm's pretrained `timm:TAG`, such as `timm:resnet50.a1_in1k`."""
     options: dict[str, bool | int | float | str] = {}
     """Further keyword arguments of the model's constructor, for example `drop_path_rate: 0.1`."""
 

@@ -56,15 +56,19 @@ def _steps(run: RunDir) -> Iterator[Step]:
         yield _again(run, recipe, "pruned", [f"sparsity={block}"], "prune this model while it trains on")
     elif empty := int(records[-1].get("empty_channels", 0) if records else 0):
         yield Step(f"acdc export {path} --format onnx --shrink", f"{empty:,} of its channels are empty: remove them")
-    headline = results.headline_of(run).key
-    ends: list[Any] = [(summary.get(kind) or {}).get(headline) for kind in ("dense", "sparse")]
-    if None not in ends and (gap := ends[0] - ends[1]) > _GAP:
+    if (gap := _gap(summary, results.headline_of(run).key)) > _GAP:
         yield Step(f"acdc analyze agreement {path}", f"sparse is {100 * gap:.1f} points below dense")
     if not is_dense:
         yield Step(f"acdc bench {path}", "what its zeros gain on each engine")
     yield Step(f"acdc export {path} --format onnx", "for other software, checked against this model")
     yield Step(f"acdc analyze curves {path}", "sparsity, loss and accuracy over the epochs")
     yield Step(f"acdc eval --checkpoint {path} --layers", "accuracy, and what each layer costs")
+
+
+def _gap(summary: Mapping[str, Any], headline: str) -> float:
+    """Accuracy of the run's dense model minus that of its sparse one; 0 if it has not both."""
+    tops = [(summary.get(kind) or {}).get(headline) for kind in ("dense", "sparse")]
+    return 0.0 if None in tops else float(tops[0] - tops[1])  # type: ignore[operator]
 
 
 def _longer(run: RunDir, recipe: Mapping[str, Any]) -> Iterator[Step]:

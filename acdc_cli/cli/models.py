@@ -1,0 +1,37 @@
+"""`acdc models`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Word = Annotated[
+    str | None,
+    typer.Argument(
+        help="Text in the name, or a pattern such as 'resnet*'. Omit it for the local ones.", show_default=False
+    ),
+]
+
+
+def models(
+    word: Word = None,
+    limit: Annotated[int, typer.Option(min=0, help="Count parameters and FLOPs of this many.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models that a recipe can name, of acdc, torchvision and timm: size, cost, prunable share."""
+    from acdc_cli import console
+    from acdc_cli.jobs import model_list
+
+    found = model_list.measured(model_list.matching(word), limit)
+    if json:
+        console.out_json([model.as_dict() for model in found])
+        return
+    console.table(model_list.COLUMNS, model_list.rows(found), whole=1)
+    if len(found) > limit:
+        console.say(f"{limit} of {len(found)} are counted; more with --limit, fewer with a longer WORD")
+    if word is None:
+        console.say("torchvision's and timm's: acdc models WORD")
+    for model in found:
+        if model.problem:
+            console.say(f"{model.library}:{model.name} is not counted: {model.problem}")

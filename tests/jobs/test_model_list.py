@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from command import run_acdc
+
+from acdc_cli.errors import ModelError
+from acdc_cli.jobs.model_list import COLUMNS, matching, measured, rows
+from acdc_cli.models import build
+
+
+def test_resnet50_has_its_published_size_and_cost() -> None:
+    (local,) = [each for each in matching("resnet50") if (each.name, each.library) == ("resnet50", "local")]
+    (counted,) = measured([local], 1)
+    # 25,557,032 parameters, of which 25,502,912 are weights of convolutions and of the classifier; 4.09 GMACs
+    assert (counted.params, counted.side, counted.classes) == (25_557_032, 224, 1000)
+    assert counted.flops == pytest.approx(2 * 4.089e9, rel=1e-3)
+    assert counted.prunable == pytest.approx(25_502_912 / 25_557_032)
+
+
+def test_names_are_filtered_in_all_libraries_and_only_some_counted() -> None:
+    found = matching("RESNET18")
+    assert {"local", "torchvision", "timm"} == {each.library for each in found}
+    assert all("resnet18" in each.name for each in found)
+    assert [each.name for each in matching("resnet2*") if each.library == "local"] == ["resnet20"]
+    assert [each.name for each in matching(None)] == build.names()
+    listed = measured(found, 1)
+    assert [each.params is None for each in listed] == [False] + [True] * (len(found) - 1)
+    assert len(rows(listed)[0]) == len(COLUMNS)
+    with pytest.raises(ModelError, match="no model's name has 'resnet0'"):
+        matching("resnet0")
+
+
+def test_the_command_prints_a_table_or_json() -> None:
+    shown = run_acdc("models", "resnet20", "--limit", "1")
+    assert shown.stdout.splitlines()[1].split()[:2] == ["resnet20", "local"]
+    (first, *_) = json.loads(run_acdc("models", "resnet20", "--json", "--limit", "1").stdout)
+    assert (first["name"], first["side"], first["params"]) == ("resnet20", 32, first["params"])
