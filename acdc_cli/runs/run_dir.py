@@ -116,10 +116,11 @@ class RunDir:
         except BaseException as error:
             status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
             why = " ".join(str(error).split())[:300] or type(error).__name__
-            # the exception matters more than its record: the folder may be gone
+            # the exception matters more than its record: the folder may be gone, or another
             with suppress(AcdcError):
-                *earlier, last = self.provenance()
-                files.write_text(self._provenance, _listed([*earlier, last | {"end": {"status": status, "why": why}}]))
+                if entries := self.provenance():
+                    entries[-1] |= {"end": {"status": status, "why": why}}
+                    files.write_text(self._provenance, _listed(entries))
             raise
 
     def provenance(self) -> list[dict[str, Any]]:

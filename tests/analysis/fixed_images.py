@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs.setup import ReadyModel
+from acdc_cli.recipe.schema import TaskBlock
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.precision import Precision
@@ -53,7 +54,7 @@ def small_bench(seed: int = 0, smoothing: float = 0.0, norm: bool = True) -> Rea
         model=model,
         forward=lambda images: model(images.double() / 128 - 1),
         layers=layers(model, ()),
-        task=_InFloat64(smoothing),
+        task=_InFloat64(TaskBlock(label_smoothing=smoothing)),
         precision=Precision("fp32", CPU),
         device=CPU,
     )

@@ -327,8 +327,8 @@ WRITTEN = [
         nothing,
         "data write folder --source photos --out set --quality 50",
         "set/train.beton: already written, with other settings: quality 90, max_side 400, raw_share "
-        "0.0, original False, not quality 50, max_side 400, raw_share 0.0, original False. "
-        "--force replaces it, --out writes elsewhere.",
+        "0.0, original False, reencode False, not quality 50, max_side 400, raw_share 0.0, original False, reencode "
+        "False. --force replaces it, --out writes elsewhere.",
     ),
     Case(
         "foreign file in its place",
@@ -372,9 +372,9 @@ WRITTEN = [
     Case(
         "CIFAR that is not there",
         nothing,
-        "data write cifar10 --source photos --out new",
-        "cifar10: neither photos/cifar-10-python.tar.gz nor its unpacked folder is complete (…)."
-        " Put the archive there, or download it: acdc data write cifar10 --source photos "
+        "data write cifar10 --source photos/train --out new",
+        "cifar10: neither photos/train/cifar-10-python.tar.gz nor its unpacked folder is complete (…)."
+        " Put the archive there, or download it: acdc data write cifar10 --source photos/train "
         "--download",
     ),
 ]

@@ -57,7 +57,7 @@ def without_privileges() -> Iterator[None]:
             "figures",
             0o555,
             "analyze curves run --out figures",
-            "figures/curves.json cannot be written: permission denied; make",
+            "figures/curves-run.json cannot be written: permission denied; make",
         ),
     ],
 )

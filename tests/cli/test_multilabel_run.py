@@ -91,14 +91,14 @@ def test_analyses_speak_of_labels(analysis: str, trained: Path, acdc: Acdc, in_t
     done = acdc("analyze", analysis, trained, "--out", "out")
     assert done.exit_code == 0, done.output
     assert "top-1" not in done.output
-    assert "top1" not in Path(f"out/{analysis}.json").read_text()
+    assert "top1" not in Path(f"out/{analysis}-{trained.name}.json").read_text()
 
 
 def test_groups_agree_with_eval(trained: Path, acdc: Acdc, in_tmp: Path) -> None:
     assert (
         acdc("analyze", "groups", trained, "--set", "by=['3']", "--set", "resamples=20", "--out", "out").exit_code == 0
     )
-    rows = json.loads(Path("out/groups.json").read_text())["results"]["rows"]
+    rows = json.loads(Path(f"out/groups-{trained.name}.json").read_text())["results"]["rows"]
     by = {(row["model"], row["group"], row["label"]): row for row in rows}
     last, name = records(trained)[-1], f"{trained.name} (sparse)"
     for label in range(10):

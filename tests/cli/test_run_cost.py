@@ -50,8 +50,8 @@ def test_of_a_global_ranking_the_ledgers_differ_by_where_the_weights_are(acdc: A
 
 
 def test_gradients_that_a_method_asks_for_are_in_both_ledgers_and_in_the_plan(acdc: Acdc, recipe: Path) -> None:
-    once = "{method: woodfisher, target: 0.75, distribution: uniform, begin: 1, end: 1, samples: 20, fisher_block: 64"
-    once += ", keep_dense: []}"
+    once = "{method: woodfisher, target: 0.75, distribution: uniform, begin: 1, end: 1, samples: 20, fisher_block: 64, "
+    once += "fisher_batch_size: 1, keep_dense: []}"
     sets = ("--set", f"sparsity={once}", "--set", "epochs=2")
     foretold = json.loads(acdc("plan", recipe, *sets, "--json").stdout)
     cost, records = train(acdc, recipe, once)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -58,6 +58,14 @@ class Config(CubicKeys):
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gib * 2**30)
+
+    @classmethod
+    def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
+        samples, images = (cls.model_fields[key].default for key in ("samples", "fisher_batch_size"))
+        if run.batch_size and run.steps_per_epoch:
+            images = min(images, run.batch_size)
+            samples = min(samples, run.steps_per_epoch * (run.batch_size // images))
+        return super().proposed(run, target) | {"samples": samples, "fisher_batch_size": images}
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
