@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from acdc_cli import console
 from acdc_cli.errors import AcdcError
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.collapse import sign_of_collapse
@@ -32,6 +34,14 @@ class Step:
 
     def __str__(self) -> str:
         return f"next: {self.command}  ({self.why})"
+
+
+def say_next_steps(run: RunDir) -> None:
+    """Prints them; the processes of a run that are muted find none."""
+    # the run is finished, whatever became of its files since
+    with suppress(AcdcError):
+        for step in next_steps(run) if run.finished and not console.muted() else ():
+            console.say(str(step))
 
 
 def next_steps(run: RunDir) -> list[Step]:
