@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.cli.eval import Data, Model, Set, WhichOption
+from acdc_cli.cli.eval import Data, Model, Set, Which
 
 Source = Annotated[
     Path | None,
@@ -33,7 +33,7 @@ def prune(
     source: Source = None,
     method: Method = None,
     target: Target = None,
-    which: WhichOption = None,
+    which: Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="dense if any")] = None,
     model: Model = None,
     data: Data = None,
     bn_images: BnImages = 2048,

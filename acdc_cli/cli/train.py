@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from acdc_cli.cli import completion
-
-if TYPE_CHECKING:
-    from acdc_cli.runs.run_dir import RunDir
 
 _KEYS = {"method": "sparsity.method", "target": "sparsity.target", "epochs": "epochs"}
 
@@ -119,9 +115,20 @@ def train(
 
         recipe, changes, out = forked(fork, recipe, changes, out)
     assert recipe is not None
-    words = {"method": method, "target": target, "epochs": epochs}
-    with _recipe_of(recipe, data, {name: value for name, value in words.items() if value is not None}) as (file, more):
-        _start(file, [*changes, *more], out, how, gpus)
+    words: dict[str, Any] = {"method": method, "target": target, "epochs": epochs}
+    given = {name: value for name, value in words.items() if value is not None}
+    if data is None and given:
+        hint = f"it needs --data FOLDER, or with a recipe: --set {_KEYS[next(iter(given))]}=…"
+        raise typer.BadParameter(hint, param_hint=f"--{next(iter(given))}")
+    if data is not None and Path(recipe).is_dir():
+        changes = [*changes, f"data.path={data}"]
+    elif data is not None:
+        from acdc_cli.jobs.starting import without_recipe
+
+        with TemporaryDirectory(prefix="acdc-") as folder:
+            _start(str(without_recipe(recipe, data, Path(folder), **given)), changes, out, how, gpus)
+        return
+    _start(recipe, changes, out, how, gpus)
 
 
 def _start(
@@ -129,41 +136,10 @@ def _start(
 ) -> None:
     if gpus is None:
         from acdc_cli.jobs.training_run import train as job
+        from acdc_cli.studies.next_steps import say_next_steps
 
-        _conclude(job(recipe, changes, out, how))
+        say_next_steps(job(recipe, changes, out, how))
     else:
         from acdc_cli.jobs.spawn_ranks import launch
 
         raise typer.Exit(launch(gpus, recipe, changes, out, how))
-
-
-def _conclude(run: RunDir) -> None:
-    """Prints what helps after this run. The other ranks are muted, and a launcher's first rank prints it."""
-    from acdc_cli import console
-
-    if not console.muted() and run.finished:
-        from acdc_cli.errors import AcdcError
-        from acdc_cli.studies.next_steps import next_steps
-
-        # the run is finished, whatever became of its files since
-        with suppress(AcdcError):
-            for step in next_steps(run):
-                console.say(str(step))
-
-
-@contextmanager
-def _recipe_of(name: str, data: Path | None, words: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """The recipe's file, written for the occasion where `name` is a model's, and further changes."""
-    if data is None:
-        if words:
-            hint = f"it needs --data FOLDER, or with a recipe: --set {_KEYS[next(iter(words))]}=…"
-            raise typer.BadParameter(hint, param_hint=f"--{next(iter(words))}")
-        yield name, []
-        return
-    if Path(name).is_dir():
-        yield name, [f"data.path={data}"]
-        return
-    from acdc_cli.jobs.starting import without_recipe
-
-    with TemporaryDirectory(prefix="acdc-") as folder:
-        yield str(without_recipe(name, data, Path(folder), **words)), []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from acdc_cli import console
 from acdc_cli.errors import AcdcError
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.collapse import sign_of_collapse
@@ -34,6 +36,14 @@ class Step:
         return f"next: {self.command}  ({self.why})"
 
 
+def say_next_steps(run: RunDir) -> None:
+    """Prints them; the processes of a run that are muted find none."""
+    # the run is finished, whatever became of its files since
+    with suppress(AcdcError):
+        for step in next_steps(run) if run.finished and not console.muted() else ():
+            console.say(str(step))
+
+
 def next_steps(run: RunDir) -> list[Step]:
     """The first of those that apply, the most urgent first. Raises an AcdcError for a run that cannot be read."""
     return list(islice(_steps(run), STEPS))
@@ -52,8 +62,10 @@ def _steps(run: RunDir) -> Iterator[Step]:
     if run.corrupted_labels.exists():
         yield Step(f"acdc analyze memorisation {path}", "some of its labels are wrong on purpose")
     if is_dense:
-        block = f"{{method: gmp, target: 0.9, keep_dense: [first, last], from_checkpoint: {run.path.absolute()}}}"
-        yield _again(run, recipe, "pruned", [f"sparsity={block}"], "prune this model while it trains on")
+        pruned = shlex.quote(str(run.path.with_name(f"{run.path.name}_pruned")))
+        yield Step(
+            f"acdc prune {path} --method obc --target 0.8,0.9,0.95 --out {pruned}", "what it loses if pruned now"
+        )
     elif empty := int(records[-1].get("empty_channels", 0) if records else 0):
         yield Step(f"acdc export {path} --format onnx --shrink", f"{empty:,} of its channels are empty: remove them")
     if (gap := _gap(summary, results.headline_of(run).key)) > _GAP:

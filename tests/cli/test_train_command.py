@@ -524,7 +524,9 @@ def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc,
 def test_a_finished_run_says_what_it_made_and_what_to_do_next(finished: Finished) -> None:
     said = finished().stderr.splitlines()
     assert [line.split(":")[0] for line in said[-5:]] == ["sparse", "dense", "next", "next", "next"]
-    assert all("acdc " in line and "runs/small-0" in line for line in said[-3:])
+    # no dense run lies beside it
+    assert "acdc train runs/small-0/resolved.yaml --set name=small_dense --set 'sparsity={method: dense}'" in said[-3]
+    assert all("acdc " in line and "runs/small-0" in line for line in said[-2:])
 
 
 def test_a_folder_that_is_no_run_is_no_recipe_either(acdc: Acdc, in_tmp: Path) -> None:
