@@ -42,10 +42,12 @@ def analyze(
     asked: Asked | None = None,
     out: Path | None = None,
     overrides: Sequence[str] = (),
+    stem: str | None = None,
 ) -> Analysed:
     """Writes into `out`; by default into `analysis/` of the first run, or `analysis/` here if no run is named.
 
     overrides: `key=value` for the analysis's options and for the recipes' keys.
+    stem: of the names of files in a folder that holds nothing else; None: it names the analysis and the models.
     Raises RunError if the analysis is unknown or `out` has results of other models, and the errors of the analysis
     itself.
     """
@@ -54,9 +56,10 @@ def analyze(
     options = block_of(schema, own, f"analyze {name}")
     asked = asked or Asked()
     subjects = open_subjects(sources, Asked(asked.which, asked.model, asked.data, (*asked.overrides, *others)))
-    stem = _stem(name, subjects, of_first=out is None)
-    if out is not None:
-        _refuse_if_of_others(out / f"{stem}.json", subjects)
+    if stem is None:
+        stem = _stem(name, subjects, of_first=out is None)
+        if out is not None:
+            _refuse_if_of_others(out / f"{stem}.json", subjects)
     out = out or (sources[0] if sources[0].is_dir() else Path()) / "analysis"
     workspace = Workspace(out / f".{stem}.unfinished", _rests_on(name, subjects, options))
     try:

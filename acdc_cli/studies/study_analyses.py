@@ -56,9 +56,8 @@ def analyze_study(
         raise RunError(f"the study {study.name} has no analysis {label}; {there}{did_you_mean(label, study.analyses)}")
     block = study.analyses[label]
     sources = _sources(study, block, folder)
-    return analyze(
-        block.analysis or label, sources, asked, out or folder / "analysis" / label, (*_options(block), *overrides)
-    )
+    name, own = block.analysis or label, folder / "analysis" / label
+    return analyze(name, sources, asked, out or own, (*_options(block), *overrides), stem=None if out else name)
 
 
 class _Forecasts:
