@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,11 @@ def report(cells: Cells, baseline: str) -> tuple[Findings, Table]:
     )
     lines = [(row["mode"], row["model"], str(len(row["sets"])), *_aie_in_words(row)) for row in increases]
     return findings, Table(("mode", "model", "sets", "AIE", "std", "95 % interval"), sorted(lines))
+
+
+def _with_numbers(name: str) -> list[tuple[str, int]]:
+    """Orders names so that epochs=8 stands before epochs=64."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _groups(cells: Sequence[Cell]) -> list[_Group]:
@@ -143,13 +149,13 @@ def draw(groups: Sequence[_Group]) -> Figure:
     """A panel for each mode: a cluster of bars for each set, a bar for each model, its deviation over seeds."""
     modes = sorted({group.mode for group in groups}, reverse=True)
     sets = sorted({to for group in groups for to in group.sets})
-    names = list(dict.fromkeys(group.name for group in groups))
+    names = sorted({group.name for group in groups}, key=_with_numbers)
     figure = plotting.new(2 + max(4.0, 0.22 * len(sets) * (len(names) + 1)), 3.4 * len(modes))
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
     for panel, mode in zip(panels, modes, strict=True):
         _bars(panel, {group.name: group for group in groups if group.mode == mode}, names, sets)
         panel.set(ylabel=f"accuracy (%), {mode}")
-    panels[0].legend(fontsize=8, ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
     return figure
 
 
