@@ -35,6 +35,28 @@ def ranks_after(moment: Moment, every: int) -> bool:
     return done % every == 0 and done < moment.epochs * moment.steps_per_epoch
 
 
+class OnceBlock(TargetBlock):
+    """A single pruning, at the start of an epoch."""
+
+    at_once = {"at": 0}
+    at: Epochs = "50%"
+    """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 with `from_checkpoint`."""
+
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if (at := self.epoch(run.epochs)) >= run.epochs:
+            last = f"epoch {run.epochs - 1} is the last"
+            yield Misfit("at", f"the weights would be pruned at epoch {at}, but {last}; make it earlier")
+
+    def epoch(self, epochs: int) -> int:
+        """The epoch of the pruning in a run of so many epochs."""
+        return epochs_of(self.at, epochs)
+
+    def phases(self, epochs: int) -> PhasePlan:
+        at = self.epoch(epochs)
+        return in_turn(("dense", at), ("sparse", epochs - at))
+
+
 class UpdateKeys(SparsityBlock):
     """Updates of the masks at regular steps, until an epoch at which they end (arXiv 1911.11134)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -12,21 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Distribution, Epochs, Misfit, RunSize, TargetBlock, epochs_of
+from acdc_cli.recipe.schema import Distribution
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
-from acdc_cli.sparsity.when import in_turn
+from acdc_cli.sparsity.when import OnceBlock
 
 _NUMBERS = 2**25
 """Most numbers in the inverses that are held at once: 256 MiB."""
 
 
-class Config(TargetBlock):
+class Config(OnceBlock):
     distribution: Distribution = "global"
     """`global`: one ranking by the relative error of a layer's outputs; `uniform` and `erk` as for other methods."""
-    at: Epochs = "50%"
-    """Epoch at whose start the weights are pruned, as a number or a share of the run; 0 with `from_checkpoint`."""
     images: PositiveInt = 1024
     """Training images on which the layers' inputs are measured."""
     damping: PositiveFloat = 0.01
@@ -34,15 +32,6 @@ class Config(TargetBlock):
     column_block: PositiveInt = 128
     """Consecutive weights of a filter that are ranked together; time grows with its square. The compensation always
     involves the whole filter."""
-
-    at_once = {"at": 0}
-
-    def check(self, run: RunSize) -> Iterator[Misfit]:
-        yield from super().check(run)
-        at = epochs_of(self.at, run.epochs)
-        if at >= run.epochs:
-            last = f"epoch {run.epochs - 1} is the last"
-            yield Misfit("at", f"the weights would be pruned at epoch {at}, but {last}; make it earlier")
 
 
 class Method(Sparsifier[Config]):
@@ -52,19 +41,18 @@ class Method(Sparsifier[Config]):
     """
 
     def plan(self) -> PhasePlan:
-        at = epochs_of(self.config.at, self.epochs)
-        return in_turn(("dense", at), ("sparse", self.epochs - at))
+        return self.config.phases(self.epochs)
 
     def sparsity(self, moment: Moment) -> float:
         return 0.0 if self.phases.at(moment.epoch).kind == "dense" else self.config.target
 
     def cost(self, epoch: int, steps_per_epoch: int) -> EpochWork:
-        prunes = epoch == epochs_of(self.config.at, self.epochs)
+        prunes = epoch == self.config.epoch(self.epochs)
         # charged as gradients, of which a forward pass is a third: too much by less than a step of any training
         return replace(super().cost(epoch, steps_per_epoch), probed_images=self.config.images if prunes else 0)
 
     def on_epoch_start(self, moment: Moment) -> None:
-        if moment.epoch != epochs_of(self.config.at, self.epochs):
+        if moment.epoch != self.config.epoch(self.epochs):
             return
         hessians = self._hessians(moment)
         grouped = {name: _grouped(self._weight(name), len(hessian)) for name, hessian in hessians.items()}
