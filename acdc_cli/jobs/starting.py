@@ -149,7 +149,7 @@ def _lines(
 def _comment(documentation: str) -> str:
     """The first sentence, or its beginning; empty if that is too long, too."""
     sentence = re.split(r"\. |\.$", " ".join(documentation.split()))[0].replace("`", "")
-    short = next((each for each in (sentence, *re.split(r"[:,;] ", sentence)[:1]) if len(each) < _LONGEST), "")
+    short = next((each for each in (sentence, *re.split(r"[:,;] | \(", sentence)[:1]) if len(each) < _LONGEST), "")
     return f"  # {short}" if short else ""
 
 

@@ -48,6 +48,8 @@ def test_a_written_recipe_plans_without_warnings(images: Path, facts: SetFacts, 
     assert recipe.name == f"images_resnet8_{method}" + ("_90" if has_target(method) else "")
     assert all(len(line) <= 120 for line in out.read_text().splitlines())
     assert re.search(r"^  lr: \S+ +# Peak learning rate", out.read_text(), re.MULTILINE)
+    # a comment ends before a parenthesis, never within one
+    assert re.search(r"^  mean: .+ +# Mean of the channels$", out.read_text(), re.MULTILINE)
     with pytest.raises(RecipeError, match="exists; choose another file"):
         write_recipe(Answers(images, "resnet8"), facts, out)
 
