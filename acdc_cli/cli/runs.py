@@ -10,7 +10,7 @@ import typer
 
 from acdc_cli.cli import completion
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 class Status(StrEnum):
@@ -51,6 +51,12 @@ Match = Annotated[
 ]
 Sort = Annotated[Order, typer.Option(help="Order of the rows; seen: the latest sign of life first.")]
 Reverse = Annotated[bool, typer.Option("--reverse", help="The other way round.")]
+
+
+@app.callback()
+def _all(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_()
 
 
 @app.command("list")

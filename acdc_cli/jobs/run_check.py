@@ -61,6 +61,8 @@ class _Run:
         self.recipe = load(self.directory.resolved)
         self.overrides = overrides
         self.records = self.directory.records()
+        self.trained = "pruned" not in (self.directory.provenance() or [{}])[-1]
+        """Otherwise `acdc prune` made it, at once."""
         self.by_epoch = {record["epoch"]: record for record in self.records}
         self.kinds = [kind for kind in get_args(Which) if self.directory.model_file(kind).exists()]
         given = load(self.directory.resolved, overrides)
@@ -81,8 +83,8 @@ def verify_run(path: Path, overrides: tuple[str, ...] = ()) -> list[Check]:
     run = _Run(path, overrides)
     checks: list[tuple[str, Callable[[_Run], Result]]] = [
         ("records", _records),
-        ("schedule", _schedule),
-        ("checkpoints", _checkpoints),
+        ("schedule", _schedule if run.trained else _untrained),
+        ("checkpoints", _checkpoints if run.trained else _untrained),
         ("masks", _masks),
         ("summary", _summary),
     ]
@@ -100,6 +102,10 @@ def _checked(name: str, check: Callable[[_Run], Result], run: _Run) -> Check:
         return Check(name, "", [reading.in_words(error)])
 
 
+def _untrained(run: _Run) -> Result:
+    return "none: it was pruned at once, without training", []
+
+
 def _records(run: _Run) -> Result:
     """Every epoch once and in order, with a cost that only grows."""
     epochs = [record["epoch"] for record in run.records]
@@ -111,7 +117,8 @@ def _records(run: _Run) -> Result:
     flops = [record["train_flops"] for record in run.records if "train_flops" in record]
     if flops != sorted(flops):
         problems.append("train_flops decreases")
-    if unwritten := [record["epoch"] for record in run.records if record["train_loss"] is None]:
+    unwritten = [record["epoch"] for record in run.records if record["train_loss"] is None]
+    if unwritten and run.trained:
         problems.append(f"no finite training loss in epoch {unwritten[0]}")
     return f"{len(epochs)} of {run.recipe.epochs} epochs", problems
 

@@ -143,6 +143,7 @@ def test_its_run_is_taken_by_other_commands(acdc: Acdc, finished: Finished) -> N
     fine_tuning = [word for each in settings for word in ("--set", each)]
     for command in (
         ("analyze", "channels", "pruned"),
+        ("verify-run", "pruned"),
         ("export", "pruned", "--format", "packed"),
         ("prune", "pruned", "--method", "oneshot", "--target", "0.95", "--out", "further"),
         ("train", "small.yaml", "--out", "runs/tuned", *fine_tuning),
