@@ -346,6 +346,7 @@ def draw(groups: Sequence[Group]) -> Figure:
                 look = {"color": plotting.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
                 panel.errorbar([scale * mean], [row - 0.12], xerr=[scale * std], **look)
         panel.set(xlabel=label)
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(groups)), [group.name for group in groups], fontsize=8)
     panels[0].invert_yaxis()
