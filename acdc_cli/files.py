@@ -57,6 +57,12 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal. Raises NotAFileError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _regular(path: str, flags: int) -> int:
     """An `opener`: a descriptor of a regular file, or NotAFileError."""
     try:

@@ -6,7 +6,6 @@ compared with the latest earlier one of the other kind. For several models, each
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +143,7 @@ def along(
     rows = []
     for each, other in partners(kept):
         sparse, dense = (each, other) if each.kind == "sparse" else (other, each)
-        key = f"{_digest(sparse.file)} {_digest(dense.file)}"
+        key = f"{files.sha256(sparse.file)} {files.sha256(dense.file)}"
         description = f"epochs {each.epoch} and {other.epoch}"
         numbers, _ = compare(load(sparse.file), load(dense.file), images, workspace, key, description)
         rows.append({"epoch": each.epoch, "kind": each.kind, "against": other.epoch, **asdict(numbers)})
@@ -161,11 +160,6 @@ def _along(subject: Subject, split: Split, workspace: Workspace) -> list[dict[st
         return []
     with same_images(subject, subject, split) as images:
         return along(kept, subject.load, images, workspace)
-
-
-def _digest(file: Path) -> str:
-    with files.open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _summary(

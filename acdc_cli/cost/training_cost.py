@@ -7,7 +7,8 @@ over one such step and dT ordinary ones, RigL's mean is (3 f_S dT + 2 f_S + f_D)
 
 An extra gradient that a method asks for before an epoch's steps takes 3 f, of the weights that live until then, for
 each of its images. An epoch's cost per image is its whole cost divided by the images that its steps train on; times
-these images and summed over the epochs, it is the cost of the run.
+these images and summed over the epochs, it is the cost of the run. A teacher's predictions take one forward pass of the
+teacher for each image of the steps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from acdc_cli.cost.conventions import Convention, exact, forward_flops
 from acdc_cli.cost.count import Operation
+from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.where import Living
@@ -29,6 +31,19 @@ Kept = Mapping[str, int | Fraction]
 
 
 @dataclass(frozen=True)
+class TeacherCost:
+    """The price of a teacher's predictions."""
+
+    forward: Mapping[int, Flops]
+    """FLOPs of one image, by its side."""
+    after_dense: bool
+    """Whether it teaches only where `PhasePlan.after_dense` is true."""
+
+    def per_image(self, phases: PhasePlan, epoch: int, side: int) -> Flops:
+        return 0 if self.after_dense and not phases.after_dense(epoch) else self.forward[side]
+
+
+@dataclass(frozen=True)
 class EpochCost:
     epoch: int
     resolution: int
@@ -36,8 +51,8 @@ class EpochCost:
     forward: Flops
     """FLOPs of one image with the weights at the epoch's end."""
     train: Flops
-    """FLOPs of one image, forward and backward: the mean over the epoch's steps, and its share of the method's extra
-    gradients."""
+    """FLOPs of one image, forward and backward: the mean over the epoch's steps, the teacher included, and its share of
+    the method's extra gradients."""
 
 
 def training_flops(
@@ -64,19 +79,20 @@ def nominal(
     steps_per_epoch: int,
     batch_size: int,
     convention: Convention,
+    teacher: TeacherCost | None = None,
 ) -> list[EpochCost]:
     """The costs that follow from the method's schedule, known before the run starts.
 
     operations: of the model, by the images' side.  resolutions: of the epochs.
     Extra gradients have the weights at the end of the epoch before; before the first epoch, all weights.
     """
-    prices = _Prices(operations, convention)
+    prices = _Prices(operations, convention, teacher)
     costs = []
     before: Kept = {}
     for epoch, side in enumerate(resolutions):
         work = sparsifier.cost(epoch, steps_per_epoch)
         forward, backward = (kept_weights(sparsifier.masked, living) for living in (work.forward, work.backward))
-        cost = prices.of(work, epoch, side, forward, backward, steps_per_epoch)
+        cost = prices.of(sparsifier.phases, work, epoch, side, forward, backward, steps_per_epoch)
         if work.probed_images:
             share = work.probed_images * prices.probe(side, before) / Fraction(steps_per_epoch * batch_size)
             cost = replace(cost, train=exact(cost.train + share))
@@ -107,10 +123,16 @@ class Measured:
     resumes within the epoch counts them once.
     """
 
-    def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
-        self._prices = _Prices(operations, convention)
+    def __init__(
+        self,
+        operations: Mapping[int, Sequence[Operation]],
+        convention: Convention,
+        teacher: TeacherCost | None = None,
+    ) -> None:
+        self._prices = _Prices(operations, convention, teacher)
         self.operations = operations
         self.convention = convention
+        self.teacher = teacher
         self.total = 0
         """FLOPs of all images so far."""
 
@@ -129,7 +151,8 @@ class Measured:
         nonzero: weights by parameter name.  side: of the images, in pixels.
         """
         trained = {**nonzero, **sparsifier.masked.trained()}
-        cost = self._prices.of(sparsifier.cost(epoch, steps), epoch, side, nonzero, trained, steps)
+        work = sparsifier.cost(epoch, steps)
+        cost = self._prices.of(sparsifier.phases, work, epoch, side, nonzero, trained, steps)
         self.total += round(images * cost.train)
         return cost
 
@@ -137,19 +160,26 @@ class Measured:
 class _Prices:
     """Costs of epochs; equal epochs are counted once."""
 
-    def __init__(self, operations: Mapping[int, Sequence[Operation]], convention: Convention) -> None:
+    def __init__(
+        self, operations: Mapping[int, Sequence[Operation]], convention: Convention, teacher: TeacherCost | None
+    ) -> None:
         self._operations = operations
         self._convention = convention
+        self._teacher = teacher
         self._known: dict[tuple[int, frozenset[tuple[str, int | Fraction]]], Flops] = {}
 
-    def of(self, work: EpochWork, epoch: int, side: int, forward: Kept, backward: Kept, steps: int) -> EpochCost:
+    def of(
+        self, phases: PhasePlan, work: EpochWork, epoch: int, side: int, forward: Kept, backward: Kept, steps: int
+    ) -> EpochCost:
         """The cost of the epoch's steps."""
         acting, trained, dense = (self._forward(side, kept) for kept in (forward, backward, {}))
         # as exact as they are: numbers of steps
         dense_gradients, dense_steps = (
             Fraction(share).limit_denominator(steps) for share in (work.dense_gradients, work.dense_steps)
         )
-        return EpochCost(epoch, side, acting, training_flops(acting, trained, dense, dense_gradients, dense_steps))
+        step = training_flops(acting, trained, dense, dense_gradients, dense_steps)
+        taught = self._teacher.per_image(phases, epoch, side) if self._teacher else 0
+        return EpochCost(epoch, side, acting, step + taught)
 
     def probe(self, side: int, kept: Kept) -> Flops:
         """The cost of the gradient of one image."""

@@ -77,6 +77,13 @@ def weights_of(source: Path, which: Which | None = None) -> Path:
     return _model_of(open_run(source), which) if source.is_dir() else source
 
 
+def dense_first(source: Path) -> Path:
+    """As `weights_of`, but a run's dense model if it has one: its sparse model has lost what others start from."""
+    if source.is_dir() and open_run(source).model_file("dense").exists():
+        return weights_of(source, "dense")
+    return weights_of(source)
+
+
 def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
     """The same recipe with these weights, without what only training needs.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from acdc_cli import console
@@ -10,22 +10,24 @@ from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Flops, Kept, Measured, kept_weights, nominal
 from acdc_cli.errors import ModelError
-from acdc_cli.jobs import setup
+from acdc_cli.jobs import setup, teaching
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.training.epoch_record import nonzero_weights
 from acdc_cli.training.parts import Parts
 
 
-def measured_cost(recipe: Recipe, classes: int, sides: Iterable[int]) -> Measured | None:
-    """Counts the FLOPs of the recipe's model on images of these sides.
+def measured_cost(recipe: Recipe, classes: int, sides: Collection[int]) -> Measured | None:
+    """Counts the FLOPs of the recipe's model, and of its teacher, on images of these sides.
 
     None, with a warning, for a model that cannot run without its weights.
     """
     try:
         # a separate model, because some models cache tensors at their first call, which would be on the meta device
         model = setup.without_weights(recipe, classes)
-        return Measured({side: operations(model, side) for side in sides}, CONVENTION)
+        counted = {side: operations(model, side) for side in sides}
+        taught = teaching.price(recipe, model, classes, counted, CONVENTION)
+        return Measured(counted, CONVENTION, taught.cost if taught else None)
     except ModelError as e:
         console.warn(f"the run's FLOPs will not be counted: {e}")
         return None
@@ -58,7 +60,9 @@ def run_cost(parts: Parts, measured: Measured, batch_size: int, inference_side: 
     def forward(side: int, kept: Kept | None) -> Flops:
         return forward_flops(measured.operations[side], kept, measured.convention)
 
-    planned = nominal(sparsifier, measured.operations, resolutions, steps, batch_size, measured.convention)
+    planned = nominal(
+        sparsifier, measured.operations, resolutions, steps, batch_size, measured.convention, measured.teacher
+    )
     nonzero = nonzero_weights(parts.layers, zero_counts(parts.layers))
     last = sparsifier.cost(len(resolutions) - 1, steps)
     dense_images = sum(3 * forward(side, None) for side in resolutions)

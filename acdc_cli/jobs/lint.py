@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import Recipe, RunSize, TargetBlock, epochs_of
+from acdc_cli.recipe.schema import LAST_DENSE, Recipe, RunSize, TargetBlock, epochs_of
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import Sparsifier
@@ -28,6 +28,11 @@ def lint(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) -> l
         raise RecipeError(
             f"ema: {block.method} restores the values of weights that it frees, but their average is zero; "
             "remove ema or use another method"
+        )
+    if recipe.task.teacher == LAST_DENSE and not any(map(sparsifier.phases.after_dense, range(recipe.epochs))):
+        raise RecipeError(
+            f"task.teacher: {LAST_DENSE} would teach nothing, because {block.method} has no sparse phase after a dense "
+            "one; name a run or a checkpoint"
         )
     return [
         *_pattern(recipe, sparsifier),

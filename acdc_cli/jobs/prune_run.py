@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import costs, setup
-from acdc_cli.jobs.checkpoints import weights_of
+from acdc_cli.jobs.checkpoints import dense_first, weights_of
 from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.prune_findings import findings
 from acdc_cli.jobs.pruned_recipe import Asked, recipes
@@ -67,7 +66,7 @@ def prune(asked: Asked, out: Path, bn_images: int) -> Pruned:
     planned = recipes(asked, weights)
     runs = _free(out, [f"{target:g}" for target in asked.targets])
     data = open_set(planned[0].data)
-    about = {"source": str(weights.resolve()), "sha256": _digest(weights), "bn_images": bn_images}
+    about = {"source": str(weights.resolve()), "sha256": files.sha256(weights), "bn_images": bn_images}
     before: dict[str, Any] = {}
     after = []
     with _loaders(planned[0], data) as (train, val):
@@ -93,16 +92,7 @@ def prune(asked: Asked, out: Path, bn_images: int) -> Pruned:
 def _weights(asked: Asked) -> Path:
     if not asked.source.exists():
         raise CheckpointError(f"{asked.source} does not exist; give a run directory or a checkpoint file")
-    is_run = asked.which is None and asked.source.is_dir()
-    # the sparse model, which other commands take, has lost most of its weights already
-    if is_run and RunDir(asked.source).model_file("dense").exists():
-        return weights_of(asked.source, "dense")
-    return weights_of(asked.source, asked.which)
-
-
-def _digest(file: Path) -> str:
-    with files.open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return dense_first(asked.source) if asked.which is None else weights_of(asked.source, asked.which)
 
 
 def _free(out: Path, targets: Sequence[str]) -> list[RunDir]:

@@ -16,9 +16,9 @@ from acdc_cli.cost.training_cost import Flops, kept_weights, nominal
 from acdc_cli.data.data_set import expected_set
 from acdc_cli.data.loaders import steps_per_epoch
 from acdc_cli.errors import ModelError
-from acdc_cli.jobs import setup
+from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.lint import lint
-from acdc_cli.recipe.schema import PrunedBlock, Recipe, TargetBlock
+from acdc_cli.recipe.schema import LAST_DENSE, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import Layer, layers
@@ -96,6 +96,8 @@ class Memory:
     """The method's own state besides masks: latent weights, mean gradients, snapshots."""
     ema: int
     """The moving average of the weights."""
+    teacher: int
+    """The weights of the model that teaches this one."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
     works = [sparsifier.cost(epoch, steps) for epoch in range(recipe.epochs)]
     densities = [work.forward.density for work in works]
     kept = works[_sparsest(densities)].forward.by_layer
-    prices = _Prices(model, sparsifier, recipe, steps, convention)
-    memory = _memory(recipe, model, sparsifier, works)
+    prices = _Prices(model, classes, sparsifier, recipe, steps, convention)
+    memory = _memory(recipe, model, sparsifier, works, prices.teacher.size if prices.teacher else 0)
     return Plan(
         name=recipe.name,
         epochs=_epochs(sparsifier, all_layers, densities, prices, steps),
@@ -138,7 +140,9 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
         memory=memory,
         checkpoint=_checkpoint(recipe, model, sparsifier, memory),
         inference_resolution=recipe.data.val_crop,
-        notes=list(_notes(recipe, images, is_there, learned=densities[-1] is None, ranked=kept is None)),
+        notes=list(
+            _notes(recipe, images, is_there, learned=densities[-1] is None, ranked=kept is None, taught=prices.teacher)
+        ),
         warnings=warnings,
     )
 
@@ -147,7 +151,13 @@ class _Prices:
     """FLOPs of the run's epochs, and of dense epochs at the same resolutions."""
 
     def __init__(
-        self, model: nn.Module, sparsifier: Sparsifier[Any], recipe: Recipe, steps: int, convention: Convention
+        self,
+        model: nn.Module,
+        classes: int,
+        sparsifier: Sparsifier[Any],
+        recipe: Recipe,
+        steps: int,
+        convention: Convention,
     ) -> None:
         self.convention = convention
         self.learning_rate = partial(learning_rate, recipe)
@@ -155,7 +165,9 @@ class _Prices:
         sides = sorted({*self.resolutions, recipe.data.val_crop})
         self.operations = {side: _operations(model, side) for side in sides}
         self.dense = {side: forward_flops(counted, None, convention) for side, counted in self.operations.items()}
-        self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, recipe.data.batch_size, convention)
+        self.teacher = teaching.price(recipe, model, classes, self.operations, convention, planned=True)
+        taught, batch = self.teacher.cost if self.teacher else None, recipe.data.batch_size
+        self.epochs = nominal(sparsifier, self.operations, self.resolutions, steps, batch, convention, taught)
 
     def dense_training(self) -> Flops:
         """FLOPs per image, summed over all epochs."""
@@ -224,7 +236,9 @@ def _totals(
     )
 
 
-def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool, taught: teaching.Price | None
+) -> Iterator[str]:
     if not is_there:
         yield f"{recipe.data.name} was not found: its {images:,} training images are assumed"
     if rest := images % recipe.data.batch_size:
@@ -235,6 +249,8 @@ def _notes(recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: b
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
         yield f"the cost of training {source} is not counted"
+    if taught and taught.assumption:
+        yield taught.assumption
     if learned:
         yield f"{recipe.sparsity.method} learns its sparsity: FLOPs are those of dense weights, an upper bound"
     elif ranked:
@@ -270,7 +286,9 @@ def _kept_dense(layer: Layer, recipe: Recipe) -> str | None:
     return None
 
 
-def _memory(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], works: Sequence[EpochWork]) -> Memory:
+def _memory(
+    recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], works: Sequence[EpochWork], teacher: int
+) -> Memory:
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     masked = list(sparsifier.masked.parameters.values())
     has_backward_masks = any(work.backward.density != work.forward.density for work in works)
@@ -284,17 +302,20 @@ def _memory(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], works
         masks=one_mask * (2 if has_backward_masks else 1),
         method=_bytes(_tensors(state)) + sparsifier.later_bytes(weights),
         ema=weights if recipe.ema else 0,
+        teacher=teacher,
     )
 
 
 def _checkpoint(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], memory: Memory) -> int:
     saved = _tensors([model.state_dict(), sparsifier.state_dict()])
     tensors = len(saved) + recipe.optim.state_per_parameter * len(list(model.parameters()))
-    tensors += len(model.state_dict()) if recipe.ema else 0
+    own_teacher = recipe.task.teacher == LAST_DENSE
+    tensors += len(model.state_dict()) * (bool(recipe.ema) + own_teacher)
     return (
         _bytes(saved)
         + memory.optimizer
         + memory.ema
+        + memory.teacher * own_teacher
         + sparsifier.later_bytes(memory.weights)
         + _TENSOR_OVERHEAD * tensors
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,8 +59,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        with files.open_regular(self.weights) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(self.weights)
 
     @cached_property
     def data(self) -> DataSet:

@@ -19,7 +19,7 @@ from acdc_cli.data.batches import Loader
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError, Stopped
-from acdc_cli.jobs import costs, requeueing, setup
+from acdc_cli.jobs import costs, requeueing, setup, teaching
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
@@ -43,6 +43,7 @@ from acdc_cli.training.evaluate import Probe
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.stopping import StopSignals
+from acdc_cli.training.teacher import Teacher
 from acdc_cli.training.trainer import Trainer
 
 
@@ -90,11 +91,14 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         stack.callback(val_loader.close)
         wrong = data.corrupted_labels
         probes = [_memorisation(data, wrong, ready, stack)] if wrong else []
+        teacher = teaching.teacher(recipe, ready, data.labelled.names, resolutions(recipe))
         cost = costs.measured_cost(recipe, data.classes, sides)
-        parts = assemble(recipe, ready, train_loader, val_loader, cost, probes)
+        parts = assemble(recipe, ready, train_loader, val_loader, cost, probes, teacher)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
         facts = data.facts() | {"loader": train_loader.kind}
         entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
+        if teacher:
+            entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
@@ -156,6 +160,7 @@ def assemble(
     val_loader: Loader,
     cost: Measured | None = None,
     probes: Sequence[Probe] = (),
+    teacher: Teacher | None = None,
 ) -> Parts:
     """The trainer's parts: the model, and the optimiser and method that the recipe names for it."""
     sparsifier = setup.sparsifier(recipe, ready.layers, ready.ranks)
@@ -183,6 +188,7 @@ def assemble(
         metadata={"recipe": recipe.as_dict()},
         probes=probes,
         average=average,
+        teacher=teacher,
         cost=cost,
         ranks=ready.ranks,
     )
@@ -342,6 +348,9 @@ def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str,
     if ready.ranks.size > 1:
         console.say(setup.split(recipe, ready.ranks))
     console.say(f"of {weights:,} conv and linear weights {fate}; results go to {run.path}")
+    if name := recipe.task.teacher:
+        block = recipe.task.distillation
+        console.say(f"taught by {name}, weight {block.weight:g}, temperature {block.temperature:g}")
     if wrong := recipe.data.corrupt_labels:
         console.say(f"{wrong.count:,} training labels are deliberately wrong: {run.corrupted_labels} lists them")
     for warning in warnings:

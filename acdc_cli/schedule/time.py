@@ -61,6 +61,11 @@ class PhasePlan:
         # bisected, because long runs have hundreds of phases
         return self.phases[bisect_right(self.phases, epoch, key=lambda phase: phase.start) - 1]
 
+    def after_dense(self, epoch: int) -> bool:
+        """Whether this epoch's phase is not dense and an earlier one was."""
+        phase = self.at(epoch)
+        return phase.kind != "dense" and any(each.kind == "dense" for each in self.phases if each.end <= phase.start)
+
     def begins(self, epoch: int) -> bool:
         """Whether this is the first epoch of its phase."""
         return self.at(epoch).start == epoch

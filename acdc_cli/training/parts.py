@@ -19,6 +19,7 @@ from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Forward, Probe
 from acdc_cli.training.precision import Precision
+from acdc_cli.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Parts:
     """Evaluated after each validation; their metrics join the epoch's record."""
     average: Average | None = None
     """Moving average of the weights, validated after the model and saved beside it."""
+    teacher: Teacher | None = None
+    """A model whose predictions join the training loss."""
     cost: Measured | None = None
     """FLOPs of the training so far; None if the model's operations cannot be counted."""
     ranks: Ranks = ALONE
@@ -61,6 +64,7 @@ class Parts:
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
             "ema": self.average.state_dict() if self.average else None,
+            "teacher": self.teacher.state_dict() if self.teacher else None,
             "precision": self.precision.state_dict(),
             "train_flops": self.cost.total if self.cost else None,
             "metadata": dict(self.metadata),
@@ -72,6 +76,9 @@ class Parts:
         self.sparsifier.load_state_dict(state["sparsifier"])
         if self.average:
             self.average.load_state_dict(state["ema"])
+        if self.teacher:
+            # states of older runs have none
+            self.teacher.load_state_dict(state.get("teacher"), self.sparsifier.phases, state["epoch"], state["step"])
         self.precision.load_state_dict(state["precision"])
         if self.cost:
             self.cost.total = state["train_flops"]

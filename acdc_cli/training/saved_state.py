@@ -56,6 +56,11 @@ class _Average(Form):
     average: Tensors
 
 
+class _Teacher(Form):
+    digest: str
+    model: Tensors = {}
+
+
 class _Metadata(Form):
     recipe: dict[str, Any]
 
@@ -79,6 +84,7 @@ class _State(Form):
     optimizer: _Optimizer
     sparsifier: _Method
     ema: _Average | None
+    teacher: _Teacher | None = None
     precision: dict[str, Any]
     train_flops: Number | None
     metadata: _Metadata

@@ -37,6 +37,7 @@ from acdc_cli.training.progress import RunProgress, print_epoch, print_header, t
 from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.requests import Request, Requests
 from acdc_cli.training.running import Losses, Running
+from acdc_cli.training.teacher import Teacher
 from acdc_cli.training.validation import Validation
 
 
@@ -60,6 +61,8 @@ class Trainer:
         """Whether the method's `finish` has been called."""
         self._seconds = 0.0
         self._running = Running()
+        self._teacher: Teacher | None = None
+        """The teacher of this epoch."""
         self._replica = Replica(parts.model, parts.forward, parts.ranks, parts.optim.accumulate)
         self._trained = [weight for group in parts.optimizer.param_groups for weight in group["params"]]
         self._validation = Validation(parts, self._carry_out_requests)
@@ -124,6 +127,8 @@ class Trainer:
             return
         if self._step == 0:
             self._start_epoch()
+        teacher = parts.teacher
+        self._teacher = teacher if teacher and teacher.teaches(parts.sparsifier.phases, epoch) else None
         parts.model.train()
         with (
             parts.train.epoch(epoch, self._step, parts.resolution(epoch)) as batches,
@@ -148,6 +153,8 @@ class Trainer:
     def _start_epoch(self) -> None:
         parts = self._parts
         charge_probes(parts, self._epoch)
+        if parts.teacher:
+            parts.teacher.on_epoch_start(parts.sparsifier.phases, self._epoch, parts.model, parts.ranks)
         attempt = f"the mask update of {parts.sparsifier.config.method} at the start of epoch {self._epoch}"
         with mendable(attempt, "lower the sizes in the sparsity block, or use a device with more memory"):
             parts.sparsifier.on_epoch_start(self._moment(0))
@@ -176,14 +183,18 @@ class Trainer:
         parts = self._parts
         with parts.precision.autocast():
             logits = self._replica.forward(images)
-            loss = parts.task.loss(logits, labels)
+            loss = label_loss = parts.task.loss(logits, labels)
             unsmoothed = parts.task.unsmoothed_loss(logits, labels)
+            if unsmoothed is None:
+                unsmoothed = label_loss.detach()
+            if self._teacher:
+                loss = self._teacher.loss(label_loss, logits, images)
         if share != 1:
             loss = loss * share
         # which exchanges gradients
         with parts.ranks.waiting():
             parts.precision.backward(loss)
-        return torch.stack([loss.detach(), loss.detach() if unsmoothed is None else share * unsmoothed])
+        return torch.stack([loss.detach(), share * unsmoothed])
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """The gradients of the batch's mean loss, part after part; returns the losses of the batch."""
