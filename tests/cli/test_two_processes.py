@@ -53,7 +53,8 @@ STOPPED_AT = 6
 
 def sets(method: str, *more: str) -> list[str]:
     average = ["ema.decay=0.75"] if method in AVERAGED else []
-    return [*SETS, *average, f"sparsity={METHODS[method]}", *more]
+    teacher = ["task.teacher=last_dense"] if method == "acdc" else []
+    return [*SETS, *average, *teacher, f"sparsity={METHODS[method]}", *more]
 
 
 @dataclass(frozen=True)
