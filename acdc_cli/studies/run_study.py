@@ -32,6 +32,7 @@ from acdc_cli.studies.study_plan import require_budget
 from acdc_cli.training.stopping import StopSignals
 
 Kind = Literal["local", "slurm"]
+_SHOWN = 3
 
 
 def sweep(
@@ -108,7 +109,8 @@ def _opened(study: Study, folder: Path, cells: Sequence[Cell], recipes: _Recipes
     with queue.alone():
         files.write_text(folder / "study.yaml", study.text)
     if gone := queue.forget(lambda cell: cell.key in asked):
-        console.say(f"{len(gone)} runs are no longer part of the study; their directories stay: {', '.join(gone)}")
+        shown = ", ".join(gone[:_SHOWN]) + (f", … {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
+        console.say(f"{len(gone)} runs are no longer part of the study; directories that they have stay: {shown}")
     queue.add(asked.values())
     return queue
 
