@@ -15,9 +15,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from acdc_cli.data.batches import Batch
-from acdc_cli.jobs import setup
+from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.training_run import assemble
+from acdc_cli.models import build as models
 from acdc_cli.recipe.load import load
+from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule.time import Moment
@@ -81,7 +83,8 @@ def built(folder: Path, compile: str, **changes: Any) -> Trainer:
     } | {name.replace("__", "."): value for name, value in changes.items()}
     recipe = load("demo_dense", [f"{key}={value}" for key, value in values.items()])
     ready = setup.build(recipe, CLASSES)
-    parts = assemble(recipe, ready, Images(64, training=True), Images(39, training=False))
+    teacher = teaching.teacher(recipe, ready, [str(number) for number in range(CLASSES)], [28])
+    parts = assemble(recipe, ready, Images(64, training=True), Images(39, training=False), teacher=teacher)
     run = RunDir(folder)
     run.start("", "", {})
     return Trainer(parts, run, [JsonLines(run.metrics)])
@@ -92,6 +95,7 @@ def trained(trainer: Trainer) -> dict[str, Tensor]:
     parts = trainer._parts
     start = {name: weight.detach().clone() for name, weight in parts.model.named_parameters()}
     parts.model.train()
+    trainer._teacher = parts.teacher
     with parts.train.epoch(0) as batches:
         drawn = list(batches)
     for index in range(10):
@@ -112,6 +116,21 @@ def test_compiled_steps_end_where_eager_ones_do(tmp_path: Path, mode: str, accum
     check_same(
         trained(built(tmp_path / "compiled", mode, **how)),
         trained(built(tmp_path / "eager", "off", **how)),
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_compiled_teacher_leaves_the_logits_alone(tmp_path: Path, mode: str, accumulate: int) -> None:
+    torch.manual_seed(3)
+    torch.save(models.build(ModelBlock(name="resnet8"), CLASSES).state_dict(), tmp_path / "teacher.pth")
+    taught = {
+        "optim__accumulate": accumulate,
+        "task": f"{{teacher: {tmp_path / 'teacher.pth'}, distillation: {{model: resnet8}}}}",
+    }
+    check_same(
+        trained(built(tmp_path / "compiled", mode, **taught)),
+        trained(built(tmp_path / "eager", "off", **taught)),
     )
 
 
