@@ -134,9 +134,11 @@ def find(name: str) -> Constructor:
 
 
 def source(name: str) -> str:
-    """Which of `local`, `torchvision` and `timm` the model is taken from; `file` for FILE.py:FUNCTION. Raises
-    ModelError as `find` does."""
-    if code.is_own(name):
+    """Which of `local`, `torchvision` and `timm` the model is taken from; `file` for FILE.py:FUNCTION.
+
+    Raises ModelError as `find` does, and RecipeError for a file that is not there.
+    """
+    if "code" in code.named(name):
         return "file"
     wanted, _, model = name.rpartition(":")
     for each, offers in _SOURCES.items():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import AcdcError, ModelError, RecipeError
+from acdc_cli.jobs import model_list
 from acdc_cli.models import build
 from acdc_cli.models.preprocessing import preprocessing
 from acdc_cli.recipe import code
@@ -159,6 +160,14 @@ def test_it_may_say_that_it_is_for_small_images(tmp_path: Path) -> None:
     written(tmp_path, net=MAKE, small="SMALL_IMAGES = True\n" + MAKE)
     assert preprocessing(f"{tmp_path}/net.py:make", Path()).resize == 256
     assert preprocessing(f"{tmp_path}/small.py:make", Path()).resize is None
+
+
+def test_it_is_listed_with_its_cost(tmp_path: Path) -> None:
+    text = "SMALL_IMAGES = True\nfrom torch import nn\ndef make(num_classes): return nn.Sequential("
+    written(tmp_path, net=text + "nn.Conv2d(3, 2, 32, bias=False), nn.Flatten(), nn.Linear(2, num_classes))\n")
+    (listed,) = model_list.measured(model_list.matching(f"{tmp_path}/net.py:make"), 1)
+    assert (listed.library, listed.side, listed.params) == ("file", 32, 3 * 2 * 32 * 32 + 2 * 10 + 10)
+    assert listed.flops == 2 * (3 * 2 * 32 * 32 + 2 * 10)
 
 
 @pytest.mark.slow
