@@ -79,8 +79,9 @@ def _measured(listed: Listed) -> Listed:
     small = listed.library in ("local", "file") and build.takes_images_as_they_are(listed.name)
     classes = _SMALL_CLASSES if small else _CLASSES
     try:
-        keys = code.named(listed.name) if listed.library == "file" else {"name": f"{listed.library}:{listed.name}"}
-        model = setup.on_meta(ModelBlock(**keys), classes)
+        own = listed.library == "file"
+        block = ModelBlock.model_validate(code.named(listed.name if own else f"{listed.library}:{listed.name}"))
+        model = setup.on_meta(block, classes)
         params = sum(weight.numel() for weight in model.parameters())
         side = _SMALL_SIDE if small else _side_of(model)
         weights = sum(layer.shape.numel() for layer in layers(model, ()))
