@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -64,9 +65,10 @@ def named(name: str, folder: Path | None = None) -> dict[str, str]:
         return {"name": name}
     match = _NAME.fullmatch(name)
     assert match is not None
-    given = Path(match["file"]).expanduser()
+    given = Path(os.path.expanduser(match["file"]))
     places = [given] if folder is None else [folder / given, folder / FOLDER / given, given]
-    code = read(next((place for place in places if place.is_file()), given))
+    # os.path's, which returns False for a name that no file can have
+    code = read(next((place for place in places if os.path.isfile(place)), given))
     return {"name": f"{code.entry}:{match['function']}", "code": code.digest}
 
 
@@ -160,8 +162,10 @@ def _first_line(error: BaseException) -> str:
 def _content(file: Path) -> bytes:
     try:
         return files.read_bytes(file)
-    except OSError as error:
-        what = "there is no file" if isinstance(error, FileNotFoundError) else f"{error.strerror}:"
+    # a ValueError for a null byte in the name
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        what = "there is no file" if isinstance(error, FileNotFoundError) else f"{reason}:"
         raise RecipeError(f"{what} {shown(file)}; model.name takes FILE.py:FUNCTION") from error
 
 
@@ -171,7 +175,7 @@ def _imported(folder: Path, path: str, content: bytes) -> Iterator[str]:
     try:
         tree = ast.parse(content)
     # a file with null bytes is a ValueError before Python 3.12
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise RecipeError(f"{place}{line}: not valid Python: {_first_line(error)}") from error
     for node in ast.walk(tree):

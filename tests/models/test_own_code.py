@@ -147,6 +147,12 @@ def test_a_missing_file_and_a_missing_function_are_named(tmp_path: Path) -> None
         code.named("net.py")
 
 
+@pytest.mark.parametrize("name", ["\0", "x" * 5000, "~nobody-here/net", "."])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"model.name takes FILE.py:FUNCTION"):
+        code.named(f"{name}.py:make")
+
+
 def test_a_recipe_of_a_checkpoint_never_runs_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path, net=MAKE)
     monkeypatch.chdir(tmp_path)
