@@ -22,8 +22,6 @@ from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.training.checkpoint import read_metadata
 
 Which = Literal["sparse", "dense", "sparse-ema", "dense-ema"]
-_AS_TRAINED = ("model.rename=[]", "model.new_head=false")
-"""A model that acdc wrote has its own names and classifier, whatever file its training began from."""
 
 
 def located(source: Path) -> Path:
@@ -52,12 +50,14 @@ def recipe_of(
         run = open_run(source)
         if model is not None:
             raise RunError(f"{source} is a run directory, whose recipe names the model; leave out --model")
-        return load(run.resolved, [*_AS_TRAINED, *overrides])
+        _refuse_renaming(source, overrides)
+        return load(run.resolved, overrides)
     if which is not None:
         raise RunError("--which chooses between the models of a run directory; a file holds one")
     recipe = _recorded_recipe(source)
     if recipe is not None:
-        recorded = from_dict(recipe, str(source), [*_AS_TRAINED, *overrides])
+        _refuse_renaming(source, overrides)
+        recorded = from_dict(recipe, str(source), overrides)
         if recorded.model.code is not None and not _has_code(recipe, source):
             return _with_code(recorded, source, model)
         if model is not None:
@@ -70,6 +70,11 @@ def recipe_of(
             f"{source} was not written by acdc: name its architecture and data with --model and --data"
         )
     return _foreign(source, model, data, overrides)
+
+
+def _refuse_renaming(source: Path, overrides: Sequence[str]) -> None:
+    if any(override.startswith("model.rename=") for override in overrides):
+        raise RunError(f"{source} was written by acdc, with the names of its model; leave out --rename")
 
 
 def names_its_model(source: Path) -> bool:
@@ -115,7 +120,10 @@ def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
 
     data: another data set, by its name or folder.
     """
-    block, model = recipe.data, recipe.model.model_copy(update={"weights": str(file)})
+    block, model = recipe.data, recipe.model.starting_from(str(file))
+    if recipe.model.weights == str(file):
+        # a foreign file, whose names and classes may be others
+        model = recipe.model
     if data is not None:
         is_folder = Path(data).is_dir()
         block = block.model_copy(update={"path": data} if is_folder else {"name": data, "path": None})

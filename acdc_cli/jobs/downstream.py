@@ -70,7 +70,7 @@ def recipe_for(subject: Checkpoint, task: Task, mode: Mode, seed: int, overrides
         "fork": None,
         "ema": None,
         "task": {},
-        "model": values["model"] | {"weights": str(subject.weights), "new_head": mode == "full"},
+        "model": judged(subject.recipe, subject.weights).as_dict()["model"] | {"new_head": mode == "full"},
         "data": block | own,
         "optim": {
             "name": "sgd",

@@ -27,7 +27,7 @@ def recipe_and_run(source: str, overrides: Sequence[str], out: Path | None) -> t
 
 
 def with_own_code(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe of a run to resume, with the run's copy of its model's code, whatever became of the original."""
+    """The recipe of a run to resume, with the run's copy of its model's code, even if the original has changed."""
     if recipe.model.code is None or not run.resolved.exists():
         return recipe
     begun = load(run.resolved).model

@@ -97,8 +97,8 @@ def _renamed(names: Sequence[str], rule: str) -> dict[str, str]:
         if (twin := before.setdefault(other, name)) != name:
             raise ValueError(f"renaming {rule} makes {other} of both {twin} and {name}; rename the other one first")
     if not any(old in name for name in names):
-        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        raise ValueError(f"renaming {rule} changes none of its {len(names)} names ({shown})")
+        shown = ", ".join([*(name for name in names if not _is_leftover(name))][:3])
+        raise ValueError(f"renaming {rule} changes none of its {len(names)} names ({shown}, …)")
     return renamed
 
 

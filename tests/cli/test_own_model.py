@@ -184,6 +184,20 @@ def test_a_file_without_its_run_asks_for_the_code(run: Path, fresh: Fresh) -> No
     assert "nets/net.py:make is not the code that alone.safetensors was trained with" in " ".join(warned.stderr.split())
 
 
+def test_a_run_that_began_from_a_renamed_file_with_a_new_head_has_its_own_names(run: Path, fresh: Fresh) -> None:
+    state = load_file(run / "dense.safetensors" if (run / "dense.safetensors").exists() else run / "sparse.safetensors")
+    torch.save({f"theirs{name}": tensor for name, tensor in state.items()}, "theirs.pt")
+    begun = ("model.weights=theirs.pt", "model.rename=[theirs0=0,theirs1=1,theirs3=3]", "model.new_head=true")
+    more = ("epochs=1", "checkpoint.keep_states=[]", "sparsity={method: dense}")
+    result = fresh(
+        "train", "recipe.yaml", *(word for each in (*begun, *more) for word in ("--set", each)), "--out", "b"
+    )
+    assert result.exit_code == 0, result.output
+    expected = json.loads(Path("b/summary.json").read_text())["dense"]["top1"]
+    assert top1(fresh("eval", "--checkpoint", "b", "--json")) == expected
+    assert top1(fresh("eval", "--checkpoint", "b/dense.safetensors", "--json")) == expected
+
+
 def test_other_logits_than_one_for_each_class_are_refused(run: Path, fresh: Fresh) -> None:
     (Path("nets/net.py")).write_text(NET.replace(", num_classes)", ", 7)"))
     result = fresh("train", "recipe.yaml", "--out", "other")
