@@ -140,7 +140,7 @@ CHECKPOINTS = [
         "renaming that matches nothing",
         saved(dict),
         f"{FOREIGN} --rename linear.=fc.",
-        "c.pt: renaming linear.=fc. changes none of its 44 names (…weight, …, …)",
+        "c.pt: renaming linear.=fc. changes none of its 44 names (…, …, …)",
     ),
     Case(
         "renaming that joins two names",
