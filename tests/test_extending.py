@@ -52,7 +52,7 @@ def copy(tmp_path: Path, demo_run: Path) -> Path:
 
 
 def test_there_is_a_page_for_each_thing_that_is_one_file() -> None:
-    assert {page.stem for page in PAGES} == {"analysis", "data-set", "export", "method", "model"}
+    assert {page.stem for page in PAGES} == {"analysis", "data-set", "export", "method", "model", "task"}
 
 
 @pytest.mark.slow

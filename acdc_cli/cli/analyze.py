@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from acdc_cli.cli import completion
+from acdc_cli.cli.eval import Data, Model, Rename, changes
 from acdc_cli.recipe.discovery import ANALYSES
 
 
@@ -35,10 +36,6 @@ Runs = Annotated[
     ),
 ]
 WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
-Model = Annotated[
-    str | None, typer.Option(help="Architecture of a checkpoint that acdc did not write.", show_default=False)
-]
-Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,6 +60,7 @@ def analyze(
     runs: Runs = None,
     which: WhichOption = None,
     model: Model = None,
+    rename: Rename = None,
     data: Data = None,
     set_: Set = None,
     study: Study = None,
@@ -91,11 +89,11 @@ def analyze(
     if study:
         from acdc_cli.studies.study_analyses import analyze_study
 
-        analysed = analyze_study(name, study, asked, out, tuple(set_ or ()))
+        analysed = analyze_study(name, study, asked, out, tuple(changes(set_, rename)))
     else:
         from acdc_cli.jobs.analysis_run import analyze as job
 
-        analysed = job(name, runs or [], asked, out, set_ or ())
+        analysed = job(name, runs or [], asked, out, changes(set_, rename))
     if json:
         console.out_json(analysed.document)
         return

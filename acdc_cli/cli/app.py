@@ -61,6 +61,14 @@ class _Boundary(TyperGroup):
             raise typer.Exit(RESUME_ME) from stopped
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
+        except Exception as error:
+            from acdc_cli.recipe import code
+
+            # a model's own code is the user's, too
+            if (line := code.blame(error)) is None:
+                raise
+            _report(AcdcError(line))
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(

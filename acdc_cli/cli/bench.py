@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.cli.eval import Data, Model, Set
+from acdc_cli.cli.eval import Data, Model, Rename, Set, changes
 
 
 class Device(StrEnum):
@@ -58,6 +58,7 @@ def bench(
     keep_dense: KeepDense = "first,last",
     input_size: InputSize = None,
     model: Model = None,
+    rename: Rename = None,
     data: Data = None,
     set_: Set = None,
     out: Out = None,
@@ -82,7 +83,7 @@ def bench(
         drawn = Drawn(model, random, zero_filters, tuple(_parts(keep_dense)), input_size=input_size)
         done = bench_run.bench_random(drawn, how, out)
     elif runs:
-        done = bench_run.bench_runs(runs, how, out, set_ or (), model, data)
+        done = bench_run.bench_runs(runs, how, out, changes(set_, rename), model, data)
     else:
         raise RunError("name the runs to time, or --random SPARSITY --model NAME")
     if json:

@@ -35,7 +35,18 @@ Checkpoint = Annotated[
 ]
 WhichOption = Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="sparse if any")]
 Model = Annotated[
-    str | None, typer.Option(help="Architecture of a checkpoint that acdc did not write.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Architecture of a checkpoint that acdc did not write: a name, or FILE.py:FUNCTION.", show_default=False
+    ),
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW",
+        help="Replace text in the tensor names of such a checkpoint: linear.=fc. May be repeated.",
+    ),
 ]
 Data = Annotated[str | None, typer.Option(help="Another data set: its name or folder.", show_default=False)]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images in a batch.", show_default=False)]
@@ -51,10 +62,18 @@ Set = Annotated[
 LoaderOption = Annotated[Loader | None, typer.Option(help="Loader of the images.", show_default="the recipe's")]
 
 
+def changes(set_: list[str] | None, rename: list[str] | None) -> list[str]:
+    """`--set` and `--rename` as keys of the recipe."""
+    import json
+
+    return [*(set_ or ()), *([f"model.rename={json.dumps(rename, ensure_ascii=False)}"] if rename else [])]
+
+
 def evaluate(
     checkpoint: Checkpoint,
     which: WhichOption = None,
     model: Model = None,
+    rename: Rename = None,
     data: Data = None,
     split: Annotated[Split, typer.Option(help="Split of the data set.")] = Split.VAL,
     batch_size: BatchSize = None,
@@ -77,7 +96,7 @@ def evaluate(
         split=split.value,
         batch_size=batch_size,
         loader=loader.value if loader else None,
-        overrides=tuple(set_ or ()),
+        overrides=tuple(changes(set_, rename)),
     )
     metrics = evaluate_checkpoint(checkpoint, options)
     if json:

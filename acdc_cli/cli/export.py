@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from acdc_cli.cli import completion
-from acdc_cli.cli.eval import Data, Model, Set, WhichOption
+from acdc_cli.cli.eval import Data, Model, Rename, Set, WhichOption, changes
 from acdc_cli.recipe.discovery import FORMATS
 
 Source = Annotated[
@@ -43,6 +43,7 @@ def export(
     shrink: Shrink = False,
     push: Push = None,
     model: Model = None,
+    rename: Rename = None,
     data: Data = None,
     set_: Set = None,
     out: Out = None,
@@ -65,7 +66,7 @@ def export(
     flags |= {"with_preprocessing": "true" if with_preprocessing else None, "shrink": "true" if shrink else None}
     given = {flag: value for flag, value in flags.items() if value is not None}
     asked = Asked(which.value if which else None, model, data, out, overwrite)
-    done = job(source, format, asked, set_ or (), given)
+    done = job(source, format, asked, changes(set_, rename), given)
     if json:
         console.out_json(done.as_dict())
         return

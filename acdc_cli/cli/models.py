@@ -9,7 +9,8 @@ import typer
 Word = Annotated[
     str | None,
     typer.Argument(
-        help="Text in the name, or a pattern such as 'resnet*'. Omit it for the local ones.", show_default=False
+        help="Text in the name, a pattern such as 'resnet*', or FILE.py:FUNCTION. Omit it for the local ones.",
+        show_default=False,
     ),
 ]
 
@@ -31,7 +32,7 @@ def models(
     if len(found) > limit:
         console.say(f"{limit} of {len(found)} are counted; more with --limit, fewer with a longer WORD")
     if word is None:
-        console.say("torchvision's and timm's: acdc models WORD")
+        console.say("torchvision's and timm's: acdc models WORD; one of yours: acdc models FILE.py:FUNCTION")
     for model in found:
         if model.problem:
             console.say(f"{model.library}:{model.name} is not counted: {model.problem}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.cli.eval import Data, Model, Set, Which
+from acdc_cli.cli.eval import Data, Model, Rename, Set, Which, changes
 
 Source = Annotated[
     Path | None,
@@ -35,6 +35,7 @@ def prune(
     target: Target = None,
     which: Annotated[Which | None, typer.Option(help="Which of a run's models.", show_default="dense if any")] = None,
     model: Model = None,
+    rename: Rename = None,
     data: Data = None,
     bn_images: BnImages = 2048,
     bn_reset: BnReset = True,
@@ -59,7 +60,8 @@ def prune(
         )
     from acdc_cli.jobs.prune_run import prune as job
 
-    asked = Asked(source, method, targets_of(target), which.value if which else None, model, data, tuple(set_ or ()))
+    overrides = tuple(changes(set_, rename))
+    asked = Asked(source, method, targets_of(target), which.value if which else None, model, data, overrides)
     done = job(asked, out, bn_images if bn_reset else 0)
     if json:
         console.out_json(done.document)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acdc_cli.cli.eval import Model
+from acdc_cli.cli.eval import Model, Rename, changes
 
 
 class Mode(StrEnum):
@@ -55,6 +55,7 @@ def transfer(
     baseline: Baseline = None,
     study: Study = None,
     model: Model = None,
+    rename: Rename = None,
     set_: Set = None,
     out: Out = Path("transfer"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -74,7 +75,7 @@ def transfer(
 
         sources = trained(study)
     options = Options(mode.value, seeds, check, baseline, tuple(set_ or ()))
-    done = job(sources or [], to, options, out, model)
+    done = job(sources or [], to, options, out, model, changes(None, rename))
     if json:
         console.out_json(done.document)
         return

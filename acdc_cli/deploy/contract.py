@@ -77,7 +77,7 @@ class Facts:
 
     def rebuilt(self, weights: Path) -> nn.Module:
         """The recipe's model, in eval mode, with the weights of a file that `models.weights` reads."""
-        return build(self.recipe.model.model_copy(update={"weights": str(weights)}), len(self.classes)).eval()
+        return build(self.recipe.model.starting_from(str(weights)), len(self.classes)).eval()
 
 
 class Format(Protocol):

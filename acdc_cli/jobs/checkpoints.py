@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
 from acdc_cli.models import hub, torch_file, weights
 from acdc_cli.models.packed import is_packed
+from acdc_cli.recipe import code
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.overview import is_run
@@ -49,12 +50,16 @@ def recipe_of(
         run = open_run(source)
         if model is not None:
             raise RunError(f"{source} is a run directory, whose recipe names the model; leave out --model")
+        _refuse_renaming(source, overrides)
         return load(run.resolved, overrides)
     if which is not None:
         raise RunError("--which chooses between the models of a run directory; a file holds one")
     recipe = _recorded_recipe(source)
     if recipe is not None:
+        _refuse_renaming(source, overrides)
         recorded = from_dict(recipe, str(source), overrides)
+        if recorded.model.code is not None and not _has_code(recipe, source):
+            return _with_code(recorded, source, model)
         if model is not None:
             raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave out --model")
         return recorded
@@ -67,9 +72,42 @@ def recipe_of(
     return _foreign(source, model, data, overrides)
 
 
+def _refuse_renaming(source: Path, overrides: Sequence[str]) -> None:
+    if any(override.startswith("model.rename=") for override in overrides):
+        raise RunError(f"{source} was written by acdc, with the names of its model; leave out --rename")
+
+
 def names_its_model(source: Path) -> bool:
-    """Whether it is a run directory or a file written by acdc, so that --model is not needed."""
-    return source.is_dir() or (source.exists() and _recorded_recipe(source) is not None)
+    """Whether it is a run directory or a file written by acdc, so that --model is not needed.
+
+    It is needed for a file alone, outside its run directory, whose model is made by code of its own."""
+    if source.is_dir() or not source.exists():
+        return source.is_dir()
+    recipe = _recorded_recipe(source)
+    return recipe is not None and _has_code(recipe, source)
+
+
+def _has_code(recipe: Mapping[str, Any], file: Path) -> bool:
+    """Whether the code of a recorded model is at hand, if it has any: in the run directory where the file lies."""
+    block = recipe.get("model")
+    name, digest = (block.get(key) for key in ("name", "code")) if isinstance(block, Mapping) else (None, None)
+    if not isinstance(name, str) or not isinstance(digest, str):
+        return True
+    code.find_copy(name, file)
+    return code.at_hand(digest)
+
+
+def _with_code(recipe: Recipe, source: Path, model: str | None) -> Recipe:
+    """The recipe of a file outside its run directory, with the code that the user names."""
+    if model is None:
+        raise CheckpointError(
+            f"{source} is of a model made by {recipe.model.name}, and does not contain that file: name it with --model "
+            f"FOLDER/{recipe.model.name}, or evaluate its run directory"
+        )
+    named = code.named(model)
+    if named.get("code") != recipe.model.code:
+        console.warn(f"{model} is not the code that {source} was trained with, so its numbers may differ")
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"code": None, **named})})
 
 
 def weights_of(source: Path, which: Which | None = None) -> Path:
@@ -89,8 +127,10 @@ def judged(recipe: Recipe, file: Path, data: str | None = None) -> Recipe:
 
     data: another data set, by its name or folder.
     """
-    model = recipe.model.model_copy(update={"weights": str(file)})
-    block = recipe.data
+    block, model = recipe.data, recipe.model.starting_from(str(file))
+    if recipe.model.weights == str(file):
+        # a foreign file, whose names and classes may be others
+        model = recipe.model
     if data is not None:
         is_folder = Path(data).is_dir()
         block = block.model_copy(update={"path": data} if is_folder else {"name": data, "path": None})
@@ -101,7 +141,7 @@ def classes_of(recipe: Recipe) -> int:
     """The number of classes of the weights that the recipe starts from."""
     assert recipe.model.weights is not None
     # any number: names and other shapes do not depend on it
-    return weights.classes_in(setup.without_weights(recipe, 10), Path(recipe.model.weights))
+    return weights.classes_in(setup.without_weights(recipe, 10), Path(recipe.model.weights), recipe.model.rename)
 
 
 def _model_of(run: RunDir, which: Which | None) -> Path:
@@ -145,15 +185,18 @@ def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> R
     shown = preprocessing(model, source)
     block = {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"}
     block |= {"path": data} if Path(data).is_dir() else {}
+    architecture: dict[str, Any] = {**code.named(model), "weights": str(source)}
     least = {
         "name": "eval",
         "epochs": 1,
-        "model": {"name": model, "options": dict(models.options_for(model, source))},
+        "model": architecture,
         "data": block,
         "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
         "sparsity": {"method": "dense"},
     }
-    side = min(loaders.first_size(open_set(from_dict(least, "acdc eval", overrides).data)))
+    asked = from_dict(least, "acdc eval", overrides)
+    architecture["options"] = dict(models.options_for(model, source, asked.model.rename))
+    side = min(loaders.first_size(open_set(asked.data)))
     block |= {
         "val_resize": shown.resize or side,
         "val_crop": shown.crop or side,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from acdc_cli.data.data_set import DataSet, open_set
@@ -71,7 +70,7 @@ def recipe_for(subject: Checkpoint, task: Task, mode: Mode, seed: int, overrides
         "fork": None,
         "ema": None,
         "task": {},
-        "model": values["model"] | {"weights": str(subject.weights)},
+        "model": judged(subject.recipe, subject.weights).as_dict()["model"] | {"new_head": mode == "full"},
         "data": block | own,
         "optim": {
             "name": "sgd",
@@ -104,13 +103,9 @@ def upstream(recipe: Recipe, subject: Checkpoint) -> setup.ReadyModel:
     return ready
 
 
-def with_new_head(ready: setup.ReadyModel, classes: int, seed: int) -> setup.ReadyModel:
-    """The same model with a new classifier, drawn from the seed."""
-    name, head = classifier_of(ready.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = nn.Linear(head.in_features, classes)
-    ready.model.set_submodule(name, new.to(head.weight.device))
+def with_new_head(recipe: Recipe, classes: int) -> setup.ReadyModel:
+    """The model from which all weights are trained: a new classifier on the upstream weights."""
+    ready = setup.build(recipe, classes)
     return replace(ready, layers=but_the_last(ready.model))
 
 

@@ -18,6 +18,7 @@ from acdc_cli.deploy.tracing import Traced
 from acdc_cli.jobs.export_run import Asked, open_model
 from acdc_cli.models import build as models
 from acdc_cli.models.preprocessing import preprocessing
+from acdc_cli.recipe import code
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
@@ -109,7 +110,7 @@ def _recipe(random: Random) -> Recipe:
             "name": "bench",
             "epochs": 1,
             "device": "cpu",
-            "model": {"name": random.model},
+            "model": code.named(random.model),
             "data": {"name": "folder", "path": ".", "batch_size": 1, "val_resize": side, "val_crop": side},
             "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
             "sparsity": {"method": "dense"},

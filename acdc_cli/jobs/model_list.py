@@ -15,6 +15,7 @@ from acdc_cli.cost.count import operations
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build
+from acdc_cli.recipe import code
 from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.sparsity.prunable import layers
 
@@ -45,8 +46,10 @@ class Listed:
 def matching(word: str | None) -> list[Listed]:
     """Every model with this text in its name, or whose name fits this pattern with `*`; the local ones for None.
 
-    Raises ModelError if there is none.
+    word: also FILE.py:FUNCTION, which is listed itself.  Raises ModelError if there is none.
     """
+    if word and code.is_own(word):
+        return [Listed(word, "file")]
     sources = build.names_by_source() if word else {"local": build.names()}
     pattern = f"*{word or ''}*" if "*" not in (word or "") else str(word)
     found = [
@@ -73,10 +76,12 @@ def measured(models: Sequence[Listed], limit: int) -> list[Listed]:
 
 
 def _measured(listed: Listed) -> Listed:
-    small = listed.library == "local" and build.takes_images_as_they_are(listed.name)
+    small = listed.library in ("local", "file") and build.takes_images_as_they_are(listed.name)
     classes = _SMALL_CLASSES if small else _CLASSES
     try:
-        model = setup.on_meta(ModelBlock(name=f"{listed.library}:{listed.name}"), classes)
+        own = listed.library == "file"
+        block = ModelBlock.model_validate(code.named(listed.name if own else f"{listed.library}:{listed.name}"))
+        model = setup.on_meta(block, classes)
         params = sum(weight.numel() for weight in model.parameters())
         side = _SMALL_SIDE if small else _side_of(model)
         weights = sum(layer.shape.numel() for layer in layers(model, ()))

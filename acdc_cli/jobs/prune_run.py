@@ -22,6 +22,7 @@ from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.prune_findings import findings
 from acdc_cli.jobs.pruned_recipe import Asked, recipes
 from acdc_cli.jobs.training_run import assemble
+from acdc_cli.recipe import code
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import resolved_yaml
 from acdc_cli.recipe.schema import Recipe
@@ -183,9 +184,10 @@ def _write(
     device = next(parts.model.parameters()).device
     loaded = {**origin["data"], "loader": parts.train.kind}
     entry = provenance(device, parts.precision.name, loaded, command_line()) | {"pruned": origin["pruned"]}
+    entry |= code.facts(recipe.model.code)
     resolved = resolved_yaml(_portable(recipe))
     products = Products(parts, run)
-    run.start(resolved, resolved, entry)
+    run.start(resolved, resolved, entry, code.files_of(recipe.model.code))
     with run.locked():
         JsonLines(run.metrics).log(record)
         products.save(record)

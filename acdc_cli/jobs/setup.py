@@ -18,6 +18,7 @@ from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
 from acdc_cli.models import hub
 from acdc_cli.models.initialisation import Undrawn
+from acdc_cli.recipe import code
 from acdc_cli.recipe.kinds import method_class
 from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
 from acdc_cli.runs.run_dir import open_run
@@ -45,6 +46,8 @@ class ReadyModel:
     precision: Precision
     device: torch.device
     ranks: Ranks = ALONE
+    classes: int | None = None
+    """Logits that the model has to give; None: not checked."""
 
 
 def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyModel:
@@ -78,6 +81,7 @@ def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyMo
         precision=Precision(recipe.precision, device),
         device=device,
         ranks=ranks,
+        classes=classes,
     )
 
 
@@ -123,7 +127,7 @@ def _seed(seed: int) -> None:
 def without_weights(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model on the meta device: names and shapes, without memory and without reading a file."""
     # cost counts this form of the blur, so that the choice between equivalent forms does not change the cost
-    block = recipe.model.model_copy(update={"weights": None, "blur": "convolution"})
+    block = recipe.model.starting_from(None).model_copy(update={"blur": "convolution"})
     try:
         return on_meta(block, classes)
     # some compute their widths with tensors, which have no values there; with options that is a ModelError
@@ -149,17 +153,26 @@ def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
         try:
             # not inference_mode: training must be able to use what a model builds and keeps at its first call
             with torch.no_grad(), ready.precision.autocast():
-                ready.model(image)
-        except (AssertionError, RuntimeError, ValueError) as e:
+                logits = ready.model(image)
+        except Exception as e:
+            line = code.blame(e)
+            if line is None and not isinstance(e, AssertionError | RuntimeError | ValueError):
+                raise
             raise ModelError(
-                f"the model takes no images of {side} pixels ({e}); training crops are data.resolution, "
+                f"the model takes no images of {side} pixels ({line or e}); training crops are data.resolution, "
                 "validation crops data.val_crop"
             ) from e
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if ready.classes is not None and shape != [1, ready.classes]:
+            raise ModelError(
+                f"the model returns {shape} for an image of {side} pixels; expected logits of shape "
+                f"[1, {ready.classes}], one for each of the {ready.classes} classes"
+            )
 
 
 def without_start(recipe: Recipe) -> Recipe:
     """The recipe with a randomly initialised model, for callers that load weights themselves."""
-    model = recipe.model.model_copy(update={"weights": None})
+    model = recipe.model.starting_from(None)
     if not isinstance(recipe.sparsity, PrunedBlock):
         return recipe.model_copy(update={"model": model})
     sparsity = recipe.sparsity.model_copy(update={"from_checkpoint": None})

@@ -17,7 +17,7 @@ from acdc_cli.data.proposal import is_small, proposed_keys
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.models import build
-from acdc_cli.recipe import shipped
+from acdc_cli.recipe import code, shipped
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import (
@@ -126,7 +126,8 @@ def _values(answers: Answers, facts: SetFacts) -> dict[str, Any]:
 
 def named(answers: Answers) -> str:
     """A name for the recipe and its runs."""
-    parts = [answers.data.resolve().name, answers.model, answers.method]
+    # a file's folder is no part of a name
+    parts = [answers.data.resolve().name, answers.model.rpartition("/")[2], answers.method]
     parts += [] if answers.target is None else [f"{100 * answers.target:g}"]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).lstrip("._-")[:100]
 
@@ -167,7 +168,7 @@ def without_recipe(
     target: None: the usual one, if the method has a target.
     Raises RecipeError for a recipe instead of a model, and for a target that the method does not have.
     """
-    if model in shipped.names() or Path(model).is_file():
+    if model in shipped.names() or (not code.is_own(model) and Path(model).is_file()):
         raise RecipeError(
             f"{model} is a recipe, which names its data, method and epochs: change them with --set data.path={data}; "
             "--data is for a model's name"

@@ -102,7 +102,8 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
         # an option that fits no source goes to all of them and is refused
         which = asked.which if is_run or not any(runs) else None
         model = asked.model if not is_ours or all(ours) else None
-        recipe = recipe_of(source, which, model, asked.data, asked.overrides)
+        changes = [each for each in asked.overrides if not (is_ours and each.startswith("model.rename="))]
+        recipe = recipe_of(source, which, model, asked.data, asked.overrides if all(ours) else changes)
         recipe = recipe.model_copy(update={"data": judged(recipe, source, asked.data).data})
         one = replace(asked, which=which, model=model)
         subjects.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))

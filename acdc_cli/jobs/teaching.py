@@ -19,6 +19,7 @@ from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import dense_first, located, names_its_model, recipe_of
 from acdc_cli.models import build as models
 from acdc_cli.models import hub
+from acdc_cli.recipe import code
 from acdc_cli.recipe.schema import LAST_DENSE, ModelBlock, Recipe
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.prunable import layers, zero_counts
@@ -130,13 +131,14 @@ def _source(name: str, architecture: str | None) -> _Source:
     from acdc_cli.models.preprocessing import preprocessing
 
     shown = preprocessing(architecture, file)
-    block = ModelBlock(name=architecture, options=dict(models.options_for(architecture, file)), weights=str(file))
+    options = dict(models.options_for(architecture, file))
+    block = ModelBlock.model_validate({**code.named(architecture), "options": options, "weights": str(file)})
     return _Source(block, shown.mean, shown.std, file)
 
 
 def _recorded(path: Path, file: Path) -> _Source:
     recipe = recipe_of(path)
-    block = recipe.model.model_copy(update={"weights": str(file)})
+    block = recipe.model.starting_from(str(file))
     names = open_run(path).last_start()["data"].get("class_names") if path.is_dir() else None
     classes = None if names is None else tuple(names)
     return _Source(block, recipe.data.mean, recipe.data.std, file, recipe.data.name, classes)

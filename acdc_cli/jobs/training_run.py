@@ -23,8 +23,9 @@ from acdc_cli.jobs import costs, requeueing, setup, teaching
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.forking import fork_of
 from acdc_cli.jobs.lint import lint
-from acdc_cli.jobs.opening import Resume, recipe_and_run
+from acdc_cli.jobs.opening import Resume, recipe_and_run, with_own_code
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe import code
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
@@ -62,6 +63,8 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
                 console.say(f"{run.path} is finished: there is nothing to do")
                 return run
             resume = ranks.from_first(run.resolved.exists())
+        if resume:
+            recipe = with_own_code(recipe, run)
         _train(source, recipe, run, bool(resume), ranks)
     return run
 
@@ -99,6 +102,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
         if teacher:
             entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
+        entry |= code.facts(recipe.model.code)
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
@@ -141,7 +145,7 @@ def _open_run(
     if resume:
         _check_continuity(run, entry)
     else:
-        run.start(find(source).read_text(), resolved_yaml(recipe), entry)
+        run.start(find(source).read_text(), resolved_yaml(recipe), entry, code.files_of(recipe.model.code))
     if fork:
         fork.prepare(run, parts)
     state = _last_state(run, recipe, parts) if resume or fork else None

@@ -30,7 +30,6 @@ from acdc_cli.recipe.load import resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.training.checkpoint import save_model
 from acdc_cli.transfer import linear, scores
 from acdc_cli.transfer.cells import Cell, Cells, Identity, Mode, require_clear
 from acdc_cli.transfer.features import Features, extract
@@ -103,7 +102,7 @@ class _Transfer:
 
     def features(self, split: Literal["train", "val"], ready: setup.ReadyModel) -> Features:
         block = self.recipe.data.model_dump(mode="json")
-        model = self.recipe.model.model_dump(mode="json") | {"weights": None}
+        model = self.recipe.model.starting_from(None).model_dump(mode="json")
         preparation = {key: block[key] for key in _PREPARATION}
         key = self._digest([split, model, preparation, self.task.data.fingerprint[split], ready.precision.name])
         data = replace(self.task.data, block=self.recipe.data)
@@ -118,15 +117,21 @@ class _Transfer:
 
 
 def transfer(
-    sources: Sequence[Path], to: Sequence[str], options: Options, out: Path, model: str | None = None
+    sources: Sequence[Path],
+    to: Sequence[str],
+    options: Options,
+    out: Path,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Transferred:
     """Transfers every model to every set, and reports all results in `out`, earlier ones among them.
 
-    model: architecture of files that acdc did not write. Whatever is in `out` already is not computed again.
+    model, overrides: architecture, and keys of the recipe, of files that acdc did not write. Whatever is in `out`
+    already is not computed again.
     Raises DataError, ModelError or RunError for what cannot be transferred, before anything is computed where possible.
     """
     tasks = [downstream.open_task(each) for each in to]
-    asked = Asked(model=model, data=to[0] if model else None)
+    asked = Asked(model=model, data=to[0] if model else None, overrides=tuple(overrides))
     subjects = open_subjects(sources, asked)
     baseline = _experiment(_named(options.baseline, sources, subjects))
     transfers = list(_all(subjects, tasks, options, out))
@@ -176,12 +181,12 @@ def _named(baseline: Path | None, sources: Sequence[Path], subjects: Sequence[Ch
 
 
 def _compute(each: _Transfer, cells: Cells) -> Cell:
-    ready = downstream.upstream(each.recipe, each.subject)
     if each.options.mode == "linear":
+        ready = downstream.upstream(each.recipe, each.subject)
         labels, predicted, check = _linear(each, ready)
         zeros, weights = downstream.zeros_of(ready)
     else:
-        labels, predicted, (zeros, weights) = _full(each, ready)
+        labels, predicted, (zeros, weights) = _full(each)
         check = None
     metric: scores.Metric = each.task.known.metric if each.task.known else "top1"
     cell = Cell(
@@ -229,26 +234,21 @@ def _linear(each: _Transfer, ready: setup.ReadyModel) -> tuple[Answers, Answers,
     return np.asarray(val.labels), linear.predictions(head, val, ready.device), check
 
 
-def _full(each: _Transfer, ready: setup.ReadyModel) -> tuple[Answers, Answers, tuple[int, int]]:
+def _full(each: _Transfer) -> tuple[Answers, Answers, tuple[int, int]]:
     """Labels, predictions, and (zeros, weights) after the training of all weights that are not zero."""
-    start = downstream.with_new_head(ready, each.task.data.classes, each.seed)
-    recipe = downstream.with_fixed_masks(each.recipe, start)
+    start = downstream.with_new_head(each.recipe, each.task.data.classes)
+    recipe = downstream.with_fixed_masks(each.recipe, start).model_copy(update={"name": each.name})
     dead = {layer.name: layer.parameter == 0 for layer in start.layers if layer.kept_dense is None}
-    file = each.out / "starts" / f"{each.name}.safetensors"
-    recipe = recipe.model_copy(
-        update={"name": each.name, "model": recipe.model.model_copy(update={"weights": str(file)})}
-    )
     run = RunDir(each.out / "runs" / each.name)
     if not run.finished:
-        with files.explained(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        save_model(file, start.model, {"recipe": recipe.as_dict()})
-        written = file.with_suffix(".yaml")
+        written = each.out / f"{each.name}.yaml"
+        with files.explained(written):
+            each.out.mkdir(parents=True, exist_ok=True)
         files.write_text(written, resolved_yaml(recipe))
         train(str(written), out=run.path, resume="auto")
         written.unlink()
-        file.unlink()
     kind = "sparse" if recipe.sparsity.method == "oneshot" else "dense"
+    recipe = setup.without_start(recipe)
     subject = replace(each.subject, source=run.model_file(kind), asked=Asked(), recipe=recipe)
     tuned = downstream.upstream(recipe, subject)
     tuned = replace(tuned, layers=downstream.but_the_last(tuned.model))

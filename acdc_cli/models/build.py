@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import foreign
+from acdc_cli.models import foreign, own_code
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.hub import weight_file
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read, state_dicts
-from acdc_cli.recipe import discovery
+from acdc_cli.recipe import code, discovery
 from acdc_cli.recipe.schema import ModelBlock
 
 Options = Mapping[str, bool | int | float | str]
@@ -51,15 +51,35 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
     if block.weights is not None:
         block = block.model_copy(update={"weights": str(weight_file(block.weights))})
     content = None if block.weights is None else read(Path(block.weights))
+    head = _head(block, classes) if block.new_head else ()
     if (content is not None or block.options) and torch.get_default_device().type != "meta":
-        _check_size(block, classes, content)
+        _check_size(block, classes, content, head)
     model = _assembled(block, classes)
     if block.weights is not None:
-        load_weights(model, block.weights, content)
+        load_weights(model, block.weights, content, block.rename, head)
     return model
 
 
-def _check_size(block: ModelBlock, classes: int, content: Any) -> None:
+def _head(block: ModelBlock, classes: int) -> list[str]:
+    """The tensors whose shape depends on the number of classes. Raises ModelError if there are none."""
+    ours, others = (plain_state_dict(_shaped(block, number)) for number in (classes, classes + 1))
+    if not (names := [name for name, tensor in ours.items() if tensor.shape != others[name].shape]):
+        raise ModelError(f"model.new_head: no tensor of {block.name} depends on the number of classes; leave it out")
+    return names
+
+
+def _shaped(block: ModelBlock, classes: int) -> nn.Module:
+    """The model without values, as far as it can be built so."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"), Undrawn():
+                return _assembled(block, classes)
+        # some compute their widths with tensors, which have no values there
+        except (RuntimeError, ModelError):
+            return _assembled(block, classes)
+
+
+def _check_size(block: ModelBlock, classes: int, content: Any, head: Collection[str]) -> None:
     """Raises ModelError for a model that the weights do not fit, or that does not fit into memory."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), Undrawn():
@@ -77,7 +97,7 @@ def _check_size(block: ModelBlock, classes: int, content: Any) -> None:
             f"{memory >> 30}; lower model.options"
         )
     if content is not None:
-        load_weights(model, str(block.weights), content)
+        load_weights(model, str(block.weights), content, block.rename, head)
 
 
 def _assembled(block: ModelBlock, classes: int) -> nn.Module:
@@ -114,7 +134,12 @@ def find(name: str) -> Constructor:
 
 
 def source(name: str) -> str:
-    """Which of `local`, `torchvision` and `timm` the model is taken from. Raises ModelError as `find` does."""
+    """Which of `local`, `torchvision` and `timm` the model is taken from; `file` for FILE.py:FUNCTION.
+
+    Raises ModelError as `find` does, and RecipeError for a file that is not there.
+    """
+    if "code" in code.named(name):
+        return "file"
     wanted, _, model = name.rpartition(":")
     for each, offers in _SOURCES.items():
         if wanted in ("", each) and model in offers():
@@ -123,17 +148,23 @@ def source(name: str) -> str:
 
 
 def takes_images_as_they_are(model: str) -> bool:
-    """Whether this local model is made for small images, which are neither resized nor cropped."""
-    return bool(getattr(_module_of(_local()[model]), "SMALL_IMAGES", False))
+    """Whether this local model, or this file's, is made for small images, which are neither resized nor cropped."""
+    if digest := code.named(model).get("code"):
+        module: Any = own_code.module_of(model, code.known(digest))
+    else:
+        module = _module_of(_local()[model])
+    return bool(getattr(module, "SMALL_IMAGES", False))
 
 
-def options_for(name: str, file: Path) -> Options:
+def options_for(name: str, file: Path, rename: Sequence[str] = ()) -> Options:
     """The options with which this model has the file's names; a model's file lists the candidates in VARIANTS.
 
     Raises ModelError if the file cannot be read.
     """
+    if source(name) != "local":
+        return {}
     variants: tuple[Options, ...] = getattr(_module_of(find(name)), "VARIANTS", ())
-    if source(name) != "local" or not variants:
+    if not variants:
         return {}
     content = read(file)
 
@@ -142,7 +173,7 @@ def options_for(name: str, file: Path) -> Options:
         with torch.device("meta"), Undrawn():
             tensors = plain_state_dict(_construct(ModelBlock(name=name, options=dict(options)), 10))
         expected = {name: tensor.shape for name, tensor in tensors.items()}
-        if not (states := state_dicts(content, expected, file)):
+        if not (states := state_dicts(content, expected, file, rename)):
             return 0
         foreign.rename(states[0], expected)
         return len(states[0].tensors.keys() ^ expected.keys())
@@ -157,7 +188,7 @@ def _module_of(constructor: Constructor) -> Any:
 
 
 def _construct(block: ModelBlock, classes: int) -> nn.Module:
-    constructor = find(block.name)
+    constructor = own_code.constructor(block.name, block.code) if code.is_own(block.name) else find(block.name)
     for option in block.options:
         if option in _OURS:
             raise ModelError(f"model.options.{option} cannot be set: {_OURS[option]}")
@@ -166,7 +197,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
             return constructor(num_classes=classes, **block.options)
     # whatever a library's constructor raises over these options; without options, it is not the user's error
     except Exception as error:
-        if not block.options:
+        if not block.options or code.is_own(block.name):
             raise
         given = ", ".join(f"{key}: {value!r}" for key, value in block.options.items())
         raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}") from error

@@ -8,7 +8,7 @@ names of the same layers are matched by shape.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ WRAPPERS = ("module", "_orig_mod", "_layer", "_fsdp_wrapped_module")
 _IN_PATH = re.compile(rf"(?<![^.])({'|'.join(WRAPPERS)})\.")
 _COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 """Counters of batch norm, torch's averaged models and thop; the model's output does not depend on them."""
+_MOST_RULES, _MOST_PAIRS = 8, 250_000
+"""Of a suggestion, and of names that are compared for it."""
 _MASKS = (
     ("{}.weight_orig", "{}.weight_mask"),
     ("{}.parametrizations.weight.original", "{}.parametrizations.weight.0.mask"),
@@ -56,11 +58,12 @@ def plain(name: str) -> str:
     return _IN_PATH.sub("", name)
 
 
-def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
+def state_dicts(content: Any, expected: Mapping[str, Size], rules: Sequence[str] = ()) -> list[StateDict]:
     """The state dicts in a file that hold some of the expected names, those with most of them first.
 
-    expected: shapes by the model's names.  Raises ValueError if a name occurs twice, with and without a wrapper, and
-    where a mask does not have its weight's shape.
+    expected: shapes by the model's names.  rules: `OLD=NEW`, replacements in the file's names, in this order.
+    Raises ValueError if a name occurs twice, with and without a wrapper, where a mask does not have its weight's shape,
+    and for a rule that changes no name or makes two names one.
     """
     tensors: dict[str, Tensor] = {}
     for path, tensor in flatten(content):
@@ -69,6 +72,11 @@ def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
                 f"it holds {plain(path)} twice, with and without a wrapper's prefix; save the one you mean"
             )
         tensors[plain(path)] = tensor
+    remarks = []
+    for rule in rules:
+        renamed = _renamed(list(tensors), rule)
+        remarks.append(f"{rule} renames {sum(name != other for name, other in renamed.items())} tensors")
+        tensors = {renamed[name]: tensor for name, tensor in tensors.items()}
     covered: dict[str, int] = {}
     for path in tensors:
         for start in [0, *(match.end() for match in re.finditer(r"\.", path))]:
@@ -76,7 +84,22 @@ def state_dicts(content: Any, expected: Mapping[str, Size]) -> list[StateDict]:
                 covered[path[:start]] = covered.get(path[:start], 0) + 1
     # of equals, averages come last; optimiser state has no parameter's name
     ranked = sorted(covered, key=lambda prefix: (-covered[prefix], "ema" in prefix.lower()))
-    return [_below(prefix, tensors) for prefix in ranked]
+    return [_below(prefix, tensors, remarks) for prefix in ranked]
+
+
+def _renamed(names: Sequence[str], rule: str) -> dict[str, str]:
+    """The names by those before. Raises ValueError."""
+    old, _, new = rule.partition("=")
+    renamed: dict[str, str] = {}
+    before: dict[str, str] = {}
+    for name in names:
+        renamed[name] = other = name.replace(old, new)
+        if (twin := before.setdefault(other, name)) != name:
+            raise ValueError(f"renaming {rule} makes {other} of both {twin} and {name}; rename the other one first")
+    if not any(old in name for name in names):
+        shown = ", ".join([*(name for name in names if not _is_leftover(name))][:3])
+        raise ValueError(f"renaming {rule} changes none of its {len(names)} names ({shown}, …)")
+    return renamed
 
 
 def _base(name: str) -> str:
@@ -84,9 +107,9 @@ def _base(name: str) -> str:
     return name.replace(".parametrizations.weight.original", ".weight").replace(".weight_orig", ".weight")
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> StateDict:
+def _below(prefix: str, tensors: Mapping[str, Tensor], remarks: Sequence[str]) -> StateDict:
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    state = StateDict(prefix, own)
+    state = StateDict(prefix, own, list(remarks))
     _apply_masks(state)
     _apply_thresholds(state)
     return state
@@ -163,6 +186,64 @@ def _add_zero_bias(state: StateDict, expected: Mapping[str, Size], missing: set[
         if weight is not None and weight.ndim == 2:
             state.tensors[name] = weight.new_zeros(expected[name])
             state.remarks.append(f"{name} is zero, because the file has none")
+
+
+def suggested(tensors: Mapping[str, Tensor], expected: Mapping[str, Size]) -> list[str]:
+    """Rules `OLD=NEW` that turn the file's names into the model's, each the beginning of names; empty if the shapes
+    leave doubt, or other differences remain."""
+    names = {name: tensor for name, tensor in tensors.items() if name in expected or not _is_leftover(name)}
+    missing = {name for name in expected if name not in names and not _is_leftover(name)}
+    rules: list[str] = []
+    while missing and len(rules) < _MOST_RULES:
+        unknown = [name for name in names if name not in expected]
+        if len(unknown) * len(missing) > _MOST_PAIRS:
+            return []
+        pairs = {pair for name in unknown for other in missing if (pair := _beginnings(name, other))}
+        best: dict[frozenset[str], list[tuple[str, str]]] = {}
+        for old, new in pairs:
+            renamed = {name: name.replace(old, new) for name in names if old in name}
+            if (
+                missing.issuperset(renamed.values())
+                and len({*renamed.values()}) == len(renamed)
+                and all(_fits(names[name], expected[other]) for name, other in renamed.items())
+            ):
+                best.setdefault(frozenset(renamed), []).append((old, new))
+        widest = max(best, key=lambda covered: (len(covered), sorted(covered)), default=frozenset())
+        if len(best.get(widest, [])) != 1:
+            return []
+        old, new = best[widest][0]
+        rules.append(f"{old}={new}")
+        names = {name.replace(old, new): tensor for name, tensor in names.items()}
+        missing -= names.keys()
+    return [] if missing or names.keys() - expected.keys() else rules
+
+
+def _beginnings(name: str, other: str) -> tuple[str, str] | None:
+    """(old, new): the names without the parts at their end that they share; None if they share none."""
+    parts, others = name.split("."), other.split(".")
+    same = 0
+    while same < min(len(parts), len(others)) and parts[-1 - same] == others[-1 - same]:
+        same += 1
+    # a rule replaces some text
+    same = min(same, len(parts) - 1)
+    old, new = (".".join([*each[: len(each) - same], ""]) for each in (parts, others))
+    return (old, "" if new == "." else new) if same else None
+
+
+def other_head(tensors: Mapping[str, Tensor], expected: Mapping[str, Size], head: Collection[str]) -> dict[str, str]:
+    """The file's names of the tensors in `head`, whose first axis may have another length; empty if there is doubt.
+
+    head: the model's names of the tensors that have one row for each class.
+    """
+    unknown = [name for name in tensors if name not in expected]
+    names: dict[str, str] = {}
+    for name in head:
+        leaf = name.rpartition(".")[2]
+        others = [name] if name in tensors else [each for each in unknown if each.rpartition(".")[2] == leaf]
+        fitting = [each for each in others if tensors[each].shape[1:] == expected[name][1:]]
+        if len(fitting) == 1:
+            names[name] = fitting[0]
+    return names if {*unknown} <= {*names.values()} else {}
 
 
 def _is_leftover(name: str) -> bool:

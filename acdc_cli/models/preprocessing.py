@@ -35,7 +35,7 @@ def preprocessing(name: str, file: Path) -> Preprocessing:
     else ImageNet's. Raises ModelError for a name that no library has.
     """
     source, model = build.source(name), name.rpartition(":")[2]
-    if source == "local" and build.takes_images_as_they_are(model):
+    if source in ("local", "file") and build.takes_images_as_they_are(model if source == "local" else name):
         return Preprocessing(f"{model} takes images as they are; ImageNet's mean and std", None, None)
     if config := (config_of(file) or {}).get("pretrained_cfg"):
         return _of_config(config, f"{file.parent.name}'s config.json")

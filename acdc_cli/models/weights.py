@@ -6,7 +6,9 @@ import difflib
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,18 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {_plain(name): tensor for name, tensor in model.state_dict().items()}
 
 
-def load_weights(model: nn.Module, path: str | Path, content: Any = None) -> None:
+def load_weights(
+    model: nn.Module,
+    path: str | Path,
+    content: Any = None,
+    rename: Sequence[str] = (),
+    new_head: Collection[str] = (),
+) -> None:
     """Copy all weights of a .safetensors, packed or torch file into the model. A model on the meta device, which has no
     memory, is only checked.
 
-    content: of the file, if it was read before.
+    content: of the file, if it was read before.  rename: `OLD=NEW`, replacements in the file's names.
+    new_head: tensors of the model that stay as they are; the file may have them in other shapes, or not at all.
     They may lie anywhere in a torch file, in containers and with the prefixes of wrappers; masks and thresholds beside
     them are applied (`models.foreign`). Every such change is printed.
     Raises ModelError if the file cannot be read or does not fit; the model is then unchanged.
@@ -43,7 +52,13 @@ def load_weights(model: nn.Module, path: str | Path, content: Any = None) -> Non
     path = Path(path).expanduser()
     expected = plain_state_dict(model)
     content = read(path) if content is None else content
-    state = _matching(content, {name: tensor.shape for name, tensor in expected.items()}, path)
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    state = _matching(content, shapes, path, rename)
+    if new_head:
+        for name in {*new_head, *foreign.other_head(state.tensors, shapes, new_head).values()}:
+            state.tensors.pop(name, None)
+            expected.pop(name, None)
+        state.remarks.append(f"{_list(list(new_head))} stay at random: model.new_head")
     _check_fit(model, expected, state.tensors, path)
     if any(tensor.is_meta for tensor in expected.values()):
         return
@@ -63,31 +78,33 @@ def classifier_of(model: nn.Module) -> tuple[str, nn.Linear]:
     return linear[-1]
 
 
-def classes_in(model: nn.Module, path: Path) -> int:
+def classes_in(model: nn.Module, path: Path, rename: Sequence[str] = ()) -> int:
     """The number of classes of a file with weights of this model, which may be built for any other number.
 
     Raises ModelError if the file cannot be read or has no classifier.
     """
     expected = {name: tensor.shape for name, tensor in plain_state_dict(model).items()}
     weight = f"{_plain(classifier_of(model)[0])}.weight"
-    tensors = _matching(read(path.expanduser()), expected, path).tensors
+    tensors = _matching(read(path.expanduser()), expected, path, rename).tensors
     if weight not in tensors:
         raise ModelError(f"{path} has no {weight}, the classifier of the model; name the model it was made with")
     return tensors[weight].shape[0]
 
 
-def state_dicts(content: Any, expected: Mapping[str, Size], path: Path) -> list[foreign.StateDict]:
+def state_dicts(
+    content: Any, expected: Mapping[str, Size], path: Path, rename: Sequence[str] = ()
+) -> list[foreign.StateDict]:
     """As `foreign.state_dicts`. Raises ModelError where that raises ValueError."""
     try:
-        return foreign.state_dicts(content, expected)
+        return foreign.state_dicts(content, expected, rename)
     # torch's own, over masks and thresholds of unusual types
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path}: {in_words(error)}") from error
 
 
-def _matching(content: Any, expected: Mapping[str, Size], path: Path) -> foreign.StateDict:
+def _matching(content: Any, expected: Mapping[str, Size], path: Path, rename: Sequence[str] = ()) -> foreign.StateDict:
     """The best matching state dict, by the model's names."""
-    states = state_dicts(content, expected, path)
+    states = state_dicts(content, expected, path, rename)
     if not states:
         raise ModelError(f"{path} holds no weights of this model: {_description(content)}")
     best, *others = states
@@ -207,11 +224,11 @@ def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], tensors: Mappin
     reshaped = [name for name in expected if name in tensors and expected[name].shape != tensors[name].shape]
     if not (missing or unknown or reshaped):
         return
-    if not missing and not unknown and (classes := _class_counts(model, expected, tensors, reshaped)):
+    if classes := _class_counts(model, expected, tensors, {*missing, *reshaped}):
         ours, theirs = classes
         raise ModelError(
-            f"{path} is for {theirs} classes, but the data has {ours}: choose weights trained on this data, or data "
-            f"with {theirs} classes"
+            f"{path} is for {theirs} classes, but the data has {ours}: choose weights trained on this data, data with "
+            f"{theirs} classes, or train a new classifier (--set model.new_head=true)"
         )
     shapes = [f"{name} is {list(tensors[name].shape)}, not {list(expected[name].shape)}" for name in reshaped]
     absent = [f"{name} {list(expected[name].shape)}{_nearest(name, expected, tensors, unknown)}" for name in missing]
@@ -221,10 +238,14 @@ def _check_fit(model: nn.Module, expected: Mapping[str, Tensor], tensors: Mappin
         for what, names in (("missing", absent), ("unknown", more), ("of another shape", shapes))
         if names
     ]
-    raise ModelError(
-        f"{path} does not fit the model ({len(expected)} tensors); {'; '.join(parts)}. Name the model that the file "
-        "was made with (timm: and torchvision: may name the same network's weights differently)"
+    rules = foreign.suggested(tensors, {name: tensor.shape for name, tensor in expected.items()})
+    remedy = (
+        f"The shapes fit: try {' '.join(f'--rename {shlex.quote(rule)}' for rule in rules)} (model.rename in a recipe)"
+        if rules
+        else "Name the model that the file was made with (timm: and torchvision: may name the same network's weights "
+        "differently)"
     )
+    raise ModelError(f"{path} does not fit the model ({len(expected)} tensors); {'; '.join(parts)}. {remedy}")
 
 
 def _nearest(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], unknown: Sequence[str]) -> str:
@@ -235,15 +256,20 @@ def _nearest(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Te
 
 
 def _class_counts(
-    model: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], reshaped: Sequence[str]
+    model: nn.Module, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], wrong: AbstractSet[str]
 ) -> tuple[int, int] | None:
-    """(the model's, the file's) number of classes if the classifier's outputs are all that differs."""
+    """(the model's, the file's) number of classes if the classifier's outputs, and perhaps its name, are all that
+    differs.
+
+    wrong: the model's names that the file lacks or has in another shape.
+    """
     classifier = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-    if not set(reshaped) <= {_plain(f"{classifier}.weight"), _plain(f"{classifier}.bias")}:
-        return None
-    if any(expected[name].shape[1:] != tensors[name].shape[1:] for name in reshaped):
-        return None
-    return expected[reshaped[0]].shape[0], tensors[reshaped[0]].shape[0]
+    head = {_plain(f"{classifier}.{leaf}") for leaf in ("weight", "bias")} & expected.keys()
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    others = foreign.other_head(tensors, shapes, head)
+    counts = {(expected[name].shape[0], tensors[others[name]].shape[0]) for name in wrong & others.keys()}
+    ours, theirs = next(iter(counts), (0, 0))
+    return (ours, theirs) if wrong <= others.keys() and ours != theirs else None
 
 
 def _list(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe import shipped
+from acdc_cli.recipe import code, shipped
 from acdc_cli.recipe.explain import in_words
 from acdc_cli.recipe.kinds import keys_of_kind
 from acdc_cli.recipe.syntax import DEEPEST, Entry, KeyPath, Problem, one_line, read_file, read_value, shown
@@ -51,7 +51,7 @@ def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
 
     If `above` picks another kind of block (`sparsity.method`, `optim.name`, `optim.schedule.name`), the keys that only
     the old kind has are dropped: `method: gmp` over an AC/DC block keeps its target and drops its phase lengths.
-    Another `model.name` drops the options of the old model.
+    Another `model.name` drops the options and the code of the old model.
     """
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
@@ -65,7 +65,7 @@ def overlay(below: Entry, above: Entry, path: KeyPath = ()) -> Entry:
 
 def _dropped(below: Entry, above: Entry, path: KeyPath) -> frozenset[str]:
     if path == ("model",) and above.plain().get("name", below.plain().get("name")) != below.plain().get("name"):
-        return frozenset({"options"})
+        return frozenset({"options", "code"})
     before, after = (keys_of_kind(path, entry.plain()) for entry in (below, above))
     return before - after if before and after else frozenset()
 
@@ -75,6 +75,8 @@ def _with_parents(path: Path, children: list[Path]) -> tuple[Entry, list[Problem
     root, problems = read_file(path)
     assert isinstance(root.value, dict)
     parent = root.value.pop("extends", None)
+    root, lost = code.anchored(root, path.parent)
+    problems = [*problems, *lost]
     if parent is None:
         return root, problems, [shown(path)]
     chain = [*children, path]
@@ -118,4 +120,5 @@ def _override(root: Entry, text: str) -> tuple[Entry, list[Problem], str]:
     for depth in reversed(range(len(keys))):
         # the blocks around the value stay where they stand in the file
         entry = Entry({keys[depth]: entry}, root.nearest(keys[:depth]).place)
-    return entry, problems, source
+    entry, lost = code.anchored(entry, Path())
+    return entry, [*problems, *lost], source

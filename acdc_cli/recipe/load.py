@@ -145,6 +145,7 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     if isinstance(sparsity, PrunedBlock) and sparsity.from_checkpoint and _weights(given.get("model")):
         text = "the run would start from this model and from `model.weights`; remove one of them"
         problems.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
+    problems += _without_weights(root, sparsity)
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
     if data and (task := _valid(TypeAdapter(TaskBlock), given.get("task", {}))):
         problems += [problem_at(root, ("data", key), text) for key, text in task_class(task.name).misfits(data)]
@@ -168,6 +169,15 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
             problem_at(root, ("data", "resolution", key), text) for key, text in data.resolution.problems(clocked)
         ]
     return problems
+
+
+def _without_weights(root: Entry, sparsity: SparsityBlock | None) -> list[Problem]:
+    """Keys of the model that say how a file is read, where there is no file."""
+    model = root.plain().get("model")
+    if _weights(model) or not isinstance(model, dict) or getattr(sparsity, "from_checkpoint", None):
+        return []
+    text = "it is for the weights that a run starts from; set model.weights, or leave it out"
+    return [problem_at(root, ("model", key), text) for key in ("rename", "new_head") if model.get(key)]
 
 
 def _weights(model: Any) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from acdc_cli import console, files, reading
 from acdc_cli.errors import AcdcError, RunError, Stopped
+from acdc_cli.recipe import code
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.forms import Entry, Record, Resolved, Start, Summary
 
@@ -48,6 +51,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.masks = path / "masks"
+        self.code = path / code.FOLDER
         self.summary = path / "summary.json"
         self.bench = path / "bench.json"
         self.corrupted_labels = path / "corrupted_labels.csv"
@@ -88,9 +92,12 @@ class RunDir:
         kinds = ("sparse", "dense", "sparse-ema", "dense-ema")
         return [file for kind in kinds if (file := self.model_file(kind)).exists()]
 
-    def start(self, given: str, resolved: str, provenance: dict[str, Any]) -> None:
+    def start(
+        self, given: str, resolved: str, provenance: dict[str, Any], code: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
         """Make the directory of a new run.
 
+        code: of its model, by path, if that is a file of the user's.
         Raises RunError if a run, or anything else, is there already.
         """
         self.refuse_if_taken()
@@ -99,7 +106,13 @@ class RunDir:
                 leftover.unlink(missing_ok=True)
             for folder in (self.checkpoints, self.masks):
                 folder.mkdir(parents=True, exist_ok=True)
+            if self.code.exists():
+                shutil.rmtree(self.code)
         files.write_text(self._provenance, _listed([provenance]))
+        for name, content in code.items():
+            with files.explained(self.code):
+                (self.code / name).parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(self.code / name, content)
         files.write_text(self._given, given)
         # last, because this file marks a run that can be resumed
         files.write_text(self.resolved, resolved)
@@ -236,6 +249,7 @@ class RunDir:
         begun |= {f".{path.name}.partial" for path in (self._provenance, self._given, self.resolved)}
         if self._provenance.exists():
             begun.add(self._given.name)
+            there = {path for path in there if path.partition("/")[0] != self.code.name}
         return there <= begun
 
 

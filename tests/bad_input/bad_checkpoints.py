@@ -133,14 +133,45 @@ CHECKPOINTS = [
         "another class count",
         saved(of_ten_classes),
         FOREIGN,
-        "c.pt is for 10 classes, but the data has 2: choose weights trained on this data, or data with 10 classes",
+        "c.pt is for 10 classes, but the data has 2: choose weights trained on this data, data with 10 classes, or "
+        "train a new classifier (--set model.new_head=true)",
+    ),
+    Case(
+        "renaming that matches nothing",
+        saved(dict),
+        f"{FOREIGN} --rename linear.=fc.",
+        "c.pt: renaming linear.=fc. changes none of its 44 names (…, …, …)",
+    ),
+    Case(
+        "renaming that joins two names",
+        saved(dict),
+        f"{FOREIGN} --rename layer1.=layer2.",
+        "c.pt: renaming layer1.=layer2. makes layer2.0… of both layer1.0… and layer2.0…; rename the other one first",
+    ),
+    Case(
+        "renaming in a run",
+        nothing,
+        "eval --checkpoint run --rename linear.=fc.",
+        "run was written by acdc, with the names of its model; leave out --rename",
+    ),
+    Case(
+        "renaming without a new name",
+        saved(dict),
+        f"{FOREIGN} --rename linear",
+        '--set model.rename: model.rename[0]: expected OLD=NEW, found "linear"',
+    ),
+    Case(
+        "model of a file that is not there",
+        saved(dict),
+        "eval --checkpoint c.pt --model nets/net.py:make --data photos",
+        "there is no file nets/net.py; model.name takes FILE.py:FUNCTION",
     ),
     Case(
         "data of another class count",
         of_three_classes,
         "eval --checkpoint run --data three",
         "run/sparse.safetensors is for 2 classes, but the data has 3: choose weights trained on this "
-        "data, or data with 2 classes",
+        "data, data with 2 classes, or train a new classifier (--set model.new_head=true)",
     ),
     Case(
         "missing keys",

@@ -35,6 +35,18 @@ MODELS = [
         "resnet8 rejects model.options {depth: 3}: …",
     ),
     Case(
+        "file without a function",
+        nothing,
+        f"{TRAIN} --set model.name=nets/net.py",
+        "--set model.name: nets/net.py: name the function that makes the model, too: nets/net.py:FUNCTION",
+    ),
+    Case(
+        "new head without weights",
+        nothing,
+        f"{TRAIN} --set model.new_head=true",
+        "--set model.new_head: it is for the weights that a run starts from; set model.weights, or leave it out",
+    ),
+    Case(
         "option that follows from the data",
         nothing,
         f"{TRAIN} --set 'model.options={{num_classes: 3}}'",

@@ -1,0 +1,95 @@
+"""Every task keeps the contract of `tasks/base/task.py`, whatever its metrics are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from acdc_cli.data.labels import KINDS
+from acdc_cli.recipe.discovery import TASKS
+from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.tasks.base import registry
+
+OUTPUTS, IMAGES = 6, 40
+NAMES = tuple(f"output {number}" for number in range(OUTPUTS))
+
+
+@pytest.fixture(params=TASKS.names())
+def name(request: pytest.FixtureRequest) -> str:
+    wanted: str = request.param
+    return wanted
+
+
+@pytest.fixture
+def task(name: str) -> Any:
+    return registry.build(TaskBlock(name=name), NAMES)
+
+
+@pytest.fixture
+def batch(task: Any) -> tuple[Tensor, Tensor]:
+    """Logits and targets."""
+    random = torch.Generator().manual_seed(0)
+    most = OUTPUTS if task.targets == "class" else 2**OUTPUTS
+    return 3 * torch.randn(IMAGES, OUTPUTS, generator=random), torch.randint(most, (IMAGES,), generator=random)
+
+
+def test_there_is_a_task_for_each_kind_of_targets() -> None:
+    kinds = {registry.build(TaskBlock(name=name)).targets for name in TASKS.names()}
+    assert kinds == set(KINDS)
+
+
+def test_metrics_are_those_that_it_names(task: Any, batch: tuple[Tensor, Tensor]) -> None:
+    sums = {key: float(value) for key, value in task.sums(*batch).items()}
+    metrics = task.metrics(sums, IMAGES)
+    assert set(metrics) == set(task.names)
+    assert {"loss", *(each.key for each in task.measures.all)} <= set(task.names)
+    assert all(0 <= metrics[each.key] <= 1 for each in task.measures.all if each.unit == "%")
+
+
+def test_sums_of_parts_are_the_sums_of_the_whole(task: Any, batch: tuple[Tensor, Tensor]) -> None:
+    logits, targets = batch
+    whole, first, rest = (task.sums(logits[part], targets[part]) for part in (slice(None), slice(7), slice(7, None)))
+    for key, total in whole.items():
+        assert total.dtype == torch.float64
+        assert float(first[key] + rest[key]) == pytest.approx(float(total), rel=1e-6)
+
+
+def test_the_headline_is_the_share_of_right_answers(task: Any, batch: tuple[Tensor, Tensor]) -> None:
+    logits, targets = batch
+    answers, truth = task.answers(logits), task.truth(targets, OUTPUTS)
+    assert answers.dtype == truth.dtype == torch.int64
+    assert answers.shape == truth.shape == (IMAGES, len(task.decisions(OUTPUTS)))
+    metrics = task.metrics({key: float(value) for key, value in task.sums(*batch).items()}, IMAGES)
+    assert metrics[task.measures.headline.key] == pytest.approx(float((answers == truth).double().mean()))
+    assert metrics[task.measures.confidence.key] == pytest.approx(
+        float(task.undecided(logits).double().mean()), rel=1e-6
+    )
+
+
+def test_answers_are_the_likeliest_options(task: Any, batch: tuple[Tensor, Tensor]) -> None:
+    logits, _ = batch
+    log_probabilities = task.log_probabilities(logits)
+    assert log_probabilities.shape == (IMAGES, len(task.decisions(OUTPUTS)), len(task.options(OUTPUTS)))
+    torch.testing.assert_close(log_probabilities.exp().sum(dim=2), torch.ones(log_probabilities.shape[:2]))
+    assert torch.equal(log_probabilities.argmax(dim=2), task.answers(logits))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_a_scalar_that_trains_and_the_unsmoothed_one_has_no_gradient(
+    name: str, batch: tuple[Tensor, Tensor], smoothing: float
+) -> None:
+    logits, targets = batch
+    task = registry.build(TaskBlock(name=name, label_smoothing=smoothing), NAMES)
+    logits.requires_grad_()
+    loss, plain = task.loss(logits, targets), task.unsmoothed_loss(logits, targets)
+    assert loss.shape == ()
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.count_nonzero()
+    assert plain is not None or not smoothing
+    if plain is not None:
+        assert plain.shape == ()
+        assert not plain.requires_grad
