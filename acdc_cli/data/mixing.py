@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch, Loader
@@ -76,9 +75,9 @@ class MixingLoader:
 
 def as_shares(targets: Tensor, labels: Labels) -> Tensor:
     """(batch, outputs), float32: 1 for an image's class, or for each of its labels; 0 for the others."""
-    if labels.kind == "class":
-        return F.one_hot(targets, len(labels.names)).float()
-    return (targets[:, None] >> torch.arange(len(labels.names), device=targets.device) & 1).float()
+    outputs = torch.arange(len(labels.names), device=targets.device)
+    here = targets[:, None] == outputs if labels.kind == "class" else targets[:, None] >> outputs & 1
+    return here.float()
 
 
 def _pasted(share: float, drawn: np.random.Generator, height: int, width: int) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class Task:
         if not self._is_binary:
             return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
         classes = logits.shape[1]
-        wanted = targets if targets.ndim == 2 else F.one_hot(targets, classes).float()
+        wanted = (
+            targets if targets.ndim == 2 else (targets[:, None] == torch.arange(classes, device=targets.device)).float()
+        )
         wanted = wanted + self.label_smoothing * (1 / classes - wanted) if self.label_smoothing else wanted
         if self._threshold is not None:
             wanted = (wanted > self._threshold).float()

@@ -136,6 +136,22 @@ def test_labels_of_several_bits_are_mixed_one_by_one() -> None:
     assert as_shares(torch.tensor([2, 0]), CLASSES).tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("loss", ["softmax", "binary"])
+def test_the_host_waits_for_nothing(loss: Any) -> None:
+    # tensors on the meta device have no values, and raise where the host asks for one
+    blank = Batch(
+        torch.empty(6, 3, 10, 8, dtype=torch.uint8, device="meta"),
+        torch.empty(6, dtype=torch.int64, device="meta"),
+        torch.arange(6),
+    )
+    task = Classification(TaskBlock(loss=loss, label_smoothing=0.1))
+    for step in range(4):
+        batch = mixed(mixup=0.4, cutmix=1.0)._mixed(blank, 0, step)
+        assert batch.labels.shape == (6, 3)
+        for targets in (batch.labels, blank.labels):
+            assert task.loss(torch.empty(6, 3, device="meta"), targets).is_meta
+
+
 def test_random_numbers_of_the_process_are_left_alone() -> None:
     before = torch.get_rng_state()
     drawn(mixed(mixup=0.4, cutmix=1.0))
