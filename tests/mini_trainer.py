@@ -13,7 +13,7 @@ from in_memory import InMemory
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from acdc_cli.data.batches import Batch
+from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.recipe import kinds
 from acdc_cli.recipe.schema import CheckpointBlock, EMABlock, Optim, epochs_of
 from acdc_cli.runs.run_dir import RunDir
@@ -94,6 +94,7 @@ class MiniRun:
         checkpoint: Mapping[str, Any] | None = None,
         model: nn.Sequential | None = None,
         keep_dense: Sequence[str] = (),
+        train: Loader | None = None,
         val: FewImages | None = None,
         ema: EMABlock | None = None,
         compiled: Mode | None = None,
@@ -115,7 +116,8 @@ class MiniRun:
         self.average = None
         if ema:
             self.average = Average(self.model, self.sparsifier.masked, ema.decay, epochs_of(ema.begin, epochs))
-        self.train, self.val = FewImages(), val or FewImages()
+        self.train: Any = train or FewImages()
+        self.val = val or FewImages()
         self.forward = forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU)
         if compiled is not None:
             self.forward = Compiled(self.forward, self.model, compiled)

@@ -19,6 +19,8 @@ RANDOM_RESIZED, PADDED, WHOLE, CENTRED = range(4)
 _WORD = 0xFFFFFFFF
 _CROP_DRAWS, _FLIP_DRAWS = range(2)
 _ATTEMPTS = 10
+_EPOCH_BITS = 20
+"""A run has at most a million epochs."""
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels of the stored image; what lies outside the image is black."""
@@ -48,6 +50,12 @@ class Augmentation(NamedTuple):
     flip: float
     """Probability of a horizontal flip."""
     seed: int
+
+
+def times_of(epoch: int, repetition: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The epoch, and above it the repetition of an image in it: what the functions below take for the epoch, so that
+    each repetition is drawn on its own."""
+    return epoch + (repetition << _EPOCH_BITS)
 
 
 def philox(index: int, epoch: int, block: int, purpose: int, seed: int) -> tuple[int, int, int, int]:
@@ -152,13 +160,16 @@ class Shifts(NamedTuple):
     flipped: NDArray[np.bool_]
 
 
-def shifts(look: Augmentation, epoch: int, indices: NDArray[np.int64], height: int, width: int, size: int) -> Shifts:
+def shifts(
+    look: Augmentation, times: NDArray[np.int64] | int, indices: NDArray[np.int64], height: int, width: int, size: int
+) -> Shifts:
     """`crop_box` and `is_flipped` of all samples at `indices`, of images of one size, drawn at once.
 
     The same functions draw them: each word of Philox is an array here, and integers of 64 bits hold every product.
     """
     crop, flip, seed = look
     words: Any = indices.astype(np.uint64)
+    epoch: Any = np.asarray(times).astype(np.uint64)
     corners = crop_box(crop, seed, epoch, words, height, width, size)[:2]
     # corners left of or above the image have wrapped around, and wrap back
     top, left = (np.broadcast_to(corner + padding_of(crop), words.shape).astype(np.int64) for corner in corners)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc_cli.data.augment import Augmentation, Crop
-from acdc_cli.data.order import epoch_order, spread
+from acdc_cli.data.augment import Augmentation, Crop, times_of
+from acdc_cli.data.finish import Finish
+from acdc_cli.data.order import epoch_order, repeated, spread
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Batch:
     """Valid until the next batch is requested: the storage may be reused."""
 
     images: Tensor
-    """(batch, 3, height, width), uint8, channels_last, on the loader's device."""
+    """(batch, 3, height, width), uint8, channels_last, on the loader's device; float32 from 0 to 255 if mixed."""
     labels: Tensor
-    """(batch,), int64, on the loader's device."""
+    """(batch,), int64, on the loader's device; (batch, outputs), float32 if mixed: the share of each."""
     indices: Tensor
     """(batch,), int64, on the CPU: the samples' positions in the data set."""
 
@@ -80,6 +81,15 @@ class Shard:
 UNDIVIDED = Shard()
 
 
+class Picks(NamedTuple):
+    """The samples of a batch."""
+
+    indices: NDArray[np.int64]
+    """Positions in the data set."""
+    times: NDArray[np.int64]
+    """The epoch and repetition that each is drawn for, from `augment.times_of`."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a split is read: all settings of a loader except the location of its images and its device."""
@@ -103,6 +113,10 @@ class Plan:
     shard: Shard = UNDIVIDED
     bicubic: bool = False
     """Whether CENTRED images are resized bicubically, not bilinearly; FFCV's loader cannot."""
+    finish: Finish | None = None
+    """What is done to each crop after its flip."""
+    repeats: int = 1
+    """In training, versions of an image in a batch."""
 
     def samples(self, stored: int) -> int:
         """Number of images that are used, of so many in the set."""
@@ -125,11 +139,18 @@ class Plan:
     def steps(self, stored: int) -> int:
         return len(self._starts(self.samples(stored)))
 
-    def batches(self, stored: int, epoch: int, start_step: int) -> list[NDArray[np.int64]]:
-        """Positions in the data set of each of this process's batches, from `start_step` on."""
-        used = self.used(stored)
-        order = used[epoch_order(len(used), self.seed, epoch)] if self.shuffle else used
-        return [order[start : start + self.largest_batch] for start in self._starts(len(used))[start_step:]]
+    def batches(self, stored: int, epoch: int, start_step: int) -> list[Picks]:
+        """This process's batches, from `start_step` on."""
+        order = self.used(stored)
+        repetition = np.zeros_like(order)
+        if self.shuffle:
+            order = order[epoch_order(len(order), self.seed, epoch)]
+        if self.repeats > 1:
+            places, repetition = repeated(len(order), self.repeats, self.batch_size)
+            order = order[places]
+        times, size = times_of(epoch, repetition), self.largest_batch
+        starts = self._starts(len(order))[start_step:]
+        return [Picks(order[start : start + size], times[start : start + size]) for start in starts]
 
     def used(self, stored: int) -> NDArray[np.int64]:
         """Positions in the data set of all images of the split that are used, in the set's order or that of `only`."""

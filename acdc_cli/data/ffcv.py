@@ -30,7 +30,7 @@ from torch import Tensor
 from acdc_cli.data import augment
 from acdc_cli.data import manifest as manifests
 from acdc_cli.data.augment import Crop
-from acdc_cli.data.batches import Batch, Plan, Transfer
+from acdc_cli.data.batches import Batch, Picks, Plan, Transfer
 from acdc_cli.data.beton import MODES, BetonFile
 from acdc_cli.errors import DataError
 
@@ -123,7 +123,7 @@ def _draw(
     crop: Crop,
     flip: float,
     seed: int,
-    epoch: int,
+    times: Any,
     scratch: Any,
     out: Any,
 ) -> int:
@@ -132,7 +132,7 @@ def _draw(
     scratch: room for the pixels of the largest JPEG.
     """
     for position in range(len(indices)):
-        index = indices[position]
+        index, epoch = indices[position], times[position]
         stored = file[starts[index] : starts[index] + lengths[index]]
         height, width = sizes[index, 0], sizes[index, 1]
         if modes[index] == _JPEG:
@@ -217,7 +217,8 @@ class FFCVLoader:
     def warm_up(self) -> None:
         """Compiling takes seconds once a process, whatever the number of loaders."""
         side = self._plan.size(0)
-        self._draw_chunk(np.zeros(1, np.int64), np.empty((1, side, side, 3), np.uint8), 0)
+        nothing = np.zeros(1, np.int64)
+        self._draw_chunk(nothing, np.empty((1, side, side, 3), np.uint8), nothing)
 
     def prepare(self, epoch: int, resolution: int | None = None) -> None:
         self._refuse_if_open()
@@ -258,9 +259,7 @@ class FFCVLoader:
     def _begin(self, epoch: int, start_step: int, side: int) -> _Epoch:
         ring = self._buffers(side)
         batches = self._plan.batches(self._file.samples, epoch, start_step)
-        starts = (
-            self._start(indices, buffer, epoch) for indices, buffer in zip(batches, itertools.cycle(ring), strict=False)
-        )
+        starts = (self._start(picks, buffer) for picks, buffer in zip(batches, itertools.cycle(ring), strict=False))
         return _Epoch((epoch, start_step, side), starts)
 
     def _batches(self, under_way: _Epoch) -> Iterator[Batch]:
@@ -273,13 +272,15 @@ class FFCVLoader:
             jobs.popleft()
             yield self._transfer.hand_over(batch)
 
-    def _start(self, indices: NDArray[np.int64], buffer: Tensor, epoch: int) -> _Job:
+    def _start(self, picks: Picks, buffer: Tensor) -> _Job:
+        indices, times = picks
         images = buffer[: len(indices)]
         pixels = images.numpy()
         chunks = [self._drawing.submit(self._file.will_need, indices)]
         chunks += [
-            self._drawing.submit(self._draw_chunk, indices[at : at + self._chunk], pixels[at : at + self._chunk], epoch)
+            self._drawing.submit(self._draw_chunk, indices[at:end], pixels[at:end], times[at:end])
             for at in range(0, len(indices), self._chunk)
+            for end in (at + self._chunk,)
         ]
         return _Job(chunks, self._sending.submit(self._send, indices, images, chunks))
 
@@ -288,17 +289,23 @@ class FFCVLoader:
             chunk.result()
         return self._transfer(images, torch.from_numpy(self._labels[indices]), torch.from_numpy(indices))
 
-    def _draw_chunk(self, indices: NDArray[np.int64], out: NDArray[np.uint8], epoch: int) -> None:
+    def _draw_chunk(self, indices: NDArray[np.int64], out: NDArray[np.uint8], times: NDArray[np.int64]) -> None:
         augment.require_room(self._plan.crop, self._shortest_side, out.shape[1])
-        file, look, done = self._file, (*self._plan.augmentation, epoch), 0
+        self._draw_crops(indices, out, times)
+        if self._plan.finish is not None:
+            for image, index, time in zip(out, indices.tolist(), times.tolist(), strict=True):
+                self._plan.finish(image, index, time)
+
+    def _draw_crops(self, indices: NDArray[np.int64], out: NDArray[np.uint8], times: NDArray[np.int64]) -> None:
+        file, look, done = self._file, self._plan.augmentation, 0
         layout = (self._bytes, file.starts, file.lengths, file.modes, file.sizes)
         while done < len(indices):
-            failed = _draw(*layout, indices[done:], *look, self._scratch(), out[done:])
+            failed = _draw(*layout, indices[done:], *look, times[done:], self._scratch(), out[done:])
             if failed < 0:
                 return
             done += failed
             index = int(indices[done])
-            _show(self._second_opinion(index), *look, index, out[done])
+            _show(self._second_opinion(index), *look, int(times[done]), index, out[done])
             done += 1
 
     def _second_opinion(self, index: int) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, is_as_published
+from acdc_cli.data.finish import finish_of
 from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Source
@@ -48,9 +49,22 @@ def train_loader(data: DataSet, seed: int, epochs: int, device: torch.device, sh
         images=block.images,
         relabelled=(wrong.indices, wrong.given) if wrong else None,
         shard=shard,
+        finish=finish_of(block, seed),
+        repeats=block.augmentation.repeats,
     )
     steps_per_epoch(block, plan.samples(len(data.split("train").labels)))
-    return _loader(data, "train", plan, device, epochs)
+    wanted = block.augmentation
+    if not (wanted.mixup or wanted.cutmix):
+        return _loader(data, "train", plan, device, epochs)
+    if plan.largest_batch == 1:
+        raise DataError(
+            f"data.augmentation: mixup and cutmix mix an image with another of the same process, and data.batch_size "
+            f"{block.batch_size} gives each of {shard.size} only one. Raise it, or set both to 0."
+        )
+    # here because it imports torchvision
+    from acdc_cli.data.mixing import MixingLoader
+
+    return MixingLoader(_loader(data, "train", plan, device, epochs), wanted, seed, data.labelled)
 
 
 def first_size(data: DataSet, split: str = "val") -> tuple[int, int]:
@@ -142,7 +156,8 @@ def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs:
         return ResidentLoader(stored, plan, device)
     from acdc_cli.data.torch import MemoryImages, TorchLoader, is_small
 
-    if not is_small(stored):
+    # operations on images take longer than decoding them: several processes share the work
+    if plan.finish is not None or not is_small(stored):
         return TorchLoader(stored, plan, workers, device)
     # a few are read each time sooner than all are decoded and kept
     return TorchLoader(MemoryImages(stored) if plan.only is None else stored, plan, 0, device)

@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc_cli.data import augment
-from acdc_cli.data.batches import Batch, Plan
+from acdc_cli.data.batches import Batch, Picks, Plan
 from acdc_cli.data.beton import BetonFile
 
 SMALL = 256 << 20
@@ -22,11 +21,12 @@ _DRAWN_AT_ONCE = 8192
 
 
 def can_stay(file: BetonFile, plan: Plan, sizes: Iterable[int]) -> bool:
-    """Whether the used images fit on the device, and crops of all these sizes need no resizing."""
+    """Whether the used images fit on the device, and crops of all these sizes need no resizing and no `finish`."""
     height, width = (int(side) for side in file.sizes[0])
     border = 2 * augment.padding_of(plan.crop)
     return (
-        bool((file.sizes == file.sizes[0]).all())
+        plan.finish is None
+        and bool((file.sizes == file.sizes[0]).all())
         and 3 * plan.samples(len(file)) * (height + border) * (width + border) <= SMALL
         and all(augment.only_shifts(plan.crop, height, width, size) for size in sizes)
     )
@@ -78,19 +78,21 @@ class ResidentLoader:
         size = resolution or self._plan.size(epoch)
         augment.require_room(self._plan.crop, min(self._height, self._width), size)
         assert augment.only_shifts(self._plan.crop, self._height, self._width, size), "crops of this size are resized"
-        yield self._batches(self._plan.batches(self._stored, epoch, start_step), epoch, size)
+        yield self._batches(self._plan.batches(self._stored, epoch, start_step), size)
 
-    def _batches(self, batches: Sequence[NDArray[np.int64]], epoch: int, size: int) -> Iterator[Batch]:
+    def _batches(self, batches: Sequence[Picks], size: int) -> Iterator[Batch]:
         together = -(-_DRAWN_AT_ONCE // self._plan.largest_batch)
         for first in range(0, len(batches), together):
             some = batches[first : first + together]
-            indices = np.concatenate(some)
-            drawn = augment.shifts(self._plan.augmentation, epoch, indices, self._height, self._width, size)
+            indices, times = (np.concatenate(each) for each in zip(*some, strict=True))
+            drawn = augment.shifts(self._plan.augmentation, times, indices, self._height, self._width, size)
             places = torch.from_numpy(np.stack([self._slots[indices], *drawn]))
             if self._device.type == "cuda":
                 # only from page-locked memory does the copy not make the host wait
                 places = places.pin_memory().to(self._device, non_blocking=True)
-            for positions, here in zip(some, torch.split(places, [len(batch) for batch in some], 1), strict=True):
+            for (positions, _), here in zip(
+                some, torch.split(places, [len(batch.indices) for batch in some], 1), strict=True
+            ):
                 images = (cut if here.is_cuda else cut_on_host)(self._padded, here, size)
                 yield Batch(images.permute(0, 3, 1, 2), self._labels[here[0]], torch.from_numpy(positions))
 

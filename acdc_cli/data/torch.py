@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import functional
 
 from acdc_cli.data import worker
 from acdc_cli.data.augment import CENTRED, Augmentation, crop_box, is_flipped, nearest, require_room
-from acdc_cli.data.batches import Batch, Plan, Transfer
+from acdc_cli.data.batches import Batch, Picks, Plan, Transfer
 from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.finish import Finish
 from acdc_cli.data.image_file import read_image
 from acdc_cli.data.resident import SMALL
 from acdc_cli.data.write_beton import Source
@@ -83,8 +84,7 @@ class MemoryImages:
 class Request:
     """A batch to draw."""
 
-    indices: NDArray[np.int64]
-    epoch: int
+    picks: Picks
     size: int
 
 
@@ -95,13 +95,17 @@ class Drawer:
     images: Images
     augmentation: Augmentation
     bicubic: bool = False
+    finish: Finish | None = None
 
     def draw(self, request: Request) -> Tensor:
         """(batch, size, size, 3)"""
-        self.images.will_need(request.indices)
-        batch = torch.empty(len(request.indices), request.size, request.size, 3, dtype=torch.uint8)
-        for image, index in zip(batch, request.indices.tolist(), strict=True):
-            image.copy_(self._show(index, request.epoch, request.size).permute(1, 2, 0))
+        indices, times = request.picks
+        self.images.will_need(indices)
+        batch = torch.empty(len(indices), request.size, request.size, 3, dtype=torch.uint8)
+        for image, index, time in zip(batch, indices.tolist(), times.tolist(), strict=True):
+            image.copy_(self._show(index, time, request.size).permute(1, 2, 0))
+            if self.finish is not None:
+                self.finish(image.numpy(), index, time)
         return batch
 
     def _show(self, index: int, epoch: int, size: int) -> Tensor:
@@ -175,7 +179,7 @@ class TorchLoader:
         self._plan = plan
         self._transfer = Transfer(device)
         self._requests = _Requests()
-        self._batches = _RequestedBatches(Drawer(images, plan.augmentation, plan.bicubic))
+        self._batches = _RequestedBatches(Drawer(images, plan.augmentation, plan.bicubic, plan.finish))
         self._workers: DataLoader[Tensor | DataError] | None = None
         self._prepared: _Drawing | None = None
         if workers:
@@ -238,7 +242,7 @@ class TorchLoader:
 
     def _begin(self, epoch: int, start_step: int, size: int) -> _Drawing:
         batches = self._plan.batches(len(self._labels), epoch, start_step)
-        requests = [Request(indices, epoch, size) for indices in batches]
+        requests = [Request(picks, size) for picks in batches]
         images: Iterator[Tensor | DataError]
         if self._workers is None:
             images = (self._batches[request] for request in requests)
@@ -255,8 +259,8 @@ class TorchLoader:
         for request, images in zip(drawing.requests, self._drawn(drawing.images), strict=True):
             if isinstance(images, DataError):
                 raise images
-            labels = torch.from_numpy(self._labels[request.indices])
-            yield self._transfer(images, labels, torch.from_numpy(request.indices))
+            indices = request.picks.indices
+            yield self._transfer(images, torch.from_numpy(self._labels[indices]), torch.from_numpy(indices))
 
     def _drawn(self, images: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
         try:

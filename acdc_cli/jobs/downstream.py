@@ -62,6 +62,7 @@ def recipe_for(subject: Checkpoint, task: Task, mode: Mode, seed: int, overrides
         "resolution": block["val_crop"],
     }
     own |= dict.fromkeys(("images", "val_images", "corrupt_labels"))
+    own["augmentation"] = {}
     lr = _LINEAR_LR if mode == "linear" else task.known.finetuning_lr if task.known else 0.001
     values |= {
         "name": f"transfer-{mode}",

@@ -246,6 +246,8 @@ def _notes(
             f"training FLOPs leave out each epoch's incomplete last batch, {rest:,} of {images:,} images; P1's EFLOPs "
             "count every image"
         )
+    if (repeats := recipe.data.augmentation.repeats) > 1:
+        yield f"an epoch shows one in {repeats} images, {repeats} times each (data.augmentation.repeats)"
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
         yield f"the cost of training {source} is not counted"

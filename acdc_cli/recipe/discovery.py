@@ -62,6 +62,7 @@ METHODS = Folder("acdc_cli.sparsity.methods", "method")
 ANALYSES = Folder("acdc_cli.analysis", "analysis")
 MODELS = Folder("acdc_cli.models", "model")
 TASKS = Folder("acdc_cli.tasks", "task")
+POLICIES = Folder("acdc_cli.data.policies", "augmentation policy")
 DATA_SETS = Folder("acdc_cli.data.sets", "data set")
 FORMATS = Folder("acdc_cli.deploy.formats", "format")
 

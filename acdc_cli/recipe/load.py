@@ -148,7 +148,11 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     problems += _without_weights(root, sparsity)
     data = _valid(TypeAdapter(DataBlock), given.get("data"))
     if data and (task := _valid(TypeAdapter(TaskBlock), given.get("task", {}))):
-        problems += [problem_at(root, ("data", key), text) for key, text in task_class(task.name).misfits(data)]
+        kind = task_class(task.name)
+        problems += [problem_at(root, ("data", key), text) for key, text in kind.misfits(data)]
+        if task.loss not in (None, *kind.losses):
+            text = f"{task.name} has the loss {either(kind.losses)}, found {task.loss}"
+            problems.append(problem_at(root, ("task", "loss"), text))
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
     if epochs is None:
         return problems

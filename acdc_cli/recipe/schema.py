@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.discovery import TASKS
+from acdc_cli.recipe.discovery import POLICIES, TASKS
 from acdc_cli.recipe.explain import unknown_name
 
 
@@ -171,6 +171,39 @@ class CorruptLabelsBlock(Block):
     """Seed of the choice of images and labels, independent of the recipe's `seed`."""
 
 
+def _known_policy(text: str) -> str:
+    name, _, rest = text.partition("-")
+    if name not in (known := POLICIES.names()):
+        raise ValueError(unknown_name(name, known))
+    POLICIES.module(name).check(rest)
+    return text
+
+
+class AugmentationBlock(Block):
+    policy: Annotated[
+        Annotated[
+            str,
+            AfterValidator(_known_policy),
+            Field(json_schema_extra={"expected": "trivial, or rand-… such as rand-m7-mstd0.5-inc1"}),
+        ]
+        | None,
+        Field(),
+    ] = None
+    """Random operations on each crop, after its flip. `trivial`: torchvision's TrivialAugmentWide. `rand-…`: timm's
+    RandAugment in its own notation, such as `rand-m7-mstd0.5-inc1`. Default: none."""
+    erasing: Share = 0.0
+    """Probability that a random rectangle of a crop, 2 % to 33 % of it, gets the mean colour (`data.mean`)."""
+    mixup: NonNegativeFloat = 0.0
+    """Blend each image of a batch, and its label, with another one's: the share is drawn for each batch from
+    Beta(mixup, mixup). 0: never."""
+    cutmix: NonNegativeFloat = 0.0
+    """Paste a rectangle of another image of the batch into each one, and mix the labels by its area, drawn for each
+    batch from Beta(cutmix, cutmix). With `mixup` too, each batch takes one of them at random. 0: never."""
+    repeats: Annotated[PositiveInt, _at_most(100)] = 1
+    """Show so many versions of an image in one batch, each drawn on its own. An epoch has as many steps as without, so
+    it shows one in `repeats` images."""
+
+
 class DataBlock(Block):
     name: str
     """A data set of `acdc data list`."""
@@ -203,6 +236,8 @@ class DataBlock(Block):
     """Pixels of zero padding on each side for `pad_crop`."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
+    augmentation: AugmentationBlock = AugmentationBlock()
+    """Further augmentation of training images; all of it is off by default."""
     resolution: Pixels | list[ResolutionStep] | ResolutionRamp = 224
     """Side of the training crops, in pixels. For progressive resizing, give a list of sizes with the share of the run
     at which each begins, or a ramp as in FFCV's ImageNet script:
@@ -271,6 +306,12 @@ class TaskBlock(Block):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly during training: over all classes, or for `multilabel` over yes and no of each
     label. Validation losses are not smoothed."""
+    loss: Literal["softmax", "binary"] | None = None
+    """`softmax`: cross entropy of the classes. `binary`: binary cross entropy of each class or label on its own.
+    Default: `softmax` for multiclass; `binary` for multilabel, which has no other. Validation reports the default's."""
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """With `loss: binary`, each target above this becomes 1 and every other 0, for labels that are mixed. Default: the
+    targets as they are mixed and smoothed."""
     teacher: str | None = None
     """Distillation: train on the predictions of another model, too. A run directory, whose dense model it takes if
     there is one, or a checkpoint, as in `model.weights`. `last_dense`: the model at the end of this run's last dense
@@ -281,6 +322,12 @@ class TaskBlock(Block):
     def _has_a_teacher(self) -> Self:
         if self.teacher is None and self.distillation != DistillationBlock():
             raise ValueError("distillation needs a teacher: set task.teacher, or remove the block")
+        return self
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        if self.target_threshold is not None and self.loss != "binary":
+            raise ValueError("target_threshold: needs loss: binary; set it, or remove target_threshold")
         return self
 
 

@@ -20,10 +20,13 @@ class Task:
         more=(Quantity("top5", "top-5", "top-5", "%"),),
     )
     targets: ClassVar[str] = "class"
+    losses: ClassVar[tuple[str, ...]] = ("softmax", "binary")
     names = ("loss", "entropy", "top1", "top5")
 
     def __init__(self, block: TaskBlock | None = None, names: Sequence[str] = ()) -> None:
         self.label_smoothing = block.label_smoothing if block else 0.0
+        self._is_binary = block is not None and block.loss == "binary"
+        self._threshold = block.target_threshold if block else None
         self._classes = tuple(names)
 
     @staticmethod
@@ -31,13 +34,26 @@ class Task:
         return []
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean smoothed cross entropy in nats; logits: (batch, classes), targets: (batch,) int64."""
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        """Mean smoothed cross entropy in nats; logits: (batch, classes), targets: (batch,) int64, or mixed: (batch,
+        classes), the share of each class.
+
+        A binary loss is also a mean over classes, on the smoothed targets, which are then rounded at the threshold.
+        """
+        if not self._is_binary:
+            return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        classes = logits.shape[1]
+        wanted = (
+            targets if targets.ndim == 2 else (targets[:, None] == torch.arange(classes, device=targets.device)).float()
+        )
+        wanted = wanted + self.label_smoothing * (1 / classes - wanted) if self.label_smoothing else wanted
+        if self._threshold is not None:
+            wanted = (wanted > self._threshold).float()
+        return F.binary_cross_entropy_with_logits(logits.float(), wanted)
 
     @torch.no_grad()
     def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
-        """Mean cross entropy in nats (P2 C.1); None without label smoothing."""
-        return F.cross_entropy(logits.float(), targets) if self.label_smoothing else None
+        """Mean softmax cross entropy in nats (P2 C.1), also of mixed targets; None if the loss is just that."""
+        return F.cross_entropy(logits.float(), targets) if self.label_smoothing or self._is_binary else None
 
     def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Sums over the batch, as float64 scalars on the logits' device, so that batches add up exactly."""

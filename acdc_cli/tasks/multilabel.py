@@ -25,9 +25,11 @@ class Task:
         confidence=Quantity("uncertainty", "uncertainty", "unc.", "%"),
     )
     targets: ClassVar[str] = "bits"
+    losses: ClassVar[tuple[str, ...]] = ("binary",)
 
     def __init__(self, block: TaskBlock | None = None, names: Sequence[str] = ()) -> None:
         self.label_smoothing = block.label_smoothing if block else 0.0
+        self._threshold = block.target_threshold if block else None
         self._labels = tuple(names)
 
     @property
@@ -41,18 +43,20 @@ class Task:
         return [("corrupt_labels", "replaces an image's one class, and a multilabel image has none; remove it")]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean binary cross entropy in nats; logits: (batch, labels), targets: (batch,) int64.
+        """Mean binary cross entropy in nats; logits: (batch, labels), targets: (batch,) int64, or mixed: (batch,
+        labels), the share of each.
 
         Label smoothing a makes the targets of 0 and 1 a/2 and 1 - a/2: that share is spread over both answers.
         """
         wanted = self._bits(logits, targets)
-        return F.binary_cross_entropy_with_logits(
-            logits.float(), wanted + self.label_smoothing * (0.5 - wanted) if self.label_smoothing else wanted
-        )
+        wanted = wanted + self.label_smoothing * (0.5 - wanted) if self.label_smoothing else wanted
+        if self._threshold is not None:
+            wanted = (wanted > self._threshold).float()
+        return F.binary_cross_entropy_with_logits(logits.float(), wanted)
 
     @torch.no_grad()
     def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
-        if not self.label_smoothing:
+        if not self.label_smoothing and self._threshold is None:
             return None
         return F.binary_cross_entropy_with_logits(logits.float(), self._bits(logits, targets))
 
@@ -91,5 +95,5 @@ class Task:
         return "no", "yes"
 
     def _bits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(batch, labels), float32: 0 or 1."""
-        return self.truth(targets, logits.shape[1]).float()
+        """(batch, labels), float32: 0 or 1; mixed targets are what they are."""
+        return targets if targets.is_floating_point() else self.truth(targets, logits.shape[1]).float()

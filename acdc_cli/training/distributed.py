@@ -150,7 +150,7 @@ class Ranks:
     def whole(self, images: Tensor) -> Tensor:
         """The whole batch, from all ranks' parts in order.
 
-        images: (part, channels, height, width), channels_last; or labels: (part,).
+        images: (part, channels, height, width), channels_last; or labels: (part,) or (part, outputs).
         """
         if self.size == 1:
             return images

@@ -135,6 +135,14 @@ def test_gradients_that_a_method_asks_for_are_part_of_every_total(in_tmp: Path) 
     assert found.epochs[-1].cost == found.totals.train_ratio == pytest.approx(float(sum(epochs) / (12 * dense)))
 
 
+def test_repeats_change_which_images_are_seen_and_not_what_a_run_costs(in_tmp: Path) -> None:
+    plain, repeated = (plan(load("demo", [*SHORT, f"data.augmentation.repeats={count}"])) for count in (1, 4))
+    assert repeated.totals == plain.totals
+    assert set(repeated.notes) - set(plain.notes) == {
+        "an epoch shows one in 4 images, 4 times each (data.augmentation.repeats)"
+    }
+
+
 def test_the_json_has_the_keys_that_programs_read(in_tmp: Path) -> None:
     found = json.loads(json.dumps(planned("demo", *SHORT).as_dict()))
     assert {"epochs", "layers", "totals", "warnings"} <= found.keys()

@@ -98,6 +98,40 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
                 "8: data.resolution[1]: expected a block with at least since, size, found 4",
             ],
         ),
+        # augmentation
+        (
+            "  batch_size: 64",
+            "  batch_size: 64\n  augmentation: {policy: tivial, mixp: 1}",
+            [
+                '8: data.augmentation.policy: expected rand or trivial, found "tivial"; did you mean trivial?',
+                "8: data.augmentation.mixp: unknown key; did you mean mixup? "
+                "(allowed: policy, erasing, mixup, cutmix, repeats)",
+            ],
+        ),
+        (
+            "  batch_size: 64",
+            "  batch_size: 64\n  augmentation: {policy: trivial-m3}",
+            ["8: data.augmentation.policy: trivial takes nothing after its name, found -m3"],
+        ),
+        (
+            "  batch_size: 64",
+            "  batch_size: 64\n  augmentation: {policy: rand-m7-x1}",
+            [
+                "8: data.augmentation.policy: rand takes parts such as m7 (strength), n2 (operations), p0.5 "
+                "(probability of each), mstd0.5 (spread of the strength), mmax10 and inc1 (stronger with m), joined by "
+                "dashes, found x1"
+            ],
+        ),
+        (
+            "epochs: 100",
+            "epochs: 100\ntask: {target_threshold: 0.2}",
+            ["3: task.target_threshold: needs loss: binary; set it, or remove target_threshold"],
+        ),
+        (
+            "epochs: 100",
+            "epochs: 100\ntask: {name: multilabel, loss: softmax}",
+            ["3: task.loss: multilabel has the loss binary, found softmax"],
+        ),
         # shares are no percentages
         ("0.9", "95", [f"15: sparsity.target: {TARGET}, found 95; it is a share: 0.95, not 95"]),
         ("0.9", "90%", [f'15: sparsity.target: {TARGET}, found "90%"; write 0.9']),

@@ -85,6 +85,8 @@ CIFAR = [
     *(f"cifar/{method}_resnet20_90" for method in ("gmp", "oneshot", "rigl", "woodfisher")),
     *(f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")),
 ]
+MODERN = [f"modern/resnet50_{recipe}_{kind}" for recipe in ("v2", "a2", "a3") for kind in ("dense", "95")]
+"""The trainings of torchvision's and timm's best ResNet-50."""
 CELEBA = [f"celeba_resnet18_{target}" for target in ("dense", "95", "98", "99", "99_5")]
 DEMO = [
     "demo",
@@ -124,7 +126,7 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
     assert sorted(NAMES) == sorted(
-        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + CELEBA + DEMO
+        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + MODERN + CELEBA + DEMO
     )
 
 

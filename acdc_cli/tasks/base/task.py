@@ -32,6 +32,8 @@ class Task(Measure, Protocol):
     """The metrics that tables and figures show; `names` may have more."""
     targets: ClassVar[str]
     """The kind of targets that it takes: one of `data.labels.KINDS`."""
+    losses: ClassVar[tuple[str, ...]]
+    """The values of `task.loss` that it takes, its default first."""
 
     def __init__(self, block: TaskBlock, names: Sequence[str] = ()) -> None:
         """names: of the outputs, which are classes or labels."""
@@ -41,7 +43,7 @@ class Task(Measure, Protocol):
         """(key, message) for everything in a recipe's data block that this task cannot do."""
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The training loss of a batch, a scalar."""
+        """The training loss of a batch, a scalar. Mixed targets are (batch, outputs), float32."""
 
     def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
         """The loss on the targets themselves, without a gradient; None if `loss` is on them, too."""
