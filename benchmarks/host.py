@@ -54,7 +54,7 @@ def measure(precision: str, steps: int, rounds: int) -> dict[str, list[float]]:
         bare = BareLoop(recipe, loader, device, _CLASSES)
     assembly.parts.sparsifier.on_epoch_start(moment(assembly, 10))
     inside = _Inside()
-    inside.wraps(assembly.trainer._replica, "forward")
+    inside.wraps(assembly.trainer._backward._replica, "forward")
     inside.wraps(bare, "_forward")
     for optimizer in (assembly.parts.optimizer, bare._optimizer):
         inside.wraps(optimizer, "step")

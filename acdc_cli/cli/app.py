@@ -61,6 +61,9 @@ class _Boundary(TyperGroup):
             raise typer.Exit(RESUME_ME) from stopped
         except KeyboardInterrupt as error:
             raise typer.Exit(130) from error
+        except EOFError as error:
+            # click would say "Aborted." of it, as at the end of a prompt's input
+            raise RuntimeError("unexpected end of a stream") from error
         except Exception as error:
             from acdc_cli.recipe import code
 

@@ -216,7 +216,8 @@ class TorchLoader:
         """Starts the workers."""
         if self._workers is not None:
             self._requests.now, self._prepared = [], None
-            iter(self._workers)
+            with _explained():
+                iter(self._workers)
 
     def prepare(self, epoch: int, resolution: int | None = None) -> None:
         if self._workers is not None:
@@ -263,14 +264,8 @@ class TorchLoader:
             yield self._transfer(images, torch.from_numpy(self._labels[indices]), torch.from_numpy(indices))
 
     def _drawn(self, images: Iterator[Tensor | DataError]) -> Iterator[Tensor | DataError]:
-        try:
+        with _explained():
             yield from images
-        except _LOST as cause:
-            if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
-                raise
-            raise DataError(
-                f"a process that draws images ended ({cause!r}). Memory probably ran out: lower data.workers."
-            ) from cause
 
     def _one_ahead(self, batches: Iterator[Batch], sending: ThreadPoolExecutor) -> Iterator[Batch]:
         """Copies the next batch to the device while this one is used."""
@@ -278,6 +273,19 @@ class TorchLoader:
         while (batch := coming.result()) is not None:
             coming = sending.submit(next, batches, None)
             yield self._transfer.hand_over(batch)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raises DataError where workers are lost."""
+    try:
+        yield
+    except _LOST as cause:
+        if isinstance(cause, RuntimeError) and "exited unexpectedly" not in str(cause):
+            raise
+        raise DataError(
+            f"a process that draws images ended ({cause!r}). Memory probably ran out: lower data.workers."
+        ) from cause
 
 
 def _raising(error: Exception) -> Iterator[Never]:

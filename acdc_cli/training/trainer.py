@@ -12,11 +12,10 @@ host waits for the device only where it fetches the losses: every `log_every` st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch
@@ -26,8 +25,8 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.background_saves import BackgroundSaves
+from acdc_cli.training.backward import Backward
 from acdc_cli.training.device_errors import in_words, mendable
-from acdc_cli.training.distributed import Replica
 from acdc_cli.training.epoch_record import charge_probes, epoch_record
 from acdc_cli.training.method_services import MethodServices
 from acdc_cli.training.optim import clip_gradients, set_learning_rate
@@ -37,7 +36,6 @@ from acdc_cli.training.progress import RunProgress, print_epoch, print_header, t
 from acdc_cli.training.random_state import random_state, set_random_state
 from acdc_cli.training.requests import Request, Requests
 from acdc_cli.training.running import Losses, Running
-from acdc_cli.training.teacher import Teacher
 from acdc_cli.training.validation import Validation
 
 
@@ -61,9 +59,7 @@ class Trainer:
         """Whether the method's `finish` has been called."""
         self._seconds = 0.0
         self._running = Running()
-        self._teacher: Teacher | None = None
-        """The teacher of this epoch."""
-        self._replica = Replica(parts.model, parts.forward, parts.ranks, parts.optim.accumulate)
+        self._backward = Backward(parts)
         self._trained = [weight for group in parts.optimizer.param_groups for weight in group["params"]]
         self._validation = Validation(parts, self._carry_out_requests)
         self._products = Products(parts, run)
@@ -79,12 +75,13 @@ class Trainer:
         Raises RunError if the loss stays NaN or infinite, or if memory runs out, and Stopped if a stop was requested.
         """
         parts, steps = self._parts, self._parts.train.steps
-        for loader in (parts.train, parts.val, *(probe.loader for probe in parts.probes)):
-            loader.warm_up()
-        self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step)
-        self._requests.saved()
-        print_header(parts.task.measures)
         with self._saves:
+            with self._stopping():
+                for loader in (parts.train, parts.val, *(probe.loader for probe in parts.probes)):
+                    loader.warm_up()
+            self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step)
+            self._requests.saved()
+            print_header(parts.task.measures)
             while self._epoch < parts.epochs:
                 record = self._run_epoch()
                 print_epoch(record, parts.task.measures)
@@ -127,14 +124,14 @@ class Trainer:
             return
         if self._step == 0:
             self._start_epoch()
-        teacher = parts.teacher
-        self._teacher = teacher if teacher and teacher.teaches(parts.sparsifier.phases, epoch) else None
+        self._backward.begin(epoch)
         parts.model.train()
         with (
+            self._stopping(),
             parts.train.epoch(epoch, self._step, parts.resolution(epoch)) as batches,
             self._progress.epoch(epoch, parts.sparsifier.phases.at(epoch).kind, self._step),
         ):
-            for batch in self._until_stopped(batches):
+            for batch in batches:
                 moment = self._moment(self._step)
                 learning_rate = parts.learning_rate(moment.progress)
                 attempt = in_words(batch.images, parts.optim.accumulate)
@@ -163,7 +160,7 @@ class Trainer:
         """One optimiser step; returns the batch's `Running.add` losses, on the device."""
         parts = self._parts
         set_learning_rate(parts.optimizer, learning_rate)
-        losses = self._accumulate(batch) if parts.optim.accumulate > 1 else self._backward(batch.images, batch.labels)
+        losses = self._backward(batch)
         parts.precision.unscale(parts.optimizer)
         if parts.sparsifier.on_gradients(moment):
             if parts.optim.clip_norm is not None:
@@ -178,43 +175,16 @@ class Trainer:
             weight.grad = None
         return losses
 
-    def _backward(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
-        """Adds the gradients of `share` times the mean loss to the existing ones; returns `share` times the losses."""
-        parts = self._parts
-        with parts.precision.autocast():
-            logits = self._replica.forward(images)
-            loss = label_loss = parts.task.loss(logits, labels)
-            unsmoothed = parts.task.unsmoothed_loss(logits, labels)
-            if unsmoothed is None:
-                unsmoothed = label_loss.detach()
-            if self._teacher:
-                loss = self._teacher.loss(label_loss, logits, images)
-        if share != 1:
-            loss = loss * share
-        # which exchanges gradients
-        with parts.ranks.waiting():
-            parts.precision.backward(loss)
-        return torch.stack([loss.detach(), share * unsmoothed])
-
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """The gradients of the batch's mean loss, part after part; returns the losses of the batch."""
-        parts = self._parts.optim.accumulate
-        chunks = list(zip(batch.images.chunk(parts), batch.labels.chunk(parts), strict=True))
-        losses = torch.zeros(2, device=batch.images.device)
-        for number, (images, labels) in enumerate(chunks, 1):
-            with self._replica.part(last=number == len(chunks)):
-                losses += self._backward(images, labels, len(labels) / len(batch.labels))
-        return losses
-
     def _moment(self, step: int) -> Moment:
         """step: counted within this epoch."""
         epochs, steps = self._parts.epochs, self._parts.train.steps
         return Moment(self._epoch, self._epoch * steps + step, epochs, steps)
 
-    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
         """A signal to stop may also end the processes that load images, which is not an error of the data."""
         try:
-            yield from batches
+            yield
         except DataError:
             # several ranks would wait for each other
             if self._parts.ranks.size == 1 and self._requests.stop_asked():

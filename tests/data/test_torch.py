@@ -166,3 +166,16 @@ def test_the_thread_that_copies_takes_its_loaders_device(
     monkeypatch.setattr(loader._transfer, "device", torch.device("cuda", 3))
     _drain(loader)
     assert taken == [("send_0", torch.device("cuda", 3))]
+
+
+def test_workers_that_cannot_start_are_an_error_of_the_data(
+    load: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: Any) -> None:
+        # as of a fork server that a signal has ended
+        raise EOFError
+
+    loader = load(FolderImages(folder_source("folder", "val", folder)), VALIDATION, workers=1)
+    monkeypatch.setattr(type(loader._workers), "__iter__", lost)
+    with pytest.raises(DataError, match="a process that draws images ended"):
+        loader.warm_up()

@@ -95,7 +95,7 @@ def trained(trainer: Trainer) -> dict[str, Tensor]:
     parts = trainer._parts
     start = {name: weight.detach().clone() for name, weight in parts.model.named_parameters()}
     parts.model.train()
-    trainer._teacher = parts.teacher
+    trainer._backward.begin(0)
     with parts.train.epoch(0) as batches:
         drawn = list(batches)
     for index in range(10):

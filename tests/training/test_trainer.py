@@ -198,6 +198,20 @@ def test_images_that_stop_coming_because_the_end_was_asked_for_are_no_fault_of_t
     assert (state is not None and state["step"] == 1) == asked
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_so_are_workers_that_do_not_even_start(folder: Path, asked: bool) -> None:
+    run = MiniRun(folder, 1, DENSE, stop_asked=lambda: asked)
+
+    def dying() -> None:
+        raise DataError("a process that draws images ended")
+
+    run.val.warm_up = dying  # type: ignore[method-assign]
+    with pytest.raises(Stopped if asked else DataError):
+        run.fit()
+    state = checkpoint.load_state(run.directory.checkpoints)
+    assert (state is not None and state["step"] == 0) == asked
+
+
 def test_minutes_after_the_last_checkpoint_one_is_written_within_the_epoch(folder: Path) -> None:
     run = MiniRun(folder, 1, DENSE, checkpoint={"every_minutes": 1e-9})
     saved: list[tuple[int, int]] = []
@@ -329,7 +343,7 @@ def test_the_record_has_the_cross_entropy_with_the_labels_themselves(
         folder, 1, DENSE, optim={"accumulate": accumulate}, task=Classification(TaskBlock(label_smoothing=smoothing))
     )
     smoothed, plain = [], []
-    forward = run.trainer._replica.forward
+    forward = run.trainer._backward._replica.forward
 
     def observed(images: torch.Tensor) -> torch.Tensor:
         logits = forward(images)
@@ -337,7 +351,7 @@ def test_the_record_has_the_cross_entropy_with_the_labels_themselves(
         return logits
 
     batches: list[torch.Tensor] = []
-    run.trainer._replica.forward = observed  # type: ignore[method-assign]
+    run.trainer._backward._replica.forward = observed  # type: ignore[method-assign]
     with run.train.epoch(0) as given:
         labels = torch.cat([batch.labels.clone() for batch in given])
     run.fit()
@@ -377,7 +391,7 @@ def test_out_of_memory_names_the_batch_that_was_tried(folder: Path, monkeypatch:
         # more than any machine has
         return torch.empty(2**55, dtype=torch.float32)
 
-    run.trainer._replica.forward = full
+    run.trainer._backward._replica.forward = full
     said = "out of memory with a batch of 4 images of 8 pixels, in 2 parts: raise optim.accumulate"
     with pytest.raises(RunError, match=said):
         run.fit()
@@ -489,7 +503,7 @@ def test_an_operation_without_a_deterministic_algorithm_is_named(folder: Path) -
     def random(images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("adaptive_pool_cuda does not have a deterministic implementation, but you set …")
 
-    run.trainer._replica.forward = random
+    run.trainer._backward._replica.forward = random
     said = "deterministic: adaptive_pool_cuda has no deterministic algorithm on this device; use --set determ"
     with pytest.raises(RunError, match=said):
         run.fit()

@@ -1,0 +1,54 @@
+"""The gradients of a training step: forward and backward, part after part, with the teacher if there is one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acdc_cli.data.batches import Batch
+from acdc_cli.training.distributed import Replica
+from acdc_cli.training.parts import Parts
+from acdc_cli.training.teacher import Teacher
+
+
+class Backward:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._accumulate = parts.optim.accumulate
+        self._replica = Replica(parts.model, parts.forward, parts.ranks, self._accumulate)
+        self._teacher: Teacher | None = None
+
+    def begin(self, epoch: int) -> None:
+        """Call before the steps of an epoch, also where a run resumes within it."""
+        teacher = self._parts.teacher
+        self._teacher = teacher if teacher and teacher.teaches(self._parts.sparsifier.phases, epoch) else None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Adds the gradients of the batch's mean loss to the existing ones; returns its `Running.add` losses, on the
+        device."""
+        if self._accumulate == 1:
+            return self._add(batch.images, batch.labels)
+        chunks = list(zip(batch.images.chunk(self._accumulate), batch.labels.chunk(self._accumulate), strict=True))
+        losses = torch.zeros(2, device=batch.images.device)
+        for number, (images, labels) in enumerate(chunks, 1):
+            with self._replica.part(last=number == len(chunks)):
+                losses += self._add(images, labels, len(labels) / len(batch.labels))
+        return losses
+
+    def _add(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
+        """The same for `share` times the mean loss of these images."""
+        parts = self._parts
+        with parts.precision.autocast():
+            logits = self._replica.forward(images)
+            loss = parts.task.loss(logits, labels)
+            unsmoothed = parts.task.unsmoothed_loss(logits, labels)
+            if unsmoothed is None:
+                unsmoothed = loss.detach()
+            if self._teacher:
+                loss = self._teacher.loss(loss, logits, images)
+        if share != 1:
+            loss = loss * share
+        # which exchanges gradients
+        with parts.ranks.waiting():
+            parts.precision.backward(loss)
+        return torch.stack([loss.detach(), share * unsmoothed])
