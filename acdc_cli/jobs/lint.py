@@ -95,7 +95,8 @@ def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) 
         return
     begin = max(epochs_of(recipe.ema.begin, recipe.epochs), sparsifier.phases.phases[-1].start)
     steps, span = (recipe.epochs - begin) * steps_per_epoch, 1 / (1 - recipe.ema.decay)
-    if 3 * span > steps:
+    # 1 - 0.9998 is a little less than 0.0002
+    if 3 * span > steps * (1 + _ROUNDING):
         yield (
             f"ema.decay: {recipe.ema.decay:g} spans about {span:,.0f} steps, more than a third of the {steps:,} "
             + ("in the last phase; " if begin else "of the run; ")
