@@ -450,6 +450,9 @@ def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path
     assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
     places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}
     assert places == {0.9, 0.95}
+    costs = charts.pareto(found)
+    assert costs is not None
+    assert sorted(text.get_text() for text in costs.axes[0].texts) == ["", "0.9", "0.95"]
 
 
 @pytest.mark.usefixtures("undrawn")

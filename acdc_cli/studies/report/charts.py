@@ -74,11 +74,14 @@ def pareto(summary: Summary) -> Figure | None:
     for key in front:
         cost, accuracy = points[key]
         axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
+    unlabelled = {(group.series, group.x) for group in summary.groups if group.dense and summary.along.sparsities}
     for key, (cost, accuracy) in points.items():
         # the region above and to the left of the front contains no model
         away, side = ((-6, 7), "right") if key in front else ((5, -9), "left")
         place = (cost, 100 * accuracy)
-        axes.annotate(str(key[1]), place, away, textcoords="offset points", ha=side, size=7, color=_INK)
+        # the study lists a dense model under one of the sparsities, none of which is its own
+        text = "" if key in unlabelled else str(key[1])
+        axes.annotate(text, place, away, textcoords="offset points", ha=side, size=7, color=_INK)
     plotting.log(axes, "x", console.with_prefix)
     axes.set(xlabel="training FLOPs (measured)", ylabel=f"validation {headline.axis}")
     _dress(axes)
