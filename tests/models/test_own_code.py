@@ -78,7 +78,8 @@ def test_two_models_may_each_have_a_module_of_the_same_name(tmp_path: Path) -> N
 
 def test_the_standard_library_is_never_a_file_beside_it(tmp_path: Path) -> None:
     written(tmp_path, net="import random, torch\nrandom.seed\n" + MAKE, random="1 / 0\n", torch="1 / 0\n")
-    made(tmp_path / "net.py")
+    assert isinstance(made(tmp_path / "net.py"), torch.nn.Module)
+    assert list(code.read(tmp_path / "net.py").files) == ["net.py"]
 
 
 def test_the_digest_is_of_the_contents_wherever_they_lie(tmp_path: Path) -> None:

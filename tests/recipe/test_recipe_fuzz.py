@@ -230,7 +230,8 @@ def outcome(case: Case, folder: Path) -> str:
     return "valid"
 
 
-def fuzz(cases: int, folder: Path) -> None:
+def rarer_fate(cases: int, folder: Path) -> float:
+    """The share of the cases that met the rarer of the two fates; each case is checked."""
     fates = Counter[str]()
 
     @settings(
@@ -245,14 +246,14 @@ def fuzz(cases: int, folder: Path) -> None:
         fates[outcome(case, folder)] += 1
 
     meet()
-    assert min(fates["valid"], fates["refused"]) > cases // 50, "both fates must be met, else the cases are too tame"
+    return min(fates["valid"], fates["refused"]) / cases
 
 
 def test_every_recipe_is_valid_or_refused_in_words(in_tmp: Path) -> None:
-    fuzz(100, in_tmp)
+    assert rarer_fate(100, in_tmp) > 0.02, "the cases are too tame"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_each_of_20_000_recipes_is_valid_or_refused_in_words(in_tmp: Path) -> None:
-    fuzz(20_000, in_tmp)
+    assert rarer_fate(20_000, in_tmp) > 0.02, "the cases are too tame"

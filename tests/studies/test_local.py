@@ -102,6 +102,7 @@ time.sleep(60)
         until(Path("ready").exists)
         process.kill()
     until(Path("asked").exists)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_run_whose_sweep_is_gone_before_it_begins_does_not_begin(in_tmp: Path) -> None:
