@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import drawn, same
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from acdc_cli.data.augment import PADDED, RANDOM_RESIZED, Crop, crop_box, times_of
-from acdc_cli.data.batches import Loader, Plan, Shard
+from acdc_cli.data.batches import Plan, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.finish import Finish, erased_box, finish_of
 from acdc_cli.data.finish import draws as draws_of
@@ -38,18 +38,6 @@ def block(**augmentation: Any) -> DataBlock:
 def plan(**changes: Any) -> Plan:
     values = {"crop": Crop(PADDED), "flip": 0.5, "seed": 5, "shuffle": True} | changes
     return Plan(12, lambda epoch: 32, **values)
-
-
-def drawn(loader: Loader, epoch: int = 2, start_step: int = 0) -> list[tuple[Tensor, Tensor]]:
-    with loader.epoch(epoch, start_step) as batches:
-        return [(batch.images.clone(), batch.indices.clone()) for batch in batches]
-
-
-def same(ours: list[tuple[Tensor, Tensor]], others: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(ours) == len(others) > 0 and all(
-        torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
-        for mine, theirs in zip(ours, others, strict=True)
-    )
 
 
 def picture() -> NDArray[np.uint8]:
@@ -119,11 +107,11 @@ def test_each_repetition_has_its_own_crop_and_the_first_has_that_of_an_epoch_wit
     loader = TorchLoader(BetonFile(noise), plan(repeats=3), 0, CPU)
     plain = {
         index: image
-        for images, indices in drawn(TorchLoader(BetonFile(noise), plan(), 0, CPU))
+        for images, _, indices in drawn(TorchLoader(BetonFile(noise), plan(), 0, CPU))
         for image, index in zip(images, indices.tolist(), strict=True)
     }
     compared = 0
-    for images, indices in drawn(loader):
+    for images, _, indices in drawn(loader):
         first, second, third = images.chunk(3)
         assert indices[:4].tolist() == indices[4:8].tolist() == indices[8:].tolist()
         assert not torch.equal(first, second)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from drawn import drawn, same
 from in_memory import InMemory
 from mini_trainer import MiniRun, StopAtCall
-from torch import Tensor
 
 from acdc_cli.data import loaders
 from acdc_cli.data.augment import PADDED, Crop
-from acdc_cli.data.batches import Batch, Loader, Plan, Shard
+from acdc_cli.data.batches import Batch, Plan, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.finish import finish_of
@@ -50,21 +49,9 @@ def mixed(labels: Labels = CLASSES, seed: int = 3, **wanted: float) -> MixingLoa
     return MixingLoader(Few(), AugmentationBlock(**wanted), seed, labels)
 
 
-def drawn(loader: Loader, epoch: int = 2, start_step: int = 0) -> list[tuple[Tensor, Tensor]]:
-    with loader.epoch(epoch, start_step) as batches:
-        return [(batch.images.clone(), batch.labels.clone()) for batch in batches]
-
-
-def same(ours: Sequence[tuple[Tensor, Tensor]], others: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    return len(ours) == len(others) > 0 and all(
-        torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
-        for mine, theirs in zip(ours, others, strict=True)
-    )
-
-
 def test_mixup_is_the_blend_of_each_image_and_label_with_the_one_before() -> None:
     shares = []
-    for (images, labels), (plain, classes) in zip(drawn(mixed(mixup=0.4)), drawn(Few()), strict=True):
+    for (images, labels, _), (plain, classes, _) in zip(drawn(mixed(mixup=0.4)), drawn(Few()), strict=True):
         other = int((classes != classes.roll(1)).nonzero()[0])
         share = float(labels[other, classes[other]])
         shares.append(share)
@@ -79,7 +66,7 @@ def test_mixup_is_the_blend_of_each_image_and_label_with_the_one_before() -> Non
 
 
 def test_cutmix_pastes_one_rectangle_and_the_labels_say_its_share() -> None:
-    for (images, labels), (plain, classes) in zip(drawn(mixed(cutmix=1.0)), drawn(Few()), strict=True):
+    for (images, labels, _), (plain, classes, _) in zip(drawn(mixed(cutmix=1.0)), drawn(Few()), strict=True):
         plain = plain.float()
         pasted = ((images == plain.roll(1, 0)) & (images != plain)).any(dim=1).any(dim=0)
         rows, columns = (np.flatnonzero(pasted.any(dim=axis).numpy()) for axis in (1, 0))
@@ -126,7 +113,7 @@ def test_every_rank_and_a_resumed_run_draw_the_same_and_every_step_another(noise
     for rank in range(2):
         here = Plan(12, lambda epoch: 32, Crop(PADDED), seed=5, shuffle=True, shard=Shard(rank, 2))
         parts.append(MixingLoader(TorchLoader(BetonFile(noise), here, 0, CPU), wanted, 5, Labels(tuple("abcdefg"))))
-    for (_, first), (_, second) in zip(*map(drawn, parts), strict=True):
+    for (_, first, _), (_, second, _) in zip(*map(drawn, parts), strict=True):
         values = [{round(value, 5) for value in part.flatten().tolist()} - {0.0, 1.0} for part in (first, second)]
         assert values[0] == values[1]
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import drawn, same
 from numpy.typing import NDArray
-from torch import Tensor
 
 from acdc_cli.data.augment import PADDED, RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Loader, Plan
@@ -66,16 +66,6 @@ def make(request: pytest.FixtureRequest, noise: Path) -> Iterator[Callable[[], L
     yield loader
     for each in made:
         each.close()
-
-
-def drawn(loader: Loader, epoch: int, start_step: int = 0, resolution: int | None = None) -> list[tuple[Tensor, ...]]:
-    with loader.epoch(epoch, start_step, resolution) as batches:
-        return [(batch.images.clone(), batch.labels.clone(), batch.indices.clone()) for batch in batches]
-
-
-def same(some: list[tuple[Tensor, ...]], others: list[tuple[Tensor, ...]]) -> bool:
-    pairs = [pair for one, other in zip(some, others, strict=True) for pair in zip(one, other, strict=True)]
-    return len(pairs) > 0 and all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_prepared_epochs_are_the_same(make: Callable[[], Loader]) -> None:
