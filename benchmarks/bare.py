@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Loader
 from acdc_cli.models import build as models
-from acdc_cli.recipe.schema import Recipe, SGDBlock
+from acdc_cli.recipe.blocks.optim import SGDBlock
+from acdc_cli.recipe.schema import Recipe
 
 
 class BareLoop:

@@ -19,7 +19,7 @@ from torchvision.transforms import Compose, PILToTensor, RandomHorizontalFlip, R
 from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import open_set
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 from benchmarks import photos
 from benchmarks.measure import Contestant, Target, Timing, alternate, compare, cpus, timed, walls
 from benchmarks.photos import Photos

@@ -16,9 +16,10 @@ from typing import Any
 
 from acdc_cli import api
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, SparsityBlock, TargetBlock
 from acdc_cli.recipe.kinds import method_class, method_config, methods, shape_of
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import PrunedBlock, Recipe, SparsityBlock, TargetBlock
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.studies.paper_items import paper_items
 

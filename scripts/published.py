@@ -25,7 +25,7 @@ from acdc_cli.cost.conventions import Convention, exact, forward_flops
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Flops, Kept, nominal, training_flops
 from acdc_cli.models import build as models
-from acdc_cli.recipe.schema import Distribution
+from acdc_cli.recipe.blocks.base import Distribution
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods import acdc
 from acdc_cli.sparsity.prunable import layers, pruned

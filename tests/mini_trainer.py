@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.recipe import kinds
-from acdc_cli.recipe.schema import CheckpointBlock, EMABlock, Optim, epochs_of
+from acdc_cli.recipe.blocks.base import epochs_of
+from acdc_cli.recipe.blocks.optim import Optim
+from acdc_cli.recipe.blocks.run import CheckpointBlock, EMABlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule.learning_rate import share_of_peak

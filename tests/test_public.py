@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from acdc_cli import __version__, api
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, SparsityBlock, TargetBlock
 from acdc_cli.recipe.kinds import method_config, methods
-from acdc_cli.recipe.schema import PrunedBlock, Recipe, SparsityBlock, TargetBlock
+from acdc_cli.recipe.schema import Recipe
 from scripts import docs_hooks
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ from acdc_cli.analysis.base.outputs import (
 from acdc_cli.analysis.base.subject import Loaded, Subject, records_of, run_of
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.errors import CheckpointError, RunError
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.runs.run_dir import Kept
 from acdc_cli.tasks.base import registry as tasks
 from acdc_cli.tasks.base.task import Task

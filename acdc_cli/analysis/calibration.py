@@ -20,7 +20,7 @@ from acdc_cli.analysis.base.subject import Kind, Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.tasks.base import registry as tasks
 from acdc_cli.tasks.base.task import Task
 

@@ -21,7 +21,7 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.base.subject import Subject
 from acdc_cli.analysis.base.workspace import Workspace
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import Layer, layer_name
 from acdc_cli.training.checkpoint import load_masks

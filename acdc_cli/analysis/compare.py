@@ -17,10 +17,10 @@ from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import RunError
 from acdc_cli.quantities import Measures
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.flat import flat
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.outcome import Outcome, outcome
 from acdc_cli.statistics import Paired, Spread, paired
 

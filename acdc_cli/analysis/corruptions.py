@@ -24,8 +24,8 @@ from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
 from acdc_cli.data.imagenet_c import Folders, MadeAnew
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.kinds import measures_of
-from acdc_cli.recipe.schema import Block
 from acdc_cli.training.precision import choose_device
 
 if TYPE_CHECKING:

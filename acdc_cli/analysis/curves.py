@@ -12,8 +12,8 @@ from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.kinds import measures_of
-from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

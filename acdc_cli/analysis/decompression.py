@@ -14,7 +14,7 @@ from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import phases, shade
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

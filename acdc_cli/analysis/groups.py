@@ -25,7 +25,7 @@ from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.calibration import measured
 from acdc_cli.errors import RunError
 from acdc_cli.quantities import Quantity
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.tasks.base import registry as tasks
 from acdc_cli.tasks.base.task import Task

@@ -24,8 +24,8 @@ from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.data.batches import Loader
 from acdc_cli.errors import RunError
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.kinds import measures_of
-from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import Kept
 
 if TYPE_CHECKING:

@@ -44,7 +44,8 @@ from acdc_cli.analysis.base.subject import Subject, records_of, whole_run_of
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.curves import phases
 from acdc_cli.errors import CheckpointError, RunError
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.blocks.base import Block
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import Kept
 from acdc_cli.sparsity.exchange import ExchangeKeys
 from acdc_cli.sparsity.methods import gmp, rigl

@@ -24,7 +24,7 @@ from acdc_cli.analysis.base.spectrum import Eigenvalue, generator, hutchinson, l
 from acdc_cli.analysis.base.subject import Loaded, Subject, run_of
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.runs.run_dir import Kept
 
 if TYPE_CHECKING:

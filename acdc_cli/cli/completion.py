@@ -49,10 +49,11 @@ def keys(incomplete: str) -> list[str]:
 
 
 def _keys() -> Iterator[str]:
+    from acdc_cli.recipe.blocks.sparsity import TargetBlock
     from acdc_cli.recipe.discovery import METHODS
     from acdc_cli.recipe.explain import homes
     from acdc_cli.recipe.kinds import shape_of
-    from acdc_cli.recipe.schema import Recipe, TargetBlock
+    from acdc_cli.recipe.schema import Recipe
 
     yield from (".".join(path) for path in homes(shape_of(Recipe)))
     yield from (f"sparsity.{key}" for key in TargetBlock.model_fields)

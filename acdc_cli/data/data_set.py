@@ -23,7 +23,7 @@ from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.suggest import did_you_mean
 
 

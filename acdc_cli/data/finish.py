@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.discovery import POLICIES
-from acdc_cli.recipe.schema import DataBlock
 
 _POLICY, _ERASING, MIXING = 1, 2, 3
 _ATTEMPTS = 10

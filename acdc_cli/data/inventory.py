@@ -17,7 +17,7 @@ from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, re
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 
 _FEW = 5000
 """Images that are read sooner than processes start."""

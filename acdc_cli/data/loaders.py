@@ -22,7 +22,7 @@ from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.schedule.resolution import resolution_of
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from acdc_cli import reading
 from acdc_cli.deploy.engines import ENGINES
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.models.build import build
+from acdc_cli.recipe.blocks.base import Block, Pixels
 from acdc_cli.recipe.discovery import FORMATS
 from acdc_cli.recipe.load import from_dict
-from acdc_cli.recipe.schema import Block, Pixels, Recipe
+from acdc_cli.recipe.schema import Recipe
 
 Logits = Callable[[Tensor], Tensor]
 """A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""

@@ -11,7 +11,8 @@ from torch.export import Dim, ExportedProgram
 
 from acdc_cli.deploy.contract import Facts, normalised
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.blocks.base import Block
+from acdc_cli.recipe.schema import Recipe
 
 _LARGEST_BATCH = 1024
 

@@ -13,7 +13,7 @@ from acdc_cli.data.known_sets import known_sets
 from acdc_cli.doctor import gpu, machine, software
 from acdc_cli.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.errors import AcdcError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 
 Check = Callable[[], Verdict]
 

@@ -16,8 +16,8 @@ from acdc_cli.analysis.base.findings import Findings
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.load import block_of, sorted_overrides
-from acdc_cli.recipe.schema import Block
 
 _LONGEST = 100
 """Largest number of characters in a file name, without the suffixes of tables, figures and formats."""

@@ -10,7 +10,7 @@ from acdc_cli.data import manifest
 from acdc_cli.data.data_set import DataSet, lies_at, open_set, root_of
 from acdc_cli.data.image_folder import folder_source
 from acdc_cli.errors import AcdcError, DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.runs.overview import is_run
 from acdc_cli.runs.run_dir import RunDir
 

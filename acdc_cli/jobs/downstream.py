@@ -15,8 +15,9 @@ from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import classes_of, judged
 from acdc_cli.jobs.subjects import Checkpoint
 from acdc_cli.models.weights import classifier_of
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.load import from_dict
-from acdc_cli.recipe.schema import DataBlock, Recipe
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.prunable import Layer, layers, zero_counts
 from acdc_cli.transfer.cells import Mode
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import LAST_DENSE, Recipe, RunSize, TargetBlock, epochs_of
+from acdc_cli.recipe.blocks.base import epochs_of
+from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
+from acdc_cli.recipe.blocks.task import LAST_DENSE
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import Sparsifier

@@ -16,7 +16,7 @@ from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build
 from acdc_cli.recipe import code
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.sparsity.prunable import layers
 
 COLUMNS = ("model", "library", "M params", "GFLOPs", "prunable %", "px")

@@ -18,7 +18,9 @@ from acdc_cli.data.loaders import steps_per_epoch
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.lint import lint
-from acdc_cli.recipe.schema import LAST_DENSE, PrunedBlock, Recipe, TargetBlock
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, TargetBlock
+from acdc_cli.recipe.blocks.task import LAST_DENSE
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.schedule.resolution import resolutions
 from acdc_cli.sparsity.prunable import Layer, layers

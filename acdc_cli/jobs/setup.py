@@ -19,8 +19,10 @@ from acdc_cli.models import build as models
 from acdc_cli.models import hub
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.model import ModelBlock
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, TargetBlock
 from acdc_cli.recipe.kinds import method_class
-from acdc_cli.recipe.schema import ModelBlock, PrunedBlock, Recipe, TargetBlock
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import Layer, layers, pruned

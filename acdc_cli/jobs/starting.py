@@ -18,17 +18,13 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.models import build
 from acdc_cli.recipe import code, shipped
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
+from acdc_cli.recipe.blocks.optim import CosineSchedule, SGDBlock
+from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import (
-    CosineSchedule,
-    DataBlock,
-    ModelBlock,
-    Recipe,
-    RunSize,
-    SGDBlock,
-    TargetBlock,
-)
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.recipe.syntax import dump
 

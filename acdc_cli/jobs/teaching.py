@@ -20,7 +20,9 @@ from acdc_cli.jobs.checkpoints import dense_first, located, names_its_model, rec
 from acdc_cli.models import build as models
 from acdc_cli.models import hub
 from acdc_cli.recipe import code
-from acdc_cli.recipe.schema import LAST_DENSE, ModelBlock, Recipe
+from acdc_cli.recipe.blocks.model import ModelBlock
+from acdc_cli.recipe.blocks.task import LAST_DENSE
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.prunable import layers, zero_counts
 from acdc_cli.training.compiling import Compiled

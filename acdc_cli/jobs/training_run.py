@@ -27,8 +27,10 @@ from acdc_cli.jobs.opening import Resume, recipe_and_run, with_own_code
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import code
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.blocks.base import epochs_of
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock
 from acdc_cli.recipe.load import load, resolved_yaml
-from acdc_cli.recipe.schema import PrunedBlock, Recipe, epochs_of
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shipped import find
 from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir

@@ -22,7 +22,7 @@ from acdc_cli.models.hub import weight_file
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read, state_dicts
 from acdc_cli.recipe import code, discovery
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 
 Options = Mapping[str, bool | int | float | str]
 Constructor = Callable[..., nn.Module]

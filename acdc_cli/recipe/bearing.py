@@ -9,8 +9,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from acdc_cli.recipe.blocks.base import Bears
+from acdc_cli.recipe.blocks.task import OLDER_TASKS
 from acdc_cli.recipe.flat import flat
-from acdc_cli.recipe.schema import OLDER_TASKS, Bears, Recipe
+from acdc_cli.recipe.schema import Recipe
 
 MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
 """The classes of keys that a resumed run may change: it stays the same run, to the bit where possible."""

@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import BaseModel, create_model
 
 from acdc_cli.quantities import Measures
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock
+from acdc_cli.recipe.blocks.task import current_task
 from acdc_cli.recipe.discovery import METHODS, TASKS
-from acdc_cli.recipe.schema import Recipe, SparsityBlock, current_task
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.syntax import KeyPath
 

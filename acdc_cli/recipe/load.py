@@ -11,26 +11,16 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.reading import require_bounds
+from acdc_cli.recipe.blocks.base import Block, EpochCount
+from acdc_cli.recipe.blocks.data import DataBlock, ResolutionRamp
+from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, Schedule, StepSchedule
+from acdc_cli.recipe.blocks.run import CheckpointBlock, EMABlock
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, RunSize, SparsityBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of, task_class
-from acdc_cli.recipe.schema import (
-    Block,
-    CheckpointBlock,
-    CosineSchedule,
-    DataBlock,
-    EMABlock,
-    EpochCount,
-    LinearSchedule,
-    PrunedBlock,
-    Recipe,
-    ResolutionRamp,
-    RunSize,
-    Schedule,
-    SparsityBlock,
-    StepSchedule,
-    TaskBlock,
-)
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import either
 from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, Place, Problem, dump
 

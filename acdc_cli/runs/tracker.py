@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 from acdc_cli import console, files
 from acdc_cli.errors import AcdcError
 from acdc_cli.reading import plain
-from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.recipe.blocks.run import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 
 WandbMode = Literal["online", "offline", "disabled"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, Recipe, StepSchedule
+from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, StepSchedule
+from acdc_cli.recipe.schema import Recipe
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from acdc_cli.recipe.schema import Recipe, ResolutionRamp, ResolutionStep, epochs_of, part_of
+from acdc_cli.recipe.blocks.base import epochs_of, part_of
+from acdc_cli.recipe.blocks.data import ResolutionRamp, ResolutionStep
+from acdc_cli.recipe.schema import Recipe
 
 
 def resolutions(recipe: Recipe) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 
-from acdc_cli.recipe.schema import part_of
+from acdc_cli.recipe.blocks.base import part_of
 
 
 def kept_count(weights: int, sparsity: float | Fraction) -> int:

@@ -8,7 +8,7 @@ from math import ceil, cos, floor, pi
 
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Share
+from acdc_cli.recipe.blocks.base import Share
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.distributions import proportional
 from acdc_cli.sparsity.masked import MaskedParameters, count_zeros

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import model_validator
 
-from acdc_cli.recipe.schema import Distribution, TargetBlock
+from acdc_cli.recipe.blocks.base import Distribution
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.where import Selector
 from acdc_cli.sparsity.which import random_scores

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from acdc_cli.recipe.schema import epochs_of
+from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.when import in_turn
 

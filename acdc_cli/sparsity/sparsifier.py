@@ -35,7 +35,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from acdc_cli.recipe.schema import RunSize, SparsityBlock, TargetBlock
+from acdc_cli.recipe.blocks.sparsity import RunSize, SparsityBlock, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.when import in_turn

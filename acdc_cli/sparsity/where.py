@@ -12,7 +12,8 @@ from torch import Tensor
 
 from acdc_cli import console
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Distribution, SparsityBlock, TargetBlock
+from acdc_cli.recipe.blocks.base import Distribution
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock, TargetBlock
 from acdc_cli.sparsity import patterns
 from acdc_cli.sparsity.distributions import kept_count, kept_erk, kept_per_layer
 from acdc_cli.sparsity.prunable import layer_name, nearest

@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.studies.study import load_study
 

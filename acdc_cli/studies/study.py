@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.recipe.discovery import ANALYSES
 from acdc_cli.recipe.explain import explain, in_words, problem_at, unknown_name
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Recipe, epochs_of
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.recipe.syntax import Entry, KeyPath, Problem, read_file, read_text

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.studies.grid import Cell, Name
 
 Scalar = bool | int | float | str | None

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
-from acdc_cli.recipe.schema import DataBlock, TaskBlock
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 
 
 class Task:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
-from acdc_cli.recipe.schema import DataBlock, TaskBlock
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 
 UNCERTAIN = math.log(9)
 """A logit nearer to zero than this is uncertain: 0.1 < sigmoid < 0.9 (P2 C.2)."""

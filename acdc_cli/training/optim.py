@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 
-from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, SGDBlock
+from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, SGDBlock
 
 _DECAYED = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data.batches import Loader
-from acdc_cli.recipe.schema import CheckpointBlock, Optim
+from acdc_cli.recipe.blocks.optim import Optim
+from acdc_cli.recipe.blocks.run import CheckpointBlock
 from acdc_cli.sparsity.prunable import Layer
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.tasks.base.task import Task

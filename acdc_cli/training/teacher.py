@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acdc_cli.errors import CheckpointError
-from acdc_cli.recipe.schema import DistillationBlock
+from acdc_cli.recipe.blocks.task import DistillationBlock
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.distributed import Ranks

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, Stopped
-from acdc_cli.recipe.schema import epochs_of
+from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
 from acdc_cli.schedule.time import Moment

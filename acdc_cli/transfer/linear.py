@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.data.order import epoch_order
-from acdc_cli.recipe.schema import Optim
+from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.transfer.features import Features
 

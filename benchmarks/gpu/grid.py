@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from acdc_cli.recipe.schema import part_of
+from acdc_cli.recipe.blocks.base import part_of
 
 MODELS = ("wideresnet16_4", "resnet20")
 """The largest first."""

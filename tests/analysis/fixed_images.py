@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs.setup import ReadyModel
-from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.precision import Precision

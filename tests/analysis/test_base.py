@@ -21,8 +21,9 @@ from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.discovery import ANALYSES
-from acdc_cli.recipe.schema import Block, Recipe
+from acdc_cli.recipe.schema import Recipe
 
 
 class Numbers:

@@ -15,8 +15,8 @@ from acdc_cli.analysis import decompression
 from acdc_cli.analysis.base.workspace import UNSAVED
 from acdc_cli.analysis.decompression import DensePhase, dense_phases, draw
 from acdc_cli.errors import RunError
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Block
 from acdc_cli.runs.run_dir import RunDir
 
 

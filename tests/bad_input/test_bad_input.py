@@ -17,8 +17,10 @@ from corpus import Case
 
 from acdc_cli.data.known_sets import known_sets
 from acdc_cli.models import build
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.optim import SGDBlock
 from acdc_cli.recipe.kinds import method_config, methods
-from acdc_cli.recipe.schema import DataBlock, Recipe, SGDBlock
+from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import either
 
 CASES = [*FILES, *OVERRIDES, *READ, *WRITTEN, *CHECKPOINTS, *MODELS, *PLACES, *ARGUMENTS]

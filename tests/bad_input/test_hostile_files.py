@@ -28,9 +28,9 @@ from acdc_cli.jobs.checkpoints import recipe_of
 from acdc_cli.models import torch_file, weights
 from acdc_cli.models.build import build
 from acdc_cli.models.tensors import save_tensors
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
-from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.runs.outcome import outcome
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results

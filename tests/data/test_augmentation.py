@@ -25,7 +25,7 @@ from acdc_cli.data.order import epoch_order, repeated
 from acdc_cli.data.policies import rand, trivial
 from acdc_cli.data.resident import ResidentLoader, can_stay
 from acdc_cli.data.torch import TorchLoader
-from acdc_cli.recipe.schema import AugmentationBlock, DataBlock
+from acdc_cli.recipe.blocks.data import AugmentationBlock, DataBlock
 
 CPU = torch.device("cpu")
 GREY = (128, 100, 90)

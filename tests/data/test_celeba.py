@@ -18,7 +18,7 @@ from acdc_cli.data.known_sets import read_set
 from acdc_cli.data.labels import unpacked
 from acdc_cli.data.torch import FolderImages
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 
 _BLOCK = {"batch_size": 2, "loader": "torch", "workers": 0, "val_resize": 16, "val_crop": 16}
 

@@ -19,7 +19,7 @@ from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import CorruptLabelsBlock, DataBlock
+from acdc_cli.recipe.blocks.data import CorruptLabelsBlock, DataBlock
 
 CPU = torch.device("cpu")
 STORED = np.arange(50) % 3

@@ -21,7 +21,7 @@ from acdc_cli.data.known_sets import SPLITS, known_set, known_sets, read_set
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.sets.transfer_sets import LAYOUTS
 from acdc_cli.data.write_beton import Source
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 
 CLASSES_OF_FOLDERS = {"imagenet": 1000, "folder": 3, "birdsnap": 3}
 

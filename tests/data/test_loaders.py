@@ -16,7 +16,7 @@ from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock, ResolutionStep
+from acdc_cli.recipe.blocks.data import DataBlock, ResolutionStep
 
 CPU = torch.device("cpu")
 NAMES = ("zero", "one", "two")

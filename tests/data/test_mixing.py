@@ -22,7 +22,8 @@ from acdc_cli.data.labels import Labels
 from acdc_cli.data.mixing import MixingLoader, as_shares
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError, Stopped
-from acdc_cli.recipe.schema import AugmentationBlock, DataBlock, TaskBlock
+from acdc_cli.recipe.blocks.data import AugmentationBlock, DataBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training import checkpoint
 

@@ -13,7 +13,7 @@ from digits import QUARTERED, image_folders
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.relatives import indices
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.schema import DataBlock
+from acdc_cli.recipe.blocks.data import DataBlock
 
 WNIDS = [f"n{number:08d}" for number in (1440764, 1443537, 1484850)]
 

@@ -19,8 +19,8 @@ from acdc_cli.deploy.shrinking import Shrunk, Size, shrunk
 from acdc_cli.jobs import export_run
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.build import build
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.sparsity.prunable import layers
 from acdc_cli.training.checkpoint import save_model
 

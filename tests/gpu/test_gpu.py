@@ -23,9 +23,9 @@ from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
+from acdc_cli.recipe.blocks.optim import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.recipe.kinds import methods
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import AdamWBlock, LinearSchedule, SGDBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training import checkpoint

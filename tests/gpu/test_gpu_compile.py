@@ -18,8 +18,8 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.training_run import assemble
 from acdc_cli.models import build as models
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 from acdc_cli.schedule.time import Moment

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
+from acdc_cli.recipe.blocks.optim import LAMBBlock, LARSBlock, LinearSchedule
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import LAMBBlock, LARSBlock, LinearSchedule
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training.ema import Average

@@ -18,8 +18,8 @@ from acdc_cli.jobs.plan_tables import _percent, epoch_rows, layer_rows
 from acdc_cli.jobs.run_plan import Plan, plan
 from acdc_cli.models import build
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import ModelBlock
 from acdc_cli.schedule.resolution import resolutions
 
 SHORT = (

@@ -6,7 +6,7 @@ from torch import nn
 
 from acdc_cli.errors import ModelError
 from acdc_cli.models import build
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 
 
 def test_the_local_models_are_listed() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from acdc_cli.errors import ModelError
 from acdc_cli.models import build, hub
 from acdc_cli.models.preprocessing import preprocessing
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 
 CONFIG = {
     "architecture": "resnet18",

@@ -8,7 +8,7 @@ from torch import nn
 
 from acdc_cli.errors import ModelError
 from acdc_cli.models import build
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 
 
 def build_without_storage(name: str, classes: int, **options: object) -> nn.Module:

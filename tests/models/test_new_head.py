@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from acdc_cli.errors import ModelError, RecipeError
 from acdc_cli.models import build, foreign
 from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import ModelBlock
 
 
 def saved(path: Path, **changes: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from acdc_cli.jobs import model_list
 from acdc_cli.models import build
 from acdc_cli.models.preprocessing import preprocessing
 from acdc_cli.recipe import code
-from acdc_cli.recipe.schema import ModelBlock
+from acdc_cli.recipe.blocks.model import ModelBlock
 
 MAKE = "from torch import nn\ndef make(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
 SIZED = "from {module} import SIZE\nfrom torch import nn\ndef make(num_classes): return nn.Linear(SIZE, num_classes)\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, SAME_EXPERIMENT, bearing, bears_on, marks
+from acdc_cli.recipe.blocks.base import Bears
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Bears
 
 NOTHING = {"data.path", "data.workers", "optim.lr_batch", "optim.nan_patience", "track", "checkpoint", "distributed"}
 EXECUTION = {

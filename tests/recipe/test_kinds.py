@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock
 from acdc_cli.recipe.kinds import method_class, method_config, methods
-from acdc_cli.recipe.schema import SparsityBlock
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.blocks.optim import SGDBlock
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import from_dict, load, resolved_yaml
-from acdc_cli.recipe.schema import SGDBlock
 
 GOOD = """\
 name: foo

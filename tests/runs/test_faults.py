@@ -26,7 +26,7 @@ from acdc_cli.data import write_beton as writing
 from acdc_cli.data.write_beton import Settings, Source
 from acdc_cli.errors import AcdcError, DataError
 from acdc_cli.models.weights import load_weights
-from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.recipe.blocks.run import TrackBlock
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.runs.tracker import JsonLines, Wandb
 from acdc_cli.training import checkpoint

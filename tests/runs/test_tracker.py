@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from epoch import recorded
 
-from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.recipe.blocks.run import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers, wandb_mode
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from acdc_cli.recipe.schema import CosineSchedule, LinearSchedule, ResolutionRamp, ResolutionStep, StepSchedule
+from acdc_cli.recipe.blocks.data import ResolutionRamp, ResolutionStep
+from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, StepSchedule
 from acdc_cli.schedule.learning_rate import share_of_peak
 from acdc_cli.schedule.resolution import resolution_of
 

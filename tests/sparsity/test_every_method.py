@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.recipe import kinds
-from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, RunSize, SGDBlock
+from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.distributions import kept_per_layer
 from acdc_cli.sparsity.masked import MaskedParameters

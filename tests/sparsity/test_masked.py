@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from acdc_cli.errors import CheckpointError
-from acdc_cli.recipe.schema import Optim
+from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training.optim import build_optimizer
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
+from acdc_cli.recipe.blocks.optim import LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.str import Config, Method

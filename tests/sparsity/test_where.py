@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import TargetBlock
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.sparsity import where
 from acdc_cli.sparsity.distributions import kept_erk
 from acdc_cli.sparsity.where import Selector, largest

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError, RunError
+from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.woodfisher import Config, Method

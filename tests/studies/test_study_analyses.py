@@ -13,7 +13,7 @@ from mini_trainer import MiniRun
 
 from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.schema import CheckpointBlock
+from acdc_cli.recipe.blocks.run import CheckpointBlock
 from acdc_cli.studies.run_study import _conclude
 from acdc_cli.studies.study import load_study
 from acdc_cli.studies.study_analyses import analyze_study, require_saved

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.tasks.multiclass import Task as Classification
 
 

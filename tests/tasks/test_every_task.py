@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from acdc_cli.data.labels import KINDS
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.discovery import TASKS
-from acdc_cli.recipe.schema import TaskBlock
 from acdc_cli.tasks.base import registry
 
 OUTPUTS, IMAGES = 6, 40

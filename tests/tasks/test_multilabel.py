@@ -12,8 +12,8 @@ from acdc_cli.data.labels import Labels
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs import setup
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import TaskBlock
 from acdc_cli.tasks.multilabel import Task
 
 LN9 = math.log(9)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from acdc_cli.errors import Stopped
-from acdc_cli.recipe.schema import EMABlock
+from acdc_cli.recipe.blocks.run import EMABlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training import checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from acdc_cli.recipe.schema import LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.blocks.optim import LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.training.optim import build_optimizer, clip_gradients, parameter_groups
 from acdc_cli.training.precision import Precision
 

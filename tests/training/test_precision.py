@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
+from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName, choose_device
 

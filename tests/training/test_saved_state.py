@@ -13,7 +13,7 @@ import yaml
 from mini_trainer import ADAMW, SGD, MiniRun
 
 from acdc_cli.errors import CheckpointError
-from acdc_cli.recipe.schema import EMABlock
+from acdc_cli.recipe.blocks.run import EMABlock
 from acdc_cli.training import saved_state
 
 RIGL = {"method": "rigl", "target": 0.5, "distribution": "erk", "every": 2}

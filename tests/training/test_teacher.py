@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Measured, TeacherCost, nominal
 from acdc_cli.errors import CheckpointError, Stopped
-from acdc_cli.recipe.schema import DistillationBlock, TaskBlock
+from acdc_cli.recipe.blocks.task import DistillationBlock, TaskBlock
 from acdc_cli.tasks.base import registry
 from acdc_cli.tasks.multiclass import Task
 from acdc_cli.training import checkpoint

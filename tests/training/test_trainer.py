@@ -15,7 +15,7 @@ from torch import nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError, Stopped
-from acdc_cli.recipe.schema import TaskBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines, Tracker
 from acdc_cli.tasks.multiclass import Task as Classification

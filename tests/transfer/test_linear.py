@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import ModelError, RunError
-from acdc_cli.recipe.schema import LinearSchedule, SGDBlock
+from acdc_cli.recipe.blocks.optim import LinearSchedule, SGDBlock
 from acdc_cli.training.precision import Precision
 from acdc_cli.transfer import linear
 from acdc_cli.transfer.features import Features, extract

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.discovery import ANALYSES
-from acdc_cli.recipe.schema import Block
 
 if TYPE_CHECKING:
     from acdc_cli.analysis.base.findings import Findings

@@ -13,7 +13,7 @@ from torch import nn
 from acdc_cli.deploy.contract import Facts, Logits
 from acdc_cli.deploy.model_card import model_card
 from acdc_cli.errors import ModelError, RunError
-from acdc_cli.recipe.schema import Block
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.training.checkpoint import save_model
 
 SUFFIX = "-timm"

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Epochs
+from acdc_cli.recipe.blocks.base import Epochs
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.exchange import living
 from acdc_cli.sparsity.masked import MaskedParameters

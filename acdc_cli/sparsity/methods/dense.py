@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc_cli.recipe.schema import SparsityBlock
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.errors import ModelError
-from acdc_cli.recipe.schema import Distribution
+from acdc_cli.recipe.blocks.base import Distribution
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier

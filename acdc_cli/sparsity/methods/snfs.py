@@ -9,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.schema import Decay, Epochs, Share
+from acdc_cli.recipe.blocks.base import Decay, Epochs, Share
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.exchange import ExchangeKeys, dropped_by_layer, exchange, living, regrowth
 from acdc_cli.sparsity.masked import MaskedParameters

@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveInt, model_validator
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.schema import TargetBlock
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import geometric
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from acdc_cli import files
 from acdc_cli.analysis.base.plotting import png, svg
-from acdc_cli.recipe.schema import TrackBlock
+from acdc_cli.recipe.blocks.run import TrackBlock
 from acdc_cli.runs import tracker
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import results

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.discovery import TASKS
 from acdc_cli.recipe.kinds import task_class
-from acdc_cli.recipe.schema import TaskBlock
 from acdc_cli.tasks.base.task import Task
 
 

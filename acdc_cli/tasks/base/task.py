@@ -12,7 +12,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from acdc_cli.quantities import Measures
-from acdc_cli.recipe.schema import DataBlock, TaskBlock
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.task import TaskBlock
 
 
 class Measure(Protocol):
