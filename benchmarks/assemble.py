@@ -37,7 +37,7 @@ class Resident:
 
     @property
     def samples(self) -> int:
-        return self.steps * len(self.batch.labels)
+        return self.steps * len(self.batch.targets)
 
     @contextmanager
     def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:

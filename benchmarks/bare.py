@@ -52,7 +52,7 @@ class BareLoop:
                 for group in self._optimizer.param_groups:
                     group["lr"] = self._recipe.optim.lr * (1 - progress)
                 with self._autocast:
-                    loss = self._loss(self._forward(batch.images), batch.labels)
+                    loss = self._loss(self._forward(batch.inputs), batch.targets)
                 loss.backward()
                 self._optimizer.step()
                 self._optimizer.zero_grad(set_to_none=True)

@@ -101,7 +101,7 @@ def epochs_of(loader: Loader) -> Contestant:
     def draw() -> None:
         with loader.epoch(next(epochs)) as batches:
             for batch in batches:
-                assert batch.images.dtype == torch.uint8
+                assert batch.inputs.dtype == torch.uint8
 
     return lambda: timed(draw).per(loader.samples)
 

@@ -46,7 +46,7 @@ def _row(recipe: str, row: dict[str, str], overrides: tuple[str, ...]) -> Tensor
     wanted = load(recipe, [*overrides, f"data.batch_size={SHOWN}", "data.workers=0", *settings])
     loader = train_loader(open_set(wanted.data), wanted.seed, wanted.epochs, CPU)
     with closing(loader), loader.epoch(0) as batches:
-        return next(batches).images.float()
+        return next(batches).inputs.float()
 
 
 if __name__ == "__main__":

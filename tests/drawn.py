@@ -15,7 +15,7 @@ def drawn(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(images, labels, indices) of each batch."""
     with loader.epoch(epoch, start_step, resolution) as batches:
-        return [(batch.images.clone(), batch.labels.clone(), batch.indices.clone()) for batch in batches]
+        return [(batch.inputs.clone(), batch.targets.clone(), batch.indices.clone()) for batch in batches]
 
 
 def same(some: Sequence[tuple[Tensor, ...]], others: Sequence[tuple[Tensor, ...]]) -> bool:

@@ -137,8 +137,8 @@ def calibrate(
 
     def add(batch: Batch) -> dict[str, Tensor]:
         with model.precision.autocast():
-            logits = model.forward(batch.images)
-        return sums(logits, batch.labels, model.task, bins)
+            logits = model.forward(batch.inputs)
+        return sums(logits, batch.targets, model.task, bins)
 
     totals = workspace.sums(key, images, add, description)
     if not totals:

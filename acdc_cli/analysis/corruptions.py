@@ -144,8 +144,8 @@ def correct(models: Mapping[str, Loaded], batch: Batch) -> dict[str, Tensor]:
     hits = {}
     for name, model in models.items():
         with model.precision.autocast():
-            logits = model.forward(batch.images)
-        right = model.task.answers(logits) == model.task.truth(batch.labels, logits.shape[1])
+            logits = model.forward(batch.inputs)
+        right = model.task.answers(logits) == model.task.truth(batch.targets, logits.shape[1])
         hits[name] = right.sum() if right.shape[1] == 1 else right.double().mean(dim=1).sum()
     return hits
 

@@ -200,6 +200,6 @@ class Transfer:
         if self._stream is not None:
             # else its memory, which belongs to the copying stream, could be given away while this one still reads it
             stream = torch.cuda.current_stream(self.device)
-            batch.images.record_stream(stream)
-            batch.labels.record_stream(stream)
+            batch.inputs.record_stream(stream)
+            batch.targets.record_stream(stream)
         return batch

@@ -46,9 +46,9 @@ class Corrupted:
         begun: deque[tuple[Make, Tensor, Tensor]] = deque()
         for batch in batches:
             # copies, because a loader may use its storage again
-            images = batch.images.permute(0, 2, 3, 1).cpu().numpy().copy()
+            images = batch.inputs.permute(0, 2, 3, 1).cpu().numpy().copy()
             make = self._begin(images, batch.indices.tolist())
-            begun.append((make, batch.labels.clone(), batch.indices.clone()))
+            begun.append((make, batch.targets.clone(), batch.indices.clone()))
             if len(begun) > 1:
                 yield _finished(*begun.popleft())
         while begun:

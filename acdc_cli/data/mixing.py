@@ -66,7 +66,7 @@ class MixingLoader:
         mix, alpha = self._ways[drawn.integers(len(self._ways))]
         share = drawn.beta(alpha, alpha)
         # float32 for cutmix, too: else the compiled model would have two versions
-        images, labels = batch.images.float(), as_shares(batch.labels, self._labels)
+        images, labels = batch.inputs.float(), as_shares(batch.targets, self._labels)
         # its `forward` would draw from torch's global generator
         with_box = _pasted(share, drawn, *images.shape[2:])
         values: dict[str, Any] = {"labels": labels, "batch_size": len(labels), "lam": share, **with_box}

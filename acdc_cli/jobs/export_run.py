@@ -117,7 +117,7 @@ class Opened:
         try:
             loader.warm_up()
             with loader.epoch(0) as batches:
-                images = torch.cat([batch.images.clone(memory_format=torch.contiguous_format) for batch in batches])
+                images = torch.cat([batch.inputs.clone(memory_format=torch.contiguous_format) for batch in batches])
         finally:
             loader.close()
         return self.facts.inputs(images.repeat(-(-at_least // len(images)), 1, 1, 1))

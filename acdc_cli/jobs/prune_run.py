@@ -158,7 +158,7 @@ def _prune(parts: Parts, batch_size: int, bn_batches: int) -> None:
         parts.sparsifier.prune_trained(Moment(0, 0, 1, parts.train.steps), batch_size)
     if bn_batches:
         with parts.train.epoch(0) as batches:
-            re_estimate(parts.model, parts.forward, (batch.images for batch in islice(batches, bn_batches)))
+            re_estimate(parts.model, parts.forward, (batch.inputs for batch in islice(batches, bn_batches)))
 
 
 def _judged(parts: Parts) -> dict[str, Any]:

@@ -266,8 +266,8 @@ def _answers(ready: setup.ReadyModel, loader: Loader) -> tuple[Answers, Answers]
     with torch.inference_mode(), loader.epoch(0) as batches:
         for batch in batches:
             with ready.precision.autocast():
-                predicted.append(ready.forward(batch.images).argmax(dim=1).cpu())
-            labels.append(batch.labels.cpu().clone())
+                predicted.append(ready.forward(batch.inputs).argmax(dim=1).cpu())
+            labels.append(batch.targets.cpu().clone())
     return torch.cat(labels).numpy(), torch.cat(predicted).numpy()
 
 

@@ -27,12 +27,12 @@ class Backward:
         """Adds the gradients of the batch's mean loss to the existing ones; returns its `Running.add` losses, on the
         device."""
         if self._accumulate == 1:
-            return self._add(batch.images, batch.labels)
-        chunks = list(zip(batch.images.chunk(self._accumulate), batch.labels.chunk(self._accumulate), strict=True))
-        losses = torch.zeros(2, device=batch.images.device)
+            return self._add(batch.inputs, batch.targets)
+        chunks = list(zip(batch.inputs.chunk(self._accumulate), batch.targets.chunk(self._accumulate), strict=True))
+        losses = torch.zeros(2, device=batch.inputs.device)
         for number, (images, labels) in enumerate(chunks, 1):
             with self._replica.part(last=number == len(chunks)):
-                losses += self._add(images, labels, len(labels) / len(batch.labels))
+                losses += self._add(images, labels, len(labels) / len(batch.targets))
         return losses
 
     def _add(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:

@@ -82,12 +82,12 @@ def evaluate(
     ):
         shown = bar.add_task(description, total=loader.steps, compiling=LOG)
         for batch in batches:
-            with mendable(in_words(batch.images, 1), _LOWER):
+            with mendable(in_words(batch.inputs, 1), _LOWER):
                 with precision.autocast():
-                    logits = forward(batch.images)
-                for name, value in measure.sums(logits, batch.labels).items():
+                    logits = forward(batch.inputs)
+                for name, value in measure.sums(logits, batch.targets).items():
                     totals[name] = totals[name] + value if name in totals else value
-            samples += len(batch.labels)
+            samples += len(batch.targets)
             bar.advance(shown)
             between()
         for _ in range(rounds - loader.steps):

@@ -38,7 +38,7 @@ class MethodServices:
         parts.model.eval()
         try:
             with parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded:
-                whole = ((ranks.whole(batch.images), ranks.whole(batch.labels)) for batch in loaded)
+                whole = ((ranks.whole(batch.inputs), ranks.whole(batch.targets)) for batch in loaded)
                 pieces = islice(_pieces(whole, batch_size), batches)
                 while turn := list(islice(pieces, ranks.size)):
                     yield from self._in_turn(turn)
@@ -54,7 +54,7 @@ class MethodServices:
         try:
             with parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded:
                 for batch in loaded:
-                    shown = ranks.whole(batch.images)[:images]
+                    shown = ranks.whole(batch.inputs)[:images]
                     with torch.no_grad():
                         forward(shown)
                     yield

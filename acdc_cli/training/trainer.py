@@ -134,10 +134,10 @@ class Trainer:
             for batch in batches:
                 moment = self._moment(self._step)
                 learning_rate = parts.learning_rate(moment.progress)
-                attempt = in_words(batch.images, parts.optim.accumulate)
+                attempt = in_words(batch.inputs, parts.optim.accumulate)
                 with mendable(attempt, "raise optim.accumulate, or lower data.batch_size"):
                     losses = self._take_step(batch, moment, learning_rate)
-                images = len(batch.labels) * parts.ranks.size
+                images = len(batch.targets) * parts.ranks.size
                 running.add(losses, images, learning_rate)
                 self._step += 1
                 parts.ranks.reached(self._epoch, self._step)

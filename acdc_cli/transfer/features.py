@@ -88,10 +88,10 @@ def _fill(file: Path, labels: Path, progress: Path, extractor: Extractor, loader
         shown = bar.add_task(description, total=loader.steps, completed=done)
         for batch in batches:
             with extractor.precision.autocast():
-                extractor.forward(batch.images)
-            end = at + len(batch.labels)
-            values[at:end] = _vectors(inputs, len(batch.labels)).float().cpu().numpy()
-            numbers[at:end] = batch.labels.cpu().numpy()
+                extractor.forward(batch.inputs)
+            end = at + len(batch.targets)
+            values[at:end] = _vectors(inputs, len(batch.targets)).float().cpu().numpy()
+            numbers[at:end] = batch.targets.cpu().numpy()
             at, done = end, done + 1
             bar.advance(shown)
             if time.monotonic() - saved_at >= _EVERY_SECONDS:

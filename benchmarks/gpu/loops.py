@@ -92,10 +92,10 @@ class Foreign:
         loss = torch.zeros(())
         with self._loader.epoch(0) as batches:
             for batch in batches:
-                images = batch.images.float().sub_(self._mean).div_(self._std).to(self._images_as)
+                images = batch.inputs.float().sub_(self._mean).div_(self._std).to(self._images_as)
                 self._optimizer.zero_grad(set_to_none=True)
                 with self._autocast:
-                    loss = self._loss(self._forward(images), batch.labels)
+                    loss = self._loss(self._forward(images), batch.targets)
                 self._scaler.scale(loss).backward()
                 self._scaler.step(self._optimizer)
                 self._scaler.update()

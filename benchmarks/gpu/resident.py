@@ -51,7 +51,7 @@ class Setting:
 
     def recipe(self, name: str, *more: str) -> Recipe:
         # small, because images and labels are random: training must not diverge
-        own = [f"device={self.device.type}", f"data.batch_size={len(self.resident.batch.labels)}", "optim.lr=0.001"]
+        own = [f"device={self.device.type}", f"data.batch_size={len(self.resident.batch.targets)}", "optim.lr=0.001"]
         return load(name, [*own, *self.changes, *more])
 
     def ours(self, *more: str) -> Loop:

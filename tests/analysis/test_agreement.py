@@ -238,7 +238,7 @@ def test_batch_sizes_and_crops_may_differ(trained: Path, other: Path) -> None:
     assert (found[0].both_right, found[1]) == (expected[0].both_right, expected[1])
     small = in_batches_of(second, 30, val_resize=5, val_crop=5)
     with same_images(first, small) as images, images.epoch(0) as drawn:
-        sides = [[batch.images.shape[-1] for batch in pair] for pair in drawn]
+        sides = [[batch.inputs.shape[-1] for batch in pair] for pair in drawn]
     assert sides == 4 * [[7, 5]]
 
 

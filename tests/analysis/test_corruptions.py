@@ -170,9 +170,9 @@ def test_processes_make_the_same_images_as_this_one(trained: Path) -> None:
             expected, found = (drawn(loader, each, corruption, start=11) for each in (here, others))
             assert len(found) == loader.steps - 11 == 4
             for one, other in zip(expected, found, strict=True):
-                assert torch.equal(one.images, other.images)
+                assert torch.equal(one.inputs, other.inputs)
                 assert torch.equal(one.indices, other.indices)
-                assert torch.equal(one.labels, other.labels)
+                assert torch.equal(one.targets, other.targets)
 
 
 @pytest.mark.usefixtures("library")
@@ -182,7 +182,7 @@ def test_scores_are_those_of_every_image_by_itself(trained: Path) -> None:
         hits = clean_hits = 0
         with loader.epoch(0) as batches, torch.no_grad():
             for batch in batches:
-                for image, label, index in zip(batch.images, batch.labels, batch.indices, strict=True):
+                for image, label, index in zip(batch.inputs, batch.targets, batch.indices, strict=True):
                     pixels = image.permute(1, 2, 0).numpy()[None]
                     bad = torch.from_numpy(corrupt(pixels, [int(index)], "motion_blur", 2, 3)).permute(0, 3, 1, 2)
                     hits += int(models["run"].forward(bad).argmax() == label)

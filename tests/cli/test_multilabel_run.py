@@ -70,7 +70,7 @@ def test_eval_repeats_the_record_and_the_logits_give_the_same_by_hand(trained: P
     loaded, right, uncertain = subject.load(), [], []
     with torch.inference_mode(), subject.images() as images, images.epoch(0) as batches:
         for batch in batches:
-            for logits, bits in zip(loaded.forward(batch.images).tolist(), batch.labels.tolist(), strict=True):
+            for logits, bits in zip(loaded.forward(batch.inputs).tolist(), batch.targets.tolist(), strict=True):
                 right += [(z > 0) == bool(bits >> place & 1) for place, z in enumerate(logits)]
                 uncertain += [0.1 < 1 / (1 + math.exp(-z)) < 0.9 for z in logits]
     assert found["accuracy"] == pytest.approx(sum(right) / 640)

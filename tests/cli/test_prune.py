@@ -42,7 +42,7 @@ def statistics_of_the_first_layer(run: Path) -> tuple[torch.Tensor, torch.Tensor
     loaded.model.get_submodule("conv1").register_forward_hook(lambda layer, given, output: seen.append(output))
     with subject.images("train") as loader, loader.epoch(0) as batches, torch.no_grad():
         for batch in batches:
-            loaded.forward(batch.images)
+            loaded.forward(batch.inputs)
     outputs = torch.cat(seen)
     return outputs.mean((0, 2, 3)), outputs.var((0, 2, 3))
 

@@ -57,7 +57,7 @@ def test_a_folder_and_an_archive_are_read_where_they_lie_and_written(tmp_path: P
         data = open_set(DataBlock(name="celeba", path=str(place), **_BLOCK))
         assert (data.class_names, data.labelled.kind) == (NAMES, "bits")
         with loaders.val_loader(data, torch.device("cpu")).epoch(0) as batches:
-            (batch,) = ((each.images.clone(), each.labels.clone()) for each in batches)
+            (batch,) = ((each.inputs.clone(), each.targets.clone()) for each in batches)
         assert unpacked(batch[1].numpy(), 40).tolist() == [attributes(4), attributes(5)]
         shown.append(batch)
     assert all(torch.equal(mine, written) for mine, written in zip(*shown, strict=True))

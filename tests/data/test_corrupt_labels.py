@@ -151,7 +151,7 @@ def labels_seen(loader: Loader, epoch: int = 0) -> dict[int, int]:
         return {
             int(index): int(label)
             for batch in batches
-            for index, label in zip(batch.indices, batch.labels, strict=True)
+            for index, label in zip(batch.indices, batch.targets, strict=True)
         }
 
 
@@ -222,9 +222,9 @@ def test_the_corrupted_samples_come_once_each_as_validation_shows_them_by_their_
     probe, whole = opened
     assert (probe.samples, probe.steps) == (10, -(-10 // batch_size))
     with probe.epoch(0) as batches:
-        given = [(batch.indices.clone(), batch.labels.clone(), batch.images.clone()) for batch in batches]
+        given = [(batch.indices.clone(), batch.targets.clone(), batch.inputs.clone()) for batch in batches]
     with whole.epoch(0) as batches:
-        stored = torch.cat([batch.images.clone() for batch in batches])
+        stored = torch.cat([batch.inputs.clone() for batch in batches])
     indices, numbers, images = (torch.cat(each) for each in zip(*given, strict=True))
     assert indices.tolist() == wrong.indices.tolist()
     assert numbers.tolist() == list(range(10))
@@ -255,7 +255,7 @@ def test_folders_and_worker_processes_give_the_same_wrong_labels(
     assert labels_seen(train(opened, asked)) == labels_seen(train(opened, block(tmp_path, loader="torch", workers=0)))
     opened.append(loaders.corrupted_loader(open_set(asked), wrong, CPU))
     with opened[-1].epoch(0) as batches:
-        shown = torch.cat([batch.images[:, 0, 0, 0] for batch in batches])
+        shown = torch.cat([batch.inputs[:, 0, 0, 0] for batch in batches])
     reds = [5 * int(path.stem) for path in _paths(tmp_path, wrong)]
     assert shown.tolist() == reds
 

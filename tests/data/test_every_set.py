@@ -118,4 +118,4 @@ def test_a_set_is_the_same_when_it_is_read_again_written_and_opened(reading: Rea
         assert data.split(split).labels.tolist() == source.labels.tolist()
     assert data.class_names == reading.splits["train"].class_names
     with loaders.val_loader(data, torch.device("cpu")).epoch(0) as batches:
-        assert sum(len(batch.images) for batch in batches) == 2
+        assert sum(len(batch.inputs) for batch in batches) == 2

@@ -77,7 +77,7 @@ def _damage(path: Path, index: int) -> None:
 
 def test_jpegs_are_decoded_to_the_pixels_that_pillow_sees(load: Any, waves: Path) -> None:
     with load(waves, AS_STORED).epoch(0) as batches:
-        images = next(batches).images.permute(0, 2, 3, 1).float().numpy()
+        images = next(batches).inputs.permute(0, 2, 3, 1).float().numpy()
     for index, image in enumerate(images):
         expected = np.asarray(Image.open(waves.with_name(f"{index:02}.jpg")), np.float32)
         # FFCV takes libjpeg's fast DCT, which differs from the accurate one most where the quality is high
@@ -105,7 +105,7 @@ def test_an_image_that_was_odd_from_the_start_is_shown_as_every_decoder_shows_it
     """Stray bytes in front of the end marker: a warning of libjpeg, on photographs that are otherwise whole."""
     path = _write(tmp_path, odd=b"\x12\x34\x56\xff\xd9")
     with load(path, AS_STORED).epoch(0, start_step=1) as batches:
-        image = next(batches).images[BAD - 4].permute(1, 2, 0).numpy()
+        image = next(batches).inputs[BAD - 4].permute(1, 2, 0).numpy()
     assert np.array_equal(image, BetonFile(path).decode(BAD))
 
 
@@ -158,17 +158,17 @@ def test_a_left_epoch_does_not_disturb_the_next(load: Any, photographs: Path) ->
             next(batches)
         with loader.epoch(epoch) as batches, undisturbed.epoch(epoch) as others:
             for batch, other in zip(batches, others, strict=True):
-                assert torch.equal(batch.images, other.images)
+                assert torch.equal(batch.inputs, other.inputs)
 
 
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(load: Any, waves: Path) -> None:
     loader = load(waves, Plan(1, lambda epoch: 64, Crop(RANDOM_RESIZED), 0.5, seed=3, shuffle=True))
     with loader.epoch(0) as batches:
         for batch in batches:
-            images = batch.images.clone()
+            images = batch.inputs.clone()
             # long enough to draw all that may be drawn ahead
             time.sleep(0.01)
-            assert torch.equal(batch.images, images)
+            assert torch.equal(batch.inputs, images)
 
 
 def test_when_an_epoch_is_left_nothing_is_drawn_any_more(
@@ -218,7 +218,7 @@ def test_a_second_loader_and_another_resolution_compile_nothing(ffcv: ModuleType
     loader.warm_up()
     for epoch, size in enumerate((32, 48, 64)):
         with loader.epoch(epoch, resolution=size) as batches:
-            assert {batch.images.shape[2:] for batch in batches} == {(size, size)}
+            assert {batch.inputs.shape[2:] for batch in batches} == {(size, size)}
     assert ffcv._draw.signatures == compiled
 
 

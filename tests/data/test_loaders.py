@@ -155,7 +155,7 @@ def test_a_set_whose_resolution_becomes_one_that_needs_resizing_does_not_stay_on
     block = _block(root, loader="torch", augment="none", resolution=steps)
     loader = _train(opened, block, epochs=4)
     with loader.epoch(3) as batches:
-        assert next(batches).images.shape[2:] == (24, 24)
+        assert next(batches).inputs.shape[2:] == (24, 24)
     assert not isinstance(loader, ResidentLoader)
     assert isinstance(_train(opened, block, epochs=1), ResidentLoader)
 
@@ -206,9 +206,9 @@ def test_training_drops_the_last_partial_batch(kind: str, opened: list[Loader], 
 def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader], root: Path) -> None:
     loader = _train(opened, _block(root, loader=kind))
     with loader.epoch(4) as batches:
-        whole = [(batch.indices.clone(), batch.images.clone()) for batch in batches]
+        whole = [(batch.indices.clone(), batch.inputs.clone()) for batch in batches]
     with loader.epoch(4, start_step=4) as batches:
-        rest = [(batch.indices.clone(), batch.images.clone()) for batch in batches]
+        rest = [(batch.indices.clone(), batch.inputs.clone()) for batch in batches]
     assert len(rest) == 2
     for (indices, images), (expected_indices, expected_images) in zip(rest, whole[4:], strict=True):
         assert torch.equal(indices, expected_indices)
@@ -242,7 +242,7 @@ def test_validation_gives_every_image_once_in_its_order(
 ) -> None:
     loader = _val(opened, _block(root, loader=kind, val_batch_size=batch_size), split)
     with loader.epoch(0) as batches:
-        given = [(batch.indices.tolist(), batch.labels.tolist(), len(batch.images)) for batch in batches]
+        given = [(batch.indices.tolist(), batch.targets.tolist(), len(batch.inputs)) for batch in batches]
     count = {"val": 23, "train": 50}[split]
     indices = [index for part, _, _ in given for index in part]
     assert indices == list(range(count))
@@ -257,7 +257,7 @@ def test_the_resolution_follows_the_recipe_without_a_new_loader(kind: str, opene
 
     def side(epoch: int, resolution: int | None = None) -> tuple[int, ...]:
         with loader.epoch(epoch, resolution=resolution) as batches:
-            return tuple(next(batches).images.shape[2:])
+            return tuple(next(batches).inputs.shape[2:])
 
     assert [side(epoch) for epoch in (0, 7, 8, 9, 0)] == [(16, 16), (16, 16), (24, 24), (24, 24), (16, 16)]
     assert side(0, resolution=40) == (40, 40)
@@ -268,8 +268,8 @@ def test_the_recipes_crop_and_flip_reach_the_images(kind: str, opened: list[Load
     with _train(opened, _block(root, **values)).epoch(0) as batches:
         batch = next(batches)
     with _val(opened, _block(root, val_batch_size=50, loader="torch"), "train").epoch(0) as batches:
-        stored = next(batches).images
-    assert torch.equal(batch.images, stored[batch.indices].flip(3))
+        stored = next(batches).inputs
+    assert torch.equal(batch.inputs, stored[batch.indices].flip(3))
 
 
 def test_workers_default_to_the_cores_that_this_process_may_use(

@@ -87,13 +87,13 @@ def test_cutmix_pastes_one_rectangle_and_the_labels_say_its_share() -> None:
 def test_the_shares_are_beta_distributed_and_each_batch_is_blended_or_pasted() -> None:
     loader = mixed(mixup=0.2, cutmix=1.0)
     blank = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([0, 1]))
-    blank.images[0] = 255
+    blank.inputs[0] = 255
     shares = []
     for step in range(600):
         batch = loader._mixed(blank, 0, step)
         # an image of one grey is blended; one that is pasted has black and white pixels, or only white ones
-        value, share = float(batch.images[0, 0, 0, 0]), float(batch.labels[0, 0])
-        if (batch.images[0] == value).all() and value == pytest.approx(255 * share, abs=1e-3) and value != 255:
+        value, share = float(batch.inputs[0, 0, 0, 0]), float(batch.targets[0, 0])
+        if (batch.inputs[0] == value).all() and value == pytest.approx(255 * share, abs=1e-3) and value != 255:
             shares.append(share)
     # five standard errors
     assert abs(len(shares) / 600 - 0.5) < 5 * 0.5 / 600**0.5
@@ -135,8 +135,8 @@ def test_the_host_waits_for_nothing(loss: Any) -> None:
     task = Classification(TaskBlock(loss=loss, label_smoothing=0.1))
     for step in range(4):
         batch = mixed(mixup=0.4, cutmix=1.0)._mixed(blank, 0, step)
-        assert batch.labels.shape == (6, 3)
-        for targets in (batch.labels, blank.labels):
+        assert batch.targets.shape == (6, 3)
+        for targets in (batch.targets, blank.targets):
             assert task.loss(torch.empty(6, 3, device="meta"), targets).is_meta
 
 

@@ -30,7 +30,7 @@ def plan(crop: Crop, size: int, **changes: object) -> Plan:
 
 def drawn(loader: Loader, epoch: int, start_step: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     with loader.epoch(epoch, start_step) as batches:
-        return [(batch.images.clone(), batch.labels, batch.indices) for batch in batches]
+        return [(batch.inputs.clone(), batch.targets, batch.indices) for batch in batches]
 
 
 def assert_same(ours: Loader, others: Loader, epoch: int = 3, start_step: int = 0) -> None:
@@ -96,7 +96,7 @@ def test_the_resolution_may_change_from_epoch_to_epoch(noise: Path) -> None:
     loader = ResidentLoader(BetonFile(noise), plan(Crop(PADDED), 32), CPU)
     for size in (40, 8):
         with loader.epoch(0, resolution=size) as batches:
-            assert {batch.images.shape for batch in batches} == {(16, 3, size, size)}
+            assert {batch.inputs.shape for batch in batches} == {(16, 3, size, size)}
     with pytest.raises(DataError, match=r"no crop of 41 fits"), loader.epoch(0, 0, 41):
         pass
 
@@ -106,8 +106,8 @@ def test_batches_do_not_share_memory_with_the_set(noise: Path) -> None:
     before = drawn(loader, 0)
     with loader.epoch(0) as batches:
         for batch in batches:
-            batch.images.zero_()
-            batch.labels.zero_()
+            batch.inputs.zero_()
+            batch.targets.zero_()
     assert_same(loader, loader)
     for one, other in zip(before, drawn(loader, 0), strict=True):
         assert torch.equal(one[0], other[0])

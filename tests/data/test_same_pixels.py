@@ -31,7 +31,7 @@ def plan(crop: Crop, size: int, batch_size: int = 16, seed: int = 5, flip: float
 def drawn(loader: Loader, epoch: int, start_step: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and indices of an epoch, copied."""
     with loader.epoch(epoch, start_step) as batches:
-        parts = [(batch.images.clone(), batch.labels.clone(), batch.indices.clone()) for batch in batches]
+        parts = [(batch.inputs.clone(), batch.targets.clone(), batch.indices.clone()) for batch in batches]
     images, labels, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     return images, labels, indices
 
@@ -47,7 +47,7 @@ def test_an_epoch_has_our_order_and_the_labels_that_belong_to_it(make_loader: Ma
 
 def test_images_are_uint8_and_channels_last(make_loader: MakeLoader, coordinates: Path) -> None:
     with make_loader(coordinates, plan(Crop(RANDOM_RESIZED), 32)).epoch(0) as batches:
-        images = next(batches).images
+        images = next(batches).inputs
     assert images.shape == (16, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -175,7 +175,7 @@ plan = Plan(16, lambda epoch: 64, Crop(RANDOM_RESIZED), 0.5, 5, True)
 digest = hashlib.sha256()
 with loader.epoch(9) as batches:
     for batch in batches:
-        digest.update(batch.images.permute(0, 2, 3, 1).numpy().tobytes())
+        digest.update(batch.inputs.permute(0, 2, 3, 1).numpy().tobytes())
 print(digest.hexdigest())
 """
     result = subprocess.run([sys.executable, "-c", program, photographs], capture_output=True, text=True, check=True)
@@ -198,7 +198,7 @@ def test_a_loader_first_used_for_evaluation_can_be_trained_on(make_loader: MakeL
         drawn(loader, 0)
     layer = torch.nn.Conv2d(3, 1, 1)
     with loader.epoch(1) as batches:
-        layer(next(batches).images.float()).mean().backward()
+        layer(next(batches).inputs.float()).mean().backward()
     assert layer.weight.grad is not None
 
 
@@ -222,8 +222,8 @@ def test_batches_on_a_gpu_are_those_on_the_cpu_even_if_it_lags_behind(
         with loader.epoch(2) as batches:
             for batch in batches:
                 busy = (busy @ busy).clamp(-1, 1)
-                assert batch.images.is_contiguous(memory_format=torch.channels_last)
-                kept.append((batch.images + 0, batch.labels + 0))
+                assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
+                kept.append((batch.inputs + 0, batch.targets + 0))
         expected, labels, _ = drawn(reference, 2)
         assert torch.equal(torch.cat([images for images, _ in kept]).cpu(), expected)
         assert torch.equal(torch.cat([labels for _, labels in kept]).cpu(), labels)

@@ -74,8 +74,8 @@ def test_a_folder_is_read_in_the_order_and_with_the_labels_of_torchvisions_image
     reference = ImageFolder(str(folder / "val"), v2.Compose([v2.Resize(64), v2.CenterCrop(56), v2.PILToTensor()]))
     with load(FolderImages(folder_source("pets", "val", folder)), VALIDATION).epoch(0) as batches:
         batch = next(batches)
-    assert batch.labels.tolist() == [label for _, label in reference.samples]
-    for image, (expected, _) in zip(batch.images, reference, strict=True):
+    assert batch.targets.tolist() == [label for _, label in reference.samples]
+    for image, (expected, _) in zip(batch.inputs, reference, strict=True):
         # Pillow and torch round the filtered pixels differently, by a level
         assert (image.int() - expected.int()).abs().max() <= 1
 
@@ -85,7 +85,7 @@ def test_validation_images_are_those_of_torchvisions_resize_and_centre_crop(load
     transform = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(56)])
     with load(images, VALIDATION).epoch(0) as batches:
         for batch in batches:
-            for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            for image, index in zip(batch.inputs, batch.indices.tolist(), strict=True):
                 assert torch.equal(image, transform(torch.from_numpy(images.decode(index)).permute(2, 0, 1)))
 
 

@@ -354,15 +354,15 @@ def test_a_loader_brings_the_same_pixels_to_the_device_as_to_the_cpu(kind: str, 
             labels: list[Tensor] = []
             with there.epoch(epoch) as batches:
                 for batch in batches:
-                    assert batch.images.device.type == NAME
-                    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                    assert batch.inputs.device.type == NAME
+                    assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
                     for _ in range(5):
                         load_heavy = (load_heavy @ load_heavy).clamp(-1, 1)
                     # read only after all that work, when the loader is batches ahead
-                    arrived.append(batch.images + 0)
-                    labels.append(batch.labels + 0)
+                    arrived.append(batch.inputs + 0)
+                    labels.append(batch.targets + 0)
             with here.epoch(epoch) as batches:
                 for position, batch in enumerate(batches):
-                    assert torch.equal(arrived[position].cpu(), batch.images)
-                    assert torch.equal(labels[position].cpu(), batch.labels)
+                    assert torch.equal(arrived[position].cpu(), batch.inputs)
+                    assert torch.equal(labels[position].cpu(), batch.targets)
             assert len(arrived) == here.steps == 8

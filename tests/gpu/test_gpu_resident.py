@@ -37,7 +37,7 @@ def plan(crop: Crop, size: int, shuffle: bool = True) -> Plan:
 def drawn(loader: Loader, epoch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """An epoch's batches; the host waits for none."""
     with loader.epoch(epoch) as batches:
-        return [(batch.images, batch.labels, batch.indices) for batch in batches]
+        return [(batch.inputs, batch.targets, batch.indices) for batch in batches]
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

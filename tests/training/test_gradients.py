@@ -63,7 +63,7 @@ def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Cal
     assert len(found) == 4 // size
     for number, gradient in enumerate(found):
         part = slice(number * size, (number + 1) * size)
-        expected = by_hand(run, first.images[part], first.labels[part])
+        expected = by_hand(run, first.inputs[part], first.targets[part])
         assert gradient.keys() == expected.keys() == run.sparsifier.masked.parameters.keys()
         torch.testing.assert_close(gradient, expected)
         assert all(gradient[name][~mask].any() for name, mask in run.sparsifier.masked.masks.items())
@@ -107,7 +107,7 @@ def test_the_images_are_those_that_the_epoch_begins_with_at_its_resolution(made:
     with run.train.epoch(1) as batches:
         first = next(batches)
     run.model.eval()
-    torch.testing.assert_close(found, by_hand(run, first.images, first.labels))
+    torch.testing.assert_close(found, by_hand(run, first.inputs, first.targets))
 
 
 def test_the_training_afterwards_is_as_if_nobody_had_asked(

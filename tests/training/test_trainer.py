@@ -353,7 +353,7 @@ def test_the_record_has_the_cross_entropy_with_the_labels_themselves(
     batches: list[torch.Tensor] = []
     run.trainer._backward._replica.forward = observed  # type: ignore[method-assign]
     with run.train.epoch(0) as given:
-        labels = torch.cat([batch.labels.clone() for batch in given])
+        labels = torch.cat([batch.targets.clone() for batch in given])
     run.fit()
     for row, label in zip(torch.cat(batches).double(), labels, strict=True):
         shares = [math.exp(value) / sum(map(math.exp, row.tolist())) for value in row.tolist()]

@@ -47,8 +47,8 @@ class Evenly:
             while sum(map(len, labels)) < size:
                 batch = next(drawn)
                 # copies, because the loader may write the next batch over this one
-                images.append(batch.images.clone())
-                labels.append(batch.labels.clone())
+                images.append(batch.inputs.clone())
+                labels.append(batch.targets.clone())
             all_images, all_labels = torch.cat(images), torch.cat(labels)
             yield all_images[:size], all_labels[:size]
             images, labels = [all_images[size:]], [all_labels[size:]]

@@ -65,10 +65,10 @@ def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
         shown = bar.add_task(subject.name, total=images.steps)
         for batch in batches:
             with loaded.precision.autocast():
-                logits = loaded.forward(batch.images)
+                logits = loaded.forward(batch.inputs)
             task, outputs = loaded.task, logits.shape[1]
             options = len(task.options(outputs))
-            judged = task.answers(logits), task.truth(batch.labels, outputs), task.undecided(logits).double()
+            judged = task.answers(logits), task.truth(batch.targets, outputs), task.undecided(logits).double()
             parts.append((batch.indices.clone(), *(each.cpu().clone() for each in judged)))
             bar.advance(shown)
     if not parts:

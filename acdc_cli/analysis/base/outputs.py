@@ -131,16 +131,16 @@ def compare(
         raise RunError(f"{description}: the models were trained for different tasks; compare models of the same")
 
     def add(pair: Pair) -> dict[str, Tensor]:
-        a, b = (_logits(model, batch.images) for model, batch in zip((first, second), pair, strict=True))
+        a, b = (_logits(model, batch.inputs) for model, batch in zip((first, second), pair, strict=True))
         if a.shape != b.shape:
             raise RunError(
                 f"{description}: one model has {a.shape[1]} classes, the other {b.shape[1]}; compare models "
                 "of the same classes"
             )
-        labels = pair[0].labels
+        labels = pair[0].targets
         return {
             **sums(a, b.to(a.device), labels, first.task),
-            _MISMATCHED: (labels != pair[1].labels.to(a.device)).sum(),
+            _MISMATCHED: (labels != pair[1].targets.to(a.device)).sum(),
         }
 
     totals = workspace.sums(key, images, add, description)

@@ -65,7 +65,7 @@ def _judged(
 ) -> dict[str, Tensor]:
     def add(batch: Batch) -> Mapping[str, Tensor]:
         with loaded.precision.autocast():
-            return loaded.task.sums(loaded.forward(batch.images), batch.labels)
+            return loaded.task.sums(loaded.forward(batch.inputs), batch.targets)
 
     judged: dict[str, Tensor] = {}
     for name, settled in settle.items():
