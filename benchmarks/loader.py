@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, PILToTensor, RandomHorizontalFlip, RandomResizedCrop
 
-from acdc_cli.data import loaders
+from acdc_cli.data import image_loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import open_set
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from benchmarks import photos
 from benchmarks.measure import Contestant, Target, Timing, alternate, compare, cpus, timed, walls
 from benchmarks.photos import Photos
@@ -35,7 +35,7 @@ def run(smoke: bool) -> dict[str, Any]:
     try:
         import acdc_cli.data.ffcv  # noqa: F401
     except (ImportError, OSError) as cause:
-        raise SkippedError(f"FFCV cannot be used ({cause}): {loaders.FFCV_HINT}") from cause
+        raise SkippedError(f"FFCV cannot be used ({cause}): {image_loaders.FFCV_HINT}") from cause
     data = photos.prepare(40 if smoke else 2000)
     batch_size, rounds = (20, 1) if smoke else (100, 5)
     comparisons = []
@@ -76,7 +76,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
     with ExitStack() as stack:
 
         def ours(kind: str, workers: int) -> Contestant:
-            block = DataBlock.model_validate(
+            block = ImagesBlock.model_validate(
                 {
                     "name": "photos",
                     "path": str(data.folder),
@@ -86,7 +86,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
                     "resolution": side,
                 }
             )
-            loader = loaders.train_loader(open_set(block), seed=0, epochs=100, device=torch.device("cpu"))
+            loader = open_set(block).train_loader(seed=0, epochs=100, device=torch.device("cpu"))
             return epochs_of(stack.enter_context(closing(loader)))
 
         found = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}

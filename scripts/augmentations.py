@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from acdc_cli.data.data_set import open_set
-from acdc_cli.data.loaders import train_loader
+from acdc_cli.data.image_loaders import train_loader
 from acdc_cli.recipe.load import load
 
 CPU = torch.device("cpu")

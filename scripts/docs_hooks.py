@@ -16,10 +16,10 @@ from typing import Any
 
 from acdc_cli import api
 from acdc_cli.recipe import shipped
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, SparsityBlock, TargetBlock
-from acdc_cli.recipe.kinds import method_class, method_config, methods, shape_of
+from acdc_cli.recipe.kinds import DATA_BLOCKS, method_class, method_config, methods, recipe_class, shape_of
 from acdc_cli.recipe.load import load
-from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import Shape
 from acdc_cli.studies.paper_items import paper_items
 
@@ -37,7 +37,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def keys() -> str:
     """Every recipe key: the run's own first, then a table for each block and each kind of block."""
-    parts = ["### The run\n", *_block(shape_of(Recipe), "", 3)]
+    parts = ["### The run\n", *_block(shape_of(recipe_class(SparsityBlock)), "", 3)]
+    for name, block in DATA_BLOCKS.items():
+        if block is not ImagesBlock:
+            parts += [f"### `data` of tasks on {name}\n", _table(shape_of(block), "data.", shape_of(block).keys)]
     for title, block, parent in (
         ("Every method that prunes", PrunedBlock, SparsityBlock),
         ("Every method with a target", TargetBlock, PrunedBlock),

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.recipe import kinds
 from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.recipe.blocks.optim import Optim
@@ -120,7 +121,7 @@ class MiniRun:
             self.average = Average(self.model, self.sparsifier.masked, ema.decay, epochs_of(ema.begin, epochs))
         self.train: Any = train or FewImages()
         self.val = val or FewImages()
-        self.forward = forward_of(self.model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU)
+        self.forward = forward_of(self.model, normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), CPU))
         if compiled is not None:
             self.forward = Compiled(self.forward, self.model, compiled)
         self.directory = RunDir(folder)

@@ -180,7 +180,7 @@ def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
 
 def _of(subject: Subject, options: Options) -> _Measured:
     loaded = subject.load()
-    side = subject.recipe.data.val_crop if options.inputs else None
+    side = subject.recipe.data.val_size if options.inputs else None
     return _Measured(
         kinds={layer.name: layer.kind for layer in loaded.layers},
         layers=channels(loaded.model, loaded.layers, side),

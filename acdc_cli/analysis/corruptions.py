@@ -22,6 +22,7 @@ from acdc_cli.analysis.base.subject import Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, SIDE, SMALLEST_SIDE, Corrupter, Corruption
+from acdc_cli.data.image_set import images_of
 from acdc_cli.data.imagenet_c import Folders, MadeAnew
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.base import Block
@@ -102,10 +103,10 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
         made = None
         if options.path is None:
             made = MadeAnew(stack.enter_context(Corrupter(options.noise_seed, options.workers)))
-            _say_what_severities_mean({subject.recipe.data.val_crop for subject in subjects})
+            _say_what_severities_mean({subject.recipe.images.val_crop for subject in subjects})
         for group in _seeing_the_same(subjects):
             device = choose_device(group[0].recipe.device)
-            images = made or Folders(Path(options.path or ""), group[0].data, device)
+            images = made or Folders(Path(options.path or ""), images_of(group[0].data), device)
             if isinstance(images, Folders):
                 images.require(corruptions, options.severities)
             models = {subject.name: subject.load() for subject in group}

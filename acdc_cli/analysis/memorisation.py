@@ -73,7 +73,7 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
 
 
 def missing(runs: Sequence[Forecast], options: Block) -> list[str]:
-    return [_labels_are_right(run.name) for run in runs if run.recipe.data.corrupt_labels is None]
+    return [_labels_are_right(run.name) for run in runs if run.recipe.images.corrupt_labels is None]
 
 
 def _labels_are_right(run: str) -> str:
@@ -81,7 +81,7 @@ def _labels_are_right(run: str) -> str:
 
 
 def _samples(subject: Subject) -> int | None:
-    block = subject.recipe.data.corrupt_labels
+    block = subject.recipe.images.corrupt_labels
     return block.count if block else None
 
 

@@ -49,13 +49,13 @@ def keys(incomplete: str) -> list[str]:
 
 
 def _keys() -> Iterator[str]:
-    from acdc_cli.recipe.blocks.sparsity import TargetBlock
+    from acdc_cli.recipe.blocks.sparsity import SparsityBlock, TargetBlock
     from acdc_cli.recipe.discovery import METHODS
     from acdc_cli.recipe.explain import homes
-    from acdc_cli.recipe.kinds import shape_of
-    from acdc_cli.recipe.schema import Recipe
+    from acdc_cli.recipe.kinds import DATA_BLOCKS, recipe_class, shape_of
 
-    yield from (".".join(path) for path in homes(shape_of(Recipe)))
+    recipes = [shape_of(recipe_class(SparsityBlock, inputs)) for inputs in DATA_BLOCKS.values()]
+    yield from dict.fromkeys(".".join(path) for recipe in recipes for path in homes(recipe))
     yield from (f"sparsity.{key}" for key in TargetBlock.model_fields)
     # a method's own keys, without importing its file, which imports torch
     for name in METHODS.names():

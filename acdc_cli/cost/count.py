@@ -1,4 +1,4 @@
-"""The operations of a model on one image, in the order of the forward pass, counted without its weights."""
+"""The operations of a model on one sample, in the order of the forward pass, counted without its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from acdc_cli.data.data_set import kind_of
 from acdc_cli.errors import ModelError
+from acdc_cli.models import memory
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.sparsity.prunable import layer_name
 
 Kind = Literal["conv", "linear", "attention", "norm", "activation", "pool", "blur"]
@@ -20,7 +24,7 @@ Kind = Literal["conv", "linear", "attention", "norm", "activation", "pool", "blu
 
 @dataclass(frozen=True)
 class Operation:
-    """One call on one image."""
+    """One call on one sample."""
 
     name: str
     """Name of the layer whose weight it uses, as in `prunable.Layer.name`, else of the module around it;
@@ -47,26 +51,35 @@ class Operation:
     """Inputs of one output of a pooling or blur, else 0."""
 
 
-def operations(model: nn.Module, side: int) -> list[Operation]:
-    """The operations on one image of side x side pixels, in eval mode.
+def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> list[Operation]:
+    """The operations on one sample of this size, in eval mode; a memory of preceding samples is full.
 
     The model is not touched: tensors on the meta device, which have shapes but no memory, replace its own, and calls
     are recorded where torch hands them to a device. So operations by functions (`F.relu`, attention) count like those
     by modules. Additions, softmax and gates are left out.
-    Raises ModelError if the model takes no images of this size.
+    block: the data, which says what a sample is; None: an image of size x size pixels.
+    Raises ModelError if the model takes no samples of this size.
     """
     # tied weights by their first name, as in sparsity.prunable
     parameters = {name: weight.to("meta") for name, weight in model.named_parameters()}
     buffers = {name: buffer.to("meta") for name, buffer in model.named_buffers()}
     dtype = next((weight.dtype for weight in parameters.values()), None)
-    image = torch.empty(1, 3, side, side, dtype=dtype, device="meta")
+    block = block or ImagesBlock(name="images", batch_size=1)
+    meta, kind = torch.device("meta"), kind_of(block)
+    prepared = kind.preparation(block, meta, torch.contiguous_format)(kind.blank(size, meta), False)
+    sample = tuple(each.to(dtype) if each.is_floating_point() else each for each in prepared)
     try:
-        with torch.no_grad(), torch.device("meta"), _in_eval_mode(model), _scopes(model) as scopes:
+        with torch.no_grad(), meta, _in_eval_mode(model), memory.aside(model), _scopes(model) as scopes:
+
+            def run() -> None:
+                torch.func.functional_call(model, {**parameters, **buffers}, sample)
+
+            memory.fill(model, run)
             recorder = _Recorder(parameters, buffers, scopes)
             with recorder:
-                torch.func.functional_call(model, {**parameters, **buffers}, (image,))
+                run()
     except (AssertionError, RuntimeError, ValueError) as e:
-        raise ModelError(f"the model takes no images of {side} pixels ({e})") from e
+        raise ModelError(f"the model takes no {block.noun} of {size} {block.size_unit} ({e}); {block.size_keys}") from e
     return recorder.operations
 
 

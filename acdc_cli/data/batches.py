@@ -21,10 +21,12 @@ from acdc_cli.data.order import epoch_order, repeated, spread
 class Batch:
     """Valid until the next batch is requested: the storage may be reused."""
 
-    images: Tensor
-    """(batch, 3, height, width), uint8, channels_last, on the loader's device; float32 from 0 to 255 if mixed."""
-    labels: Tensor
-    """(batch,), int64, on the loader's device; (batch, outputs), float32 if mixed: the share of each."""
+    inputs: Tensor
+    """(batch, …) on the loader's device, as the kind of inputs has them (`data/inputs`). Images: (batch, 3, height,
+    width), uint8, channels_last; float32 from 0 to 255 if mixed."""
+    targets: Tensor
+    """(batch, …) on the loader's device, as the task takes them. Labels of images: (batch,), int64; (batch, outputs),
+    float32 if mixed: the share of each."""
     indices: Tensor
     """(batch,), int64, on the CPU: the samples' positions in the data set."""
 

@@ -1,80 +1,45 @@
-"""A data set on the disk, opened once: its images, labels, classes and fingerprint."""
+"""A data set on the disk, opened once, whatever its inputs are: the targets, the fingerprint and the loaders.
+
+A kind of inputs is one file of `data/inputs`, a module that is a `Kind`; the recipe's task picks it.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from acdc_cli.data import corrupted_labels, relatives
-from acdc_cli.data import manifest as manifests
-from acdc_cli.data.beton import BetonFile
+from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
-from acdc_cli.data.image_folder import class_folders, folder_source
-from acdc_cli.data.known_sets import SPLITS, known_sets, require_same_classes
 from acdc_cli.data.labels import Labels
-from acdc_cli.data.manifest import Manifest
-from acdc_cli.data.order import spread
-from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.data import DataBlock
-from acdc_cli.recipe.suggest import did_you_mean
+from acdc_cli.recipe.discovery import INPUTS
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of `train` or `val`."""
-
-    labelled: Labels
-    manifest: Manifest | None
-    """None for images that were not written to a .beton file."""
-    read: Callable[[], BetonFile | Source]
-
-    @cached_property
-    def images(self) -> BetonFile | Source:
-        # at the first use, because walking a folder of a million images takes minutes on a network disk
-        return self.read()
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.labelled.names
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.images.labels
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the images do."""
-        if self.manifest is not None:
-            return self.manifest.content_hash
-        assert isinstance(self.images, Source)
-        return self.images.fingerprint
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """The data set of a recipe's `data` block, shared by loaders, corrupted labels and provenance."""
+class DataSet(ABC):
+    """The data set of a recipe's `data` block, shared by loaders and provenance."""
 
     block: DataBlock
-    splits: Mapping[str, Split]
-    """The splits that exist; at least one."""
     only_tests: bool = False
     """Whether it is a relative of the set that a model was trained on, with some of its classes or all."""
+
+    corrupted_labels: ClassVar[CorruptedLabels | None] = None
+    """The training samples whose labels the recipe corrupts; None if there are none."""
 
     @property
     def path(self) -> Path:
         return root_of(self.block)
 
     @property
-    def labelled(self) -> Labels:
-        return next(iter(self.splits.values())).labelled
+    @abstractmethod
+    def labelled(self) -> Labels: ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -83,34 +48,16 @@ class DataSet:
     @property
     def classes(self) -> int:
         """Number of classes or labels, which is that of a model's outputs."""
-        return len(self.class_names)
+        return len(self.labelled.names)
 
     @property
-    def fingerprint(self) -> dict[str, str]:
-        """The fingerprint of each split that exists."""
-        return {name: split.fingerprint for name, split in self.splits.items()}
+    @abstractmethod
+    def fingerprint(self) -> Mapping[str, str]:
+        """The fingerprint of each split that exists, which changes with its content."""
 
-    def split(self, name: str) -> Split:
-        """The split of this name. Raises DataError if it does not exist."""
-        if name not in self.splits:
-            raise DataError(_missing(self.block, name))
-        return self.splits[name]
-
-    def stored(self, name: str) -> int:
-        """Number of images of a split; 0 if it does not exist."""
-        return len(self.splits[name].labels) if name in self.splits else 0
-
-    @cached_property
-    def corrupted_labels(self) -> CorruptedLabels | None:
-        """The training samples whose labels the recipe corrupts; None if there are none.
-
-        Raises DataError if it corrupts more than possible.
-        """
-        if (wrong := self.block.corrupt_labels) is None:
-            return None
-        labels = self.split("train").labels
-        used = spread(min(len(labels), self.block.images or len(labels)), len(labels))
-        return corrupted_labels.corrupt(labels, used, self.classes, wrong.count, wrong.seed, wrong.classes == "all")
+    @abstractmethod
+    def stored(self, split: str) -> int:
+        """Number of samples of a split; 0 if it does not exist."""
 
     def facts(self) -> dict[str, Any]:
         """The entry in a run's provenance."""
@@ -124,57 +71,64 @@ class DataSet:
             "fingerprint": self.fingerprint,
         }
 
+    @abstractmethod
+    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+        """The training loader. Raises DataError if an epoch would have no step."""
+
+    @abstractmethod
+    def val_loader(
+        self, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
+    ) -> Loader:
+        """The validation loader: every sample of the split once, in order, with its true target.
+
+        count: use this many samples only, evenly spread. Raises DataError if there is no such split.
+        """
+
+    @abstractmethod
+    def calibration_loader(self, seed: int, device: torch.device) -> Loader:
+        """The training samples in whole shuffled batches, prepared as for validation, with their true targets."""
+
+
+class Kind(Protocol):
+    """A kind of inputs."""
+
+    def open_set(self, block: DataBlock) -> DataSet:
+        """Open the set. Raises DataError if there is none, or it is damaged."""
+
+    def expected_set(self, block: DataBlock) -> tuple[int, int, bool]:
+        """(classes, training samples that are used, whether the set exists): of the set on the disk, else of the known
+        set of this name.
+
+        Raises DataError for a missing set of unknown size.
+        """
+
+    def blank(self, size: int, device: torch.device) -> Tensor:
+        """One sample of this size without content, as loaders give inputs."""
+
+    def output_shape(self, size: int, outputs: int) -> tuple[int, ...]:
+        """The shape that a model's logits have for `blank`."""
+
+    def preparation(self, block: DataBlock, device: torch.device, layout: torch.memory_format) -> Preparation:
+        """layout: memory format of images."""
+
+
+class Preparation(Protocol):
+    def __call__(self, inputs: Tensor, training: bool) -> tuple[Tensor, ...]:
+        """The arguments of a model's forward pass, from the inputs of a batch; on the device."""
+
+
+def kind_of(block: DataBlock) -> Kind:
+    return cast("Kind", INPUTS.module(block.inputs))
+
 
 def open_set(block: DataBlock) -> DataSet:
-    """Open the set. Raises DataError if neither split exists, one is damaged, or their classes differ."""
-    root = root_of(block)
-    splits = {split: _opened(place) for split in SPLITS if (place := lies_at(root, split))}
-    if not splits and is_as_published(block):
-        splits = {split: _published(block.name, split, root) for split in SPLITS}
-    if not splits and relatives.holds_classes(root):
-        return DataSet(block, {"val": _opened(root)}, only_tests=True)
-    if not splits:
-        raise DataError(_missing(block, " and ".join(SPLITS)))
-    require_same_classes(root, [split.class_names for split in splits.values()])
-    return DataSet(block, splits)
+    """Open the set. Raises DataError if there is none, one of its files is damaged, or they do not fit together."""
+    return kind_of(block).open_set(block)
 
 
 def expected_set(block: DataBlock) -> tuple[int, int, bool]:
-    """(classes, training images that are used, whether the set exists): of the set on the disk, else of the known
-    set of this name.
-
-    Raises DataError for a missing set of unknown size, and for labels that cannot be corrupted.
-    """
-    known = known_sets().get(block.name)
-    missing = lies_at(root_of(block), "train") is None and not is_as_published(block)
-    if missing and known and known.classes and known.train_images:
-        classes, images, is_there = known.classes, known.train_images, False
-    else:
-        data = open_set(block)
-        classes, images, is_there = data.classes, data.stored("train"), True
-    used = min(images, block.images or images)
-    if block.corrupt_labels:
-        corrupted_labels.check(block.corrupt_labels.count, used, classes)
-    return classes, used, is_there
-
-
-def _opened(place: Path) -> Split:
-    if place.is_dir():
-        folder = place.parent
-        return Split(Labels(class_folders(place)), None, lambda: folder_source(folder.name, place.name, folder))
-    manifest = manifests.check_quick(place)
-    return Split(manifest.labels, manifest, lambda: BetonFile(place))
-
-
-def is_as_published(block: DataBlock) -> bool:
-    """Whether the set lies there as its authors publish it."""
-    known = known_sets().get(block.name)
-    return known is not None and known.has_layout(root_of(block))
-
-
-def _published(name: str, split: str, root: Path) -> Split:
-    source = known_sets()[name].read(name, split, root, False)
-    return Split(Labels(source.class_names, source.targets), None, lambda: source)
+    """`Kind.expected_set` of the block's kind."""
+    return kind_of(block).expected_set(block)
 
 
 def root_of(block: DataBlock) -> Path:
@@ -182,46 +136,11 @@ def root_of(block: DataBlock) -> Path:
     return Path(block.path or f"data/{block.name}")
 
 
-def lies_at(root: Path, split: str) -> Path | None:
-    """The split's .beton file, else its folder of class folders."""
-    beton, folder = root / f"{split}.beton", root / split
-    # os.path's, which treat what may not be read as missing
-    if os.path.isfile(beton):
-        return beton
-    return folder if os.path.isdir(folder) else None
-
-
-def _missing(block: DataBlock, what: str) -> str:
-    root = root_of(block).absolute()
-    if os.path.isfile(root):
-        return f"the data set {block.name} has no {what}: {root} is a file; --set data.path=FOLDER names a folder"
-    if os.path.isdir(root) and not _may_read(root):
-        return (
-            f"the data set {block.name}: you may not read {root}; ask its owner for access, or --set data.path=FOLDER"
+def steps_per_epoch(block: DataBlock, samples: int) -> int:
+    """Whole batches in that many training samples. Raises DataError if there is none."""
+    if samples < block.batch_size:
+        raise DataError(
+            f"data.batch_size {block.batch_size} is more than the {samples} {block.noun} of {block.name}, "
+            "so an epoch would have no step. Lower it."
         )
-    if block.name in relatives.NAMES:
-        return (
-            f"the data set {block.name} has no {what}: {root} must hold its class folders, as it is published; unpack "
-            "it there, or give its location: --set data.path=FOLDER"
-        )
-    near = "" if block.path or block.name in known_sets() else did_you_mean(block.name, known_sets())
-    return (
-        f"the data set {block.name} has no {what}: {root} has neither a .beton file of that name nor a folder of "
-        f"images{near or '.'} Write it: {_write_command(block)}. Or give its location: --set data.path=FOLDER"
-    )
-
-
-def _may_read(folder: Path) -> bool:
-    try:
-        os.scandir(folder).close()
-    except PermissionError:
-        return False
-    return True
-
-
-def _write_command(block: DataBlock) -> str:
-    if block.name == "demo" and block.path is None:
-        return "`acdc data write demo`"
-    name = block.name if block.name in known_sets() else "folder"
-    source = "" if name == "demo" else f" --source /path/to/{block.name}"
-    return f"`acdc data write {name}{source} --out {root_of(block)}`"
+    return samples // block.batch_size

@@ -19,8 +19,8 @@ from PIL import Image
 from acdc_cli import files
 from acdc_cli.data import worker
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.data_set import DataSet, Split
 from acdc_cli.data.image_file import decode_image
+from acdc_cli.data.image_set import ImageSet, Split
 from acdc_cli.data.order import spread
 
 _CHUNK = 64
@@ -92,7 +92,7 @@ class SetFacts:
     shared_examples: list[tuple[str, ...]]
 
 
-def describe(data: DataSet, limit: int | None, workers: int, advance: Callable[[int], object]) -> SetFacts:
+def describe(data: ImageSet, limit: int | None, workers: int, advance: Callable[[int], object]) -> SetFacts:
     """limit: images of each split to look at, spread evenly; None: all.  workers: processes; 0: this one.
 
     advance: called with the number of images done since the last call. Memory grows by a few dozen bytes an image.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.discovery import POLICIES
 
 _POLICY, _ERASING, MIXING = 1, 2, 3
@@ -49,7 +49,7 @@ class Finish:
             pixels[top : top + height, left : left + width] = self.fill
 
 
-def finish_of(block: DataBlock, seed: int) -> Finish | None:
+def finish_of(block: ImagesBlock, seed: int) -> Finish | None:
     """None if the recipe asks for neither a policy nor erasing."""
     wanted = block.augmentation
     fill = tuple(min(255, round(255 * channel)) for channel in block.mean)

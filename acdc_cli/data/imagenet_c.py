@@ -16,9 +16,9 @@ from torch import Tensor
 
 from acdc_cli.data.augment import CENTRED, Crop
 from acdc_cli.data.batches import Batch, Loader, Plan
-from acdc_cli.data.data_set import DataSet
 from acdc_cli.data.image_corruption import Corrupter, Corruption, Make
 from acdc_cli.data.image_folder import folder_source
+from acdc_cli.data.image_set import ImageSet
 from acdc_cli.data.order import spread
 from acdc_cli.data.torch import FolderImages, TorchLoader
 from acdc_cli.data.write_beton import Source
@@ -74,7 +74,7 @@ class Folders:
     """ImageNet-C's own images, which were cropped before they were corrupted. They are resized to the recipe's crop if
     needed, and come in the order of the validation set's classes."""
 
-    def __init__(self, root: Path, clean: DataSet, device: torch.device) -> None:
+    def __init__(self, root: Path, clean: ImageSet, device: torch.device) -> None:
         """clean: the set whose validation images were corrupted."""
         self._root, self._clean, self._device = root, clean, device
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from acdc_cli import console
 from acdc_cli.data import manifest
-from acdc_cli.data.data_set import open_set
 from acdc_cli.data.describe import SetFacts, chosen_of, describe
+from acdc_cli.data.image_set import open_set
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 _FEW = 5000
 """Images that are read sooner than processes start."""
@@ -111,7 +111,7 @@ def describe_folder(folder: Path, limit: int | None = None, workers: int | None 
 
     Raises DataError if the folder holds no set.
     """
-    data = open_set(DataBlock(name="folder", path=str(folder), batch_size=1))
+    data = open_set(ImagesBlock(name="folder", path=str(folder), batch_size=1))
     total = sum(len(chosen_of(split, limit)) for split in data.splits.values())
     cores = len(os.sched_getaffinity(0)) if total > _FEW else 0
     title = f"Reading {folder}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.finish import MIXING, draws
 from acdc_cli.data.labels import Labels
-from acdc_cli.recipe.blocks.data import AugmentationBlock
+from acdc_cli.recipe.blocks.images import AugmentationBlock
 
 
 class MixingLoader:

@@ -61,12 +61,12 @@ class Facts:
 
     def example(self, batch: int) -> Tensor:
         """Inputs of a batch of black images."""
-        side = self.recipe.data.val_crop
+        side = self.recipe.images.val_crop
         return self.inputs(torch.zeros(batch, 3, side, side, dtype=torch.uint8))
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of itself; `recorded` reads it. `class_names`, `mean` and `std` are JSON."""
-        block = self.recipe.data
+        block = self.recipe.images
         shown = {"val_resize": block.val_resize, "val_crop": block.val_crop, "batch": self.batch}
         return {
             "acdc": json.dumps({**self.header, "shown": shown}),
@@ -164,7 +164,7 @@ def engine_logits(engine: str, path: Path) -> Logits:
 
 def normalised(images: Tensor, recipe: Recipe) -> Tensor:
     """uint8 (n, 3, height, width) to float32, normalised as in training."""
-    shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
+    shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.images.mean, recipe.images.std))
     return (images - shift) / scale
 
 

@@ -13,7 +13,7 @@ from acdc_cli.data.known_sets import known_sets
 from acdc_cli.doctor import gpu, machine, software
 from acdc_cli.doctor.verdict import Status, Verdict, error, ok
 from acdc_cli.errors import AcdcError
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 Check = Callable[[], Verdict]
 
@@ -72,7 +72,7 @@ def data_set(folder: Path) -> Verdict:
     """Raises DataError if the set is missing, or is visibly damaged."""
     from acdc_cli.data.data_set import open_set
 
-    data = open_set(DataBlock(name=folder.name, path=str(folder), batch_size=1))
+    data = open_set(ImagesBlock(name=folder.name, path=str(folder), batch_size=1))
     train, val = data.stored("train"), data.stored("val")
     return ok(f"{folder}: {train:,} training and {val:,} validation images of {data.classes:,} classes")
 

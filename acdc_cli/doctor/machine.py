@@ -15,7 +15,7 @@ from acdc_cli.doctor import cgroup
 from acdc_cli.doctor.verdict import Verdict, error, ok, warning
 from acdc_cli.errors import AcdcError, RunError
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 
 _GIB = 2**30
 _LITTLE_MEMORY = 4 * _GIB
@@ -77,8 +77,8 @@ def judge_memory(total: int, free: int, limit: int | None) -> Verdict:
 
 def shared_memory() -> Verdict:
     recipe = load(_EXAMPLE)
-    data = recipe.data
-    batch = 3 * data.batch_size * max(*resolutions(recipe), data.val_crop) ** 2
+    data = recipe.images
+    batch = 3 * data.batch_size * max(*sizes(recipe), data.val_crop) ** 2
     place = Path("/dev/shm")
     return judge_shared_memory(shutil.disk_usage(place).free if place.is_dir() else 0, _cores(), batch)
 

@@ -114,7 +114,7 @@ def judge_torchvision(versions: Mapping[str, str], torch: Requirement, problem: 
 
 
 def ffcv() -> Verdict:
-    from acdc_cli.data.loaders import FFCV_HINT
+    from acdc_cli.data.image_loaders import FFCV_HINT
 
     problem = None
     try:

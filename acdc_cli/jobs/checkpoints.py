@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from acdc_cli import console, files
-from acdc_cli.data import loaders
-from acdc_cli.data.data_set import open_set
+from acdc_cli.data.image_loaders import first_size
+from acdc_cli.data.image_set import open_set as open_images
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
@@ -196,7 +196,7 @@ def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> R
     }
     asked = from_dict(least, "acdc eval", overrides)
     architecture["options"] = dict(models.options_for(model, source, asked.model.rename))
-    side = min(loaders.first_size(open_set(asked.data)))
+    side = min(first_size(open_images(asked.images)))
     block |= {
         "val_resize": shown.resize or side,
         "val_crop": shown.crop or side,
@@ -211,7 +211,7 @@ def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> R
 
 def _say_preprocessing(recipe: Recipe, origin: str, side: int) -> None:
     """side: size of the first image."""
-    block, options = recipe.data, recipe.model.options
+    block, options = recipe.images, recipe.model.options
     if options:
         console.say(f"built with {options}, which the file's tensor names require")
     console.say(

@@ -25,7 +25,7 @@ def measured_cost(recipe: Recipe, classes: int, sides: Collection[int]) -> Measu
     try:
         # a separate model, because some models cache tensors at their first call, which would be on the meta device
         model = setup.without_weights(recipe, classes)
-        counted = {side: operations(model, side) for side in sides}
+        counted = {side: operations(model, side, recipe.data) for side in sides}
         taught = teaching.price(recipe, model, classes, counted, CONVENTION)
         return Measured(counted, CONVENTION, taught.cost if taught else None)
     except ModelError as e:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from acdc_cli import console, files
 from acdc_cli.data import manifest
-from acdc_cli.data.data_set import DataSet, lies_at, open_set, root_of
+from acdc_cli.data.data_set import DataSet, open_set, root_of
 from acdc_cli.data.image_folder import folder_source
+from acdc_cli.data.image_set import lies_at
 from acdc_cli.errors import AcdcError, DataError
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.runs.overview import is_run

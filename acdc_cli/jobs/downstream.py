@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from acdc_cli.data.data_set import DataSet, open_set
+from acdc_cli.data.image_set import ImageSet, open_set
 from acdc_cli.data.known_sets import KnownSet, known_sets
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import classes_of, judged
 from acdc_cli.jobs.subjects import Checkpoint
 from acdc_cli.models.weights import classifier_of
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.sparsity.prunable import Layer, layers, zero_counts
@@ -30,7 +30,7 @@ class Task:
     """A downstream set."""
 
     name: str
-    data: DataSet
+    data: ImageSet
     known: KnownSet | None
     """What is known of the set: its metric and learning rate; None for a set of the user's."""
 
@@ -39,7 +39,7 @@ def open_task(to: str) -> Task:
     """to: a folder with train and val, or a name of `acdc data list`. Raises DataError if a split is missing."""
     folder = Path(to)
     name = "folder" if folder.is_dir() else to
-    data = open_set(DataBlock(name=name, path=to if folder.is_dir() else None, batch_size=64))
+    data = open_set(ImagesBlock(name=name, path=to if folder.is_dir() else None, batch_size=64))
     for split in ("train", "val"):
         data.split(split)
     manifest = data.split("val").manifest
@@ -101,7 +101,7 @@ def upstream(recipe: Recipe, subject: Checkpoint) -> setup.ReadyModel:
     """The model with its own classifier, as validation uses it."""
     own = judged(recipe, subject.weights)
     ready = setup.build(own, classes_of(own))
-    setup.require_sizes(ready, [recipe.data.val_crop])
+    setup.require_sizes(ready, [recipe.data.val_size])
     return ready
 
 

@@ -86,7 +86,7 @@ def drawn(random: Random, batch: int) -> Entrant:
     recipe = _recipe(random)
     torch.manual_seed(0)
     dense = models.build(recipe.model, random.classes).eval().requires_grad_(False)
-    side = recipe.data.val_crop
+    side = recipe.images.val_crop
     inputs = torch.randn(max(16, batch), 3, side, side)
     random_zeros.settle(dense, inputs)
     sparse = copy.deepcopy(dense)
@@ -97,7 +97,7 @@ def drawn(random: Random, batch: int) -> Entrant:
 
 
 def _variants(dense: nn.Module, sparse: nn.Module, facts: Facts) -> dict[str, nn.Module]:
-    smaller = shrunk(sparse, facts.recipe.data.val_crop)
+    smaller = shrunk(sparse, facts.recipe.images.val_crop)
     console.say(smaller.described(facts.name))
     return {"dense": dense, "sparse": sparse} | ({"shrunk": smaller.model} if smaller.removed else {})
 

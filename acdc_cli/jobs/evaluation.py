@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acdc_cli import console
 from acdc_cli.cost.conventions import CONVENTION, forward_flops
 from acdc_cli.cost.count import Operation, operations
-from acdc_cli.data import loaders, relatives
+from acdc_cli.data import relatives
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract
 from acdc_cli.deploy.contract import Facts, Logits, Program
@@ -71,7 +71,7 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
     data = open_found(recipe.data, source)
     classes = classes_of(recipe) if data.only_tests else data.classes
     ready = setup.build(recipe, classes if data.only_tests else data.labelled)
-    setup.require_sizes(ready, [recipe.data.val_crop])
+    setup.require_sizes(ready, [recipe.data.val_size])
     forward = _restricted(ready.forward, source, data, classes) if data.only_tests else ready.forward
     metrics = _judged(data, options, ready.device, ready.model, forward, ready.task, ready.precision)
     metrics |= sparsities(ready.layers) | _cost(recipe, ready, classes)
@@ -105,8 +105,8 @@ def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Op
         raise RunError(f"{source} is an exported program, which holds one model; leave out --which and --model")
     recipe = from_dict(judged(facts.recipe, source, options.data).as_dict(), str(source), options.overrides)
     recipe = _changed(recipe, options)
-    if recipe.data.val_crop != facts.recipe.data.val_crop:
-        raise RunError(f"{source} takes images of {facts.recipe.data.val_crop} pixels; leave data.val_crop as it is")
+    if recipe.images.val_crop != facts.recipe.images.val_crop:
+        raise RunError(f"{source} takes images of {facts.recipe.images.val_crop} pixels; leave data.val_crop as it is")
     data, cpu = open_found(recipe.data, source), torch.device("cpu")
     if data.classes != len(facts.classes) and not data.only_tests:
         raise RunError(
@@ -136,7 +136,7 @@ def _judged(
     task: Task,
     precision: Precision,
 ) -> dict[str, Any]:
-    loader = loaders.val_loader(data, device, options.split)
+    loader = data.val_loader(device, options.split)
     try:
         loader.warm_up()
         return {**evaluate(model, forward, loader, task, precision, options.split)}
@@ -183,7 +183,7 @@ def _cost(recipe: Recipe, ready: setup.ReadyModel, classes: int) -> dict[str, An
 
 def _operations(recipe: Recipe, classes: int) -> list[Operation] | None:
     try:
-        return operations(setup.without_weights(recipe, classes), recipe.data.val_crop)
+        return operations(setup.without_weights(recipe, classes), recipe.data.val_size, recipe.data)
     except ModelError as e:
         console.warn(f"FLOPs are not counted: {e}")
         return None

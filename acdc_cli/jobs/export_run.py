@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli import console
-from acdc_cli.data import loaders
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.contract import Facts
@@ -113,7 +112,7 @@ class Opened:
 
     def inputs(self, at_least: int) -> Tensor:
         """Validation images, evenly spread over the set, and repeated where it has fewer than `at_least`."""
-        loader = loaders.val_loader(self.data, torch.device("cpu"), count=max(_IMAGES, at_least))
+        loader = self.data.val_loader(torch.device("cpu"), count=max(_IMAGES, at_least))
         try:
             loader.warm_up()
             with loader.epoch(0) as batches:
@@ -133,7 +132,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
     recipe = _on_cpu(recipe, traced.input_size)
     data = open_found(recipe.data, source)
     ready = setup.build(recipe, data.labelled)
-    setup.require_sizes(ready, [recipe.data.val_crop])
+    setup.require_sizes(ready, [recipe.data.val_size])
     is_result = source.is_dir() and weights == weights_of(source)
     facts = Facts(
         name=f"{recipe.name}-{recipe.seed}",
@@ -145,7 +144,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
         batch=None if traced.batch == "dynamic" else traced.batch,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    smaller = shrunk(model, recipe.data.val_crop) if traced.shrink else None
+    smaller = shrunk(model, recipe.images.val_crop) if traced.shrink else None
     if traced.with_preprocessing:
         model = Preprocessed(model, recipe).eval()
         smaller = smaller and replace(smaller, model=Preprocessed(smaller.model, recipe).eval())
@@ -172,7 +171,7 @@ def _refuse_if_of_others(out: Path, new: Path) -> None:
 
 def _on_cpu(recipe: Recipe, side: int | None) -> Recipe:
     """side: of the validation crops in pixels, which then cover the same share of the image as before."""
-    block = recipe.data
+    block = recipe.images
     if side is not None:
         resize = round(block.val_resize * side / block.val_crop)
         block = block.model_copy(update={"val_crop": side, "val_resize": resize})

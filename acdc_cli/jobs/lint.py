@@ -10,7 +10,7 @@ from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
 from acdc_cli.recipe.blocks.task import LAST_DENSE
 from acdc_cli.recipe.schema import Recipe
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 from acdc_cli.sparsity.prunable import layer_name
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
@@ -108,7 +108,9 @@ def _average(recipe: Recipe, sparsifier: Sparsifier[Any], steps_per_epoch: int) 
 
 
 def _sizes(recipe: Recipe) -> Iterator[str]:
-    sizes = set(resolutions(recipe))
+    different = set(sizes(recipe))
     is_off = recipe.compile in (False, "off") or (recipe.compile == "auto" and recipe.device == "cpu")
-    if not is_off and len(sizes) > _MANY_SIZES:
-        yield (f"data.resolution: torch.compile recompiles the model for each of {len(sizes)} sizes; use a larger step")
+    if not is_off and len(different) > _MANY_SIZES:
+        yield (
+            f"data.resolution: torch.compile recompiles the model for each of {len(different)} sizes; use a larger step"
+        )

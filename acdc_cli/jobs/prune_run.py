@@ -12,7 +12,6 @@ from typing import Any
 from acdc_cli import __version__, console, files
 from acdc_cli.analysis.base.batch_norm import re_estimate, tracking
 from acdc_cli.analysis.base.findings import Findings
-from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, open_set
 from acdc_cli.errors import CheckpointError, RunError
@@ -110,14 +109,14 @@ def _free(out: Path, targets: Sequence[str]) -> list[RunDir]:
 def _loaders(recipe: Recipe, data: DataSet) -> Iterator[tuple[Loader, Loader]]:
     """The training images, shuffled, and the validation images, both prepared as for validation."""
     device = choose_device(recipe.device)
-    train = loaders.calibration_loader(data, recipe.seed, device)
-    with closing(train), closing(loaders.val_loader(data, device)) as val:
+    train = data.calibration_loader(recipe.seed, device)
+    with closing(train), closing(data.val_loader(device)) as val:
         yield train, val
 
 
 def _parts(recipe: Recipe, data: DataSet, train: Loader, val: Loader) -> Parts:
     """The unpruned model with its method attached."""
-    ready, side = setup.build(recipe, data.labelled), recipe.data.val_crop
+    ready, side = setup.build(recipe, data.labelled), recipe.data.val_size
     setup.require_sizes(ready, [side])
     cost = costs.measured_cost(recipe, data.classes, [side])
     parts = assemble(_portable(recipe), ready, train, val, cost)

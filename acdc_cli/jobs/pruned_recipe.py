@@ -15,7 +15,7 @@ from acdc_cli.recipe.discovery import METHODS
 from acdc_cli.recipe.kinds import method_config
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 
 _FINE_TUNING = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": {"name": "cosine"}}
 
@@ -85,7 +85,7 @@ def recipes(asked: Asked, weights: Path) -> list[Recipe]:
 
 def _fine_tuning(source: Recipe) -> dict[str, Any]:
     """For a checkpoint that records no recipe: its preprocessing, and settings with which a fork may fine-tune it."""
-    values, data = _without_training(source), source.data
+    values, data = _without_training(source), source.images
     # images that are validated as they are, are trained on as they are
     augment = "pad_crop" if data.val_crop == data.val_resize else data.augment
     values["data"] |= {"resolution": data.val_crop, "augment": augment}
@@ -95,7 +95,7 @@ def _fine_tuning(source: Recipe) -> dict[str, Any]:
 def _without_training(source: Recipe) -> dict[str, Any]:
     """The source's keys without those that belong to the length of its training."""
     values = source.as_dict()
-    values["data"] |= {"resolution": resolutions(source)[-1], "corrupt_labels": None}
+    values["data"] |= source.data.settled(sizes(source)[-1])
     values["optim"] |= {"schedule": {"name": "cosine"}}
     values["checkpoint"] |= {"keep_states": []}
     return values | {"epochs": 1, "ema": None, "fork": None}

@@ -24,7 +24,7 @@ from acdc_cli.recipe.load import load
 from acdc_cli.runs.forms import Record
 from acdc_cli.runs.run_dir import RunDir, open_run
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 from acdc_cli.training import saved_state
 from acdc_cli.training.checkpoint import load_masks, load_state, read_metadata
 
@@ -130,7 +130,7 @@ def _first_gap(epochs: list[int]) -> str:
 
 def _schedule(run: _Run) -> Result:
     """Phase, resolution and learning rate of each record are those of the recipe."""
-    sides, problems = resolutions(run.recipe), []
+    sides, problems = sizes(run.recipe), []
     for record in run.records:
         epoch = record["epoch"]
         steps = record["step"] // (epoch + 1)

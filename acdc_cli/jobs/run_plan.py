@@ -11,18 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from acdc_cli.cost.conventions import CONVENTION, Convention, forward_flops
-from acdc_cli.cost.count import Operation, operations
+from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Flops, kept_weights, nominal
-from acdc_cli.data.data_set import expected_set
-from acdc_cli.data.loaders import steps_per_epoch
-from acdc_cli.errors import ModelError
+from acdc_cli.data.data_set import expected_set, steps_per_epoch
 from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.lint import lint
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, TargetBlock
 from acdc_cli.recipe.blocks.task import LAST_DENSE
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 from acdc_cli.sparsity.prunable import Layer, layers
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.where import Selector
@@ -141,7 +139,7 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
         totals=_totals(recipe, model, sparsifier, works[-1], prices, steps),
         memory=memory,
         checkpoint=_checkpoint(recipe, model, sparsifier, memory),
-        inference_resolution=recipe.data.val_crop,
+        inference_resolution=recipe.data.val_size,
         notes=list(
             _notes(recipe, images, is_there, learned=densities[-1] is None, ranked=kept is None, taught=prices.teacher)
         ),
@@ -163,9 +161,9 @@ class _Prices:
     ) -> None:
         self.convention = convention
         self.learning_rate = partial(learning_rate, recipe)
-        self.resolutions = resolutions(recipe)
-        sides = sorted({*self.resolutions, recipe.data.val_crop})
-        self.operations = {side: _operations(model, side) for side in sides}
+        self.resolutions = sizes(recipe)
+        sides = sorted({*self.resolutions, recipe.data.val_size})
+        self.operations = {side: operations(model, side, recipe.data) for side in sides}
         self.dense = {side: forward_flops(counted, None, convention) for side, counted in self.operations.items()}
         self.teacher = teaching.price(recipe, model, classes, self.operations, convention, planned=True)
         taught, batch = self.teacher.cost if self.teacher else None, recipe.data.batch_size
@@ -174,13 +172,6 @@ class _Prices:
     def dense_training(self) -> Flops:
         """FLOPs per image, summed over all epochs."""
         return sum(3 * self.dense[side] for side in self.resolutions)
-
-
-def _operations(model: nn.Module, side: int) -> list[Operation]:
-    try:
-        return operations(model, side)
-    except ModelError as e:
-        raise ModelError(f"{e}; training crops are data.resolution, validation crops data.val_crop") from e
 
 
 def _epochs(
@@ -221,7 +212,7 @@ def _totals(
     params = sum(weight.numel() for weight in model.parameters())
     density = last.forward.density
     zeros = None if density is None else round((1 - density) * sparsifier.masked.total)
-    side, images = recipe.data.val_crop, steps * recipe.data.batch_size
+    side, images = recipe.data.val_size, steps * recipe.data.batch_size
     kept = kept_weights(sparsifier.masked, last.forward)
     inference = forward_flops(prices.operations[side], kept, prices.convention)
     training = sum(cost.train for cost in prices.epochs)
@@ -242,14 +233,13 @@ def _notes(
     recipe: Recipe, images: int, is_there: bool, learned: bool, ranked: bool, taught: teaching.Price | None
 ) -> Iterator[str]:
     if not is_there:
-        yield f"{recipe.data.name} was not found: its {images:,} training images are assumed"
+        yield f"{recipe.data.name} was not found: its {images:,} training {recipe.data.noun} are assumed"
     if rest := images % recipe.data.batch_size:
         yield (
-            f"training FLOPs leave out each epoch's incomplete last batch, {rest:,} of {images:,} images; P1's EFLOPs "
-            "count every image"
+            f"training FLOPs leave out each epoch's incomplete last batch, {rest:,} of {images:,} {recipe.data.noun}; "
+            "P1's EFLOPs count every image"
         )
-    if (repeats := recipe.data.augmentation.repeats) > 1:
-        yield f"an epoch shows one in {repeats} images, {repeats} times each (data.augmentation.repeats)"
+    yield from recipe.data.notes()
     begun_from = recipe.sparsity.from_checkpoint if isinstance(recipe.sparsity, PrunedBlock) else None
     if source := begun_from or recipe.model.weights:
         yield f"the cost of training {source} is not counted"

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from acdc_cli.data.data_set import kind_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
-from acdc_cli.models import hub
+from acdc_cli.models import hub, memory
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, TargetBlock
 from acdc_cli.recipe.kinds import method_class
@@ -36,6 +39,8 @@ from acdc_cli.training.distributed import ALONE, Ranks, own_device
 from acdc_cli.training.evaluate import Forward, forward_of
 from acdc_cli.training.precision import Precision, choose_device
 
+_IMAGES = ImagesBlock(name="images", batch_size=1)
+
 
 @dataclass(frozen=True)
 class ReadyModel:
@@ -50,6 +55,8 @@ class ReadyModel:
     ranks: Ranks = ALONE
     classes: int | None = None
     """Logits that the model has to give; None: not checked."""
+    block: DataBlock = _IMAGES
+    """The data, which says what the inputs are."""
 
 
 def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyModel:
@@ -71,7 +78,7 @@ def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyMo
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     with mendable(f"the weights of {recipe.model.name} alone", "take a smaller model, or a device with more memory"):
         model.to(device).to(memory_format=layout)
-    forward = forward_of(model, recipe.data.mean, recipe.data.std, device, layout)
+    forward = forward_of(model, kind_of(recipe.data).preparation(recipe.data, device, layout))
     if not ranks.first:
         # dropout differs between ranks; a plain sum would make rank 1 of seed 0 equal rank 0 of seed 1
         _seed(int(np.random.SeedSequence([recipe.seed, ranks.rank]).generate_state(1)[0]))
@@ -84,6 +91,7 @@ def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyMo
         device=device,
         ranks=ranks,
         classes=classes,
+        block=recipe.data,
     )
 
 
@@ -144,31 +152,30 @@ def on_meta(block: ModelBlock, classes: int) -> nn.Module:
         return models.build(block, classes)
 
 
-def require_sizes(ready: ReadyModel, sides: Iterable[int]) -> None:
-    """Runs the model on a black image of each size, so that a misfit is reported before a run starts.
+def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
+    """Runs the model on a blank sample of each size, so that a misfit is reported before a run starts.
 
     Raises ModelError.
     """
     ready.model.eval()
-    for side in sorted(set(sides)):
-        image = torch.zeros(1, 3, side, side, device=ready.device)
+    block, kind = ready.block, kind_of(ready.block)
+    prepared = kind.preparation(block, ready.device, torch.contiguous_format)
+    for size in sorted(set(sizes)):
+        sample = f"{block.noun} of {size} {block.size_unit}"
         try:
             # not inference_mode: training must be able to use what a model builds and keeps at its first call
-            with torch.no_grad(), ready.precision.autocast():
-                logits = ready.model(image)
+            with torch.no_grad(), ready.precision.autocast(), memory.aside(ready.model):
+                logits = ready.model(*prepared(kind.blank(size, ready.device), False))
         except Exception as e:
             line = code.blame(e)
             if line is None and not isinstance(e, AssertionError | RuntimeError | ValueError):
                 raise
-            raise ModelError(
-                f"the model takes no images of {side} pixels ({line or e}); training crops are data.resolution, "
-                "validation crops data.val_crop"
-            ) from e
+            raise ModelError(f"the model takes no {sample} ({line or e}); {block.size_keys}") from e
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if ready.classes is not None and shape != [1, ready.classes]:
+        if ready.classes is not None and shape != (expected := list(kind.output_shape(size, ready.classes))):
             raise ModelError(
-                f"the model returns {shape} for an image of {side} pixels; expected logits of shape "
-                f"[1, {ready.classes}], one for each of the {ready.classes} classes"
+                f"the model returns {shape} for one of the {sample}; expected logits of shape {expected}, one for each "
+                f"of the {ready.classes} classes"
             )
 
 

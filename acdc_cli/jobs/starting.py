@@ -18,7 +18,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.models import build
 from acdc_cli.recipe import code, shipped
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.optim import CosineSchedule, SGDBlock
 from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
@@ -84,7 +84,7 @@ def recipe_text(answers: Answers, facts: SetFacts) -> str:
     ]
     blocks: dict[str, type[BaseModel]] = {
         "model": ModelBlock,
-        "data": DataBlock,
+        "data": ImagesBlock,
         "optim": SGDBlock,
         "schedule": CosineSchedule,
         "sparsity": method_config(answers.method),

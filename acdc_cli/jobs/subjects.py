@@ -11,7 +11,6 @@ from typing import Literal
 
 from acdc_cli import console, files
 from acdc_cli.analysis.base.subject import Kind, Loaded
-from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.errors import RunError
@@ -75,12 +74,12 @@ class Checkpoint:
     def load(self, weights: Path | None = None) -> Loaded:
         recipe = judged(self.recipe, weights or self.weights, self.asked.data)
         ready = setup.build(recipe, self.data.labelled)
-        setup.require_sizes(ready, [recipe.data.val_crop])
+        setup.require_sizes(ready, [recipe.data.val_size])
         return ready
 
     @contextmanager
     def images(self, split: Literal["train", "val"] = "val", count: int | None = None) -> Iterator[Loader]:
-        loader = loaders.val_loader(self.data, choose_device(self.recipe.device), split, count=count)
+        loader = self.data.val_loader(choose_device(self.recipe.device), split, count=count)
         try:
             loader.warm_up()
             yield loader

@@ -14,12 +14,15 @@ from acdc_cli import console, files
 from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.cost.training_cost import TeacherCost
+from acdc_cli.data.data_set import kind_of
 from acdc_cli.errors import CheckpointError, ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import dense_first, located, names_its_model, recipe_of
 from acdc_cli.models import build as models
 from acdc_cli.models import hub
 from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.task import LAST_DENSE
 from acdc_cli.recipe.schema import Recipe
@@ -30,16 +33,14 @@ from acdc_cli.training.epoch_record import nonzero_weights
 from acdc_cli.training.evaluate import Forward, forward_of
 from acdc_cli.training.teacher import LastDense, Teacher
 
-Channels = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class _Source:
     """What a teacher is made of."""
 
     model: ModelBlock
-    mean: Channels
-    std: Channels
+    data: DataBlock
+    """What it was trained on, or how images are prepared for it."""
     file: Path
     trained_on: str | None = None
     """Name of its data set, where it is recorded."""
@@ -66,13 +67,13 @@ def teacher(recipe: Recipe, ready: setup.ReadyModel, classes: Sequence[str], sid
         return None
     if name == LAST_DENSE:
         model = setup.without_start(recipe).model
-        built = _on_device(model, recipe.data.mean, recipe.data.std, recipe, ready, len(classes))
+        built = _on_device(model, recipe.data, recipe, ready, len(classes))
         return LastDense(*built, ready.task, block)
     source = _source(name, block.model)
     _require_classes(name, source, classes)
     if source.trained_on not in (None, recipe.data.name):
         console.warn(f"task.teacher: {name} was trained on {source.trained_on}, this run trains on {recipe.data.name}")
-    built = _on_device(source.model, source.mean, source.std, recipe, ready, len(classes))
+    built = _on_device(source.model, source.data, recipe, ready, len(classes))
     with _as_the_teachers():
         setup.require_sizes(replace(ready, model=built[0]), sides)
     return Teacher(*built, ready.task, block, files.sha256(source.file))
@@ -135,7 +136,8 @@ def _source(name: str, architecture: str | None) -> _Source:
     shown = preprocessing(architecture, file)
     options = dict(models.options_for(architecture, file))
     block = ModelBlock.model_validate({**code.named(architecture), "options": options, "weights": str(file)})
-    return _Source(block, shown.mean, shown.std, file)
+    data = ImagesBlock(name="teacher", batch_size=1, mean=shown.mean, std=shown.std)
+    return _Source(block, data, file)
 
 
 def _recorded(path: Path, file: Path) -> _Source:
@@ -143,7 +145,7 @@ def _recorded(path: Path, file: Path) -> _Source:
     block = recipe.model.starting_from(str(file))
     names = open_run(path).last_start()["data"].get("class_names") if path.is_dir() else None
     classes = None if names is None else tuple(names)
-    return _Source(block, recipe.data.mean, recipe.data.std, file, recipe.data.name, classes)
+    return _Source(block, recipe.data, file, recipe.data.name, classes)
 
 
 def _require_classes(name: str, source: _Source, classes: Sequence[str]) -> None:
@@ -165,11 +167,11 @@ def _built(block: ModelBlock, classes: int) -> nn.Module:
 
 
 def _on_device(
-    block: ModelBlock, mean: Channels, std: Channels, recipe: Recipe, ready: setup.ReadyModel, classes: int
+    block: ModelBlock, data: DataBlock, recipe: Recipe, ready: setup.ReadyModel, classes: int
 ) -> tuple[nn.Module, Forward]:
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model = _built(block, classes).to(ready.device).to(memory_format=layout)
-    forward = forward_of(model, mean, std, ready.device, layout)
+    forward = forward_of(model, kind_of(data).preparation(data, ready.device, layout))
     # without the CUDA graphs of other modes, which would overwrite the trained model's logits
     return model, Compiled(forward, model, "default") if isinstance(ready.forward, Compiled) else forward
 

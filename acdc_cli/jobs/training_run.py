@@ -14,10 +14,11 @@ import torch
 
 from acdc_cli import console, files
 from acdc_cli.cost.training_cost import Measured
-from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, open_set
+from acdc_cli.data.image_loaders import corrupted_loader
+from acdc_cli.data.image_set import images_of
 from acdc_cli.errors import CheckpointError, RunError, Stopped
 from acdc_cli.jobs import costs, requeueing, setup, teaching
 from acdc_cli.jobs.data_search import open_found
@@ -36,7 +37,7 @@ from acdc_cli.runs.provenance import command_line, provenance
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import trackers
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 from acdc_cli.sparsity.prunable import pruned
 from acdc_cli.tasks.base.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed, saved_state
@@ -86,17 +87,17 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
     begun = recipe.fork is not None or ranks.from_first(resume and any(run.checkpoints.glob("*.pt")))
     ready = setup.build(setup.without_start(recipe) if begun else recipe, data.labelled, ranks)
-    sides = {*resolutions(recipe), recipe.data.val_crop}
+    sides = {*sizes(recipe), recipe.data.val_size}
     setup.require_sizes(ready, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = loaders.train_loader(data, recipe.seed, recipe.epochs, ready.device, ranks.shard)
+        train_loader = data.train_loader(recipe.seed, recipe.epochs, ready.device, ranks.shard)
         stack.callback(train_loader.close)
-        val_loader = loaders.val_loader(data, ready.device, shard=ranks.shard)
+        val_loader = data.val_loader(ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)
         wrong = data.corrupted_labels
         probes = [_memorisation(data, wrong, ready, stack)] if wrong else []
-        teacher = teaching.teacher(recipe, ready, data.labelled.names, resolutions(recipe))
+        teacher = teaching.teacher(recipe, ready, data.labelled.names, sizes(recipe))
         cost = costs.measured_cost(recipe, data.classes, sides)
         parts = assemble(recipe, ready, train_loader, val_loader, cost, probes, teacher)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
@@ -109,7 +110,9 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
             stack.enter_context(run.recording_end())
-        _describe(recipe, run, ready, train_loader.kind, warnings)
+        _describe(recipe, run, ready, train_loader.kind, wrong)
+        for warning in warnings:
+            console.warn(warning)
 
         def stop_asked() -> bool:
             # otherwise nothing would end a process whose launcher died
@@ -186,7 +189,7 @@ def assemble(
         val=val_loader,
         epochs=recipe.epochs,
         learning_rate=partial(learning_rate, recipe),
-        resolution=resolutions(recipe).__getitem__,
+        resolution=sizes(recipe).__getitem__,
         optim=recipe.optim,
         checkpoint=recipe.checkpoint,
         log_every=recipe.track.log_every,
@@ -202,7 +205,7 @@ def assemble(
 
 def _memorisation(data: DataSet, wrong: CorruptedLabels, ready: setup.ReadyModel, stack: ExitStack) -> Probe:
     """Measures memorisation of the samples with wrong labels."""
-    loader = loaders.corrupted_loader(data, wrong, ready.device, ready.ranks.shard)
+    loader = corrupted_loader(images_of(data), wrong, ready.device, ready.ranks.shard)
     stack.callback(loader.close)
     true, given = (torch.from_numpy(classes).to(ready.device) for classes in (wrong.true, wrong.given))
     return Probe("corrupted samples", loader, Memorisation(true, given))
@@ -231,7 +234,7 @@ def _fit(
             run.rewind_metrics(state["epoch"] if state else 0)
         summary = {"name": recipe.name, "seed": recipe.seed, **trainer.fit()}
         if parts.cost is not None:
-            summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_crop)
+            summary["cost"] = costs.run_cost(parts, parts.cost, recipe.data.batch_size, recipe.data.val_size)
         if first and recipe.fork:
             (fork, *_) = [entry["fork"] for entry in run.provenance() if entry.get("fork")] or [{}]
             summary["fork"] = {key: value for key, value in fork.items() if key != "source"}
@@ -342,7 +345,7 @@ def _conclude(run: RunDir, summary: dict[str, Any], headline: Quantity) -> None:
                 console.say(f"{name}: {headline.name} {summary[kind][key]:.2%} in {run.model_file(name)}")
 
 
-def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, warnings: Sequence[str]) -> None:
+def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, wrong: CorruptedLabels | None) -> None:
     """Prints the run's first lines."""
     weights = sum(layer.parameter.numel() for layer in ready.layers)
     prunable = sum(parameter.numel() for parameter in pruned(ready.layers).values())
@@ -357,7 +360,5 @@ def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str,
     if name := recipe.task.teacher:
         block = recipe.task.distillation
         console.say(f"taught by {name}, weight {block.weight:g}, temperature {block.temperature:g}")
-    if wrong := recipe.data.corrupt_labels:
-        console.say(f"{wrong.count:,} training labels are deliberately wrong: {run.corrupted_labels} lists them")
-    for warning in warnings:
-        console.warn(warning)
+    if wrong:
+        console.say(f"{len(wrong.indices):,} training labels are deliberately wrong: {run.corrupted_labels} lists them")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from acdc_cli import __version__, console, files, reading
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.data import loaders
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import steps_per_epoch
 from acdc_cli.errors import RunError
 from acdc_cli.jobs import downstream, setup
 from acdc_cli.jobs.downstream import Task
@@ -105,8 +105,8 @@ class _Transfer:
         model = self.recipe.model.starting_from(None).model_dump(mode="json")
         preparation = {key: block[key] for key in _PREPARATION}
         key = self._digest([split, model, preparation, self.task.data.fingerprint[split], ready.precision.name])
-        data = replace(self.task.data, block=self.recipe.data)
-        with closing(loaders.val_loader(data, ready.device, split)) as loader:
+        data = replace(self.task.data, block=self.recipe.images)
+        with closing(data.val_loader(ready.device, split)) as loader:
             loader.warm_up()
             description = f"features of {self.subject.name} on {self.task.name}, {split}"
             return extract(self.out / "features" / f"{key}.npy", ready, loader, description)
@@ -137,7 +137,7 @@ def transfer(
     transfers = list(_all(subjects, tasks, options, out))
     for each in transfers:
         stored = each.task.data.stored("train")
-        loaders.steps_per_epoch(each.recipe.data, min(stored, each.recipe.data.images or stored))
+        steps_per_epoch(each.recipe.data, min(stored, each.recipe.images.images or stored))
     cells = Cells(out / "results")
     require_clear([*(cell.identity for cell in cells.all()), *(each.identity for each in transfers)], out)
     try:
@@ -255,8 +255,8 @@ def _full(each: _Transfer) -> tuple[Answers, Answers, tuple[int, int]]:
     for layer in tuned.layers:
         if layer.name in dead:
             assert not layer.parameter[dead[layer.name]].any(), f"{layer.name} has weights where it had zeros"
-    data = replace(each.task.data, block=recipe.data)
-    with closing(loaders.val_loader(data, tuned.device)) as loader:
+    data = replace(each.task.data, block=recipe.images)
+    with closing(data.val_loader(tuned.device)) as loader:
         return *_answers(tuned, loader), downstream.zeros_of(tuned)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from itertools import accumulate
+from operator import or_
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from acdc_cli.recipe.blocks.base import Bears
 from acdc_cli.recipe.blocks.task import OLDER_TASKS
 from acdc_cli.recipe.flat import flat
+from acdc_cli.recipe.kinds import DATA_BLOCKS
 from acdc_cli.recipe.schema import Recipe
 
 MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
@@ -40,7 +42,8 @@ def bears_on(key: str) -> Bears:
 @cache
 def marks() -> dict[str, Bears]:
     """The keys that the schema marks, blocks among them."""
-    return dict(_marks(Recipe, ""))
+    of_inputs = (dict(_marks(block, "data.")) for block in DATA_BLOCKS.values())
+    return reduce(or_, of_inputs, dict(_marks(Recipe, "")))
 
 
 def _marks(block: type[BaseModel], prefix: str) -> Iterator[tuple[str, Bears]]:

@@ -64,6 +64,7 @@ MODELS = Folder("acdc_cli.models", "model")
 TASKS = Folder("acdc_cli.tasks", "task")
 POLICIES = Folder("acdc_cli.data.policies", "augmentation policy")
 DATA_SETS = Folder("acdc_cli.data.sets", "data set")
+INPUTS = Folder("acdc_cli.data.inputs", "kind of inputs")
 FORMATS = Folder("acdc_cli.deploy.formats", "format")
 
 

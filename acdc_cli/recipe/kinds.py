@@ -8,8 +8,11 @@ from typing import Any
 from pydantic import BaseModel, create_model
 
 from acdc_cli.quantities import Measures
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.sparsity import SparsityBlock
 from acdc_cli.recipe.blocks.task import current_task
+from acdc_cli.recipe.blocks.text import TextBlock
 from acdc_cli.recipe.discovery import METHODS, TASKS
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import Shape
@@ -35,7 +38,9 @@ def method_class(method: str) -> type[Any]:
 
 def task_class(name: str) -> type[Any]:
     """The `Task` of a task's file; also of a name that older recipes have."""
-    task: type[Any] = TASKS.module(current_task(name)).Task
+    file, slash, variant = current_task(name).partition("/")
+    module = TASKS.module(file)
+    task: type[Any] = module.VARIANTS[variant] if slash else module.Task
     return task
 
 
@@ -45,10 +50,20 @@ def measures_of(task: str) -> Measures:
     return measures
 
 
+DATA_BLOCKS: dict[str, type[DataBlock]] = {block.inputs: block for block in (ImagesBlock, TextBlock)}
+"""The block `data` of each kind of inputs."""
+
+
+def data_class(task: str) -> type[DataBlock]:
+    """The block `data` of recipes with a task of this name."""
+    return DATA_BLOCKS[task_class(task).inputs]
+
+
 @cache
-def recipe_class(sparsity: type[SparsityBlock]) -> type[Recipe]:
-    """A recipe whose sparsity block is the one of a method; the same class each time, so that recipes compare."""
-    return create_model("Recipe", __base__=Recipe, sparsity=(sparsity, ...))
+def recipe_class(sparsity: type[SparsityBlock], data: type[DataBlock] = ImagesBlock) -> type[Recipe]:
+    """A recipe with the blocks of a method and of a kind of inputs; the same class each time, so that recipes
+    compare."""
+    return create_model("Recipe", __base__=Recipe, sparsity=(sparsity, ...), data=(data, ...))
 
 
 @cache

@@ -12,14 +12,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from acdc_cli.errors import RecipeError
 from acdc_cli.reading import require_bounds
 from acdc_cli.recipe.blocks.base import Block, EpochCount
-from acdc_cli.recipe.blocks.data import DataBlock, ResolutionRamp
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, Schedule, StepSchedule
 from acdc_cli.recipe.blocks.run import CheckpointBlock, EMABlock
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, RunSize, SparsityBlock
-from acdc_cli.recipe.blocks.task import TaskBlock
+from acdc_cli.recipe.blocks.task import DEFAULT_TASK, TaskBlock, is_task
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
-from acdc_cli.recipe.kinds import method_config, methods, recipe_class, shape_of, task_class
+from acdc_cli.recipe.kinds import data_class, method_config, methods, recipe_class, shape_of, task_class
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import either
 from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, Place, Problem, dump
@@ -96,8 +96,9 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 def _checked(given: Draft) -> Recipe:
     config, unknown = _config(given.root)
-    schema = recipe_class(config)
-    problems = [*given.problems, *unknown, *_misfits(given.root, config)]
+    inputs = _inputs(given.root)
+    schema = recipe_class(config, inputs)
+    problems = [*given.problems, *unknown, *_misfits(given.root, config, inputs)]
     try:
         recipe = schema.model_validate(given.root.plain())
     except ValidationError as e:
@@ -124,7 +125,14 @@ def _config(root: Entry) -> tuple[type[SparsityBlock], list[Problem]]:
     return method_config(method), []
 
 
-def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
+def _inputs(root: Entry) -> type[DataBlock]:
+    """The class of the block `data` for the task that the recipe names; an unknown task is reported with the others."""
+    task = root.plain().get("task")
+    name = task.get("name", DEFAULT_TASK) if isinstance(task, dict) else DEFAULT_TASK
+    return data_class(name if isinstance(name, str) and is_task(name) else DEFAULT_TASK)
+
+
+def _misfits(root: Entry, config: type[SparsityBlock], inputs: type[DataBlock]) -> list[Problem]:
     """Conflicts between blocks, such as lengths that do not fit the epochs; invalid blocks are skipped."""
     given = root.plain()
     optim = given.get("optim")
@@ -136,7 +144,7 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
         text = "the run would start from this model and from `model.weights`; remove one of them"
         problems.append(problem_at(root, ("sparsity", "from_checkpoint"), text))
     problems += _without_weights(root, sparsity)
-    data = _valid(TypeAdapter(DataBlock), given.get("data"))
+    data = _valid(TypeAdapter(inputs), given.get("data"))
     if data and (task := _valid(TypeAdapter(TaskBlock), given.get("task", {}))):
         kind = task_class(task.name)
         problems += [problem_at(root, ("data", key), text) for key, text in kind.misfits(data)]
@@ -158,10 +166,8 @@ def _misfits(root: Entry, config: type[SparsityBlock]) -> list[Problem]:
     _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
     if schedule:
         problems += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
-    if data and isinstance(data.resolution, ResolutionRamp):
-        problems += [
-            problem_at(root, ("data", "resolution", key), text) for key, text in data.resolution.problems(clocked)
-        ]
+    if data:
+        problems += [problem_at(root, ("data", *key.split(".")), text) for key, text in data.problems(clocked)]
     return problems
 
 

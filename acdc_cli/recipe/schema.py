@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny
 
+from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.blocks.base import THREADS, Bears, Block, EpochCount
 from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.recipe.blocks.run import CheckpointBlock, DistributedBlock, EMABlock, TrackBlock
@@ -61,7 +63,7 @@ class Recipe(Block):
     """Compute batch-norm statistics over the batch of all GPUs together, for parts of a few images. It costs time at
     every layer; on one GPU it makes no difference."""
     model: ModelBlock
-    data: DataBlock
+    data: SerializeAsAny[DataBlock]
     task: TaskBlock = TaskBlock()
     optim: Optim
     sparsity: SerializeAsAny[SparsityBlock]
@@ -71,6 +73,16 @@ class Recipe(Block):
     track: Annotated[TrackBlock, Bears.NOTHING] = TrackBlock()
     checkpoint: Annotated[CheckpointBlock, Bears.NOTHING] = CheckpointBlock()
     distributed: Annotated[DistributedBlock, Bears.NOTHING] = DistributedBlock()
+
+    @property
+    def images(self) -> ImagesBlock:
+        """The block `data` of a recipe on images. Raises RecipeError for other inputs."""
+        if not isinstance(self.data, ImagesBlock):
+            raise RecipeError(
+                f"this works on images only, and {self.name} is a recipe on {self.data.inputs} (task.name: "
+                f"{self.task.name})"
+            )
+        return self.data
 
     @property
     def forked_after(self) -> int:

@@ -20,6 +20,7 @@ class Task:
         confidence=Quantity("entropy", "entropy", "entr.", "nats"),
         more=(Quantity("top5", "top-5", "top-5", "%"),),
     )
+    inputs: ClassVar[str] = "images"
     targets: ClassVar[str] = "class"
     losses: ClassVar[tuple[str, ...]] = ("softmax", "binary")
     names = ("loss", "entropy", "top1", "top5")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 
 UNCERTAIN = math.log(9)
@@ -25,6 +26,7 @@ class Task:
         headline=Quantity("accuracy", "label accuracy", "acc.", "%"),
         confidence=Quantity("uncertainty", "uncertainty", "unc.", "%"),
     )
+    inputs: ClassVar[str] = "images"
     targets: ClassVar[str] = "bits"
     losses: ClassVar[tuple[str, ...]] = ("binary",)
 
@@ -39,6 +41,7 @@ class Task:
 
     @staticmethod
     def misfits(data: DataBlock) -> list[tuple[str, str]]:
+        assert isinstance(data, ImagesBlock)
         if data.corrupt_labels is None:
             return []
         return [("corrupt_labels", "replaces an image's one class, and a multilabel image has none; remove it")]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acdc_cli.data.batches import Batch
+from acdc_cli.models import memory
 from acdc_cli.training.distributed import Replica
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.teacher import Teacher
@@ -30,22 +31,22 @@ class Backward:
             return self._add(batch.inputs, batch.targets)
         chunks = list(zip(batch.inputs.chunk(self._accumulate), batch.targets.chunk(self._accumulate), strict=True))
         losses = torch.zeros(2, device=batch.inputs.device)
-        for number, (images, labels) in enumerate(chunks, 1):
-            with self._replica.part(last=number == len(chunks)):
-                losses += self._add(images, labels, len(labels) / len(batch.targets))
+        for number, (inputs, targets) in enumerate(chunks, 1):
+            with self._replica.part(last=number == len(chunks)), memory.part(self._parts.model, number):
+                losses += self._add(inputs, targets, len(targets) / len(batch.targets))
         return losses
 
-    def _add(self, images: Tensor, labels: Tensor, share: float = 1.0) -> Tensor:
-        """The same for `share` times the mean loss of these images."""
+    def _add(self, inputs: Tensor, targets: Tensor, share: float = 1.0) -> Tensor:
+        """The same for `share` times the mean loss of these samples."""
         parts = self._parts
         with parts.precision.autocast():
-            logits = self._replica.forward(images)
-            loss = parts.task.loss(logits, labels)
-            unsmoothed = parts.task.unsmoothed_loss(logits, labels)
+            logits = self._replica.forward(inputs)
+            loss = parts.task.loss(logits, targets)
+            unsmoothed = parts.task.unsmoothed_loss(logits, targets)
             if unsmoothed is None:
                 unsmoothed = loss.detach()
             if self._teacher:
-                loss = self._teacher.loss(loss, logits, images)
+                loss = self._teacher.loss(loss, logits, inputs)
         if share != 1:
             loss = loss * share
         # which exchanges gradients

@@ -35,7 +35,8 @@ def mendable(attempt: str, way_out: str) -> Iterator[None]:
         raise
 
 
-def in_words(images: Tensor, parts: int) -> str:
-    """images: a batch, (batch, channels, height, width), passed through the model in `parts` parts."""
+def in_words(inputs: Tensor, parts: int) -> str:
+    """inputs: those of a batch, passed through the model in `parts` parts."""
     in_parts = f", in {parts} parts" if parts > 1 else ""
-    return f"a batch of {images.shape[0]} images of {images.shape[-1]} pixels{in_parts}"
+    each = "images of {} pixels" if inputs.ndim == 4 else "texts of {} tokens"
+    return f"a batch of {inputs.shape[0]} {each.format(inputs.shape[-1])}{in_parts}"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.data.batches import Loader
+from acdc_cli.data.data_set import Preparation
+from acdc_cli.models import memory
 from acdc_cli.tasks.base.task import Measure
 from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.device_errors import in_words, mendable
@@ -17,28 +19,16 @@ from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.precision import Precision
 
 Forward = Callable[[Tensor], Tensor]
-"""uint8 images (batch, 3, height, width) to logits (batch, classes)."""
+"""The inputs of a batch to logits: images (batch, 3, height, width), uint8, to (batch, classes)."""
 
 _LOWER = "lower data.val_batch_size (--batch-size of acdc eval)"
 
 
-def forward_of(
-    model: nn.Module,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device,
-    layout: torch.memory_format = torch.channels_last,
-) -> Forward:
-    """The model with its normalisation, which runs on the device, where torch.compile fuses it.
+def forward_of(model: nn.Module, prepared: Preparation) -> Forward:
+    """The model with what is done to its inputs on the device."""
 
-    layout: memory format of the images that the model sees. Loaders give channels_last, and convolutions keep the
-    format.
-    """
-    shift = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
-    scale = 1 / (255 * torch.tensor(std, device=device).view(1, 3, 1, 1))
-
-    def forward(images: Tensor) -> Tensor:
-        logits: Tensor = model(((images - shift) * scale).contiguous(memory_format=layout))
+    def forward(inputs: Tensor) -> Tensor:
+        logits: Tensor = model(*prepared(inputs, model.training))
         return logits
 
     return forward
@@ -76,6 +66,7 @@ def evaluate(
     samples, rounds = 0, int(ranks.largest(loader.steps))
     with (
         mendable("a batch that is loaded", _LOWER),
+        memory.aside(model),
         torch.inference_mode(),
         loader.epoch(0) as batches,
         console.progress(description, COMPILING) as bar,
@@ -97,7 +88,7 @@ def evaluate(
     everyone = ranks.gather((samples, dict(zip(totals, values, strict=True))))
     judged = sum(count for count, _ in everyone)
     if judged != loader.samples:
-        raise AssertionError(f"evaluated {judged} of {loader.samples} images")
+        raise AssertionError(f"evaluated {judged} of {loader.samples} samples")
     # a process may have had no batch
     names = next(sums for count, sums in everyone if count)
     return measure.metrics({name: sum(sums.get(name, 0.0) for _, sums in everyone) for name in names}, judged) | {

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, Stopped
+from acdc_cli.models import memory
 from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
@@ -149,6 +150,7 @@ class Trainer:
 
     def _start_epoch(self) -> None:
         parts = self._parts
+        memory.forget(parts.model)
         charge_probes(parts, self._epoch)
         if parts.teacher:
             parts.teacher.on_epoch_start(parts.sparsifier.phases, self._epoch, parts.model, parts.ranks)

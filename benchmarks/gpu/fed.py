@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from acdc_cli.data import loaders
+from acdc_cli.data import image_loaders
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import open_set
 from acdc_cli.recipe.load import load
@@ -39,7 +39,7 @@ def run(trial: Trial) -> None:
     try:
         import acdc_cli.data.ffcv  # noqa: F401
     except (ImportError, OSError) as cause:
-        raise SkippedError(f"FFCV cannot be used ({cause}): {loaders.FFCV_HINT}") from cause
+        raise SkippedError(f"FFCV cannot be used ({cause}): {image_loaders.FFCV_HINT}") from cause
     images = data(trial.smoke)
     side, batch_size = (32, 8) if trial.smoke else (160, 1024)
     settings = {
@@ -53,7 +53,7 @@ def run(trial: Trial) -> None:
     }
     recipe = load("resnet50_95", [f"{key}={value}" for key, value in settings.items()])
     trial.record(photos=images.facts)
-    with closing(loaders.train_loader(open_set(recipe.data), recipe.seed, recipe.epochs, trial.device)) as loader:
+    with closing(open_set(recipe.data).train_loader(recipe.seed, recipe.epochs, trial.device)) as loader:
         loader.warm_up()
         resident = Resident(batch_size, side, loader.steps, trial.device)
         assembly = assemble(recipe, resident)

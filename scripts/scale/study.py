@@ -10,7 +10,7 @@ from functools import cache
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 from acdc_cli.studies.study import load_study
 from scripts.scale.parts import Machine, Model
 from scripts.scale.run import Failures, Outcome, Work, simulate
@@ -39,7 +39,7 @@ class Cell:
 @cache
 def cells() -> tuple[Cell, ...]:
     recipes = load_study(STUDY).recipes()
-    return tuple(Cell(key, tuple(resolutions(recipe))) for key, recipe in recipes.items() if recipe.epochs <= _LONGEST)
+    return tuple(Cell(key, tuple(sizes(recipe))) for key, recipe in recipes.items() if recipe.epochs <= _LONGEST)
 
 
 @cache

@@ -17,7 +17,7 @@ from corpus import Case
 
 from acdc_cli.data.known_sets import known_sets
 from acdc_cli.models import build
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.optim import SGDBlock
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.schema import Recipe
@@ -26,7 +26,7 @@ from acdc_cli.recipe.shape import either
 CASES = [*FILES, *OVERRIDES, *READ, *WRITTEN, *CHECKPOINTS, *MODELS, *PLACES, *ARGUMENTS]
 PLACEHOLDERS = {
     "<keys of a recipe>": ", ".join(["extends", *Recipe.model_fields]),
-    "<keys of data>": ", ".join(DataBlock.model_fields),
+    "<keys of data>": ", ".join(ImagesBlock.model_fields),
     "<keys of sgd>": ", ".join(SGDBlock.model_fields),
     "<keys of oneshot>": ", ".join(method_config("oneshot").model_fields),
     "<methods>": either(methods()),

@@ -25,14 +25,14 @@ from acdc_cli.data.order import epoch_order, repeated
 from acdc_cli.data.policies import rand, trivial
 from acdc_cli.data.resident import ResidentLoader, can_stay
 from acdc_cli.data.torch import TorchLoader
-from acdc_cli.recipe.blocks.data import AugmentationBlock, DataBlock
+from acdc_cli.recipe.blocks.images import AugmentationBlock, ImagesBlock
 
 CPU = torch.device("cpu")
 GREY = (128, 100, 90)
 
 
-def block(**augmentation: Any) -> DataBlock:
-    return DataBlock(name="folder", batch_size=8, augmentation=AugmentationBlock(**augmentation))
+def block(**augmentation: Any) -> ImagesBlock:
+    return ImagesBlock(name="folder", batch_size=8, augmentation=AugmentationBlock(**augmentation))
 
 
 def plan(**changes: Any) -> Plan:

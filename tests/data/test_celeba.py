@@ -11,14 +11,13 @@ from celeba_files import NAMES, attributes, celeba
 from PIL import Image
 from torchvision.datasets import CelebA
 
-from acdc_cli.data import loaders
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.data.known_sets import read_set
 from acdc_cli.data.labels import unpacked
 from acdc_cli.data.torch import FolderImages
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 _BLOCK = {"batch_size": 2, "loader": "torch", "workers": 0, "val_resize": 16, "val_crop": 16}
 
@@ -54,9 +53,9 @@ def test_a_folder_and_an_archive_are_read_where_they_lie_and_written(tmp_path: P
     write_set("celeba", WriteOptions(source=root, out=tmp_path / "written", workers=0))
     shown = []
     for place in (root, tmp_path / "written"):
-        data = open_set(DataBlock(name="celeba", path=str(place), **_BLOCK))
+        data = open_set(ImagesBlock(name="celeba", path=str(place), **_BLOCK))
         assert (data.class_names, data.labelled.kind) == (NAMES, "bits")
-        with loaders.val_loader(data, torch.device("cpu")).epoch(0) as batches:
+        with data.val_loader(torch.device("cpu")).epoch(0) as batches:
             (batch,) = ((each.inputs.clone(), each.targets.clone()) for each in batches)
         assert unpacked(batch[1].numpy(), 40).tolist() == [attributes(4), attributes(5)]
         shown.append(batch)

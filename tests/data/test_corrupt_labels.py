@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from acdc_cli.data import loaders
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels, corrupt
 from acdc_cli.data.data_set import expected_set, open_set
+from acdc_cli.data.image_loaders import corrupted_loader
 from acdc_cli.data.order import spread
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import CorruptLabelsBlock, DataBlock
+from acdc_cli.recipe.blocks.images import CorruptLabelsBlock, ImagesBlock
 
 CPU = torch.device("cpu")
 STORED = np.arange(50) % 3
@@ -133,13 +133,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def block(path: Path, count: int | None = 10, **values: Any) -> DataBlock:
+def block(path: Path, count: int | None = 10, **values: Any) -> ImagesBlock:
     sizes = {"batch_size": 10, "resolution": 32, "val_resize": 32, "val_crop": 32, "augment": "pad_crop", "workers": 1}
     wrong = None if count is None else CorruptLabelsBlock(count=count, seed=7)
-    return DataBlock(**{"name": "tiny", "path": str(path), "corrupt_labels": wrong} | sizes | values)
+    return ImagesBlock(**{"name": "tiny", "path": str(path), "corrupt_labels": wrong} | sizes | values)
 
 
-def wrong_labels(asked: DataBlock) -> CorruptedLabels:
+def wrong_labels(asked: ImagesBlock) -> CorruptedLabels:
     wrong = open_set(asked).corrupted_labels
     assert wrong is not None
     return wrong
@@ -155,8 +155,8 @@ def labels_seen(loader: Loader, epoch: int = 0) -> dict[int, int]:
         }
 
 
-def train(opened: list[Loader], asked: DataBlock, shard: Shard = UNDIVIDED) -> Loader:
-    opened.append(loaders.train_loader(open_set(asked), 0, 2, CPU, shard))
+def train(opened: list[Loader], asked: ImagesBlock, shard: Shard = UNDIVIDED) -> Loader:
+    opened.append(open_set(asked).train_loader(0, 2, CPU, shard))
     return opened[-1]
 
 
@@ -179,7 +179,7 @@ def test_the_images_and_their_order_are_those_of_a_run_with_true_labels(
         train(opened, block(root, None, loader=kind)).epoch(1) as theirs,
     ):
         for one, other in zip(ours, theirs, strict=True):
-            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.inputs, other.inputs)
             assert torch.equal(one.indices, other.indices)
 
 
@@ -194,7 +194,7 @@ def test_each_of_several_processes_is_told_the_same_labels(kind: str, opened: li
 def test_whoever_validates_is_told_the_true_labels(
     kind: str, opened: list[Loader], root: Path, split: str, count: int
 ) -> None:
-    opened.append(loaders.val_loader(open_set(block(root, loader=kind)), CPU, split))
+    opened.append(open_set(block(root, loader=kind)).val_loader(CPU, split))
     assert labels_seen(opened[-1]) == dict(enumerate(STORED[:count].tolist()))
 
 
@@ -206,7 +206,7 @@ def test_of_a_trial_only_samples_that_are_used_are_chosen(kind: str, opened: lis
     seen = labels_seen(train(opened, asked))
     assert seen == dict(zip(wrong.indices.tolist(), wrong.given.tolist(), strict=True))
     with pytest.raises(DataError, match="at most the 20 training images, found 21"):
-        loaders.train_loader(open_set(block(root, 21, images=20, loader=kind)), 0, 2, CPU)
+        open_set(block(root, 21, images=20, loader=kind)).train_loader(0, 2, CPU)
     with pytest.raises(DataError, match="at most the 20 training images, found 21"):
         expected_set(block(root, 21, images=20, loader=kind))
 
@@ -217,8 +217,8 @@ def test_the_corrupted_samples_come_once_each_as_validation_shows_them_by_their_
 ) -> None:
     asked = block(root, loader=kind, val_batch_size=batch_size)
     wrong = wrong_labels(asked)
-    opened.append(loaders.corrupted_loader(open_set(asked), wrong, CPU))
-    opened.append(loaders.val_loader(open_set(asked), CPU, "train"))
+    opened.append(corrupted_loader(open_set(asked), wrong, CPU))
+    opened.append(open_set(asked).val_loader(CPU, "train"))
     probe, whole = opened
     assert (probe.samples, probe.steps) == (10, -(-10 // batch_size))
     with probe.epoch(0) as batches:
@@ -234,7 +234,7 @@ def test_the_corrupted_samples_come_once_each_as_validation_shows_them_by_their_
 def test_several_processes_share_the_corrupted_samples(kind: str, opened: list[Loader], root: Path) -> None:
     asked = block(root, loader=kind, val_batch_size=4)
     wrong = wrong_labels(asked)
-    opened += [loaders.corrupted_loader(open_set(asked), wrong, CPU, Shard(rank, 2)) for rank in range(2)]
+    opened += [corrupted_loader(open_set(asked), wrong, CPU, Shard(rank, 2)) for rank in range(2)]
     # of the batches of 4, 4 and 2 the first and the last are the first process's
     seen = [labels_seen(loader) for loader in opened]
     assert sorted(len(part) for part in seen) == [4, 6]
@@ -253,7 +253,7 @@ def test_folders_and_worker_processes_give_the_same_wrong_labels(
     names = sorted(NAMES)
     assert wrong.true.tolist() == [names.index(Path(path).parent.name) for path in _paths(tmp_path, wrong)]
     assert labels_seen(train(opened, asked)) == labels_seen(train(opened, block(tmp_path, loader="torch", workers=0)))
-    opened.append(loaders.corrupted_loader(open_set(asked), wrong, CPU))
+    opened.append(corrupted_loader(open_set(asked), wrong, CPU))
     with opened[-1].epoch(0) as batches:
         shown = torch.cat([batch.inputs[:, 0, 0, 0] for batch in batches])
     reds = [5 * int(path.stem) for path in _paths(tmp_path, wrong)]

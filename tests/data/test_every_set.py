@@ -14,14 +14,14 @@ import transfer_layouts
 from celeba_files import celeba
 from PIL import Image
 
-from acdc_cli.data import loaders, manifest
+from acdc_cli.data import manifest
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
 from acdc_cli.data.known_sets import SPLITS, known_set, known_sets, read_set
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.sets.transfer_sets import LAYOUTS
 from acdc_cli.data.write_beton import Source
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 CLASSES_OF_FOLDERS = {"imagenet": 1000, "folder": 3, "birdsnap": 3}
 
@@ -111,11 +111,11 @@ def test_the_splits_are_as_the_set_says(reading: Reading) -> None:
 
 def test_a_set_is_the_same_when_it_is_read_again_written_and_opened(reading: Reading, tmp_path: Path) -> None:
     write_set(reading.name, WriteOptions(source=reading.root, out=tmp_path, workers=0))
-    block = DataBlock(name=reading.name, path=str(tmp_path), batch_size=2, loader="torch", workers=0, val_images=2)
+    block = ImagesBlock(name=reading.name, path=str(tmp_path), batch_size=2, loader="torch", workers=0, val_images=2)
     data = open_set(block)
     for split, source in reading.splits.items():
         assert manifest.read(tmp_path / f"{split}.beton").source == source.fingerprint
         assert data.split(split).labels.tolist() == source.labels.tolist()
     assert data.class_names == reading.splits["train"].class_names
-    with loaders.val_loader(data, torch.device("cpu")).epoch(0) as batches:
+    with data.val_loader(torch.device("cpu")).epoch(0) as batches:
         assert sum(len(batch.inputs) for batch in batches) == 2

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from acdc_cli.data import loaders
+from acdc_cli.data import image_loaders
 from acdc_cli.data.batches import Loader, Shard
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import DataBlock, ResolutionStep
+from acdc_cli.recipe.blocks.images import ImagesBlock, ResolutionStep
 
 CPU = torch.device("cpu")
 NAMES = ("zero", "one", "two")
@@ -47,21 +47,21 @@ def folders(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "acdc_cli.data.ffcv", None)
-    loaders._say_once.cache_clear()
+    image_loaders._say_once.cache_clear()
 
 
-def _block(path: Path | None, **values: Any) -> DataBlock:
+def _block(path: Path | None, **values: Any) -> ImagesBlock:
     sizes = {"batch_size": 8, "resolution": 32, "val_resize": 32, "val_crop": 32, "augment": "pad_crop", "workers": 1}
-    return DataBlock(**{"name": "tiny", "path": None if path is None else str(path)} | sizes | values)
+    return ImagesBlock(**{"name": "tiny", "path": None if path is None else str(path)} | sizes | values)
 
 
-def _train(opened: list[Loader], block: DataBlock, epochs: int = 10) -> Loader:
-    opened.append(loaders.train_loader(open_set(block), 0, epochs, CPU))
+def _train(opened: list[Loader], block: ImagesBlock, epochs: int = 10) -> Loader:
+    opened.append(open_set(block).train_loader(0, epochs, CPU))
     return opened[-1]
 
 
-def _val(opened: list[Loader], block: DataBlock, split: str = "val") -> Loader:
-    opened.append(loaders.val_loader(open_set(block), CPU, split))
+def _val(opened: list[Loader], block: ImagesBlock, split: str = "val") -> Loader:
+    opened.append(open_set(block).val_loader(CPU, split))
     return opened[-1]
 
 
@@ -102,7 +102,7 @@ def test_a_split_that_is_not_there_is_missed_when_it_is_asked_for(folders: Path)
     (folders / "train").rename(folders / "elsewhere")
     assert open_set(_block(folders)).stored("train") == 0
     with pytest.raises(DataError, match="the data set tiny has no train"):
-        loaders.train_loader(open_set(_block(folders)), 0, 1, CPU)
+        open_set(_block(folders)).train_loader(0, 1, CPU)
 
 
 def test_the_path_defaults_to_the_sets_name_below_data(in_tmp: Path, folders: Path) -> None:
@@ -182,17 +182,17 @@ def test_auto_does_without_ffcv_and_says_why_once(
 @pytest.mark.usefixtures("without_ffcv")
 def test_ffcv_asked_for_but_not_there_is_an_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"FFCV cannot be used.*pip install 'acdc-cli\[ffcv\]'.*data\.loader=torch"):
-        loaders.train_loader(open_set(_block(root, loader="ffcv")), 0, 1, CPU)
+        open_set(_block(root, loader="ffcv")).train_loader(0, 1, CPU)
 
 
 def test_ffcv_asked_for_a_folder_is_an_error(folders: Path) -> None:
     with pytest.raises(DataError, match=r"holds images: .*acdc data write folder --source.*data\.loader=torch"):
-        loaders.train_loader(open_set(_block(folders, batch_size=2, loader="ffcv")), 0, 1, CPU)
+        open_set(_block(folders, batch_size=2, loader="ffcv")).train_loader(0, 1, CPU)
 
 
 def test_a_batch_larger_than_the_set_is_an_error(kind: str, root: Path) -> None:
     with pytest.raises(DataError, match=r"batch_size 51 is more than the 50 images"):
-        loaders.train_loader(open_set(_block(root, batch_size=51, loader=kind)), 0, 1, CPU)
+        open_set(_block(root, batch_size=51, loader=kind)).train_loader(0, 1, CPU)
 
 
 def test_training_drops_the_last_partial_batch(kind: str, opened: list[Loader], root: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader
 
 def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: list[Loader], root: Path) -> None:
     block = _block(root, loader=kind, images=20, val_images=5)
-    train, val = loaders.train_loader(open_set(block), 0, 2, CPU), loaders.val_loader(open_set(block), CPU)
+    train, val = open_set(block).train_loader(0, 2, CPU), open_set(block).val_loader(CPU)
     opened += [train, val]
     assert (train.samples, train.steps, val.samples, val.steps) == (20, 2, 5, 1)
     with val.epoch(0) as batches:
@@ -232,7 +232,7 @@ def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: 
     assert len(seen) > 16
     assert expected_set(block) == (3, 20, True)
     with pytest.raises(DataError, match="more than the 7 images"):
-        loaders.train_loader(open_set(_block(root, loader=kind, images=7)), 0, 2, CPU)
+        open_set(_block(root, loader=kind, images=7)).train_loader(0, 2, CPU)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
@@ -278,8 +278,8 @@ def test_workers_default_to_the_cores_that_this_process_may_use(
     asked: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5})
     monkeypatch.setattr(ffcv, "FFCVLoader", lambda file, plan, workers, device: asked.append(workers))
-    loaders.val_loader(open_set(_block(root, workers=None, loader="ffcv")), CPU)
-    loaders.val_loader(open_set(_block(root, workers=0, loader="ffcv")), CPU)
+    open_set(_block(root, workers=None, loader="ffcv")).val_loader(CPU)
+    open_set(_block(root, workers=0, loader="ffcv")).val_loader(CPU)
     # two processes of a machine share its cores
-    loaders.val_loader(open_set(_block(root, workers=None, loader="ffcv")), CPU, shard=Shard(0, 2, local_size=2))
+    open_set(_block(root, workers=None, loader="ffcv")).val_loader(CPU, shard=Shard(0, 2, local_size=2))
     assert asked == [3, 1, 1]

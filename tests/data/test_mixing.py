@@ -12,7 +12,6 @@ from drawn import drawn, same
 from in_memory import InMemory
 from mini_trainer import MiniRun, StopAtCall
 
-from acdc_cli.data import loaders
 from acdc_cli.data.augment import PADDED, Crop
 from acdc_cli.data.batches import Batch, Plan, Shard
 from acdc_cli.data.beton import BetonFile
@@ -22,7 +21,7 @@ from acdc_cli.data.labels import Labels
 from acdc_cli.data.mixing import MixingLoader, as_shares
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError, Stopped
-from acdc_cli.recipe.blocks.data import AugmentationBlock, DataBlock
+from acdc_cli.recipe.blocks.images import AugmentationBlock, ImagesBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training import checkpoint
@@ -154,12 +153,12 @@ def digits(tmp_path: Path) -> Path:
 
 
 def test_one_image_per_process_is_refused(digits: Path) -> None:
-    block = DataBlock(
+    block = ImagesBlock(
         name="folder", path=str(digits), batch_size=2, workers=0, loader="torch",
         augmentation=AugmentationBlock(mixup=0.2),
     )  # fmt: skip
     with pytest.raises(DataError, match="batch_size 2 gives each of 2 only one"):
-        loaders.train_loader(open_set(block), 0, 1, CPU, Shard(0, 2))
+        open_set(block).train_loader(0, 1, CPU, Shard(0, 2))
 
 
 def test_validation_is_not_augmented(digits: Path) -> None:
@@ -168,17 +167,17 @@ def test_validation_is_not_augmented(digits: Path) -> None:
         "val_resize": 7, "val_crop": 7,
     }  # fmt: skip
     strong = AugmentationBlock(policy="trivial", erasing=1.0, mixup=1.0, cutmix=1.0, repeats=4)
-    data = [open_set(DataBlock(**plain, **more)) for more in ({}, {"augmentation": strong})]
-    for make in (loaders.val_loader, lambda data, device: loaders.calibration_loader(data, 0, device)):
+    data = [open_set(ImagesBlock(**plain, **more)) for more in ({}, {"augmentation": strong})]
+    for make in (lambda data, device: data.val_loader(device), lambda data, device: data.calibration_loader(0, device)):
         ours, augmented = (drawn(make(each, CPU), 0) for each in data)
         assert same(ours, augmented)
-    train, augmented = (loaders.train_loader(each, 0, 1, CPU) for each in data)
+    train, augmented = (each.train_loader(0, 1, CPU) for each in data)
     assert (train.steps, train.samples) == (augmented.steps, augmented.samples)
     assert not same(drawn(train), drawn(augmented))
 
 
 def run(folder: Path, file: Path, **keywords: Any) -> MiniRun:
-    data = DataBlock(
+    data = ImagesBlock(
         name="folder", batch_size=12, augmentation=AugmentationBlock(policy="rand-m7-mstd0.5-inc1", erasing=0.3)
     )
     here = Plan(

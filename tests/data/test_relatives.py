@@ -13,7 +13,7 @@ from digits import QUARTERED, image_folders
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.relatives import indices
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 WNIDS = [f"n{number:08d}" for number in (1440764, 1443537, 1484850)]
 
@@ -90,4 +90,4 @@ def test_a_relative_that_is_missing_says_how_it_must_lie(home: Path, acdc: Acdc,
     assert "must hold its class folders, as it is published; unpack it there" in result.stderr
     (in_tmp / "data/imagenet-a/notes").mkdir(parents=True)
     with pytest.raises(DataError, match="must hold its class folders"):
-        open_set(DataBlock(name="imagenet-a", batch_size=2))
+        open_set(ImagesBlock(name="imagenet-a", batch_size=2))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from acdc_cli.data.augment import RANDOM_RESIZED, Crop
 from acdc_cli.data.batches import Batch, Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
+from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
@@ -77,7 +78,7 @@ class Run:
         recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
         ready = setup.build(recipe, CLASSES)
         self.model, self.forward, self.loader = ready.model, ready.forward, Resident(ready.device)
-        self.eager = forward_of(ready.model, recipe.data.mean, recipe.data.std, ready.device)
+        self.eager = forward_of(ready.model, normalisation(recipe.images.mean, recipe.images.std, ready.device))
         parts = assemble(recipe, ready, self.loader, self.loader)
         self.optimizer, self.sparsifier = parts.optimizer, parts.sparsifier
         self.run = RunDir(folder)

@@ -20,7 +20,7 @@ from acdc_cli.models import build
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.load import load
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 
 SHORT = (
     "epochs=6",
@@ -107,7 +107,7 @@ def test_a_ramps_sizes_are_those_that_training_will_ask_for(in_tmp: Path) -> Non
     found = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
     # 16, 19, 22 and 25 at epochs 0 to 3: 4, 4.75, 5.5 and 6.25 times 4
     assert [epoch.resolution for epoch in found.epochs] == [16, 20, 24, 24, 28, 28]
-    assert resolutions(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
+    assert sizes(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
     costs = [epoch.train_flops for epoch in found.epochs]
     assert costs[0] < costs[1] < costs[2] == costs[3] < costs[4] == costs[5]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs.setup import ReadyModel, require_sizes
 from acdc_cli.tasks.multiclass import Task as Classification
@@ -32,7 +33,7 @@ class Caching(nn.Module):
 
 
 def bench(model: nn.Module) -> ReadyModel:
-    forward = forward_of(model, (0, 0, 0), (1, 1, 1), CPU)
+    forward = forward_of(model, normalisation((0, 0, 0), (1, 1, 1), CPU))
     return ReadyModel(model, forward, [], Classification(), Precision("fp32", CPU), CPU)
 
 

@@ -5,10 +5,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from acdc_cli.recipe.blocks.data import ResolutionRamp, ResolutionStep
+from acdc_cli.recipe.blocks.images import ImagesBlock, ResolutionRamp, ResolutionStep
 from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, StepSchedule
 from acdc_cli.schedule.learning_rate import share_of_peak
-from acdc_cli.schedule.resolution import resolution_of
+
+
+def resolution_of(setting: int | list[ResolutionStep] | ResolutionRamp, epoch: int, epochs: int) -> int:
+    return ImagesBlock.model_construct(name="any", batch_size=1, resolution=setting).size_at(epoch, epochs)
+
 
 P1 = CosineSchedule(name="cosine", warmup_epochs=5)
 P2 = LinearSchedule(name="linear", warmup_epochs=2, warmup_start=1e-4)

@@ -10,7 +10,7 @@ from mini_trainer import MiniRun
 
 from acdc_cli.recipe.load import load
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.schedule.resolution import resolutions
+from acdc_cli.schedule.sizes import sizes
 
 RATES = ["optim.lr=0.09", "optim.schedule={name: linear, warmup_epochs: 1}", "data.val_crop=8", "data.val_resize=8"]
 SIZES = "data.resolution=[{since: 0, size: 6}, {since: 0.5, size: 8}]"
@@ -26,7 +26,7 @@ def trained(folder: Path, *overrides: str) -> tuple[MiniRun, list[float]]:
         recipe.epochs,
         block,
         learning_rate=partial(learning_rate, recipe),
-        resolution=resolutions(recipe).__getitem__,
+        resolution=sizes(recipe).__getitem__,
     )
     rates: list[float] = []
     run.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))

@@ -165,4 +165,4 @@ def test_a_compiled_run_has_one_graph_for_each_shape_and_tells_when_it_is_built(
     with torch.inference_mode():
         run.forward(torch.zeros(3, 3, 8, 8, dtype=torch.uint8).contiguous(memory_format=torch.contiguous_format))
     [cause] = compiling.LOG.take().causes
-    assert cause.startswith("evaluation on 3 images of 8 px again (tensor 'images' stride mismatch at index ")
+    assert cause.startswith("evaluation on 3 images of 8 px again (tensor 'inputs' stride mismatch at index ")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from acdc_cli.cost.count import operations
 from acdc_cli.cost.training_cost import Measured, TeacherCost, nominal
+from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.errors import CheckpointError, Stopped
 from acdc_cli.recipe.blocks.task import DistillationBlock, TaskBlock
 from acdc_cli.tasks.base import registry
@@ -45,7 +46,7 @@ def a_teacher(kind: type[Teacher], seed: int = 5, **keys: float) -> Any:
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(std=0.3)
-    forward = forward_of(model, (0.4, 0.5, 0.6), (0.2, 0.3, 0.5), CPU)
+    forward = forward_of(model, normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.5), CPU))
     about = () if kind is LastDense else (f"digest {seed}",)
     return kind(model, forward, Task(), DistillationBlock(**keys), *about)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from acdc_cli.analysis.base.subject import Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
-from acdc_cli.data import loaders
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError
 from acdc_cli.tasks.base.task import Task
@@ -82,7 +81,7 @@ def same_images(first: Subject, second: Subject, split: Split = "val") -> Iterat
     with ExitStack() as stack:
         opened = []
         for each, device in [first_view] if first_view == second_view else [first_view, second_view]:
-            opened.append(stack.enter_context(closing(loaders.val_loader(each, device, split))))
+            opened.append(stack.enter_context(closing(each.val_loader(device, split))))
             opened[-1].warm_up()
         yield Pairs(*opened)
 

@@ -71,7 +71,7 @@ def _timm_model(facts: Facts) -> nn.Module:
 
 
 def _config(facts: Facts, timm_model: Any) -> dict[str, object]:
-    data = facts.recipe.data
+    data = facts.recipe.images
     known = {key: value for key, value in timm_model.pretrained_cfg.items() if key in ("first_conv", "classifier")}
     seen = {
         "input_size": [3, data.val_crop, data.val_crop],

@@ -18,11 +18,25 @@ def current_task(name: str) -> str:
     return OLDER_TASKS.get(name, name)
 
 
+DEFAULT_TASK = "multiclass"
+
+
+def is_task(name: str) -> bool:
+    """Whether a task of this name exists: a file of `acdc_cli/tasks`, or one of a file's variants, FILE/VARIANT."""
+    file, slash, variant = current_task(name).partition("/")
+    if file not in TASKS.names():
+        return False
+    variants = getattr(TASKS.module(file), "VARIANTS", {})
+    return variant in variants if variants else not slash
+
+
 def _known_task(name: str) -> str:
     name = current_task(name)
-    if name not in (known := TASKS.names()):
-        raise ValueError(unknown_name(name, known))
-    return name
+    if is_task(name):
+        return name
+    file = name.partition("/")[0]
+    known = [f"{file}/{each}" for each in getattr(TASKS.module(file), "VARIANTS", ())] if file in TASKS.names() else []
+    raise ValueError(unknown_name(name, known or TASKS.names()))
 
 
 LAST_DENSE = "last_dense"
@@ -42,7 +56,7 @@ class DistillationBlock(Block):
 
 
 class TaskBlock(Block):
-    name: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"enum": TASKS.names()})] = "multiclass"
+    name: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"enum": TASKS.names()})] = DEFAULT_TASK
     """`multiclass`: one class per image, softmax cross entropy. `multilabel`: several labels per image, each there or
     not, with binary cross entropy. Older recipes have `classification` for the former."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -31,6 +31,8 @@ class Measure(Protocol):
 class Task(Measure, Protocol):
     measures: ClassVar[Measures]
     """The metrics that tables and figures show; `names` may have more."""
+    inputs: ClassVar[str]
+    """The kind of inputs: a file of `data/inputs`."""
     targets: ClassVar[str]
     """The kind of targets that it takes: one of `data.labels.KINDS`."""
     losses: ClassVar[tuple[str, ...]]

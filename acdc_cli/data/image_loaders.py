@@ -1,4 +1,4 @@
-"""Build the loaders of a data set by its recipe's `data` block."""
+"""Build the loaders of a set of images by its recipe's `data` block."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from acdc_cli.data import augment, resident
 from acdc_cli.data.augment import Crop
 from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
-from acdc_cli.data.data_set import DataSet, is_as_published
+from acdc_cli.data.data_set import steps_per_epoch
 from acdc_cli.data.finish import finish_of
+from acdc_cli.data.image_set import ImageSet, is_as_published
 from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.data import DataBlock
-from acdc_cli.schedule.resolution import resolution_of
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 if TYPE_CHECKING:
     from acdc_cli.data.ffcv import FFCVLoader
@@ -35,13 +35,13 @@ FFCV_HINT = (
 _CROPS = {"random_resized_crop": augment.RANDOM_RESIZED, "pad_crop": augment.PADDED, "none": augment.WHOLE}
 
 
-def train_loader(data: DataSet, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+def train_loader(data: ImageSet, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
     """The training loader: shuffled and augmented, with the recipe's resolution in each epoch and its corrupted
     labels."""
     block, wrong = data.block, data.corrupted_labels
     plan = Plan(
         batch_size=block.batch_size,
-        size=partial(resolution_of, block.resolution, epochs=epochs),
+        size=partial(block.size_at, epochs=epochs),
         crop=Crop(_CROPS[block.augment], *block.crop_scale, *block.crop_ratio, padding=block.padding),
         flip=block.flip,
         seed=seed,
@@ -67,7 +67,7 @@ def train_loader(data: DataSet, seed: int, epochs: int, device: torch.device, sh
     return MixingLoader(_loader(data, "train", plan, device, epochs), wanted, seed, data.labelled)
 
 
-def first_size(data: DataSet, split: str = "val") -> tuple[int, int]:
+def first_size(data: ImageSet, split: str = "val") -> tuple[int, int]:
     """Height and width of the split's first image, in pixels."""
     stored = data.split(split).images
     if not isinstance(stored, Source):
@@ -79,18 +79,8 @@ def first_size(data: DataSet, split: str = "val") -> tuple[int, int]:
     return height, width
 
 
-def steps_per_epoch(block: DataBlock, images: int) -> int:
-    """Whole batches in that many training images. Raises DataError if there is none."""
-    if images < block.batch_size:
-        raise DataError(
-            f"data.batch_size {block.batch_size} is more than the {images} images of {block.name}, "
-            "so an epoch would have no step. Lower it."
-        )
-    return images // block.batch_size
-
-
 def val_loader(
-    data: DataSet, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
+    data: ImageSet, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
 ) -> Loader:
     """The validation loader: every image of the split once, in order, not augmented, with its true label.
 
@@ -105,7 +95,7 @@ def val_loader(
     return _loader(data, split, plan, device)
 
 
-def calibration_loader(data: DataSet, seed: int, device: torch.device) -> Loader:
+def calibration_loader(data: ImageSet, seed: int, device: torch.device) -> Loader:
     """The training images in whole shuffled batches, prepared like validation images, with their true labels."""
     block = data.block
     plan = replace(
@@ -115,14 +105,14 @@ def calibration_loader(data: DataSet, seed: int, device: torch.device) -> Loader
     return _loader(data, "train", plan, device)
 
 
-def corrupted_loader(data: DataSet, wrong: CorruptedLabels, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+def corrupted_loader(data: ImageSet, wrong: CorruptedLabels, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
     """The corrupted training samples, each once and not augmented; labels are their positions in `wrong`."""
     numbers = np.arange(len(wrong.indices))
     plan = replace(_val_plan(data.block, shard), only=wrong.indices, relabelled=(wrong.indices, numbers))
     return _loader(data, "train", plan, device)
 
 
-def _val_plan(block: DataBlock, shard: Shard) -> Plan:
+def _val_plan(block: ImagesBlock, shard: Shard) -> Plan:
     return Plan(
         batch_size=block.val_batch_size or block.batch_size // shard.size,
         size=lambda epoch: block.val_crop,
@@ -132,7 +122,7 @@ def _val_plan(block: DataBlock, shard: Shard) -> Plan:
     )
 
 
-def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs: int = 1) -> Loader:
+def _loader(data: ImageSet, split: str, plan: Plan, device: torch.device, epochs: int = 1) -> Loader:
     block, stored = data.block, data.split(split).images
     cores = len(os.sched_getaffinity(0)) // plan.shard.local_size
     workers = max(1, cores) if block.workers is None else block.workers
@@ -163,7 +153,7 @@ def _loader(data: DataSet, split: str, plan: Plan, device: torch.device, epochs:
     return TorchLoader(MemoryImages(stored) if plan.only is None else stored, plan, 0, device)
 
 
-def _ffcv(block: DataBlock) -> type[FFCVLoader] | None:
+def _ffcv(block: ImagesBlock) -> type[FFCVLoader] | None:
     """FFCV's loader; None if it is unusable and the recipe does not require it."""
     try:
         # here, because it loads FFCV's kernels
@@ -175,7 +165,7 @@ def _ffcv(block: DataBlock) -> type[FFCVLoader] | None:
         return None
 
 
-def _do_without_ffcv(block: DataBlock, reason: str) -> None:
+def _do_without_ffcv(block: ImagesBlock, reason: str) -> None:
     """Raises DataError if the recipe requires FFCV; with `auto`, prints the reason."""
     if block.loader == "ffcv":
         raise DataError(f"{reason}. Or let torchvision do it: --set data.loader=torch")

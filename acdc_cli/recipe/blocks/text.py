@@ -1,0 +1,51 @@
+"""The blocks `data` of recipes whose tasks are on text."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import PositiveInt
+
+from acdc_cli.recipe.blocks.base import Bears, at_most
+from acdc_cli.recipe.blocks.data import DataBlock
+
+Tokens = Annotated[PositiveInt, at_most(1_000_000)]
+
+
+class TextBlock(DataBlock):
+    """A running text, for tasks that predict each token from those before it."""
+
+    inputs: ClassVar[str] = "text"
+    noun: ClassVar[str] = "segments"
+    size_key: ClassVar[str] = "length"
+    size_unit: ClassVar[str] = "tokens"
+    size_keys: ClassVar[str] = "training segments have data.length tokens, validation segments data.val_length"
+
+    path: Annotated[str | None, Bears.NOTHING] = None
+    """Folder with the token files that `acdc data write` makes, or with `train.txt` and `valid.txt`. Default:
+    `data/<name>`."""
+    batch_size: PositiveInt
+    """Rows into which the training text is cut, over all devices and accumulated parts: a batch is the next segment of
+    each row."""
+    length: Tokens
+    """Tokens of a training segment."""
+    val_length: Tokens | None = None
+    """Tokens of a validation segment. Default: `length`."""
+    val_rows: PositiveInt = 1
+    """Rows into which the validation text is cut. Every token but the text's first is predicted once; the first
+    segments of a row have less context, so that the perplexity depends slightly on their number."""
+    val_batch_size: Annotated[PositiveInt | None, Bears.EXECUTION] = None
+    """Validation rows that are read at the same time; results do not depend on it. Default: all."""
+    roll: bool = False
+    """Shift each row of the training text cyclically by a random number of tokens in each epoch."""
+    tokens: PositiveInt | None = None
+    """Train on the first so many tokens only, for a quick trial. Default: all."""
+    val_tokens: PositiveInt | None = None
+    """Validate on the first so many tokens only. Default: all."""
+
+    def size_at(self, epoch: int, epochs: int) -> int:
+        return self.length
+
+    @property
+    def val_size(self) -> int:
+        return self.val_length or self.length
