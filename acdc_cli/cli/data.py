@@ -65,12 +65,21 @@ def write(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set, where it can.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a text: words, bpe:SIZE, or a written text whose vocabulary is used.", show_default="the set's"
+        ),
+    ] = None,
+    at_least: Annotated[
+        int | None, typer.Option(min=1, help="Of a text: rarer words become <unk>.", show_default="1")
+    ] = None,
 ) -> None:
-    """Write a data set as .beton files, with manifests."""
+    """Write a data set: images as .beton files, a text as tokens, with manifests."""
     from acdc_cli.data.inventory import WriteOptions, write_set
 
-    options = WriteOptions(source, out, quality, max_side, raw_share, original, skip_bad, workers, download, force)
-    write_set(name, options)
+    encoding = (quality, max_side, raw_share, original)
+    write_set(name, WriteOptions(source, out, *encoding, skip_bad, workers, download, force, tokenizer, at_least))
 
 
 @app.command()

@@ -70,14 +70,14 @@ def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> l
     sample = tuple(each.to(dtype) if each.is_floating_point() else each for each in prepared)
     try:
         with torch.no_grad(), meta, _in_eval_mode(model), memory.aside(model), _scopes(model) as scopes:
-
-            def run() -> None:
-                torch.func.functional_call(model, {**parameters, **buffers}, sample)
-
-            memory.fill(model, run)
             recorder = _Recorder(parameters, buffers, scopes)
-            with recorder:
-                run()
+            remembered = -1
+            # until the memory is full
+            while (now := memory.length(model)) > remembered:
+                remembered = now
+                recorder.operations.clear()
+                with recorder:
+                    torch.func.functional_call(model, {**parameters, **buffers}, sample)
     except (AssertionError, RuntimeError, ValueError) as e:
         raise ModelError(f"the model takes no {block.noun} of {size} {block.size_unit} ({e}); {block.size_keys}") from e
     return recorder.operations

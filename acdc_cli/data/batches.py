@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ class Loader(Protocol):
     validation loaders give every image once, in the set's order. Each rank has its `Shard`."""
 
     @property
-    def kind(self) -> Literal["ffcv", "torch"]:
-        """The implementation."""
+    def kind(self) -> str:
+        """The implementation: ffcv, torch or text."""
 
     @property
     def steps(self) -> int:

@@ -113,7 +113,7 @@ class Kind(Protocol):
 
 
 class Preparation(Protocol):
-    def __call__(self, inputs: Tensor, training: bool) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Tensor, training: bool) -> tuple[Tensor | None, ...]:
         """The arguments of a model's forward pass, from the inputs of a batch; on the device."""
 
 

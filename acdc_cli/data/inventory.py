@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from acdc_cli.data.describe import SetFacts, chosen_of, describe
 from acdc_cli.data.image_set import open_set
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.manifest import Manifest
+from acdc_cli.data.token_set import FACTS, written_tokens
+from acdc_cli.data.token_set import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write
+from acdc_cli.data.write_tokens import known_texts, summary, write_text_set
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import ImagesBlock
 
@@ -39,11 +42,23 @@ class WriteOptions:
     workers: int | None = None
     download: bool = False
     force: bool = False
+    tokenizer: str | None = None
+    at_least: int | None = None
 
 
 def list_sets() -> list[dict[str, Any]]:
-    """The known sets, and how many images of each lie in `data/<name>`."""
-    return [
+    """The known sets, and how many samples of each lie in `data/<name>`."""
+    texts = [
+        {
+            "name": name,
+            "classes": None,
+            "image_size": "-",
+            "description": known.description,
+            "written": written_tokens(HOME / name),
+        }
+        for name, known in known_texts().items()
+    ]
+    return texts + [
         {
             "name": name,
             "classes": known.classes,
@@ -60,12 +75,25 @@ def _written(folder: Path) -> dict[str, int]:
     return {beton.stem: manifest.read(beton).samples for beton in betons if manifest.path_of(beton).exists()}
 
 
-def write_set(name: str, options: WriteOptions) -> list[Manifest]:
+def write_set(name: str, options: WriteOptions) -> None:
+    """Raises DataError for an unknown set, for options of other kinds of sets, and for a source that cannot be read."""
+    of_texts = {"tokenizer", "at_least"}
+    of_both = {"source", "out", "force"}
+    is_text = name in known_texts()
+    given = {each.name for each in fields(options) if getattr(options, each.name) != each.default} - of_both
+    if refused := given - of_texts if is_text else given & of_texts:
+        flags = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(refused))
+        raise DataError(f"{flags}: not an option of {name}, which is a set of {'text' if is_text else 'images'}")
+    if is_text:
+        asked = options.tokenizer, options.at_least or 1, options.force
+        write_text_set(name, options.source, options.out or HOME / name, *asked)
+        return
     known = known_set(name)
     settings = {split: _settings(known, split, options) for split in SPLITS}
     sources = read_set(name, options.source, options.download)
     folder = options.out or HOME / name
-    return [
+    # the small split first: mistakes in the source show within minutes
+    for split in ("val", "train"):
         write(
             sources[split],
             folder / f"{split}.beton",
@@ -74,9 +102,6 @@ def write_set(name: str, options: WriteOptions) -> list[Manifest]:
             skip_bad=options.skip_bad,
             force=options.force,
         )
-        # the small split first: mistakes in the source show within minutes
-        for split in ("val", "train")
-    ]
 
 
 def write_demo() -> None:
@@ -122,6 +147,11 @@ def describe_folder(folder: Path, limit: int | None = None, workers: int | None 
 
 def check(target: str) -> list[Manifest]:
     """Check every byte of a .beton file, or of all in a folder or set. Raises DataError that lists all damage."""
+    folder = HOME / target if target in known_texts() and not Path(target).exists() else Path(target)
+    if (folder / FACTS).is_file():
+        for line in summary(check_tokens(folder)):
+            console.say(f"{folder}: whole and unchanged, {line}")
+        return []
     sound, damaged = [], []
     for beton in _betons(target):
         title = f"Checking {beton}"

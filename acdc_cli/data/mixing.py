@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class MixingLoader:
         ]
 
     @property
-    def kind(self) -> Literal["ffcv", "torch"]:
+    def kind(self) -> str:
         return self._loader.kind
 
     @property

@@ -32,7 +32,7 @@ class Backward:
         chunks = list(zip(batch.inputs.chunk(self._accumulate), batch.targets.chunk(self._accumulate), strict=True))
         losses = torch.zeros(2, device=batch.inputs.device)
         for number, (inputs, targets) in enumerate(chunks, 1):
-            with self._replica.part(last=number == len(chunks)), memory.part(self._parts.model, number):
+            with self._replica.part(last=number == len(chunks)), memory.part(self._parts.model, number - 1):
                 losses += self._add(inputs, targets, len(targets) / len(batch.targets))
         return losses
 

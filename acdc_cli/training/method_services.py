@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.models import memory
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.compiling import Compiled
 from acdc_cli.training.parts import Parts
@@ -37,7 +38,10 @@ class MethodServices:
         was_training = parts.model.training
         parts.model.eval()
         try:
-            with parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded:
+            with (
+                memory.off(parts.model),
+                parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded,
+            ):
                 whole = ((ranks.whole(batch.inputs), ranks.whole(batch.targets)) for batch in loaded)
                 pieces = islice(_pieces(whole, batch_size), batches)
                 while turn := list(islice(pieces, ranks.size)):
@@ -52,7 +56,10 @@ class MethodServices:
         was_training = parts.model.training
         parts.model.eval()
         try:
-            with parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded:
+            with (
+                memory.off(parts.model),
+                parts.train.epoch(moment.epoch, resolution=parts.resolution(moment.epoch)) as loaded,
+            ):
                 for batch in loaded:
                     shown = ranks.whole(batch.inputs)[:images]
                     with torch.no_grad():

@@ -35,6 +35,7 @@ class _Running(Form):
 class _Process(Form):
     running: _Running
     random: dict[str, Any]
+    memory: Tensors = {}
 
 
 class _Optimizer(Form):

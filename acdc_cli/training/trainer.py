@@ -150,7 +150,6 @@ class Trainer:
 
     def _start_epoch(self) -> None:
         parts = self._parts
-        memory.forget(parts.model)
         charge_probes(parts, self._epoch)
         if parts.teacher:
             parts.teacher.on_epoch_start(parts.sparsifier.phases, self._epoch, parts.model, parts.ranks)
@@ -244,11 +243,16 @@ class Trainer:
             "epoch": self._epoch,
             "step": self._step,
             "finished": self._finished,
-            "processes": parts.ranks.gather({"running": self._running.state_dict(), "random": random_state()}),
+            "processes": parts.ranks.gather(self._own_state()),
             "ends": self._products.phase_ends,
             "seconds": self._seconds,
             **parts.state_dict(),
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        """What differs between ranks."""
+        read = memory.remembered(self._parts.model)
+        return {"running": self._running.state_dict(), "random": random_state(), **({"memory": read} if read else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from this state. Ranks beyond those that saved it keep their own random states."""
@@ -256,6 +260,8 @@ class Trainer:
         self._epoch, self._step, self._finished = state["epoch"], state["step"], state["finished"]
         self._running.load_state_dict(processes[min(parts.ranks.rank, len(processes) - 1)]["running"])
         parts.load_state_dict(state)
+        read = [each["memory"] for each in processes if "memory" in each]
+        memory.restore(parts.model, read, parts.ranks.rank, parts.ranks.size, parts.optim.accumulate)
         if parts.ranks.rank < len(processes):
             set_random_state(processes[parts.ranks.rank]["random"])
         self._products.phase_ends = state["ends"]

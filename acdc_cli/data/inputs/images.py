@@ -38,7 +38,7 @@ def normalisation(
     shift = 255 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
     scale = 1 / (255 * torch.tensor(std, device=device).view(1, 3, 1, 1))
 
-    def normalised(inputs: Tensor, training: bool) -> tuple[Tensor, ...]:
+    def normalised(inputs: Tensor, training: bool) -> tuple[Tensor | None, ...]:
         return (((inputs - shift) * scale).contiguous(memory_format=layout),)
 
     return normalised

@@ -22,8 +22,7 @@ class TextBlock(DataBlock):
     size_keys: ClassVar[str] = "training segments have data.length tokens, validation segments data.val_length"
 
     path: Annotated[str | None, Bears.NOTHING] = None
-    """Folder with the token files that `acdc data write` makes, or with `train.txt` and `valid.txt`. Default:
-    `data/<name>`."""
+    """Folder that `acdc data write` made of the text. Default: `data/<name>`."""
     batch_size: PositiveInt
     """Rows into which the training text is cut, over all devices and accumulated parts: a batch is the next segment of
     each row."""
@@ -35,7 +34,7 @@ class TextBlock(DataBlock):
     """Rows into which the validation text is cut. Every token but the text's first is predicted once; the first
     segments of a row have less context, so that the perplexity depends slightly on their number."""
     val_batch_size: Annotated[PositiveInt | None, Bears.EXECUTION] = None
-    """Validation rows that are read at the same time; results do not depend on it. Default: all."""
+    """Validation rows that are read at the same time on each rank; results do not depend on it. Default: all."""
     roll: bool = False
     """Shift each row of the training text cyclically by a random number of tokens in each epoch."""
     tokens: PositiveInt | None = None

@@ -1,0 +1,191 @@
+"""A text on the disk as numbers of tokens, with its vocabulary and checksums.
+
+A folder holds `train.tokens`, `val.tokens` and perhaps `test.tokens`, arrays of little-endian integers that are mapped
+into memory, and `text.json`, the vocabulary and the facts of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+from acdc_cli import files, reading
+from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
+from acdc_cli.data.data_set import DataSet, root_of
+from acdc_cli.data.labels import Labels
+from acdc_cli.data.segments import Segments, Tokens, all_rows, equal_rows, grouped, single_segments
+from acdc_cli.data.tokenisers import Tokeniser, tokeniser_of
+from acdc_cli.errors import DataError
+from acdc_cli.recipe.blocks.text import TextBlock
+
+FACTS = "text.json"
+VERSION = 1
+Dtype = Literal["<u2", "<u4"]
+
+
+class Split(reading.Form):
+    tokens: PositiveInt
+    characters: PositiveInt
+    """Of the text that the tokens stand for."""
+    dtype: Dtype
+    sha256: str
+    """Of the file."""
+    source: str
+    """SHA-256 of the text."""
+
+
+class Facts(reading.Form):
+    version: Literal[1]
+    name: str
+    tokeniser: dict[str, Any]
+    splits: dict[str, Split]
+    created: str
+    acdc_version: str
+
+
+@dataclass(frozen=True)
+class TokenSet(DataSet):
+    block: TextBlock
+    facts_: Facts = field(kw_only=True)
+
+    @cached_property
+    def tokeniser(self) -> Tokeniser:
+        return tokeniser_of(self.facts_.tokeniser)
+
+    @cached_property
+    def labelled(self) -> Labels:
+        return Labels(self.tokeniser.names, "tokens")
+
+    @cached_property
+    def fingerprint(self) -> Mapping[str, str]:
+        vocabulary = vocabulary_digest(self.facts_)
+        return {name: f"{split.sha256}-{vocabulary[:16]}" for name, split in self.facts_.splits.items()}
+
+    def facts(self) -> dict[str, Any]:
+        # the vocabulary may have hundreds of thousands of names
+        return {key: value for key, value in super().facts().items() if key != "class_names"} | {
+            "vocabulary": vocabulary_digest(self.facts_)
+        }
+
+    def stored(self, split: str) -> int:
+        return self.facts_.splits[split].tokens if split in self.facts_.splits else 0
+
+    def tokens(self, split: str) -> Tokens:
+        """The tokens of a split that the recipe uses. Raises DataError if there is no such split, or it is damaged."""
+        if split not in self.facts_.splits:
+            raise DataError(f"{self.path} has no {split}, only {', '.join(self.facts_.splits)}; write the set again")
+        stored = mapped(self.path, split, self.facts_.splits[split])
+        return stored[: self.block.tokens if split == "train" else self.block.val_tokens]
+
+    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+        return self._training(device, shard, seed if self.block.roll else None)
+
+    def calibration_loader(self, seed: int, device: torch.device) -> Loader:
+        return self._training(device)
+
+    def _training(self, device: torch.device, shard: Shard = UNDIVIDED, roll_seed: int | None = None) -> Segments:
+        block, tokens = self.block, self.tokens("train")
+        require_segments(block, len(tokens))
+        rows = equal_rows(len(tokens), block.batch_size)
+        return Segments(
+            tokens, f"{self.path}/train.tokens", self.classes, block.length, (rows,), device, roll_seed, True, shard
+        )
+
+    def val_loader(
+        self, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None
+    ) -> Loader:
+        """count: so many single segments, each without what stands before it."""
+        block, tokens = self.block, self.tokens(split)
+        if len(tokens) <= block.val_rows:
+            raise DataError(f"{self.path}: {split} has {len(tokens)} tokens; lower data.val_rows, or raise val_tokens")
+        if count is None:
+            rows = all_rows(len(tokens), block.val_rows)
+        else:
+            rows = single_segments(len(tokens), block.val_size, count)
+        at_once = block.val_batch_size or len(rows) if count is None else block.val_batch_size or block.batch_size
+        groups = grouped(rows, at_once * shard.size)
+        name = f"{self.path}/{split}.tokens"
+        return Segments(tokens, name, self.classes, block.val_size, groups, device, shard=shard)
+
+
+def require_segments(block: TextBlock, tokens: int) -> int:
+    """Steps of an epoch of that many tokens. Raises DataError if there is none."""
+    if steps := (tokens // block.batch_size - 1) // block.length:
+        return steps
+    raise DataError(
+        f"data.batch_size {block.batch_size} cuts the {tokens:,} training tokens of {block.name} into rows shorter "
+        f"than data.length {block.length}, so an epoch would have no step. Lower one of them."
+    )
+
+
+def open_set(block: TextBlock) -> TokenSet:
+    """Raises DataError if there is no set, or its files are not those that were written."""
+    return TokenSet(block, facts_=read_facts(root_of(block), block.name))
+
+
+def expected_set(block: TextBlock) -> tuple[int, int, bool]:
+    data = open_set(block)
+    tokens = min(data.stored("train"), block.tokens or data.stored("train"))
+    return data.classes, require_segments(block, tokens) * block.batch_size, True
+
+
+def read_facts(root: Path, name: str = "text") -> Facts:
+    """Raises DataError if the folder holds no written text, or one of its files has another size."""
+    file = root / FACTS
+    if not os.path.isfile(file):
+        raw = " It holds a text that is not written yet." if os.path.isfile(root / "train.txt") else ""
+        raise DataError(
+            f"the text {name} is not written: {root.absolute()} has no {FACTS}.{raw} Write it: `acdc data write {name} "
+            f"--source FOLDER --out {root}`, or give its location: --set data.path=FOLDER"
+        )
+    values = reading.read_json(file, Facts, DataError, "write the text again")
+    facts = Facts.model_validate(values)
+    for split, known in facts.splits.items():
+        mapped(root, split, known)
+    return facts
+
+
+def mapped(root: Path, split: str, known: Split) -> Tokens:
+    file = root / f"{split}.tokens"
+    expected = known.tokens * np.dtype(known.dtype).itemsize
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; write the text again") from error
+    if size != expected:
+        raise DataError(f"{file} has {size} bytes, and {FACTS} says {expected}; write the text again")
+    tokens: Tokens = np.memmap(file, known.dtype, "r")
+    return tokens
+
+
+def written_tokens(root: Path) -> dict[str, int]:
+    """Tokens of each split in a folder; empty if it holds no written text."""
+    if not (root / FACTS).is_file():
+        return {}
+    return {name: split.tokens for name, split in read_facts(root).splits.items()}
+
+
+def check(root: Path) -> Facts:
+    """Compares every byte with the checksums. Raises DataError."""
+    facts = read_facts(root)
+    names = tokeniser_of(facts.tokeniser).names
+    for split, known in facts.splits.items():
+        file = root / f"{split}.tokens"
+        if files.sha256(file) != known.sha256:
+            raise DataError(f"{file} has changed since it was written; write the text again, or fetch another copy")
+        if (largest := int(mapped(root, split, known).max())) >= len(names):
+            raise DataError(f"{file} has token {largest}, and the vocabulary {len(names)}; write the text again")
+    return facts
+
+
+def vocabulary_digest(facts: Facts) -> str:
+    return hashlib.sha256(repr(sorted(facts.tokeniser.items())).encode()).hexdigest()
