@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.quantities import Quantity
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.compiling import Compiled
 from acdc_cli.training.parts import Parts
@@ -20,8 +21,8 @@ class MethodServices:
         self._parts = parts
 
     @property
-    def headline(self) -> str:
-        return self._parts.task.measures.headline.key
+    def headline(self) -> Quantity:
+        return self._parts.task.measures.headline
 
     @property
     def model(self) -> nn.Module:
