@@ -121,7 +121,7 @@ class SparseTraining:
 
         self.sparsifier = setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe)))
         self.model, self._optimizer, self._losses, self._input_shape = model, optimizer, losses, input_shape
-        self.headline = measures_of(recipe.task.name).headline.key
+        self.headline = measures_of(recipe.task.name).headline
         self._epochs, self._steps_per_epoch, self._step = recipe.epochs, steps_per_epoch, 0
         self._metrics: dict[str, float] = {}
         self._regroup()

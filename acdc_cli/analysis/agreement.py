@@ -78,13 +78,13 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     }
     figures = {"": _drawn(first, differences, task)}
     if epochs:
-        records, name = records_of(subjects[0]), task.measures.headline.name
+        records, name = records_of(subjects[0]), task.measures.right_answers.name
         tables["epochs"], figures["epochs"] = _table(epochs), draw_epochs(epochs, records, name)
     numbers = {
         "pairs": [{**pair, "most_frequent_differences": named[pair["b"]][:_LISTED]} for pair in pairs],
         "epochs": epochs,
     }
-    return Findings(numbers, _summary(first.name, agreements, named, task.measures.headline.name), tables, figures)
+    return Findings(numbers, _summary(first.name, agreements, named, task.measures.right_answers.name), tables, figures)
 
 
 def _named(task: Task, outputs: int, difference: Difference) -> tuple[str, str, int]:

@@ -100,7 +100,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     counted = "images" if len(task.decisions(2)) == 1 else "predictions"
     return Findings(
         numbers={"models": numbers, **({"sparse_minus_dense": differences} if differences else {})},
-        summary=_summary(calibrations, differences, task.measures.headline.name),
+        summary=_summary(calibrations, differences, task.measures.right_answers.name),
         tables={
             "": Table(
                 ("model", "samples", *_COMPARED), [(name, calibrations[name].samples, *rest) for name, *rest in rows]

@@ -240,12 +240,12 @@ def _whole(value: float) -> str:
 def _titles(measures: Measures) -> dict[str, tuple[str, Callable[[float], str]]]:
     """Titles and formats of the values that the summary shows, by key."""
     headline, confidence = measures.headline, measures.confidence
-    title = f"{confidence.name} ({confidence.unit})" if confidence.unit == "nats" else confidence.head
+    title, undecided = (each.head if each.unit == "%" else each.axis for each in (headline, confidence))
     return {
-        headline.key: (headline.head, headline.shown),
-        f"dense_{headline.key}": (f"dense model's {headline.head}", headline.shown),
+        headline.key: (title, headline.shown),
+        f"dense_{headline.key}": (f"dense model's {title}", headline.shown),
         "val_loss": ("loss (nats)", _nats),
-        confidence.key: (title, confidence.shown),
+        confidence.key: (undecided, confidence.shown),
         **_OF_WEIGHTS,
     }
 
@@ -326,7 +326,7 @@ def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """Accuracy and entropy of each run (or what its task has), hollow if unfinished; over seeds mean and deviation."""
+    """Headline and entropy of each run (or what its task has), hollow if unfinished; over seeds mean and deviation."""
     figure = plotting.new(8, 1.4 + 0.32 * len(groups))
     panels = figure.subplots(1, 2, sharey=True)
     headline, confidence = groups[0].measures.headline, groups[0].measures.confidence

@@ -112,8 +112,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
             models = {subject.name: subject.load() for subject in group}
             with group[0].images() as loader:
                 scores |= scores_of(models, loader, images.under, corruptions, options.severities, workspace)
-    headline = measures_of(subjects[0].recipe.task.name).headline
-    return _findings({subject.name: scores[subject.name] for subject in subjects}, options, headline)
+    accuracy = measures_of(subjects[0].recipe.task.name).right_answers
+    return _findings({subject.name: scores[subject.name] for subject in subjects}, options, accuracy)
 
 
 def scores_of(
@@ -198,11 +198,11 @@ def _seeing_the_same(subjects: Sequence[Subject]) -> list[list[Subject]]:
     return [list(group) for _, group in groupby(sorted(subjects, key=view), key=view)]
 
 
-def _findings(scores: Mapping[str, Scores], options: Options, headline: Quantity) -> Findings:
+def _findings(scores: Mapping[str, Scores], options: Options, accuracy: Quantity) -> Findings:
     corruptions = options.corruptions or CORRUPTIONS
     over = {"common": [each for each in corruptions if each in COMMON], "all": list(corruptions)}
     baseline, against = _baseline(scores, options.alexnet, corruptions)
-    models = {name: _numbers(score, against, over, headline.key) for name, score in scores.items()}
+    models = {name: _numbers(score, against, over, accuracy.key) for name, score in scores.items()}
     rows = [
         (
             name,
@@ -225,15 +225,15 @@ def _findings(scores: Mapping[str, Scores], options: Options, headline: Quantity
             "models": models,
         },
         summary=(
-            _side_by_side(scores, models, over, headline)
+            _side_by_side(scores, models, over, accuracy)
             if len(scores) <= _SIDE_BY_SIDE
-            else _below(scores, models, headline)
+            else _below(scores, models, accuracy)
         ),
         tables={
-            "": Table(("run", "corruption", "group", "severity", headline.key, "corruption_error"), [*clean, *rows]),
-            "groups": _by_group(scores, models, headline.key),
+            "": Table(("run", "corruption", "group", "severity", accuracy.key, "corruption_error"), [*clean, *rows]),
+            "groups": _by_group(scores, models, accuracy.key),
         },
-        figures={"": draw(scores, headline)},
+        figures={"": draw(scores, accuracy)},
     )
 
 
@@ -284,7 +284,7 @@ def _side_by_side(
     scores: Mapping[str, Scores],
     models: Mapping[str, Mapping[str, Any]],
     over: Mapping[str, Sequence[str]],
-    headline: Quantity,
+    accuracy: Quantity,
 ) -> Table:
     rows = [("clean", *(_percent(score.clean) for score in scores.values()))]
     for each in over["all"]:
@@ -293,15 +293,15 @@ def _side_by_side(
         if there := [each for each in parts if each in over["all"]]:
             rows.append((f"mean of {group}", *(_percent(score.top1(*there)) for score in scores.values())))
     means = {key: members for key, members in over.items() if members and (key == "all" or members != over["all"])}
-    for title, measure in (("mean", f"mean_{headline.key}"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
+    for title, measure in (("mean", f"mean_{accuracy.key}"), ("mCE", "mce"), ("relative mCE", "relative_mce")):
         for key, members in means.items():
             shown = [_percent(numbers[measure][key]) for numbers in models.values() if measure in numbers]
             if shown:
                 rows.append((f"{title} of {'the ' if len(members) == len(COMMON) else ''}{len(members)}", *shown))
-    return Table((f"{headline.head} under", *scores), rows)
+    return Table((f"{accuracy.head} under", *scores), rows)
 
 
-def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], headline: Quantity) -> Table:
+def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]], accuracy: Quantity) -> Table:
     """One row for each model, with means over groups of corruptions."""
     first = next(iter(scores.values()))
     groups = {group: [each for each in members if each in first.under] for group, members in GROUPS.items()}
@@ -311,19 +311,19 @@ def _below(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, Any]]
             name,
             _percent(score.clean),
             *(_percent(score.top1(*members)) for members in groups.values()),
-            _percent(models[name][f"mean_{headline.key}"]["all"]),
+            _percent(models[name][f"mean_{accuracy.key}"]["all"]),
             _percent(models[name]["mce"]["common"]),
         )
         for name, score in scores.items()
     ]
-    return Table((f"{headline.head} under", "clean", *groups, "mean", "mCE"), rows)
+    return Table((f"{accuracy.head} under", "clean", *groups, "mean", "mCE"), rows)
 
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
-def draw(scores: Mapping[str, Scores], headline: Quantity) -> Figure:
+def draw(scores: Mapping[str, Scores], accuracy: Quantity) -> Figure:
     """Accuracy by corruption, of models by their names; the mean over severities if there are several."""
     corruptions = list(next(iter(scores.values())).under)
     row_height = max(0.22, 0.07 * len(scores))
@@ -342,7 +342,7 @@ def draw(scores: Mapping[str, Scores], headline: Quantity) -> Figure:
     panel.invert_yaxis()
     severities = [str(each) for each in next(iter(scores.values())).under[corruptions[0]]]
     at = f"mean of severities {', '.join(severities)}" if len(severities) > 1 else f"severity {severities[0]}"
-    panel.set(xlabel=f"{headline.axis}, {at}")
+    panel.set(xlabel=f"{accuracy.axis}, {at}")
     panel.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", fontsize=8)
     return figure

@@ -62,9 +62,15 @@ def _names(headlines: Mapping[str, Quantity]) -> str:
     return " or ".join(dict.fromkeys(each.name for each in headlines.values()))
 
 
+def _axis(headlines: Mapping[str, Quantity]) -> str:
+    if all(each.unit == "%" for each in headlines.values()):
+        return f"{_names(headlines)} (%)"
+    return " or ".join(dict.fromkeys(each.axis for each in headlines.values()))
+
+
 def _shown(record: Mapping[str, Any], headline: Quantity) -> tuple[str, ...]:
     loss, accuracy = record["train_loss"], record[headline.key]
-    shown = "-" if accuracy is None else f"{accuracy:.2%}"
+    shown = "-" if accuracy is None else headline.spelt(accuracy)
     return f"{record['sparsity']:.2%}", "?" if loss is None else f"{loss:.4f}", shown
 
 
@@ -103,7 +109,7 @@ def draw(runs: Mapping[str, Records], headlines: Mapping[str, Quantity]) -> Figu
     sparsity.set(ylabel="zero weights (%)", ylim=(-3, 103), title=" · ".join(runs))
     loss.set(ylabel="cross entropy (nats)")
     plotting.log(loss, "y")
-    accuracy.set(ylabel=f"{_names(headlines)} (%)", xlabel="epochs trained", xlim=(0, None))
+    accuracy.set(ylabel=_axis(headlines), xlabel="epochs trained", xlim=(0, None))
     for panel in panels:
         panel.legend(loc="best", fontsize=8)
         panel.grid(axis="y", alpha=0.3)

@@ -88,7 +88,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     require_same_images(judged)
     groups = groups_of(judged[first.name], task, first.data.classes, options)
     rows = compare(judged, groups, task.decisions(first.data.classes), options)
-    shown = (task.measures.headline, *_RATES, task.measures.confidence)
+    shown = (task.measures.right_answers, *_RATES, task.measures.confidence)
     return _findings(rows, list(judged), shown, options)
 
 

@@ -76,7 +76,7 @@ def list_(
     if json:
         console.out_json([row.as_dict() for row in rows])
         return
-    console.table(run_table.COLUMNS, run_table.rows(rows))
+    console.table(run_table.columns(rows), run_table.rows(rows))
     for row in rows:
         if row.note:
             console.say(f"{row.path}: {row.status}: {row.note}")

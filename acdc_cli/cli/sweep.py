@@ -105,6 +105,6 @@ def _plan(study: str, out: Path | None, as_json: bool) -> None:
         console.out("")
         console.table(total_columns(planned), total_rows(planned))
         if planned.until_converged:
-            console.say("longer runs are added where accuracy still rises, within the budget")
+            console.say(f"longer runs are added where {planned.trend}, within the budget")
     for warning in planned.warnings:
         console.warn(warning)

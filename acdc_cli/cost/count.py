@@ -67,7 +67,7 @@ def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> l
     block = block or ImagesBlock(name="images", batch_size=1)
     meta, kind = torch.device("meta"), kind_of(block)
     prepared = kind.preparation(block, meta, torch.contiguous_format)(kind.blank(size, meta), False)
-    sample = tuple(each.to(dtype) if each.is_floating_point() else each for each in prepared)
+    sample = tuple(each if each is None or not each.is_floating_point() else each.to(dtype) for each in prepared)
     try:
         with torch.no_grad(), meta, _in_eval_mode(model), memory.aside(model), _scopes(model) as scopes:
             recorder = _Recorder(parameters, buffers, scopes)

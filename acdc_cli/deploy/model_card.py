@@ -77,7 +77,9 @@ def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
     """What is known of the model, measured at the end of its last epoch, and of its run."""
     metrics = facts.header.get("metrics") or {}
     headline = measures_of(facts.recipe.task.name).headline
-    for key, name in {headline.key: headline.name, **_SPARSITIES}.items():
+    if (value := metrics.get(headline.key)) is not None:
+        yield headline.name, headline.spelt(value)
+    for key, name in _SPARSITIES.items():
         if (value := metrics.get(key)) is not None:
             yield name, f"{value:.2%}"
     counts = {"inference_flops_measured": "FLOPs of an image", "train_flops_measured": "FLOPs of the training"}

@@ -24,6 +24,7 @@ from acdc_cli.deploy.contest import Contestant, Record
 from acdc_cli.deploy.parity import difference
 from acdc_cli.errors import RunError
 from acdc_cli.jobs.entrants import Entrant, Random, drawn, opened
+from acdc_cli.quantities import ACCURACY, Quantity
 from acdc_cli.reading import plain
 from acdc_cli.runs.provenance import command_line, cpu_model, describe
 from acdc_cli.runs.run_dir import RunDir
@@ -126,11 +127,14 @@ def _bench(entrants: Sequence[Entrant], how: Setup, out: Path | None) -> Benched
             findings = Findings({"rows": own}, Table((), ()))
             files += findings.write(each.run, RunDir(each.run).bench.stem, {**about, "load_after": _load()})
     about["load_after"] = _load()
-    figure = _figure(rows)
+    headlines = list(dict.fromkeys(each.headline.common for each in entrants))
+    # values of different kinds have no axis in common
+    figure = _figure(rows, headlines[0]) if len(headlines) == 1 else None
+    heads = [name for head in _HEADS for name in ([each.key for each in headlines] if head == "accuracy" else [head])]
     findings = Findings(
         {"rows": rows},
         Table((), ()),
-        {"": Table(_HEADS, [[row[head] for head in _HEADS] for row in rows])},
+        {"": Table(heads, [[row.get(head) for head in heads] for row in rows])},
         {} if figure is None else {"": figure},
     )
     if out is not None:
@@ -164,7 +168,7 @@ def _rows(entrant: Entrant, how: Setup) -> list[Row]:
                         "engine": each.engine,
                         "batch": batch,
                         "threads": threads,
-                        "accuracy": entrant.accuracy.get(each.variant),
+                        entrant.headline.common.key: entrant.accuracy.get(each.variant),
                         "file_bytes": each.file.stat().st_size if each.file else None,
                         "logit_difference": difference(expected[each.variant], torch.from_numpy(outcome.logits[each])),
                         **_speed(record, batch),
@@ -268,10 +272,11 @@ def _short(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
-def _figure(rows: Sequence[Row]) -> Figure | None:
-    """Accuracy over latency with the smallest batch and fewest threads; None where no accuracy is known."""
+def _figure(rows: Sequence[Row], headline: Quantity) -> Figure | None:
+    """The headline over latency with the smallest batch and fewest threads; None where no value is known."""
+    key, scale = headline.key, headline.scale
     least = min((row["threads"] or 0, row["batch"]) for row in rows)
-    known = [row for row in rows if row["accuracy"] is not None and (row["threads"] or 0, row["batch"]) == least]
+    known = [row for row in rows if row[key] is not None and (row["threads"] or 0, row["batch"]) == least]
     if not known:
         return None
     figure = plotting.new(7, 4.5)
@@ -281,23 +286,22 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
         points = [row for row in known if (row["engine"], row["variant"]) == (engine, variant)]
         axes.plot(
             [row["latency_ms"] for row in points],
-            [100 * row["accuracy"] for row in points],
+            [scale * row[key] for row in points],
             label=f"{variant}, {engine}",
             **{**looks, "linestyle": "", "markersize": 7},
         )
-    front = _pareto(known)
+    front = _pareto(known, headline)
     axes.plot(
         [row["latency_ms"] for row in front],
-        [100 * row["accuracy"] for row in front],
+        [scale * row[key] for row in front],
         drawstyle="steps-post", color="0.6", linewidth=1, zorder=0, label="Pareto front",
     )  # fmt: skip
     if len({row["model"] for row in known}) > 1:
         for row in front:
-            axes.annotate(
-                row["model"], (row["latency_ms"], 100 * row["accuracy"]), xytext=(4, 4), textcoords="offset points"
-            )
+            place = row["latency_ms"], scale * row[key]
+            axes.annotate(row["model"], place, xytext=(4, 4), textcoords="offset points")
     threads = f", threads {least[0]}" if least[0] else ""
-    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel="accuracy (%)")
+    axes.set(xlabel=f"latency of a batch of {least[1]}{threads} (ms)", ylabel=headline.axis)
     plotting.log(axes, "x")
     axes.tick_params(axis="x", which="both", labelsize=8)
     axes.grid(alpha=0.3)
@@ -305,10 +309,10 @@ def _figure(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _pareto(rows: Sequence[Row]) -> list[Row]:
-    """Those that none beats in both accuracy and latency, the fastest first."""
+def _pareto(rows: Sequence[Row], headline: Quantity = ACCURACY) -> list[Row]:
+    """Those that none beats in both headline and latency, the fastest first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["latency_ms"], -row["accuracy"])):
-        if not front or row["accuracy"] > front[-1]["accuracy"]:
+    for row in sorted(rows, key=lambda row: (row["latency_ms"], -headline.rank(row[headline.key]))):
+        if not front or headline.gain(row[headline.key], front[-1][headline.key]) > 0:
             front.append(row)
     return front

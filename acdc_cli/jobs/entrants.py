@@ -18,6 +18,7 @@ from acdc_cli.deploy.tracing import Traced
 from acdc_cli.jobs.export_run import Asked, open_model
 from acdc_cli.models import build as models
 from acdc_cli.models.preprocessing import preprocessing
+from acdc_cli.quantities import ACCURACY, Quantity
 from acdc_cli.recipe import code
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import from_dict
@@ -53,6 +54,8 @@ class Entrant:
     """At least as many as the largest batch."""
     accuracy: Mapping[str, float | None]
     """By the task's headline, by variant; empty where it is not known."""
+    headline: Quantity = ACCURACY
+    """Of the model's task."""
     run: Path | None = None
     """The run directory that it is the result of."""
 
@@ -65,20 +68,20 @@ def opened(source: Path, model: str | None, data: str | None, batch: int, overri
     """
     result = open_model(source, Asked(None, model, data), overrides, Traced())
     run = source if source.is_dir() else None
-    headline = measures_of(result.facts.recipe.task.name).headline.key
-    known = result.facts.outcome.get(headline)
+    headline = measures_of(result.facts.recipe.task.name).headline
+    known = result.facts.outcome.get(headline.key)
     accuracy: dict[str, float | None] = dict.fromkeys(("sparse", "shrunk"), known)
     if not any(count_zeros([layer.parameter for layer in layers(result.model, ())])):
         variants, accuracy = {"dense": result.model}, {"dense": known}
     elif run and open_run(run).model_file("dense").exists():
         dense = open_model(run, Asked("dense", None, data), overrides, Traced()).model
         variants = _variants(dense, result.model, result.facts)
-        accuracy["dense"] = result.facts.outcome.get(f"dense_{headline}")
+        accuracy["dense"] = result.facts.outcome.get(f"dense_{headline.key}")
     else:
         dense = copy.deepcopy(result.model)
         random_zeros.refill(layers(dense, ()), torch.Generator().manual_seed(0))
         variants = _variants(dense, result.model, result.facts)
-    return Entrant(result.facts.name, variants, result.facts, result.inputs(batch), accuracy, run)
+    return Entrant(result.facts.name, variants, result.facts, result.inputs(batch), accuracy, headline, run)
 
 
 def drawn(random: Random, batch: int) -> Entrant:

@@ -45,12 +45,19 @@ def _curve(asked: Asked, headline: Quantity, before: Mapping[str, Any], after: S
     figure = plotting.new(6, 4)
     axes = figure.subplots()
     points = sorted(zip(asked.targets, after, strict=True), key=lambda point: point[0])
-    axes.axhline(100 * before[headline.key], color="grey", linestyle="--", linewidth=1, label="before pruning")
+    axes.axhline(
+        headline.scale * before[headline.key], color="grey", linestyle="--", linewidth=1, label="before pruning"
+    )
     look = next(plotting.looks())
     axes.plot(
-        [100 * t for t, _ in points], [100 * each[headline.key] for _, each in points], **look, label=asked.method
+        [100 * t for t, _ in points],
+        [headline.scale * each[headline.key] for _, each in points],
+        **look,
+        label=asked.method,
     )
-    axes.set(xlabel="target sparsity (%)", ylabel=headline.axis, ylim=(0, None))
+    axes.set(xlabel="target sparsity (%)", ylabel=headline.axis)
+    if headline.unit == "%":
+        axes.set(ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left" if headline.better == "more" else "upper left")
     return figure

@@ -29,8 +29,9 @@ from acdc_cli.training import saved_state
 from acdc_cli.training.checkpoint import load_masks, load_state, read_metadata
 
 ACCURACY, LOSS = 0.005, 0.02
-"""By how much a model may differ from its record, as fractions: of top-1 in points, of the loss relatively. Devices and
-precisions round differently; a model of another epoch or run differs by more."""
+"""By how much a model may differ from its record, as fractions: of top-1 in points, of the loss relatively, of a
+headline that is no share by the larger of both. Devices and precisions round differently; a model of another epoch or
+run differs by more."""
 
 
 Result = tuple[str, list[str]]
@@ -232,9 +233,11 @@ def _model(run: _Run, kind: Which) -> Result:
             )
     loss, headline = record["val_loss"], measures_of(judged["task"]).headline
     now, then = judged[headline.key], record[headline.key]
-    if abs(now - then) > ACCURACY or abs(judged["loss"] - loss) > LOSS * loss:
-        problems.append(f"{headline.name} {now:.2%}, loss {judged['loss']:.4f}; recorded {then:.2%}, {loss:.4f}")
-    measured = f"{headline.name} {now:.2%} (recorded {then:.2%}), sparsity {judged['sparsity']:.4%}"
+    tolerance = ACCURACY if headline.unit == "%" else max(ACCURACY, LOSS * abs(then))
+    shown, recorded = headline.spelt(now), headline.spelt(then)
+    if abs(now - then) > tolerance or abs(judged["loss"] - loss) > LOSS * loss:
+        problems.append(f"{headline.name} {shown}, loss {judged['loss']:.4f}; recorded {recorded}, {loss:.4f}")
+    measured = f"{headline.name} {shown} (recorded {recorded}), sparsity {judged['sparsity']:.4%}"
     return f"epoch {epoch}: {measured}", problems
 
 

@@ -342,7 +342,7 @@ def _conclude(run: RunDir, summary: dict[str, Any], headline: Quantity) -> None:
     for kind in ("sparse", "dense"):
         for key, name in ((headline.key, kind), (f"ema_{headline.key}", f"{kind}-ema")):
             if key in summary.get(kind, {}):
-                console.say(f"{name}: {headline.name} {summary[kind][key]:.2%} in {run.model_file(name)}")
+                console.say(f"{name}: {headline.name} {headline.spelt(summary[kind][key])} in {run.model_file(name)}")
 
 
 def _describe(recipe: Recipe, run: RunDir, ready: setup.ReadyModel, loader: str, wrong: CorruptedLabels | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acdc_cli.errors import AcdcError, RunError
+from acdc_cli.quantities import ACCURACY, Quantity
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.runs.run_dir import RunDir
 
@@ -38,7 +39,7 @@ class Overview:
     phase: str | None = None
     """Kind of the latest epoch's phase."""
     accuracy: float | None = None
-    """The headline of the run's task: top-1, or the mean over labels."""
+    """By the task's headline: top-1, the mean over labels, or whatever else the task ranks models by."""
     """Of the run's main model, the sparse one if it makes one; of the latest validated epoch while it is unfinished."""
     sparsity: float | None = None
     """Zero share of the layers that the recipe prunes, of the same model."""
@@ -46,9 +47,14 @@ class Overview:
     """Unix time of the first start; `seen` likewise."""
     seen: float | None = None
     """Last sign of life: the newest change of its records, its checkpoints or its provenance."""
+    headline: Quantity = ACCURACY
+    """Of the run's task, as far as that is known."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path)}
+        """`accuracy` has the key of the headline if that is no accuracy."""
+        values = asdict(self) | {"path": str(self.path)}
+        del values["headline"]
+        return {self.headline.common.key if key == "accuracy" else key: value for key, value in values.items()}
 
 
 def is_run(folder: Path) -> bool:
@@ -87,12 +93,12 @@ def overview(path: Path) -> Overview:
             "seed": recipe["seed"],
             "epochs": recipe["epochs"],
         }
-        headline = measures_of(recipe["task"]["name"]).headline.key
+        headline = measures_of(recipe["task"]["name"]).headline
         times["begun"] = _start(entries)
         records, summary = run.records(), run.final()
     except (AcdcError, OSError) as error:
         return Overview(path, "damaged", str(error), **times)  # type: ignore[arg-type]
-    facts |= times | _measured(records, summary, headline) | {"epoch": len(records)}
+    facts |= times | _measured(records, summary, headline.key) | {"epoch": len(records), "headline": headline}
     if summary:
         return Overview(path, "finished", **facts)
     if in_use:

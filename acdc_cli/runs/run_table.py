@@ -9,17 +9,17 @@ from typing import Any
 
 from acdc_cli import console
 from acdc_cli.errors import RunError
+from acdc_cli.quantities import ACCURACY
 from acdc_cli.runs.overview import Overview, find_runs, is_run, overview
 from acdc_cli.runs.run_dir import RunDir
 
-COLUMNS = ("run", "status", "epochs", "accuracy", "zeros", "age", "seen")
 _HOMES = (Path("runs"), Path("studies"))
 """Where `acdc train` and `acdc sweep` put runs."""
 _ORDERS: dict[str, Callable[[Overview], Any]] = {
     "name": lambda run: str(run.path),
     "status": lambda run: (run.status, str(run.path)),
     "epoch": lambda run: -run.epoch,
-    "accuracy": lambda run: -1 * (-1 if run.accuracy is None else run.accuracy),
+    "accuracy": lambda run: -run.headline.rank(run.accuracy),
     "sparsity": lambda run: -1 * (-1 if run.sparsity is None else run.sparsity),
     "age": lambda run: -(run.begun or 0.0),
     "seen": lambda run: -(run.seen or 0.0),
@@ -57,21 +57,36 @@ def _matches(run: Overview, match: str | None) -> bool:
     return match is None or any(match in str(each) for each in (run.path, run.model, run.data, run.method))
 
 
+def columns(runs: Sequence[Overview]) -> tuple[str, ...]:
+    return "run", "status", "epochs", " or ".join(_ranked_by(runs)), "zeros", "age", "seen"
+
+
+def _ranked_by(runs: Sequence[Overview]) -> list[str]:
+    """Names of what the runs' tasks rank models by."""
+    return list(dict.fromkeys(run.headline.common.name for run in runs)) or [ACCURACY.name]
+
+
 def rows(runs: Sequence[Overview], now: float | None = None) -> list[tuple[str, ...]]:
-    """A row of `COLUMNS` for each run."""
+    """A row of `columns` for each run."""
     now = time.time() if now is None else now
+    several = len(_ranked_by(runs)) > 1
     return [
         (
             str(run.path),
             run.status,
             f"{run.epoch}/{run.epochs or '?'}",
-            percent(run.accuracy),
+            result(run) + (f" {run.headline.common.short}" if several and run.accuracy is not None else ""),
             percent(run.sparsity),
             since(run.begun, now),
             since(run.seen, now),
         )
         for run in runs
     ]
+
+
+def result(run: Overview) -> str:
+    """The value of its headline, without a unit."""
+    return "-" if run.accuracy is None else run.headline.shown(run.accuracy)
 
 
 def percent(share: float | None) -> str:
@@ -102,12 +117,14 @@ def facts(run: Overview, now: float | None = None) -> list[tuple[str, str]]:
     now = time.time() if now is None else now
     directory = RunDir(run.path)
     target = "" if run.target is None else f" to {run.target:.4g}"
+    accuracy, unit = run.headline.common, " (%)" if run.headline.unit == "%" else ""
+    zeros = percent(run.sparsity) + ("" if unit or run.sparsity is None else " %")
     return [
         ("run", str(run.path)),
         ("status", run.status + (f": {run.note}" if run.note else "")),
         ("recipe", f"{run.model} on {run.data}, {run.method}{target}, seed {run.seed}" if run.model else "-"),
         ("epochs", f"{run.epoch} of {run.epochs or '?'}" + (f", {run.phase} phase" if run.phase else "")),
-        ("accuracy, zeros (%)", f"{percent(run.accuracy)}, {percent(run.sparsity)}"),
+        (f"{accuracy.name}, zeros{unit}", f"{result(run)}, {zeros}"),
         ("begun, last sign", f"{since(run.begun, now)} ago, {since(run.seen, now)} ago"),
         ("models", ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in directory.models()) or "-"),
         ("kept", _kept(directory)),

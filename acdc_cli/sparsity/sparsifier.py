@@ -35,6 +35,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.sparsity import RunSize, SparsityBlock, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -64,8 +65,8 @@ class Training(Protocol):
     """What a method may ask of its run."""
 
     @property
-    def headline(self) -> str:
-        """The validation metric by which models are ranked: the larger, the better."""
+    def headline(self) -> Quantity:
+        """The validation metric by which models are ranked."""
 
     @property
     def model(self) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from acdc_cli.quantities import Measures
+from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
 from acdc_cli.statistics import Spread, distance, rises
 from acdc_cli.studies.summary import Group, Series, Summary
@@ -28,12 +28,13 @@ spread so wide that it hides a difference is no evidence that there is none."""
 
 def rule(measures: Measures) -> str:
     """What the verdicts mean, in the words of the runs' task."""
+    headline = measures.headline
     return (
         f"A model looks under-trained if its training cross entropy and validation {measures.confidence.name} after "
         f"the last epoch are both more than {CLEAR:g} pooled standard deviations over seeds above those of the best "
-        "dense model (arXiv 2308.02060, C.1) and of every dense length that is about as accurate. It is called "
-        "under-trained if longer runs were also more accurate. A length is supported if its "
-        f"{measures.headline.name} is at most one pooled standard deviation below the best of its series."
+        f"dense model (arXiv 2308.02060, C.1) and of every dense length that is about as {headline.adjective}. It is "
+        f"called under-trained if longer runs were also {headline.comparative}. A length is supported if its "
+        f"{headline.name} is at most one pooled standard deviation {headline.words.behind} the best of its series."
     )
 
 
@@ -72,16 +73,15 @@ def lengths(series: Series) -> Lengths:
     known = [(group, spread) for group in series.groups if (spread := group.accuracy) and spread.n > 1]
     if len(known) < 2:
         return Lengths(series.name, (), "fewer than two lengths have at least two runs")
-    best, highest = max(known, key=lambda pair: pair[1].mean)
-    supported = tuple(group.epochs for group, spread in known if not rises(spread.values, highest.values))
+    headline = known[0][0].measures.headline
+    best, highest = max(known, key=lambda pair: headline.rank(pair[1].mean))
+    supported = tuple(group.epochs for group, spread in known if not _improves(headline, spread, highest))
     (before, lower), (longest, last) = known[-2:]
     (shortest, _) = known[0]
-    accuracy = best.measures.headline.name
-    notes = [f"{best.epochs} has the highest mean {accuracy}"]
-    if rises(lower.values, last.values):
-        notes.append(
-            f"{accuracy} still rose from {before.epochs} to {longest.epochs}, the longest; longer runs may help"
-        )
+    notes = [f"{best.epochs} has the {headline.words.best} mean {headline.name}"]
+    if _improves(headline, lower, last):
+        still = f"{headline.name} still {headline.words.improved} from {before.epochs} to {longest.epochs}"
+        notes.append(f"{still}, the longest; longer runs may help")
     elif longest.epochs in supported:
         notes.append(f"{longest.epochs} is the longest tried")
     if shortest.epochs in supported:
@@ -107,7 +107,7 @@ def _comparable(group: Group, other: Group) -> bool:
 
 
 def _reference(group: Group, alike: Sequence[Group]) -> Group | None:
-    """The most accurate dense group with the same data and model; if there is none, the most accurate other group."""
+    """The best dense group with the same data and model; if there is none, the best other group."""
     chosen = [other for other in alike if other.dense] or [
         other for other in alike if _accuracy(other) > _accuracy(group)
     ]
@@ -121,7 +121,8 @@ def _equal(group: Group, reference: Group) -> bool:
 
 
 def _accuracy(group: Group) -> float:
-    return group.accuracy.mean if group.accuracy else -1.0
+    """The larger, the better."""
+    return group.measures.headline.rank(group.accuracy.mean if group.accuracy else None)
 
 
 def _above(group: Group, reference: Group | None) -> tuple[float | None, float | None]:
@@ -160,7 +161,7 @@ def _verdict(
     if signs := [sign for run in group.done if (sign := sign_of_collapse(run.records))]:
         return "collapsed", f"{len(signs)} of {len(group.done)} runs: {signs[0]}; {REMEDY}"
     if reference is None:
-        return None, "no other run of the same data and model is dense or more accurate"
+        return None, f"no other run of the same data and model is dense or {group.measures.headline.comparative}"
     sides = {other: _side(group, other) for other in (reference, *equals)}
     side = sides[reference]
     if side is None:
@@ -169,20 +170,22 @@ def _verdict(
         return _of_best_known(reference, side)
     other = next((other for other in equals if (sides[other] == "above") != (side == "above")), None)
     if other is not None:
-        return None, f"{named(other)}, is about as accurate as the reference, but would give a different verdict"
+        alike = f"{named(other)}, is about as {group.measures.headline.adjective} as the reference"
+        return None, f"{alike}, but would give a different verdict"
     if side == "above":
         return _of_high(group, series)
     if side == "between":
         return None, f"loss and {group.undecided} are neither both clearly above the reference nor both level with it"
+    comparative = group.measures.headline.comparative
     if better := _better(group, series, longer=True):
         return (
             None,
-            f"loss and {group.undecided} are not above the reference, but {_listed(better)} epochs were more accurate",
+            f"loss and {group.undecided} are not above the reference, but {_listed(better)} epochs were {comparative}",
         )
     if side == "below" and (shorter := _better(group, series, longer=False)):
         return (
             "past its best length",
-            f"loss and {group.undecided} are below the reference; {_listed(shorter)} epochs were more accurate",
+            f"loss and {group.undecided} are below the reference; {_listed(shorter)} epochs were {comparative}",
         )
     return (
         "not under-trained",
@@ -192,27 +195,16 @@ def _verdict(
 
 def _of_high(group: Group, series: Series) -> tuple[Verdict | None, str]:
     """Loss and entropy are above the reference: other lengths show whether the model lacks training or weights."""
-    known = [other for other in series.groups if len(other.done) > 1]
+    known, headline = [other for other in series.groups if len(other.done) > 1], group.measures.headline
+    high = f"loss and {group.undecided} are above the reference"
     if better := _better(group, series, longer=True):
-        return (
-            "under-trained",
-            f"loss and {group.undecided} are above the reference; {_listed(better)} epochs were more accurate",
-        )
+        return "under-trained", f"{high}; {_listed(better)} epochs were {headline.comparative}"
     if longer := [other.epochs for other in known if other.epochs > group.epochs]:
-        return (
-            None,
-            f"loss and {group.undecided} are above the reference, but {_listed(longer)} epochs were no more accurate",
-        )
+        return None, f"{high}, but {_listed(longer)} epochs were no {headline.comparative}"
     in_vain = [other.epochs for other in known if other.epochs < group.epochs and not _more_accurate(group, other)]
     if in_vain:
-        return (
-            None,
-            f"loss and {group.undecided} are above the reference, but {_listed(in_vain)} epochs were as accurate",
-        )
-    return (
-        "looks under-trained",
-        f"loss and {group.undecided} are above the reference; longer runs show whether training helps",
-    )
+        return None, f"{high}, but {_listed(in_vain)} epochs were as {headline.adjective}"
+    return "looks under-trained", f"{high}; longer runs show whether training helps"
 
 
 def _of_best_known(reference: Group, side: str) -> tuple[Verdict | None, str]:
@@ -245,7 +237,12 @@ def _unknown(group: Group, reference: Group) -> str:
 
 def _more_accurate(group: Group, than: Group) -> bool:
     own, other = group.accuracy, than.accuracy
-    return bool(own and other and rises(other.values, own.values))
+    return bool(own and other and _improves(group.measures.headline, other, own))
+
+
+def _improves(headline: Quantity, before: Spread, after: Spread) -> bool:
+    ranks = [[headline.rank(value) for value in spread.values] for spread in (before, after)]
+    return rises(*ranks)
 
 
 def named(group: Group) -> str:

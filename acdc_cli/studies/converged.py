@@ -1,10 +1,11 @@
-"""Doubles training lengths while accuracy still rises (a study's `until_converged`)."""
+"""Doubles training lengths while the headline still improves (a study's `until_converged`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 
+from acdc_cli.quantities import ACCURACY, Quantity
 from acdc_cli.statistics import rises
 from acdc_cli.studies.grid import Cell, key_of, override
 from acdc_cli.studies.run_queue import Row, RunQueue
@@ -16,7 +17,7 @@ Series = tuple[tuple[str, object], ...]
 def next_length(accuracies: Mapping[int, Sequence[float | None]]) -> int | None:
     """Twice the longest length, if it and the previous one are complete and the mean still rises.
 
-    accuracies: one per seed, by length in epochs; None for an unfinished run.
+    accuracies: one per seed, by length in epochs, the larger, the better; None for an unfinished run.
     """
     if len(accuracies) < 2:
         return None
@@ -30,7 +31,7 @@ def next_length(accuracies: Mapping[int, Sequence[float | None]]) -> int | None:
 def longer(cells: Iterable[tuple[Cell, float | None]]) -> list[list[Cell]]:
     """The cells of the next length for each series that needs one, with the seeds of its longest length.
 
-    cells: with their validation accuracy, None if unfinished.
+    cells: with their validation accuracy, the larger, the better; None if unfinished.
     """
     extended = []
     by_series = sorted(cells, key=lambda pair: _order(series(pair[0])))
@@ -60,6 +61,11 @@ def overstepped(limits: Mapping[str, float], costs: Iterable[Mapping[str, float]
     """The names of the limits that the sum of the costs exceeds."""
     costs = list(costs)
     return [name for name, limit in limits.items() if sum(cost[name] for cost in costs) > limit]
+
+
+def still_improving(headline: Quantity) -> str:
+    """`accuracy still rises`."""
+    return f"{headline.common.name} still {headline.words.improves}"
 
 
 def series(cell: Cell) -> Series:
@@ -95,10 +101,13 @@ class Lengthening:
         accuracy: Callable[[Row], float | None],
         cost: Callable[[Cell], Mapping[str, float]],
         misfit: Callable[[Cell], str | None],
+        trend: str = still_improving(ACCURACY),
     ) -> None:
-        """accuracy: of a finished run. cost: one value for each limit. misfit: why a cell cannot be run, or None."""
+        """accuracy: of a finished run, the larger, the better. cost: one value for each limit. misfit: why a cell
+        cannot be run, or None. trend: why runs are added."""
         self._queue, self._limits = queue, limits
         self._accuracy, self._cost, self._misfit = accuracy, cost, misfit
+        self._trend = trend
         self._reported: set[str] = set()
 
     def __call__(self) -> list[str]:
@@ -107,7 +116,7 @@ class Lengthening:
         # a first pass without effect, so that slow work is cached before the queue is locked
         self._wanted(self._queue.rows(), [])
         added = self._queue.grow(lambda rows: self._wanted(rows, said))
-        new = [f"{key} was added: accuracy still rises with the length" for key in added]
+        new = [f"{key} was added: {self._trend} with the length" for key in added]
         unsaid = [text for text in said if text not in self._reported]
         self._reported |= set(unsaid)
         return new + unsaid
@@ -116,7 +125,7 @@ class Lengthening:
         wanted: list[Cell] = []
         done = [(row.cell, self._accuracy(row) if row.state == "done" else None) for row in rows]
         for cells in longer(done):
-            what = f"{cells[0].key} and its other seeds were not added although accuracy still rises with the length"
+            what = f"{cells[0].key} and its other seeds were not added although {self._trend} with the length"
             if (misfit := next((text for cell in cells if (text := self._misfit(cell))), None)) is not None:
                 said.append(f"{what}: {misfit}")
                 continue

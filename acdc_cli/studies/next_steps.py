@@ -11,6 +11,7 @@ from typing import Any
 
 from acdc_cli import console
 from acdc_cli.errors import AcdcError
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.collapse import sign_of_collapse
 from acdc_cli.runs.overview import find_runs
@@ -24,7 +25,7 @@ _MOST_RUNS = 30
 """Runs beside this one up to which they are compared with it."""
 _SEARCHED_EPOCHS = 60
 _GAP = 0.01
-"""Accuracy by which the sparse model may be below the dense one of the same run."""
+"""By how much the sparse model may be worse than the dense one of the same run: shares in points, else relatively."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,27 @@ def _steps(run: RunDir) -> Iterator[Step]:
         )
     elif empty := int(records[-1].get("empty_channels", 0) if records else 0):
         yield Step(f"acdc export {path} --format onnx --shrink", f"{empty:,} of its channels are empty: remove them")
-    if (gap := _gap(summary, results.headline_of(run).key)) > _GAP:
-        yield Step(f"acdc analyze agreement {path}", f"sparse is {100 * gap:.1f} points below dense")
+    headline = results.headline_of(run)
+    if lag := _lag(summary, headline):
+        yield Step(f"acdc analyze agreement {path}", lag)
     if not is_dense:
         yield Step(f"acdc bench {path}", "what its zeros gain on each engine")
     yield Step(f"acdc export {path} --format onnx", "for other software, checked against this model")
-    yield Step(f"acdc analyze curves {path}", "sparsity, loss and accuracy over the epochs")
-    yield Step(f"acdc eval --checkpoint {path} --layers", "accuracy, and what each layer costs")
+    yield Step(f"acdc analyze curves {path}", f"sparsity, loss and {headline.common.name} over the epochs")
+    yield Step(f"acdc eval --checkpoint {path} --layers", f"{headline.common.name}, and what each layer costs")
 
 
-def _gap(summary: Mapping[str, Any], headline: str) -> float:
-    """Accuracy of the run's dense model minus that of its sparse one; 0 if it has not both."""
-    tops = [(summary.get(kind) or {}).get(headline) for kind in ("dense", "sparse")]
-    return 0.0 if None in tops else float(tops[0] - tops[1])  # type: ignore[operator]
+def _lag(summary: Mapping[str, Any], headline: Quantity) -> str:
+    """By how much the run's sparse model is worse than its dense one; empty if it is hardly, or has not both."""
+    dense, sparse = ((summary.get(kind) or {}).get(headline.key) for kind in ("dense", "sparse"))
+    if dense is None or sparse is None:
+        return ""
+    gap = headline.gain(dense, sparse)
+    if gap <= _GAP * (1 if headline.unit == "%" else abs(dense)):
+        return ""
+    shown = f"{100 * gap:.1f} points" if headline.unit == "%" else headline.spelt(gap)
+    in_what = "" if headline.is_accuracy else f" in {headline.name}"
+    return f"sparse is {shown} {headline.words.behind} dense{in_what}"
 
 
 def _longer(run: RunDir, recipe: Mapping[str, Any]) -> Iterator[Step]:

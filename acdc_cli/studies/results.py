@@ -71,15 +71,15 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The record of the most accurate epoch, the first of equals.
+        """The record of the epoch with the best headline, the first of equals.
 
         Only epochs whose model is as sparse as the last count: a sparse run does not deliver the models of its dense
         phases.
         """
         floor = self.last["mask_sparsity"] - _ALIKE
         eligible = [record for record in self.records if record["mask_sparsity"] >= floor]
-        key = self.measures.headline.key
-        return max(eligible, key=lambda record: -1.0 if record[key] is None else record[key])
+        headline = self.measures.headline
+        return max(eligible, key=lambda record: headline.rank(record[headline.key]))
 
     @property
     def measured(self) -> Mapping[str, int] | None:

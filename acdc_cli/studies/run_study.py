@@ -17,7 +17,7 @@ from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.converged import Lengthening, as_asked
+from acdc_cli.studies.converged import Lengthening, as_asked, still_improving
 from acdc_cli.studies.grid import Cell
 from acdc_cli.studies.launcher import Launcher
 from acdc_cli.studies.local import Local, workers
@@ -181,17 +181,19 @@ def _lengthen(study: Study, queue: RunQueue, recipes: _Recipes) -> Callable[[], 
             return str(error)
         return None
 
-    return Lengthening(queue, limits, _accuracy, cost, misfit)
+    headline = measures_of(recipes(study.cells()[0]).task.name).headline
+    return Lengthening(queue, limits, _accuracy, cost, misfit, still_improving(headline))
 
 
 def _accuracy(row: Row) -> float:
-    """Accuracy on the validation set after the last epoch."""
+    """The headline on the validation set after the last epoch, signed so that more is better."""
     run = RunDir(row.directory)
-    records = run.records()
-    accuracy: float | None = records[-1][headline_of(run).key] if records else None
+    records, headline = run.records(), headline_of(run)
+    accuracy: float | None = records[-1][headline.key] if records else None
     if accuracy is None:
-        raise RunError(f"{run.path} is done, but its last epoch has no accuracy; restore a copy of {run.metrics.name}")
-    return accuracy
+        lacking = f"{run.path} is done, but its last epoch has no {headline.common.name}"
+        raise RunError(f"{lacking}; restore a copy of {run.metrics.name}")
+    return headline.rank(accuracy)
 
 
 def _conclude(rows: Sequence[Row], study: Study, source: str, folder: Path, stopped: bool) -> None:

@@ -180,7 +180,7 @@ def _accuracy(run: RunDir) -> str:
         return ""
     headline = headline_of(run)
     accuracy = records[-1][headline.key]
-    return "" if accuracy is None else f", {headline.name} {accuracy:.2%} after the last epoch"
+    return "" if accuracy is None else f", {headline.name} {headline.spelt(accuracy)} after the last epoch"
 
 
 def _how(code: int) -> str:

@@ -34,7 +34,7 @@ class Progress:
     train_loss: float | None = None
     """Training loss of the last epoch, in nats."""
     accuracy: str = ""
-    """After the last epoch, in percent, by the headline of the run's task."""
+    """The headline of the run's task after the last epoch, without its unit."""
     seconds: float = 0.0
     """Mean duration of an epoch."""
     since: float = 0.0
@@ -85,7 +85,11 @@ class Screen:
         )
         progress = {row.key: self._progress(row) for row in running}
         totals, counts = self._totals(rows, progress, len(own))
-        return Group(totals, counts, Text(), _bars(running, progress, own)) if running else Group(totals, counts)
+        return (
+            Group(totals, counts, Text(), _bars(running, progress, own, self._ranked_by(running)))
+            if running
+            else Group(totals, counts)
+        )
 
     def _totals(self, rows: Sequence[Row], progress: Mapping[str, Progress], own: int) -> tuple[Table, Text]:
         states = Counter(row.state for row in rows)
@@ -109,6 +113,10 @@ class Screen:
             *([f"{states['failed']} failed"] if states["failed"] else []),
         ]
         return first, Text(" · ".join(counts), style="dim")
+
+    def _ranked_by(self, rows: Sequence[Row]) -> str:
+        """What the runs' tasks rank models by."""
+        return " or ".join(dict.fromkeys(self._headline(row).common.name for row in rows))
 
     def _left(self, done: int, total: int) -> float | None:
         """Remaining seconds at the speed since this sweep began; None before its first epoch."""
@@ -143,11 +151,11 @@ class Screen:
         )
 
 
-def _bars(running: Sequence[Row], progress: Mapping[str, Progress], own: set[str]) -> Table:
+def _bars(running: Sequence[Row], progress: Mapping[str, Progress], own: set[str], ranked_by: str) -> Table:
     table = Table(box=None, pad_edge=False, expand=True, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("", width=10)
-    for title in ("epochs", "loss", "accuracy", "left"):
+    for title in ("epochs", "loss", ranked_by, "left"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in running:
         at = progress[row.key]

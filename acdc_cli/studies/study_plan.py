@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
+from acdc_cli.quantities import ACCURACY
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.studies.converged import as_asked
+from acdc_cli.studies.converged import as_asked, still_improving
 from acdc_cli.studies.grid import Cell, Name
 from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import Study, load_study
@@ -49,6 +51,8 @@ class SweepPlan:
     """Whether longer runs may be added, within the budget."""
     doubts: list[str]
     """Warnings of `acdc plan`, with the runs they concern."""
+    trend: str = still_improving(ACCURACY)
+    """Why runs are added."""
 
     def total(self, done: bool | None = None) -> dict[str, float]:
         """Runs, epochs and FLOPs of the finished runs (True), the unfinished ones (False) or all (None)."""
@@ -66,7 +70,7 @@ class SweepPlan:
     def as_dict(self) -> dict[str, Any]:
         totals = {"done": self.total(done=True), "remaining": self.total(done=False), "all": self.total()}
         document = asdict(self) | {"totals": totals, "warnings": self.warnings}
-        del document["doubts"]
+        del document["doubts"], document["trend"]
         return document
 
 
@@ -108,7 +112,8 @@ def sweep_plan(source: str, out: Path | None = None) -> SweepPlan:
         for warning in warnings:
             doubts.setdefault(warning, []).append(cell.key)
     shown = [f"{keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''}: {doubt}" for doubt, keys in doubts.items()]
-    return SweepPlan(study.name, str(folder), runs, study.budget.limits(), study.until_converged, shown)
+    trend = still_improving(measures_of(recipes[study.cells()[0].key].task.name).headline)
+    return SweepPlan(study.name, str(folder), runs, study.budget.limits(), study.until_converged, shown, trend)
 
 
 def require_budget(study: Study, recipes: Iterable[Recipe]) -> None:

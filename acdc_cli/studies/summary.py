@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acdc_cli.errors import RunError
-from acdc_cli.quantities import Measures
+from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run, Value
 
@@ -66,7 +66,7 @@ class Group:
         return _spread(run.last.get(key) for run in self.done)
 
     def best(self, key: str) -> Spread | None:
-        """Over the runs' most accurate epochs."""
+        """Over the runs' best epochs, by the headline."""
         return _spread(run.best.get(key) for run in self.done)
 
     def cost(self, key: str) -> Spread | None:
@@ -91,8 +91,10 @@ class Series:
         return [run for group in self.groups for run in group.runs]
 
     def best_by(self, accuracy: Callable[[Group], Spread | None]) -> Group | None:
-        """The group with the highest mean, the first of equals; None while no run has ended."""
-        known = [(spread.mean, group) for group in self.groups if (spread := accuracy(group))]
+        """The group with the best mean, the first of equals; None while no run has ended."""
+        known = [
+            (group.measures.headline.rank(spread.mean), group) for group in self.groups if (spread := accuracy(group))
+        ]
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
     @property
@@ -162,7 +164,7 @@ class Summary:
 
     @property
     def best_dense(self) -> Group | None:
-        """The dense model with the highest accuracy after its last epoch."""
+        """The dense model with the best headline after its last epoch."""
         groups = tuple(group for group in self.groups if group.dense)
         return Series("dense", groups).best
 
@@ -206,8 +208,13 @@ def pareto_front(points: Mapping[Any, tuple[float, float]]) -> list[Any]:
     return front
 
 
+def front_of(points: Mapping[Any, tuple[float, float]], headline: Quantity) -> list[Any]:
+    """The Pareto front of points (cost, headline)."""
+    return pareto_front({key: (cost, headline.rank(value)) for key, (cost, value) in points.items()})
+
+
 def accuracy_and_cost(groups: Iterable[Group]) -> dict[tuple[str, Value], tuple[float, float]]:
-    """(training FLOPs, accuracy after the last epoch): means over the groups that have both."""
+    """(training FLOPs, headline after the last epoch): means over the groups that have both."""
     return {
         (group.series, group.x): (cost.mean, accuracy.mean)
         for group in groups

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from acdc_cli.data.batches import Batch
 from acdc_cli.models import memory
+from acdc_cli.quantities import Quantity
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.compiling import Compiled
 from acdc_cli.training.parts import Parts
@@ -21,8 +24,8 @@ class MethodServices:
         self._parts = parts
 
     @property
-    def headline(self) -> str:
-        return self._parts.task.measures.headline.key
+    def headline(self) -> Quantity:
+        return self._parts.task.measures.headline
 
     @property
     def model(self) -> nn.Module:
@@ -70,6 +73,9 @@ class MethodServices:
                         return
         finally:
             parts.model.train(was_training)
+
+    def _epoch(self, moment: Moment) -> AbstractContextManager[Iterator[Batch]]:
+        return self._parts.train.epoch(moment.epoch, resolution=self._parts.resolution(moment.epoch))
 
     def _in_turn(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The gradients of at most one piece per rank: each rank computes one, and broadcasts it to the others."""

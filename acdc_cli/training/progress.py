@@ -66,9 +66,10 @@ class RunProgress:
 
 
 def print_header(measures: Measures) -> None:
-    by_unit = {unit: [each.short for each in measures.all if each.unit == unit] for unit in ("nats", "%")}
+    by_unit = {unit: [each.short for each in measures.all if each.unit == unit] for unit in ("nats", "bits", "%")}
+    bits = f"{', '.join(by_unit['bits'])} in bits; " if by_unit["bits"] else ""
     nats, shares = ", ".join(["train", "val", *by_unit["nats"]]), ", ".join([*by_unit["%"], "zeros"])
-    console.say(f"{nats} in nats; {shares} (of pruned layers, of all) in %")
+    console.say(f"{nats} in nats; {bits}{shares} (of pruned layers, of all) in %")
     console.say("".join(f"{title:>{width}}" for title, width, _ in _columns(measures)))
 
 
@@ -118,7 +119,7 @@ def _measured(measures: Measures) -> Iterator[Column]:
         if each.unit == "%":
             yield each.short, 7, _percent(each.key)
         else:
-            yield each.short, 6, _of_validation(each.key, measures)
+            yield each.short, max(6, len(each.short) + 1), _of_validation(each.key, measures)
 
 
 def _percent(key: str) -> Callable[[dict[str, Any]], str]:
@@ -131,10 +132,10 @@ def _of_validation(key: str, measures: Measures) -> Callable[[dict[str, Any]], s
 
 
 def _loss(value: float | None) -> str:
-    """Always five characters."""
+    """Always five characters, if it is above -10."""
     if value is None:
         return "nan"
-    return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")
+    return f"{value:.3f}" if 0 <= value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")
 
 
 _BEFORE: tuple[Column, ...] = (

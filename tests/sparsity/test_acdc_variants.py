@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment, Phase
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -42,7 +43,7 @@ def refusal(**keys: Any) -> str:
 class Run:
     """One layer of ten weights, 1 to 10, and one step an epoch, by a gradient that the test sets; learning rate 1."""
 
-    headline = "top1"
+    headline = Quantity("top1", "top-1", "top-1", "%")
 
     def __init__(self, epochs: int, **keys: Any) -> None:
         self.weight = nn.Parameter(torch.arange(1.0, 11.0).view(1, 10))

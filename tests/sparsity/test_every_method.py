@@ -17,6 +17,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import kinds
 from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
 from acdc_cli.recipe.blocks.sparsity import RunSize
@@ -94,7 +95,7 @@ def _one_thread() -> None:
 class Run:
     """A few epochs of a small network on noise, each batch drawn from its step alone, as the trainer does them."""
 
-    headline = "top1"
+    headline = Quantity("top1", "top-1", "top-1", "%")
 
     def __init__(self, name: str, optimizer: str = "sgd", bf16: bool = False, **keys: Any) -> None:
         torch.manual_seed(0)

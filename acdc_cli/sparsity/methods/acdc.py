@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Self
@@ -79,7 +80,7 @@ class Method(Sparsifier[Config]):
         """Masks of the dense phases with `dense_sparsity`; set at the first sparse phase."""
         self._living: dict[str, Tensor] = {}
         """Filters that had weights before the current dense phase, if it clips gradients."""
-        self._best_accuracy = -1.0
+        self._best_rank = -math.inf
         self._best: dict[str, Tensor] = {}
         """The dense model that `dense_best` or `both` will fine-tune; else empty."""
 
@@ -116,9 +117,10 @@ class Method(Sparsifier[Config]):
         if phase.kind != "dense" or phase.start == 0 or phase.end == self.epochs:
             return
         if self.config.last_phase == "dense_best":
-            accuracy = metrics.get(self.training.headline, -1.0)
-            if accuracy > self._best_accuracy:
-                self._best_accuracy, self._best = accuracy, self.training.snapshot()
+            headline = self.training.headline
+            rank = headline.rank(metrics.get(headline.key))
+            if rank > self._best_rank:
+                self._best_rank, self._best = rank, self.training.snapshot()
         if self.config.last_phase == "both" and phase.end == moment.epoch + 1 == self.phases.phases[-3].end:
             self._best = self.training.snapshot()
 
@@ -129,7 +131,7 @@ class Method(Sparsifier[Config]):
         if self._living:
             state["living"] = dict(self._living)
         if self._best:
-            state["best"] = {"top1": self._best_accuracy, "model": dict(self._best)}
+            state["best"] = {"top1": self._best_rank, "model": dict(self._best)}
         return state
 
     def later_bytes(self, model: int) -> int:
@@ -142,7 +144,7 @@ class Method(Sparsifier[Config]):
             self._dense_masks = {name: dense[name].clone() for name in self.masked.parameters}
         self._living = _cloned(state.get("living", {}))
         if best := state.get("best"):
-            self._best_accuracy, self._best = best["top1"], _cloned(best["model"])
+            self._best_rank, self._best = best["top1"], _cloned(best["model"])
 
     def _is_kept_in(self, epoch: int) -> bool:
         """Whether the dense model to be fine-tuned is known when this epoch starts."""

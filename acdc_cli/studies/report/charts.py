@@ -1,4 +1,4 @@
-"""A study's figures: the panels of P2's Figure C.1, accuracy against training FLOPs, and every run's curves."""
+"""A study's figures: the panels of P2's Figure C.1, the headline against training FLOPs, and every run's curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acdc_cli.analysis.curves import phases
 from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.statistics import Spread
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Series, Summary, accuracy_and_cost, pareto_front
+from acdc_cli.studies.summary import Group, Series, Summary, accuracy_and_cost, front_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,27 +58,31 @@ def legend(summary: Summary) -> Figure:
 
 
 def pareto(summary: Summary) -> Figure | None:
-    """Accuracy against training FLOPs; None if no group has both."""
+    """The headline against training FLOPs; None if no group has both."""
     points = accuracy_and_cost(summary.groups)
     if not points:
         return None
     headline = summary.measures.headline
     figure = _figure(4.8, 3.9)
     axes = figure.subplots()
-    front = pareto_front(points)
+    front = front_of(points, headline)
     costs = [points[key][0] for key in front]
-    axes.step(costs, [100 * points[key][1] for key in front], where="post", color=_INK, linewidth=0.8, zorder=1)
+    axes.step(
+        costs, [headline.scale * points[key][1] for key in front], where="post", color=_INK, linewidth=0.8, zorder=1
+    )
     for series, looks in _looks(summary):
         groups = [group for group in series.groups if (group.series, group.x) in points]
         _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last(headline), {**looks, "ls": ""})
     for key in front:
-        cost, accuracy = points[key]
-        axes.plot(cost, 100 * accuracy, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
+        cost, value = points[key]
+        place = (cost, headline.scale * value)
+        axes.plot(*place, marker="o", markersize=14, color=_INK, fillstyle="none", linewidth=0, mew=0.8)
     unlabelled = {(group.series, group.x) for group in summary.groups if group.dense and summary.along.sparsities}
-    for key, (cost, accuracy) in points.items():
-        # the region above and to the left of the front contains no model
-        away, side = ((-6, 7), "right") if key in front else ((5, -9), "left")
-        place = (cost, 100 * accuracy)
+    above, below = (7, -9) if headline.better == "more" else (-13, 5)
+    for key, (cost, value) in points.items():
+        # the region to the left of the front, where models would be cheaper and better, contains none
+        away, side = ((-6, above), "right") if key in front else ((5, below), "left")
+        place = (cost, headline.scale * value)
         # the study lists a dense model under one of the sparsities, none of which is its own
         text = "" if key in unlabelled else str(key[1])
         axes.annotate(text, place, away, textcoords="offset points", ha=side, size=7, color=_INK)

@@ -43,9 +43,12 @@ def page(
 ) -> str:
     """pictures: `pareto` and `curves`.  links: to the runs' resolved recipes, by run key; empty if they would not stay
     valid."""
+    headline = summary.measures.headline
     return render(
         _HERE / "page.html",
         summary=summary,
+        headline=headline.common.title,
+        best=headline.superlative,
         facts=facts(summary),
         tables={table.name: table for table in tables},
         downloads={table.name: _download(table) for table in tables},

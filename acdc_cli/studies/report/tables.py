@@ -13,7 +13,7 @@ from acdc_cli.statistics import Spread
 from acdc_cli.studies.advice import advise, lengths, named, rule
 from acdc_cli.studies.report.charts import quantities
 from acdc_cli.studies.results import Run
-from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, pareto_front, summarise
+from acdc_cli.studies.summary import Group, Summary, accuracy_and_cost, front_of, summarise
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ _NONE = "–"
 def last_epoch(summary: Summary) -> Table:
     """The models at the end of the runs."""
     headline, confidence = summary.measures.headline, summary.measures.confidence
-    front = set(pareto_front(accuracy_and_cost(summary.groups)))
+    front = set(front_of(accuracy_and_cost(summary.groups), headline))
     best = {(series.best.series, series.best.x) for series in summary.series if series.best}
     rows = []
     for group in summary.groups:
@@ -99,38 +99,47 @@ def last_epoch(summary: Summary) -> Table:
     )
     about = (
         "The models at the end of the runs: mean and sample standard deviation over seeds. Bold: the "
-        f"{summary.along.axis} with the highest mean {headline.name} of each series. {_in_nats(confidence)}; FLOPs as "
-        "measured with the actual weights."
+        f"{summary.along.axis} with the {headline.words.best} mean {headline.name} of each series. "
+        f"{_in_nats(headline, confidence)}; FLOPs as measured with the actual weights."
     )
     return Table("last_epoch", "After the last epoch", about, columns, tuple(rows))
 
 
 def against_dense(summary: Summary) -> Table:
-    """The drop of each sparse group to the best dense one of the same model, data and length; no rows without one."""
+    """How much worse each sparse group is than the best dense one of the same model, data and length; no rows without
+    one. Losses are negative."""
+    headline = summary.measures.headline
     dense = [group for group in summary.groups if group.dense]
     rows = []
     for group in summary.groups:
         pruned, full = group.accuracy, _same_length(group, dense)
         if pruned is None or full is None or group.dense:
             continue
-        drop = 100 * (pruned.mean - full.mean)
+        gain = headline.gain(pruned.mean, full.mean)
+        difference = headline.scale * gain
         names = _names(summary, group, marked=False)
-        both = _mean(pruned, 100, "{:.2f}"), _mean(full, 100, "{:.2f}")
-        relative = drop / full.mean if full.mean else None
+        both = (Cell(headline.shown(each.mean), headline.scale * each.mean) for each in (pruned, full))
+        relative = 100 * gain / abs(full.mean) if full.mean else None
         share = Cell(_NONE, "") if relative is None else Cell(f"{relative:+.2f}", relative)
-        rows.append((*names, *both, Cell(f"{drop:+.2f}", drop), share))
-    headline = summary.measures.headline
-    heads = f"P: {headline.head}", f"D: dense {headline.head}", "P - D, points", "100 (P - D) / D, %"
+        rows.append((*names, *both, Cell(f"{difference:+.{headline.digits}f}", difference), share))
+    minus, points = "P - D" if headline.better == "more" else "D - P", ", points" if headline.unit == "%" else ""
+    heads = f"P: {headline.head}", f"D: dense {headline.head}", f"{minus}{points}", f"100 ({minus}) / D, %"
     columns = (*_heads(summary), *_ones(*heads))
     about = (
         f"P: mean {headline.name} of the sparse models after the last epoch, D: that of the dense model trained for as "
-        "long. P2's Table D.2 is headed with the second difference and prints the first."
+        f"long. {_about_differences(headline)}"
     )
     return Table("against_dense", "Against the dense model", about, columns, tuple(rows))
 
 
+def _about_differences(headline: Quantity) -> str:
+    if headline.is_accuracy:
+        return "P2's Table D.2 is headed with the second difference and prints the first."
+    return "Negative differences: the sparse models are worse."
+
+
 def _same_length(group: Group, dense: Sequence[Group]) -> Spread | None:
-    """The highest accuracy of dense groups with the same model, images and length."""
+    """The best headline of dense groups with the same model, images and length."""
     if not group.done:
         return None
     alike = [
@@ -139,7 +148,7 @@ def _same_length(group: Group, dense: Sequence[Group]) -> Spread | None:
         if other.epochs == group.epochs and other.done[0].images_and_model == group.done[0].images_and_model
         if (spread := other.accuracy)
     ]
-    return max(alike, key=lambda spread: spread.mean, default=None)
+    return max(alike, key=lambda spread: group.measures.headline.rank(spread.mean), default=None)
 
 
 def best_epoch(summary: Summary) -> Table:
@@ -167,9 +176,9 @@ def best_epoch(summary: Summary) -> Table:
         *_ones("best epochs", "best"),
     )
     about = (
-        f"For each run, the epoch with the highest {headline.name} among those as sparse as the last: mean and sample "
-        "standard deviation over seeds. It is chosen on the validation images and therefore optimistic; do not compare "
-        "it with the table of last epochs."
+        f"For each run, the epoch with the {headline.words.best} {headline.name} among those as sparse as the last: "
+        "mean and sample standard deviation over seeds. It is chosen on the validation images and therefore "
+        "optimistic; do not compare it with the table of last epochs."
     )
     return Table("best_epoch", "At the best epoch", about, columns, tuple(rows))
 
@@ -319,8 +328,10 @@ def _distance(value: float | None) -> Cell:
     return Cell(_NONE, "") if value is None else Cell(f"{value:+.1f}", value)
 
 
-def _in_nats(confidence: Quantity) -> str:
-    return f"Losses and {confidence.name} in nats" if confidence.unit == "nats" else "Losses in nats"
+def _in_nats(*quantities: Quantity) -> str:
+    """What is in nats, which heads of columns leave out."""
+    *others, last = "Losses", *(each.name for each in quantities if each.unit == "nats")
+    return f"{', '.join(others)} and {last} in nats" if others else f"{last} in nats"
 
 
 def _epoch(run: Run) -> Cell:

@@ -111,8 +111,7 @@ def _alternative(summary: Summary) -> str:
 
 
 def _against_flops(summary: Summary) -> str:
-    name = summary.measures.headline.name
-    return f"{name[0].upper()}{name[1:]} against training FLOPs"
+    return f"{summary.measures.headline.title} against training FLOPs"
 
 
 def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], links: Mapping[str, str]) -> str:
@@ -120,7 +119,11 @@ def _page(summary: Summary, tables: Sequence[Table], svgs: Mapping[str, str], li
         Picture(svg(charts.panel(summary, shown)), shown.key.replace("_", "-"), title)
         for shown, title in zip(
             charts.quantities(summary.measures),
-            ("Validation accuracy", "Training cross entropy", f"Validation {summary.measures.confidence.name}"),
+            (
+                f"Validation {summary.measures.headline.common.name}",
+                "Training cross entropy",
+                f"Validation {summary.measures.confidence.name}",
+            ),
             strict=True,
         )
     ]

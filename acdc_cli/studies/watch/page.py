@@ -7,7 +7,7 @@ from pathlib import Path
 
 from acdc_cli.analysis.base import plotting
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.runs.run_table import COLUMNS, rows, span
+from acdc_cli.runs.run_table import columns, rows, span
 from acdc_cli.studies.report import charts
 from acdc_cli.studies.report.page import Picture, render
 from acdc_cli.studies.results import Run
@@ -18,15 +18,16 @@ _TEMPLATE = Path(__file__).with_name("watch.html")
 
 def page(watched: Sequence[Watched], gpus: Sequence[str], every: int | None, now: float) -> str:
     """every: seconds until it loads itself again; None: never."""
-    columns = {f"{each.seen.path.name}: {each.seen.status}": [_as_run(each)] for each in watched}
-    figure = charts.curves_side_by_side(columns)
+    runs = {f"{each.seen.path.name}: {each.seen.status}": [_as_run(each)] for each in watched}
+    figure = charts.curves_side_by_side(runs)
+    seen = [each.seen for each in watched]
     picture = Picture(plotting.svg(figure), "curves", "Accuracy, loss and entropy by epoch") if figure else None
     return render(
         _TEMPLATE,
         title=", ".join(each.seen.path.name for each in watched),
         every=every,
-        columns=(*COLUMNS, "left"),
-        rows=[(*row, _left(each)) for row, each in zip(rows([e.seen for e in watched], now), watched, strict=True)],
+        columns=(*columns(seen), "left"),
+        rows=[(*row, _left(each)) for row, each in zip(rows(seen, now), watched, strict=True)],
         notes=[f"{each.seen.path}: {each.seen.note}" for each in watched if each.seen.note],
         gpus=gpus,
         picture=picture.inline if picture else None,

@@ -8,15 +8,14 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any
 
-from acdc_cli.runs.run_table import percent, since, span
+from acdc_cli.quantities import Quantity
+from acdc_cli.runs.run_table import percent, result, since, span
 from acdc_cli.studies.watch.state import Watched
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _PHASES = {"dense": "·", "ramp": "░", "sparse": "▓"}
 _LABEL = 11
-_ACCURACIES = (("top-1 %", "top1", 100.0), ("accuracy %", "accuracy", 100.0))
-"""Of which a run's task has one."""
-_CURVES = (("train loss", "train_loss", 1.0), ("val loss", "val_loss", 1.0), *_ACCURACIES)
+_LOSSES = (("train loss", "train_loss", 1.0), ("val loss", "val_loss", 1.0))
 
 
 def lines(watched: Sequence[Watched], gpus: Sequence[str], width: int, now: float) -> list[str]:
@@ -41,17 +40,17 @@ def _of_run(run: Watched, width: int, now: float) -> list[str]:
     loss, rate = last["train_loss"], last.get("lr")
     numbers = [
         f"loss {'NaN' if loss is None else format(loss, '.4f')}",
-        f"accuracy {percent(seen.accuracy)} %",
+        f"{seen.headline.common.name} {result(seen)}{' %' if seen.headline.unit == '%' else ''}",
         f"zeros {percent(last['sparsity'])} %",
         *([f"lr {rate:.2e}"] if rate else []),
         f"{span(last['seconds'])} an epoch",
     ]
-    return [*head, "  " + " · ".join(numbers), *_curves(run.records, width - _LABEL - 22)]
+    return [*head, "  " + " · ".join(numbers), *_curves(run.records, seen.headline, width - _LABEL - 22)]
 
 
-def _curves(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+def _curves(records: Sequence[Mapping[str, Any]], headline: Quantity, width: int) -> list[str]:
     drawn = []
-    for label, key, scale in _CURVES:
+    for label, key, scale in (*_LOSSES, (_label(headline), headline.key, headline.scale)):
         values = [None if record.get(key) is None else scale * record[key] for record in records]
         known = [value for value in values if value is not None]
         if known:
@@ -60,6 +59,11 @@ def _curves(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
             drawn.append(f"  {label:<{_LABEL}}{blocks(held, width)}  {known[0]:.4g} → {known[-1]:.4g}")
     phases = "".join(_PHASES.get(record["phase"], "·") for record in _sampled(records, width))
     return [*drawn, f"  {'phase':<{_LABEL}}{phases}  · dense ▓ sparse"]
+
+
+def _label(headline: Quantity) -> str:
+    names = (headline.head, headline.common.head, headline.short)
+    return next((name for name in names if len(name) < _LABEL), headline.short)
 
 
 def blocks(values: Sequence[float | None], width: int) -> str:
