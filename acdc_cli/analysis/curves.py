@@ -27,6 +27,7 @@ _COLUMNS = (
     "phase",
     "lr",
     "resolution",
+    "length",
     "sparsity",
     "sparsity_all",
     "train_loss",
@@ -45,7 +46,8 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
     headlines = {subject.name: measures_of(subject.recipe.task.name).headline for subject in subjects}
     measures = [measures_of(subject.recipe.task.name) for subject in subjects]
     own = dict.fromkeys(key for each in measures for key in (each.confidence.key, each.headline.key))
-    columns = (*_COLUMNS, *own)
+    known = {key for records in runs.values() for record in records for key in record}
+    columns = tuple(key for key in (*_COLUMNS, *own) if key in known)
     rows = [(name, *(record.get(key) for key in columns)) for name, records in runs.items() for record in records]
     return Findings(
         numbers={"runs": runs},

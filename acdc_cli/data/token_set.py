@@ -21,6 +21,7 @@ from pydantic import PositiveInt
 from acdc_cli import files, reading
 from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
 from acdc_cli.data.data_set import DataSet, root_of
+from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.segments import Segments, Tokens, all_rows, equal_rows, grouped, single_segments
 from acdc_cli.data.tokenisers import Tokeniser, tokeniser_of
@@ -133,9 +134,13 @@ def open_set(block: TextBlock) -> TokenSet:
 
 
 def expected_set(block: TextBlock) -> tuple[int, int, bool]:
-    data = open_set(block)
-    tokens = min(data.stored("train"), block.tokens or data.stored("train"))
-    return data.classes, require_segments(block, tokens) * block.batch_size, True
+    known = known_texts().get(block.name)
+    if known and known.vocabulary and known.train_tokens and not (root_of(block) / FACTS).is_file():
+        vocabulary, stored, is_there = known.vocabulary, known.train_tokens, False
+    else:
+        data = open_set(block)
+        vocabulary, stored, is_there = data.classes, data.stored("train"), True
+    return vocabulary, require_segments(block, min(stored, block.tokens or stored)) * block.batch_size, is_there
 
 
 def read_facts(root: Path, name: str = "text") -> Facts:

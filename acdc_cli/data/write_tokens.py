@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from acdc_cli import __version__, console, files
+from acdc_cli.data.known_texts import KnownText, known_texts
 from acdc_cli.data.token_set import FACTS, VERSION, Facts, check, read_facts
 from acdc_cli.data.tokenisers import Tokeniser, learnt, tokeniser_of
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.discovery import DATA_SETS
 
 SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 """The splits, and the names of files that hold them; the first two are needed."""
-
-
-@dataclass(frozen=True)
-class KnownText:
-    """A text known by name."""
-
-    description: str
-    tokeniser: str = "words"
-    """The default of --tokenizer."""
-    files: Sequence[str] = ("{}.txt",)
-    """What its files may be called, with {} for the split."""
-    find: Callable[[], Path] | None = None
-    """Where the text lies without --source."""
-
-
-@cache
-def known_texts() -> dict[str, KnownText]:
-    """The texts by name: each file of `sets/` names some in a dictionary `TEXTS`."""
-    return DATA_SETS.table("TEXTS")
 
 
 def write_text_set(
@@ -91,8 +70,7 @@ def summary(facts: Facts) -> Iterator[str]:
 
 
 def _texts(known: KnownText, source: Path | None, name: str) -> dict[str, Path]:
-    folder = source or (known.find() if known.find else None)
-    if folder is None:
+    if (folder := source) is None:
         raise DataError(f"{name}: name the folder of its text with --source")
     found = {}
     for split, stems in SPLITS.items():

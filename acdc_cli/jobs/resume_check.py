@@ -26,8 +26,8 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
 from acdc_cli.training.precision import choose_device
 
-_TIMES = ("seconds", "images_per_second", "compile_seconds")
-"""Keys of a record that measure the machine, not the run."""
+_TIMES = ("seconds", "_per_second")
+"""Ends of the keys of a record that measure the machine, not the run."""
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -192,7 +192,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 def _untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in _TIMES} for record in records]
+    return [{key: value for key, value in record.items() if not key.endswith(_TIMES)} for record in records]
 
 
 def _of_files(one: Path, other: Path) -> str:

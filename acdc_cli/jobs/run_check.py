@@ -130,21 +130,21 @@ def _first_gap(epochs: list[int]) -> str:
 
 
 def _schedule(run: _Run) -> Result:
-    """Phase, resolution and learning rate of each record are those of the recipe."""
+    """Phase, size of the samples and learning rate of each record are those of the recipe."""
     sides, problems = sizes(run.recipe), []
     for record in run.records:
         epoch = record["epoch"]
         steps = record["step"] // (epoch + 1)
         expected = {
             "phase": run.phases.at(epoch).kind,
-            "resolution": sides[epoch],
+            run.recipe.data.size_key: sides[epoch],
             "lr": learning_rate(run.recipe, epoch + (steps - 1) / steps),
         }
         for key, value in expected.items():
             same = math.isclose(record[key], value, rel_tol=1e-9) if key == "lr" else record[key] == value
             if not same:
                 problems.append(f"epoch {epoch}: {key} is {record[key]}, by the recipe {value}")
-    return "phases, resolutions and learning rates are the recipe's", problems[:3]
+    return f"phases, {run.recipe.data.size_key}s and learning rates are the recipe's", problems[:3]
 
 
 def _checkpoints(run: _Run) -> Result:

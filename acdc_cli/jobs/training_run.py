@@ -192,6 +192,7 @@ def assemble(
         resolution=sizes(recipe).__getitem__,
         optim=recipe.optim,
         checkpoint=recipe.checkpoint,
+        samples=type(recipe.data),
         log_every=recipe.track.log_every,
         eval_every=recipe.eval_every,
         metadata={"recipe": recipe.as_dict()},

@@ -1,4 +1,4 @@
-"""Which weights can be pruned: every convolution and linear weight, except those that the recipe keeps dense."""
+"""Which weights can be pruned: of all convolutions, linear layers and embeddings, those not kept dense."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weig
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear module's weight."""
+    """The weight of a convolution, a linear module or an embedding."""
 
     name: str
     """Module name, such as `layer1.0.conv1`; for torch's attention, `layers.0.self_attention.in_proj`."""
     parameter_name: str
     """Such as `layer1.0.conv1.weight`."""
-    kind: Literal["conv", "linear"]
+    kind: Literal["conv", "linear", "embedding"]
     parameter: nn.Parameter
     shape: torch.Size
     kept_dense: str | None
@@ -35,9 +35,9 @@ class Layer:
 
 
 def layers(model: nn.Module, keep_dense: Sequence[str]) -> list[Layer]:
-    """All convolution and linear weights in registration order, each once even if modules share it.
+    """All weights that can be pruned, in registration order, each once even if modules share it.
 
-    keep_dense: `first`, `last` (the last linear layer), `depthwise`, or patterns (fnmatch) of module names.
+    keep_dense: `first`, `last` (the last linear layer), `depthwise`, `embeddings`, or patterns (fnmatch) of names.
     Raises ModelError if an entry matches no layer, or if nothing is left to prune.
     """
     weights = _weights(model)
@@ -53,7 +53,7 @@ def layers(model: nn.Module, keep_dense: Sequence[str]) -> list[Layer]:
         Layer(
             name=name,
             parameter_name=weight.parameter_name,
-            kind="conv" if isinstance(weight.module, _CONVOLUTIONS) else "linear",
+            kind=_kind(weight.module),
             parameter=weight.parameter,
             shape=weight.parameter.shape,
             kept_dense=reasons.get(name),
@@ -130,11 +130,17 @@ def _weights(model: nn.Module) -> dict[str, _Weight]:
 
 
 def _prunable_weights(module: nn.Module) -> Sequence[str]:
-    if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+    if isinstance(module, (*_CONVOLUTIONS, nn.Linear, nn.Embedding)):
         return ("weight",)
     if isinstance(module, nn.MultiheadAttention):
         return [name for name in _PROJECTIONS if getattr(module, name) is not None]
     return ()
+
+
+def _kind(module: nn.Module) -> Literal["conv", "linear", "embedding"]:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "conv" if isinstance(module, _CONVOLUTIONS) else "linear"
 
 
 def _held_by(entry: str, weights: dict[str, _Weight]) -> list[str]:
@@ -159,10 +165,15 @@ def _depthwise(weights: dict[str, _Weight]) -> list[str]:
     ]
 
 
+def _embeddings(weights: dict[str, _Weight]) -> list[str]:
+    return [name for name, weight in weights.items() if isinstance(weight.module, nn.Embedding)]
+
+
 _WORDS: dict[str, Callable[[dict[str, _Weight]], list[str]]] = {
     "first": _first,
     "last": _last,
     "depthwise": _depthwise,
+    "embeddings": _embeddings,
 }
 
 

@@ -37,7 +37,7 @@ def epoch_record(
         "step": (epoch + 1) * parts.train.steps,
         "phase": parts.sparsifier.phases.at(epoch).kind,
         "lr": running.learning_rate,
-        "resolution": parts.resolution(epoch),
+        parts.samples.size_key: parts.resolution(epoch),
         "train_loss": finite_or_none(losses.mean),
         "train_cross_entropy": finite_or_none(losses.unsmoothed),
         **_metrics_by_name(parts, metrics),
@@ -46,7 +46,7 @@ def epoch_record(
         **_sparsities(parts.layers, zeros),
         **average_metrics,
         **cost,
-        "images_per_second": round(running.images / running.train_seconds, 1),
+        parts.samples.speed_key(): round(running.images / running.train_seconds, 1),
         "seconds": round(running.seconds, 3),
     }
 

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data.batches import Loader
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.recipe.blocks.run import CheckpointBlock
 from acdc_cli.sparsity.prunable import Layer
@@ -42,6 +44,8 @@ class Parts:
     optim: Optim
     """Settings `accumulate`, `clip_norm` and `nan_patience`."""
     checkpoint: CheckpointBlock
+    samples: type[DataBlock] = ImagesBlock
+    """The kind of inputs, for the words in records and output."""
     log_every: int = 50
     """Steps between two fetches of the losses."""
     eval_every: int = 1

@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 
 from acdc_cli import console
 from acdc_cli.quantities import Measures
+from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.runs.collapse import REMEDY, sign_of_collapse
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker
@@ -21,9 +22,10 @@ from acdc_cli.training.compiling import COMPILING, LOG
 class RunProgress:
     """A bar over all steps of the run; speed and remaining time include validation."""
 
-    def __init__(self, epochs: int, steps: int, done: int) -> None:
+    def __init__(self, epochs: int, steps: int, done: int, samples: type[DataBlock]) -> None:
         """done: steps of the run completed before this process started."""
         self._epochs, self._steps, self._done = epochs, steps, done
+        self._rate = samples.short_words[1]
         self._began = time.perf_counter()
         self._shown: dict[str, Any] = {"loss": "…", "speed": "…", "left": "…", "compiling": LOG}
         self._bar: Progress | None = None
@@ -34,8 +36,8 @@ class RunProgress:
     @contextmanager
     def epoch(self, epoch: int, phase: str, done: int = 0) -> Iterator[None]:
         """done: steps of this epoch completed."""
-        fields = "loss {task.fields[loss]} · {task.fields[speed]} img/s · {task.fields[left]} left" + COMPILING
-        with console.progress(f"epoch {epoch}", fields, remaining=False) as bar:
+        fields = f"loss {{task.fields[loss]}} · {{task.fields[speed]}} {self._rate} · {{task.fields[left]}} left"
+        with console.progress(f"epoch {epoch}", fields + COMPILING, remaining=False) as bar:
             self._bar, self._images, self._epoch_began = bar, 0, time.perf_counter()
             self._task = bar.add_task(
                 f"epoch {epoch} {phase}, step",
@@ -65,16 +67,16 @@ class RunProgress:
         self._bar.update(self._task, **self._shown)
 
 
-def print_header(measures: Measures) -> None:
+def print_header(measures: Measures, samples: type[DataBlock]) -> None:
     by_unit = {unit: [each.short for each in measures.all if each.unit == unit] for unit in ("nats", "bits", "%")}
     bits = f"{', '.join(by_unit['bits'])} in bits; " if by_unit["bits"] else ""
     nats, shares = ", ".join(["train", "val", *by_unit["nats"]]), ", ".join([*by_unit["%"], "zeros"])
     console.say(f"{nats} in nats; {bits}{shares} (of pruned layers, of all) in %")
-    console.say("".join(f"{title:>{width}}" for title, width, _ in _columns(measures)))
+    console.say("".join(f"{title:>{width}}" for title, width, _ in _columns(measures, samples)))
 
 
-def print_epoch(record: dict[str, Any], measures: Measures) -> None:
-    console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _columns(measures)))
+def print_epoch(record: dict[str, Any], measures: Measures, samples: type[DataBlock]) -> None:
+    console.say("".join(f"{cell(record):>{width}}" for _, width, cell in _columns(measures, samples)))
 
 
 def warn_of_collapse(run: RunDir, trackers: Sequence[Tracker]) -> None:
@@ -109,9 +111,22 @@ Column = tuple[str, int, Callable[[dict[str, Any]], str]]
 """Title, width and cell."""
 
 
-def _columns(measures: Measures) -> tuple[Column, ...]:
+def _columns(measures: Measures, samples: type[DataBlock]) -> tuple[Column, ...]:
     """79 characters in all for a task of three measures."""
-    return (*_BEFORE, ("val", 6, _of_validation("val_loss", measures)), *_measured(measures), *_AFTER)
+    size, rate = samples.short_words
+    return (
+        ("ep", 4, lambda record: str(record["epoch"])),
+        ("phase", 7, lambda record: record["phase"]),
+        ("lr", 8, lambda record: f"{record['lr']:.1e}"),
+        (size, 4, lambda record: str(record[samples.size_key])),
+        ("train", 6, lambda record: _loss(record["train_loss"])),
+        ("val", 6, _of_validation("val_loss", measures)),
+        *_measured(measures),
+        ("zeros", 6, lambda record: f"{100 * record['sparsity']:.2f}"),
+        ("all", 6, lambda record: f"{100 * record['sparsity_all']:.2f}"),
+        (rate, 6, lambda record: f"{record[samples.speed_key()]:.0f}"),
+        ("time", 6, lambda record: f"{record['seconds']:.0f} s"),
+    )
 
 
 def _measured(measures: Measures) -> Iterator[Column]:
@@ -135,19 +150,7 @@ def _loss(value: float | None) -> str:
     """Always five characters, if it is above -10."""
     if value is None:
         return "nan"
-    return f"{value:.3f}" if 0 <= value < 10 else f"{value:.2f}" if value < 100 else f"{value:.0e}".replace("e+0", "e")
-
-
-_BEFORE: tuple[Column, ...] = (
-    ("ep", 4, lambda record: str(record["epoch"])),
-    ("phase", 7, lambda record: record["phase"]),
-    ("lr", 8, lambda record: f"{record['lr']:.1e}"),
-    ("px", 4, lambda record: str(record["resolution"])),
-    ("train", 6, lambda record: _loss(record["train_loss"])),
-)
-_AFTER: tuple[Column, ...] = (
-    ("zeros", 6, lambda record: f"{100 * record['sparsity']:.2f}"),
-    ("all", 6, lambda record: f"{100 * record['sparsity_all']:.2f}"),
-    ("img/s", 6, lambda record: f"{record['images_per_second']:.0f}"),
-    ("time", 6, lambda record: f"{record['seconds']:.0f} s"),
-)
+    for limit, digits in ((10 if value >= 0 else 0, 3), (100, 2), (1000, 1)):
+        if value < limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.0e}".replace("e+0", "e")

@@ -66,7 +66,7 @@ class Trainer:
         self._products = Products(parts, run)
         self._saves = BackgroundSaves()
         self._requests = Requests(parts.ranks, parts.checkpoint.every_minutes, stop_asked)
-        self._progress = RunProgress(parts.epochs, parts.train.steps, 0)
+        self._progress = RunProgress(parts.epochs, parts.train.steps, 0, parts.samples)
         self._kept_states = {epochs_of(length, parts.epochs) for length in parts.checkpoint.keep_states}
         parts.sparsifier.attach(parts.optimizer, MethodServices(parts))
 
@@ -80,12 +80,12 @@ class Trainer:
             with self._stopping():
                 for loader in (parts.train, parts.val, *(probe.loader for probe in parts.probes)):
                     loader.warm_up()
-            self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step)
+            self._progress = RunProgress(parts.epochs, steps, self._epoch * steps + self._step, parts.samples)
             self._requests.saved()
-            print_header(parts.task.measures)
+            print_header(parts.task.measures, parts.samples)
             while self._epoch < parts.epochs:
                 record = self._run_epoch()
-                print_epoch(record, parts.task.measures)
+                print_epoch(record, parts.task.measures, parts.samples)
                 record |= tell_compiled()
                 self._products.save(record)
                 for tracker in self._trackers:

@@ -1,10 +1,12 @@
 """Running texts: WikiText-103, and any folder of text files."""
 
-from acdc_cli.data.write_tokens import KnownText
+from acdc_cli.data.known_texts import KnownText
 
 TEXTS = {
     "wikitext103": KnownText(
         description="Wikipedia articles, 103 million words; --source: the folder of its .tokens files",
+        vocabulary=267_735,
+        train_tokens=103_227_021,
         files=("wiki.{}.tokens", "{}.txt"),
     ),
     "text": KnownText(

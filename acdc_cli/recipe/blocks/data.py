@@ -17,6 +17,8 @@ class DataBlock(Block):
     size_key: ClassVar[str] = "size"
     """What the size of a sample is called in records."""
     size_unit: ClassVar[str] = ""
+    short_words: ClassVar[tuple[str, str]] = ("", "")
+    """`size_unit` and samples in a second, for narrow columns."""
     size_keys: ClassVar[str] = ""
     """Which keys set the sizes, for errors."""
 
@@ -28,6 +30,11 @@ class DataBlock(Block):
     """Samples in one optimiser step, over all devices and accumulated parts."""
     val_batch_size: Annotated[PositiveInt | None, Bears.EXECUTION] = None
     """Samples in a rank's validation batch; results do not depend on it. Default: its part of `batch_size`."""
+
+    @classmethod
+    def speed_key(cls) -> str:
+        """What the speed of training is called in records."""
+        return f"{cls.noun}_per_second"
 
     def size_at(self, epoch: int, epochs: int) -> int:
         """Size of the training samples in this epoch: the side of crops in pixels, the length of text in tokens."""

@@ -122,6 +122,7 @@ class ImagesBlock(DataBlock):
     noun: ClassVar[str] = "images"
     size_key: ClassVar[str] = "resolution"
     size_unit: ClassVar[str] = "pixels"
+    short_words: ClassVar[tuple[str, str]] = ("px", "img/s")
     size_keys: ClassVar[str] = "training crops are data.resolution, validation crops data.val_crop"
 
     path: Annotated[str | None, Bears.NOTHING] = None

@@ -74,7 +74,8 @@ class PrunedBlock(SparsityBlock):
     """The keys of every method that prunes."""
 
     keep_dense: list[str] = []
-    """Layers that are never pruned: `first`, `last`, `depthwise`, or patterns of layer names such as `layer4.*`."""
+    """Layers that are never pruned: `first`, `last`, `depthwise`, `embeddings`, or patterns of layer names such as
+    `layer4.*`."""
     from_checkpoint: str | None = None
     """Start from a trained dense model: that of a run directory, or a weight file as in `model.weights`."""
 

@@ -19,6 +19,7 @@ class TextBlock(DataBlock):
     noun: ClassVar[str] = "segments"
     size_key: ClassVar[str] = "length"
     size_unit: ClassVar[str] = "tokens"
+    short_words: ClassVar[tuple[str, str]] = ("tok", "seg/s")
     size_keys: ClassVar[str] = "training segments have data.length tokens, validation segments data.val_length"
 
     path: Annotated[str | None, Bears.NOTHING] = None
