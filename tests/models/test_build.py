@@ -6,7 +6,7 @@ from torch import nn
 
 from acdc_cli.errors import ModelError
 from acdc_cli.models import build
-from acdc_cli.recipe.blocks.model import ModelBlock
+from acdc_cli.recipe.schema import ModelBlock
 
 
 def test_the_local_models_are_listed() -> None:
@@ -24,6 +24,9 @@ def test_the_local_models_are_listed() -> None:
         "resnet50_half",
         "resnet56",
         "resnet8",
+        "transformer_xl",
+        "transformer_xl_base",
+        "transformer_xl_large",
         "wideresnet16_4",
         "wideresnet16_8",
         "wideresnet22_2",
