@@ -30,8 +30,8 @@ from acdc_cli.training.checkpoint import load_masks, load_state, read_metadata
 
 ACCURACY, LOSS = 0.005, 0.02
 """By how much a model may differ from its record, as fractions: of top-1 in points, of the loss relatively, of a
-headline that is no share by the larger of both. Devices and precisions round differently; a model of another epoch or run
-differs by more."""
+headline that is no share by the larger of both. Devices and precisions round differently; a model of another epoch or
+run differs by more."""
 
 
 Result = tuple[str, list[str]]
