@@ -170,6 +170,14 @@ def test_the_figures_show_stored_values_on_an_axis_without_a_unit(summary: Summa
     assert both.get_ylabel() == "perplexity or top-1 (%)"
 
 
+def test_curves_of_several_tasks_stand_side_by_side_each_on_its_own_axis() -> None:
+    runs = {"a": [run(Made(0.9, 2, 0), 30.0, 20.0)], "b": [in_memory(Made(0.9, 2, 0, top1=0.8))]}
+    figure = charts.curves_side_by_side(runs)
+    assert figure is not None
+    drawn = [(axes.get_ylabel(), list(axes.lines[0].get_ydata())) for axes in figure.axes[:2]]
+    assert drawn == [("validation\nperplexity", [30.0, 20.0]), ("validation\ntop-1 (%)", [40.0, 80.0])]
+
+
 def test_the_report_speaks_of_perplexity(tmp_path: Path) -> None:
     made = [Made(sparsity, 8, 0, overrides=("task.name=perplexing",)) for sparsity in ("dense", 0.9)]
     study(tmp_path, made)
