@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -285,9 +286,10 @@ def test_two_dense_phases_follow_each_other() -> None:
     assert "(2 dense and 3 dense)" in message
 
 
-def fine_tuned(last_phase: str) -> Run:
+def fine_tuned(last_phase: str, headline: Quantity = Run.headline) -> Run:
     """Dense 0, sparse 1, dense 2, sparse 3, dense 4-5, fine-tuned 6-7, each weight minus 1 an epoch before that."""
     run = Run(epochs=8, last_phase=last_phase, last_dense_epochs=2, last_sparse_epochs=2)
+    run.headline = headline
     # the warm-up is better than any, 4 is the best of the alternation and 5 as good; the fine-tuned ones do not count
     for epoch, top1 in enumerate([0.9, 0.8, 0.2, 0.7, 0.4, 0.4, 0.95]):
         run.start(epoch)
@@ -306,6 +308,12 @@ def test_the_best_dense_epoch_after_the_warm_up_is_fine_tuned() -> None:
     assert run.momentum() == [0.0] * 10
     assert run.living() == [*range(10)]
     assert set(run.method.state_dict()) == {"masks"}  # done with
+
+
+def test_the_best_dense_epoch_has_the_lowest_value_where_less_is_better() -> None:
+    run = fine_tuned("dense_best", replace(Run.headline, better="less"))
+    # epoch 2 has 0.2, less than the 0.4 of the epochs 4 and 5
+    assert [call for call in run.calls if call in ("snapshot", "restore")] == ["snapshot", "restore"]
 
 
 def test_the_last_dense_model_simply_goes_on() -> None:

@@ -107,18 +107,19 @@ def curves_side_by_side(columns: Mapping[str, Sequence[Run]]) -> Figure | None:
     if not shown:
         return None
     figure = _figure(1.2 + 2.1 * len(shown), 5.4)
-    grid = figure.subplots(3, len(shown), sharey="row", sharex="col", squeeze=False)
+    measures = [next(run.measures for run in runs if run.records) for runs in shown.values()]
+    alike = all(each == measures[0] for each in measures)
+    grid = figure.subplots(3, len(shown), sharey="row" if alike else False, sharex="col", squeeze=False)
     seeds = list(dict.fromkeys(run.seed for runs in columns.values() for run in runs))
-    recorded = next(run for runs in shown.values() for run in runs if run.records)
-    of_task = quantities(recorded.measures)
     for column, (title, runs) in enumerate(shown.items()):
+        of_task = quantities(measures[column])
         for row, each in enumerate(of_task):
             axes = grid[row][column]
             _shade(axes, runs)
             for run in runs:
                 _curve(axes, run, each, of_task[0].key, seeds.index(run.seed))
             _dress(axes)
-            axes.set_ylabel(_titled(each).replace(" ", "\n", 1) if column == 0 else "")
+            axes.set_ylabel(_titled(each).replace(" ", "\n", 1) if column == 0 or not alike else "")
         grid[0][column].set_title(title, size=9, color=_INK)
         grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
         grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -21,12 +21,14 @@ def page(watched: Sequence[Watched], gpus: Sequence[str], every: int | None, now
     runs = {f"{each.seen.path.name}: {each.seen.status}": [_as_run(each)] for each in watched}
     figure = charts.curves_side_by_side(runs)
     seen = [each.seen for each in watched]
-    picture = Picture(plotting.svg(figure), "curves", "Accuracy, loss and entropy by epoch") if figure else None
+    heads = columns(seen)
+    title = f"{heads[3][0].upper()}{heads[3][1:]}, loss and entropy by epoch"
+    picture = Picture(plotting.svg(figure), "curves", title) if figure else None
     return render(
         _TEMPLATE,
         title=", ".join(each.seen.path.name for each in watched),
         every=every,
-        columns=(*columns(seen), "left"),
+        columns=(*heads, "left"),
         rows=[(*row, _left(each)) for row, each in zip(rows(seen, now), watched, strict=True)],
         notes=[f"{each.seen.path}: {each.seen.note}" for each in watched if each.seen.note],
         gpus=gpus,
