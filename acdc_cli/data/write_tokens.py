@@ -86,9 +86,10 @@ def _lines(file: Path) -> Iterator[str]:
     """Raises DataError for a file that is empty or no text."""
     read = 0
     try:
-        with file.open(encoding="utf-8", newline="\n") as opened:
+        # in bytes, which are decoded line by line, so that an error knows its line
+        with file.open("rb") as opened:
             for line in opened:
-                yield line
+                yield line.decode()
                 read += 1
     except UnicodeDecodeError as error:
         raise DataError(f"{file}, line {read + 1}: not UTF-8 ({error.reason}); convert the file") from error

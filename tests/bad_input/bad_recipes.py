@@ -217,7 +217,7 @@ FILES = [
         "unknown task",
         changed("epochs: 2", "epochs: 2\ntask: {name: segmentation}"),
         TRAIN,
-        'small.yaml:4: task.name: expected multiclass or multilabel, found "segmentation"',
+        'small.yaml:4: task.name: expected causal_lm, multiclass or multilabel, found "segmentation"',
     ),
     Case(
         "pruning after the end",

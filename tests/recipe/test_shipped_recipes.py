@@ -11,13 +11,16 @@ import pytest
 
 from acdc_cli.cost.conventions import Convention
 from acdc_cli.data.known_sets import known_sets
+from acdc_cli.data.known_texts import known_texts
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import Plan, plan
+from acdc_cli.jobs.setup import keep_dense, on_meta, sparsifier
 from acdc_cli.models import build as models
 from acdc_cli.recipe import shipped
 from acdc_cli.recipe.kinds import method_config
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import Recipe
+from acdc_cli.sparsity.prunable import layers
 
 NAMES = shipped.names()
 TOP = [f"resnet50_{kind}" for kind in ("80", "90", "95", "98", "dense")] + ["mobilenetv1_75", "mobilenetv1_90"]
@@ -85,6 +88,8 @@ CIFAR = [
     *(f"cifar/{method}_resnet20_90" for method in ("gmp", "oneshot", "rigl", "woodfisher")),
     *(f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")),
 ]
+TABLE4 = [f"neurips21/transformer_xl_{kind}" for kind in ("dense", "80", "90", "80_embed50", "90_embed50")]
+LANGUAGE = ["language/kjv_90", *TABLE4]
 MODERN = [f"modern/resnet50_{recipe}_{kind}" for recipe in ("v2", "a2", "a3") for kind in ("dense", "95")]
 """The trainings of torchvision's and timm's best ResNet-50."""
 CELEBA = [f"celeba_resnet18_{target}" for target in ("dense", "95", "98", "99", "99_5")]
@@ -126,7 +131,17 @@ def sparsity(recipe: Recipe) -> dict[str, Any]:
 def test_these_recipes_are_shipped() -> None:
     assert len(NAMES) > 0
     assert sorted(NAMES) == sorted(
-        ACDC_PP + STR + WOODFISHER + LARGE_BATCH + NEURIPS21 + NEURIPS21_CIFAR + CIFAR + MODERN + CELEBA + DEMO
+        ACDC_PP
+        + STR
+        + WOODFISHER
+        + LARGE_BATCH
+        + NEURIPS21
+        + NEURIPS21_CIFAR
+        + CIFAR
+        + MODERN
+        + CELEBA
+        + DEMO
+        + LANGUAGE
     )
 
 
@@ -147,7 +162,7 @@ def test_a_shipped_recipe_loads_and_resolves_to_itself(name: str, tmp_path: Path
 def test_a_shipped_recipe_names_a_model_and_a_data_set_that_exist(name: str) -> None:
     recipe = load(name)
     assert callable(models.find(recipe.model.name))
-    assert recipe.data.name in known_sets()
+    assert recipe.data.name in {**known_sets(), **known_texts()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,7 +174,9 @@ def test_no_two_share_a_run_directory() -> None:
     assert len({load(name).name for name in NAMES}) == len(NAMES)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name[-2:].isdigit() and name not in STR + P1_STR])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name[-2:].isdigit() and "embed" not in name and name not in STR + P1_STR]
+)
 def test_the_name_is_the_target(name: str) -> None:
     assert sparsity(load(name))["target"] == int(name[-2:]) / 100
 
@@ -515,3 +532,24 @@ def test_celeba_is_p2s_c2(name: str) -> None:
     shares = [method.sparsity(phase.start, recipe.epochs) for phase in phases]
     assert (shares[0], shares[-1]) == (0.9, float("0." + name.removeprefix("celeba_resnet18_").replace("_", "")))
     assert shares == sorted(shares)
+
+
+def test_p1s_transformer_xl_has_its_285_million_parameters_and_phases() -> None:
+    recipe = load("neurips21/transformer_xl_90")
+    model = on_meta(recipe.model, 267_735)
+    assert sum(weight.numel() for weight in model.parameters()) == 285_170_506
+    phases = sparsifier(recipe, layers(model, keep_dense(recipe))).phases
+    dense = [[epoch + 1 for epoch in range(48) if phases.at(epoch).kind == kind] for kind in ("dense", "sparse")]
+    # P1 counts from 1: "a longer decompression phase between epochs 33-39 … a compression phase between epochs 40-48"
+    assert dense[0] == [*range(1, 6), *range(9, 12), *range(15, 18), *range(21, 24), *range(27, 30), *range(33, 40)]
+    assert dense[1][-9:] == [*range(40, 49)]
+
+
+@pytest.mark.parametrize(("name", "dense"), [("transformer_xl_90", True), ("transformer_xl_90_embed50", False)])
+def test_p1_prunes_everything_but_embeddings_and_positions(name: str, dense: bool) -> None:
+    recipe = load(f"neurips21/{name}")
+    kept = {layer.name: layer.kept_dense for layer in layers(on_meta(recipe.model, 267_735), keep_dense(recipe))}
+    assert kept["layers.0.attention.query"] is kept["layers.17.feed_forward.second"] is None
+    assert kept["layers.0.attention.positions"] == "*.positions"
+    assert (kept["embeddings.tables.0"] is not None) == dense
+    assert sum(each is None for each in kept.values()) == 18 * 5 + (0 if dense else 4)

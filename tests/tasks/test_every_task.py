@@ -13,7 +13,7 @@ from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.discovery import TASKS
 from acdc_cli.tasks.base import registry
 
-OUTPUTS, IMAGES = 6, 40
+OUTPUTS, IMAGES, LENGTH = 6, 40, 5
 NAMES = tuple(f"output {number}" for number in range(OUTPUTS))
 
 
@@ -30,10 +30,16 @@ def task(name: str) -> Any:
 
 @pytest.fixture
 def batch(task: Any) -> tuple[Tensor, Tensor]:
-    """Logits and targets."""
+    """Logits and targets. Each token of a text asks for a decision."""
     random = torch.Generator().manual_seed(0)
-    most = OUTPUTS if task.targets == "class" else 2**OUTPUTS
-    return 3 * torch.randn(IMAGES, OUTPUTS, generator=random), torch.randint(most, (IMAGES,), generator=random)
+    shape = (IMAGES, LENGTH) if task.inputs == "text" else (IMAGES,)
+    most = 2**OUTPUTS if task.targets == "bits" else OUTPUTS
+    return 3 * torch.randn(*shape, OUTPUTS, generator=random), torch.randint(most, shape, generator=random)
+
+
+def decisions(task: Any) -> int:
+    """Decisions for each sample."""
+    return LENGTH if task.inputs == "text" else len(task.decisions(OUTPUTS))
 
 
 def test_there_is_a_task_for_each_kind_of_targets() -> None:
@@ -61,7 +67,7 @@ def test_a_headline_in_percent_is_the_share_of_right_answers(task: Any, batch: t
     logits, targets = batch
     answers, truth = task.answers(logits), task.truth(targets, OUTPUTS)
     assert answers.dtype == truth.dtype == torch.int64
-    assert answers.shape == truth.shape == (IMAGES, len(task.decisions(OUTPUTS)))
+    assert answers.shape == truth.shape == (IMAGES, decisions(task))
     metrics = task.metrics({key: float(value) for key, value in task.sums(*batch).items()}, IMAGES)
     if task.measures.headline.is_accuracy:
         assert metrics[task.measures.headline.key] == pytest.approx(float((answers == truth).double().mean()))
@@ -73,7 +79,7 @@ def test_a_headline_in_percent_is_the_share_of_right_answers(task: Any, batch: t
 def test_answers_are_the_likeliest_options(task: Any, batch: tuple[Tensor, Tensor]) -> None:
     logits, _ = batch
     log_probabilities = task.log_probabilities(logits)
-    assert log_probabilities.shape == (IMAGES, len(task.decisions(OUTPUTS)), len(task.options(OUTPUTS)))
+    assert log_probabilities.shape == (IMAGES, decisions(task), len(task.options(OUTPUTS)))
     torch.testing.assert_close(log_probabilities.exp().sum(dim=2), torch.ones(log_probabilities.shape[:2]))
     assert torch.equal(log_probabilities.argmax(dim=2), task.answers(logits))
 

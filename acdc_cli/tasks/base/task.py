@@ -66,7 +66,7 @@ class Task(Measure, Protocol):
         """(batch, decisions), int64: the right options.  outputs: of the model."""
 
     def decisions(self, outputs: int) -> tuple[str, ...]:
-        """Names of the decisions; one without a name if there is one only."""
+        """Names of the decisions; one without a name if there is one only, or one for each token of a text."""
 
     def options(self, outputs: int) -> tuple[str, ...]:
         """Names of the options."""

@@ -1,0 +1,169 @@
+"""Texts become tokens and back; what is damaged or does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acdc_cli.data.data_set import expected_set, open_set
+from acdc_cli.data.inventory import WriteOptions, check, write_set
+from acdc_cli.data.token_set import read_facts
+from acdc_cli.data.tokenisers import BytePairs, Words, tokeniser_of
+from acdc_cli.errors import DataError
+from acdc_cli.recipe.blocks.text import TextBlock
+
+TRAIN = "the cat saw the dog\n\nthe dog ran\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "train.txt").write_text(TRAIN)
+    (folder / "valid.txt").write_text("the cat ran\n")
+    return folder
+
+
+def written(source: Path, name: str = "text", **options: object) -> Path:
+    out = source.parent / "set"
+    write_set(name, WriteOptions(source=source, out=out, **options))  # type: ignore[arg-type]
+    return out
+
+
+def test_words_are_numbered_by_falling_frequency_and_lines_end(source: Path) -> None:
+    out = written(source)
+    facts = read_facts(out)
+    # <eos> and "the" occur three times, "dog" twice
+    assert facts.tokeniser["words"] == ["<eos>", "the", "dog", "cat", "ran", "saw"]
+    assert np.fromfile(out / "train.tokens", "<u2").tolist() == [1, 3, 5, 1, 2, 0, 0, 1, 2, 4, 0]
+    # each word with the white space behind it, each line with its break
+    assert facts.splits["train"].characters == 4 + 4 + 4 + 4 + 4 + 1 + 1 + 4 + 4 + 4 + 1
+    assert list(facts.splits) == ["train", "val"]
+
+
+def test_rare_words_become_unknown(source: Path) -> None:
+    facts = read_facts(written(source, at_least=2))
+    # cat, saw and ran occur once each
+    assert facts.tokeniser["words"] == ["<eos>", "<unk>", "the", "dog"]
+
+
+def test_a_word_that_the_vocabulary_lacks_is_named_with_its_line(source: Path) -> None:
+    (source / "valid.txt").write_text("the cat\nthe bird\n")
+    with pytest.raises(
+        DataError, match=r"valid.txt, line 2: the vocabulary lacks 'bird' and has no <unk>; .*--at-least 2"
+    ):
+        written(source)
+    assert not (source.parent / "set" / "text.json").exists()
+
+
+def test_another_text_takes_the_vocabulary_of_a_written_one(source: Path, tmp_path: Path) -> None:
+    first = written(source)
+    (source / "train.txt").write_text("dog dog the cat\n")
+    out = tmp_path / "other"
+    write_set("text", WriteOptions(source=source, out=out, tokenizer=str(first)))
+    assert np.fromfile(out / "train.tokens", "<u2").tolist() == [2, 2, 1, 3, 0]
+
+
+@given(st.text(max_size=60))
+def test_byte_pairs_lose_nothing_and_count_characters(text: str) -> None:
+    tokeniser = BytePairs.learnt(["the cat sat on the mat, äöü 猫\n"], 280)
+    lines = text.splitlines(keepends=True)
+    tokens = [token for part in tokeniser.encode(lines) for token in part.tolist()] if lines else []
+    assert sum(len(tokeniser.names[token]) for token in tokens) == len("".join(lines))
+    again = tokeniser_of(tokeniser.as_dict())
+    assert again.names == tokeniser.names
+    assert tokeniser._tokenizer.decode(tokens, skip_special_tokens=False) == "".join(lines)
+
+
+def test_words_are_read_back_as_they_were() -> None:
+    words = Words.learnt(["b a a\n"])
+    assert words.words == ["a", "<eos>", "b"]
+    assert tokeniser_of(words.as_dict()).names == ("a ", "\n", "b ")
+
+
+@pytest.mark.parametrize(("tokenizer", "size"), [("words", 6), ("bpe:300", 300)])
+def test_a_written_text_is_whole_and_opens(source: Path, tokenizer: str, size: int) -> None:
+    (source / "train.txt").write_text(40 * TRAIN + "".join(f"{n} dog\n" for n in range(200)) * (size == 300))
+    out = written(source, tokenizer=tokenizer)
+    check(str(out))
+    block = TextBlock(name="text", path=str(out), batch_size=2, length=3)
+    data = open_set(block)
+    assert data.classes == size
+    assert "class_names" not in data.facts()
+    loader = data.train_loader(0, 1, torch.device("cpu"))
+    assert loader.samples == expected_set(block)[1] == 2 * loader.steps > 0
+
+
+def test_damage_is_found_at_once_or_by_check(source: Path) -> None:
+    out = written(source)
+    content = bytearray((out / "train.tokens").read_bytes())
+    content[0] ^= 1
+    (out / "train.tokens").write_bytes(content)
+    read_facts(out)
+    with pytest.raises(DataError, match=r"train\.tokens has changed since it was written"):
+        check(str(out))
+    (out / "train.tokens").write_bytes(content[:-2])
+    with pytest.raises(DataError, match=r"train.tokens has 20 bytes, and text.json says 22; write the text again"):
+        open_set(TextBlock(name="text", path=str(out), batch_size=1, length=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "text.json is damaged"),
+        ({"splits": 3}, "text.json is damaged"),
+        ({"splits": {"train": {"tokens": -1}}}, "text.json is damaged"),
+    ],
+)
+def test_facts_of_another_form_are_refused(source: Path, change: dict[str, object], message: str) -> None:
+    out = written(source)
+    facts = json.loads((out / "text.json").read_text()) | change
+    (out / "text.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=message):
+        read_facts(out)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "train.txt").write_text(""), "train.txt is empty"),
+        (lambda folder: (folder / "train.txt").write_bytes(b"fine\n\xff\n"), "train.txt, line 2: not UTF-8"),
+        (lambda folder: (folder / "valid.txt").unlink(), "has no valid.txt or val.txt or validation.txt"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named(source: Path, make: object, message: str) -> None:
+    make(source)  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        written(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("text", {"quality": 90}, "--quality: not an option of text, which is a set of text"),
+        ("demo", {"tokenizer": "words"}, "--tokenizer: not an option of demo, which is a set of images"),
+        ("text", {"tokenizer": "bpe:12"}, "--tokenizer: 'bpe:12' is none; use words, bpe:SIZE with SIZE from 256"),
+    ],
+)
+def test_options_of_other_kinds_of_sets_are_refused(
+    source: Path, name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        written(source, name, **options)
+
+
+def test_a_text_that_is_not_written_says_how(source: Path) -> None:
+    with pytest.raises(DataError, match=r"holds a text that is not written yet.*`acdc data write text --source"):
+        open_set(TextBlock(name="text", path=str(source), batch_size=1, length=1))
+
+
+def test_rows_shorter_than_a_segment_are_refused(source: Path) -> None:
+    data = open_set(TextBlock(name="text", path=str(written(source)), batch_size=4, length=2))
+    with pytest.raises(DataError, match=r"cuts the 11 training tokens of text into rows shorter than data.length 2"):
+        data.train_loader(0, 1, torch.device("cpu"))
