@@ -102,6 +102,13 @@ class Kind(Protocol):
         Raises DataError for a missing set of unknown size.
         """
 
+    def fingerprints(self, root: Path, thorough: bool) -> dict[str, str | None]:
+        """The fingerprint of each split that lies in a folder, of the type that `DataSet.fingerprint` has; "" if it
+        cannot be read.
+
+        thorough: otherwise None stands for one that takes long to find out.
+        """
+
     def blank(self, size: int, device: torch.device) -> Tensor:
         """One sample of this size without content, as loaders give inputs."""
 

@@ -180,6 +180,20 @@ def lies_at(root: Path, split: str) -> Path | None:
     return folder if os.path.isdir(folder) else None
 
 
+def fingerprints(root: Path, thorough: bool) -> dict[str, str | None]:
+    places = {split: place for split in SPLITS if (place := lies_at(root, split))}
+    return {split: _fingerprint(place) if thorough or place.is_file() else None for split, place in places.items()}
+
+
+def _fingerprint(place: Path) -> str:
+    try:
+        if place.is_dir():
+            return folder_source(place.parent.name, place.name, place.parent).fingerprint
+        return manifests.read(place).content_hash
+    except DataError:
+        return ""
+
+
 def _missing(block: ImagesBlock, what: str) -> str:
     root = root_of(block).absolute()
     if os.path.isfile(root):

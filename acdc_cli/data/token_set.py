@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,10 +65,9 @@ class TokenSet(DataSet):
     def labelled(self) -> Labels:
         return Labels(self.tokeniser.names, "tokens")
 
-    @cached_property
-    def fingerprint(self) -> Mapping[str, str]:
-        vocabulary = vocabulary_digest(self.facts_)
-        return {name: f"{split.sha256}-{vocabulary[:16]}" for name, split in self.facts_.splits.items()}
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return _fingerprint(self.facts_)
 
     def facts(self) -> dict[str, Any]:
         # the vocabulary may have hundreds of thousands of names
@@ -141,6 +139,20 @@ def expected_set(block: TextBlock) -> tuple[int, int, bool]:
         data = open_set(block)
         vocabulary, stored, is_there = data.classes, data.stored("train"), True
     return vocabulary, require_segments(block, min(stored, block.tokens or stored)) * block.batch_size, is_there
+
+
+def fingerprints(root: Path, thorough: bool) -> dict[str, str | None]:
+    if not (root / FACTS).is_file():
+        return {}
+    try:
+        return {**_fingerprint(read_facts(root))}
+    except DataError:
+        return {"train": ""}
+
+
+def _fingerprint(facts: Facts) -> dict[str, str]:
+    vocabulary = vocabulary_digest(facts)
+    return {name: f"{split.sha256}-{vocabulary[:16]}" for name, split in facts.splits.items()}
 
 
 def read_facts(root: Path, name: str = "text") -> Facts:

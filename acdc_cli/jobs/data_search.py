@@ -1,4 +1,4 @@
-"""The images of a run that was moved, or is read from another folder: found by name and content, wherever they lie."""
+"""The data of a run that was moved, or is read from another folder: found by name and content, wherever they lie."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from acdc_cli import console, files
-from acdc_cli.data import manifest
-from acdc_cli.data.data_set import DataSet, open_set, root_of
-from acdc_cli.data.image_folder import folder_source
-from acdc_cli.data.image_set import lies_at
+from acdc_cli.data.data_set import DataSet, Kind, kind_of, open_set, root_of
 from acdc_cli.errors import AcdcError, DataError
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.runs.overview import is_run
@@ -33,20 +30,22 @@ def open_found(block: DataBlock, source: Path) -> DataSet:
     wanted = _fingerprint(run) if run else {}
     if run is None or not wanted or _is_named(block, run):
         return open_set(block)
-    own = root_of(block)
-    is_there = any(lies_at(own, split) for split in wanted)
-    if is_there and not _differs(own, wanted):
+    own, kind = root_of(block), kind_of(block)
+    known = kind.fingerprints(own, thorough=False)
+    is_there = any(split in known for split in wanted)
+    # what is not known without reading a whole folder is trusted
+    if is_there and all(known.get(split) in (None, wanted[split]) for split in wanted):
         return open_set(block)
     tried = [own.absolute()]
     for place in _candidates(block, run):
         if place in tried:
             continue
         tried.append(place)
-        if _holds(place, wanted):
-            console.say(f"data: {place} has the images that {run.path} was trained on")
+        if _holds(kind, place, wanted):
+            console.say(f"data: {place} has the {block.inputs} that {run.path} was trained on")
             return open_set(block.model_copy(update={"path": str(place)}))
     if is_there:
-        console.warn(f"{own} does not hold the images that {run.path} was trained on, by its manifest")
+        console.warn(f"{own} does not hold the {block.inputs} that {run.path} was trained on, by its manifest")
         return open_set(block)
     raise DataError(_nowhere(block, run, tried))
 
@@ -98,31 +97,16 @@ def _searched() -> list[Path]:
     return [Path(line).expanduser() for line in lines if line and not line.startswith("#")]
 
 
-def _differs(root: Path, wanted: Mapping[str, str]) -> bool:
-    """Whether a manifest there belongs to other images; folders of images are trusted, because walking them is slow."""
-    betons = [root / f"{split}.beton" for split in wanted]
-    return any(beton.is_file() and _content(beton) != wanted[beton.stem] for beton in betons)
-
-
-def _holds(root: Path, wanted: Mapping[str, str]) -> bool:
+def _holds(kind: Kind, root: Path, wanted: Mapping[str, str]) -> bool:
     """Whether a split lies there, and each that does has the wanted content."""
-    places = {split: place for split in wanted if (place := lies_at(root, split))}
-    return bool(places) and all(_content(place) == wanted[split] for split, place in places.items())
-
-
-def _content(place: Path) -> str | None:
-    """The fingerprint of a split; None if it cannot be read."""
-    try:
-        if place.is_dir():
-            return folder_source(place.parent.name, place.name, place.parent).fingerprint
-        return manifest.read(place).content_hash
-    except AcdcError:
-        return None
+    here = {split: each for split, each in kind.fingerprints(root, thorough=True).items() if split in wanted}
+    return bool(here) and all(each == wanted[split] for split, each in here.items())
 
 
 def _nowhere(block: DataBlock, run: RunDir, tried: Sequence[Path]) -> str:
     shown = ", ".join(map(str, tried[:_NAMED])) + (f", … {len(tried) - _NAMED} more" if len(tried) > _NAMED else "")
+    verb = "are" if block.inputs.endswith("s") else "is"
     return (
-        f"the images of {block.name} that {run.path} was trained on are not here; looked in {shown}. Name their folder "
-        f"with --data or --set data.path=FOLDER, or list the folder that holds your data sets in {SEARCHED}"
+        f"the {block.inputs} of {block.name} that {run.path} was trained on {verb} not here; looked in {shown}. Name the "
+        f"folder with --data or --set data.path=FOLDER, or list the folder that holds your data sets in {SEARCHED}"
     )

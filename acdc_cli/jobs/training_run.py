@@ -317,7 +317,7 @@ def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
     before = run.last_start()
     if before["data"]["fingerprint"] != now["data"]["fingerprint"]:
         raise RunError(
-            f"the images in {now['data']['path']} are not those that {run.path} was trained on; restore those, at any "
+            f"the data in {now['data']['path']} are not those that {run.path} was trained on; restore those, at any "
             "data.path, or use --out for a new run"
         )
     machine = ("device", "precision", "threads")

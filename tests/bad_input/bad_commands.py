@@ -136,7 +136,7 @@ PLACES = [
         "run of other images to resume",
         removed("run/summary.json", "photos/train/cat/00.png"),
         "train run --resume",
-        "the images in photos are not those that run was trained on; restore those, at any "
+        "the data in photos are not those that run was trained on; restore those, at any "
         "data.path, or use --out for a new run",
     ),
     Case(

@@ -174,9 +174,10 @@ def test_no_two_share_a_run_directory() -> None:
     assert len({load(name).name for name in NAMES}) == len(NAMES)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name[-2:].isdigit() and "embed" not in name and name not in STR + P1_STR]
-)
+NUMBERED = [name for name in NAMES if name[-2:].isdigit() and "embed" not in name and name not in STR + P1_STR]
+
+
+@pytest.mark.parametrize("name", NUMBERED)
 def test_the_name_is_the_target(name: str) -> None:
     assert sparsity(load(name))["target"] == int(name[-2:]) / 100
 
