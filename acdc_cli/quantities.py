@@ -34,6 +34,8 @@ class Quantity:
     """Shares are stored as fractions and shown in percent; perplexities and correlations have no unit."""
     better: Literal["more", "less"] = "more"
     """Which values are better; of a headline, by which models are ranked."""
+    counts_answers: bool = True
+    """Whether a share is one of answers; F1 is none."""
 
     @property
     def scale(self) -> int:
@@ -79,7 +81,7 @@ class Quantity:
     @property
     def is_accuracy(self) -> bool:
         """Whether it is a share of right answers."""
-        return self.unit == "%" and self.better == "more"
+        return self.unit == "%" and self.better == "more" and self.counts_answers
 
     @property
     def common(self) -> Quantity:
@@ -117,7 +119,7 @@ class Measures:
     """What a task measures on images."""
 
     headline: Quantity
-    """By which models are ranked. In percent it is the share of right answers, and the more, the better."""
+    """By which models are ranked. An accuracy is the share of right answers."""
     confidence: Quantity
     """The third panel of P2's Figures C.1 and C.2: how undecided the predictions are; the less, the more decided."""
     more: tuple[Quantity, ...] = ()

@@ -78,7 +78,7 @@ def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> l
                 recorder.operations.clear()
                 with recorder:
                     torch.func.functional_call(model, {**parameters, **buffers}, sample)
-    except (AssertionError, RuntimeError, ValueError) as e:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as e:
         raise ModelError(f"the model takes no {block.noun} of {size} {block.size_unit} ({e}); {block.size_keys}") from e
     return recorder.operations
 

@@ -51,6 +51,11 @@ class DataSet(ABC):
         return len(self.labelled.names)
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """Further splits on which a model is validated; its metrics there are `METRIC/SPLIT`."""
+        return ()
+
+    @property
     @abstractmethod
     def fingerprint(self) -> Mapping[str, str]:
         """The fingerprint of each split that exists, which changes with its content."""
@@ -108,6 +113,9 @@ class Kind(Protocol):
 
         thorough: otherwise None stands for one that takes long to find out.
         """
+
+    def vocabulary(self, block: DataBlock) -> int | None:
+        """Different tokens that inputs may have; None if they have none, or as many as there are classes."""
 
     def blank(self, size: int, device: torch.device) -> Tensor:
         """One sample of this size without content, as loaders give inputs."""

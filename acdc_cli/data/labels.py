@@ -1,6 +1,6 @@
-"""What the targets of a data set mean: the number of a class, a bit for each of several labels, or tokens.
+"""What the targets of a data set mean: the number of a class, a bit for each of several labels, tokens, or a score.
 
-An image's target is one int64 that is not negative, as FFCV's IntField stores it.
+An image's target is one int64 that is not negative, as FFCV's IntField stores it. Scores are float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["class", "bits", "tokens"]
+Kind = Literal["class", "bits", "tokens", "score"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST_BITS = 63
 """The sign of an int64 is not used."""
@@ -27,7 +27,7 @@ class Labels:
 
     @property
     def word(self) -> str:
-        return {"class": "classes", "bits": "labels", "tokens": "tokens"}[self.kind]
+        return {"class": "classes", "bits": "labels", "tokens": "tokens", "score": "scores"}[self.kind]
 
     def counts(self, targets: NDArray[np.int64]) -> tuple[int, ...]:
         """Images of each class, or with each label."""

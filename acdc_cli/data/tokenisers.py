@@ -83,14 +83,14 @@ class BytePairs:
 
     def __init__(self, model: str) -> None:
         """model: the library's own JSON."""
-        tokenizers = _library()
+        tokenizers = library()
         self._model = model
         self._tokenizer = tokenizers.Tokenizer.from_str(model)
 
     @classmethod
     def learnt(cls, lines: Lines, size: int) -> BytePairs:
         """size: entries of the vocabulary, the 256 bytes included."""
-        tokenizers = _library()
+        tokenizers = library()
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -127,12 +127,12 @@ def learnt(spec: str, lines: Lines, at_least: int) -> Tokeniser:
     return BytePairs.learnt(lines, int(size))
 
 
-def _library() -> Any:
+def library() -> Any:
     try:
         # here because it is an extra
         import tokenizers
     except ImportError as error:
-        raise DataError("byte-pair encodings need tokenizers: pip install 'acdc-cli[language]'") from error
+        raise DataError("this tokenizer needs the library tokenizers: pip install 'acdc-cli[language]'") from error
     return tokenizers
 
 

@@ -31,7 +31,7 @@ from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.tasks.base import registry as tasks
 from acdc_cli.tasks.base.task import Task
 from acdc_cli.training.epoch_record import sparsities
-from acdc_cli.training.evaluate import Forward, evaluate
+from acdc_cli.training.evaluate import Forward, Probe, evaluate, further_probes
 from acdc_cli.training.precision import Precision
 
 LAYERS = ("layer", "shape", "weights", "nonzero", "density", "MFLOPs")
@@ -80,7 +80,8 @@ def evaluate_checkpoint(source: Path, options: Options) -> dict[str, Any]:
 
 def _in_order(metrics: Mapping[str, Any], task: Task, recipe: Recipe) -> dict[str, Any]:
     headline, *more, confidence = (each.key for each in task.measures.all)
-    first = dict.fromkeys((headline, *more, "loss", confidence, *task.names, *OF_WEIGHTS))
+    of_splits = (key for key in metrics if "/" in key)
+    first = dict.fromkeys((headline, *more, "loss", confidence, *task.names, *of_splits, *OF_WEIGHTS))
     return {**{key: metrics.get(key) for key in first}, "task": recipe.task.name, "layers": metrics.get("layers", [])}
 
 
@@ -136,12 +137,18 @@ def _judged(
     task: Task,
     precision: Precision,
 ) -> dict[str, Any]:
-    loader = data.val_loader(device, options.split)
-    try:
-        loader.warm_up()
-        return {**evaluate(model, forward, loader, task, precision, options.split)}
-    finally:
-        loader.close()
+    probes = [Probe(options.split, data.val_loader(device, options.split), task)]
+    if options.split == "val":
+        probes += further_probes(data, task, device)
+    metrics: dict[str, Any] = {}
+    for probe in probes:
+        try:
+            probe.loader.warm_up()
+            # the count `samples` stays that of the split
+            metrics = evaluate(model, forward, probe.loader, probe.measure, precision, probe.name) | metrics
+        finally:
+            probe.loader.close()
+    return metrics
 
 
 def _padded(logits: Logits, inputs: Tensor, batch: int | None) -> Tensor:

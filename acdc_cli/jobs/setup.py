@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from acdc_cli import console
 from acdc_cli.data.data_set import kind_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
@@ -159,6 +160,7 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
     """
     ready.model.eval()
     block, kind = ready.block, kind_of(ready.block)
+    _require_known_tokens(ready.model, kind.vocabulary(block))
     prepared = kind.preparation(block, ready.device, torch.contiguous_format)
     for size in sorted(set(sizes)):
         sample = f"{block.noun} of {size} {block.size_unit}"
@@ -168,7 +170,7 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
                 logits = ready.model(*prepared(kind.blank(size, ready.device), False))
         except Exception as e:
             line = code.blame(e)
-            if line is None and not isinstance(e, AssertionError | RuntimeError | ValueError):
+            if line is None and not isinstance(e, AssertionError | IndexError | RuntimeError | TypeError | ValueError):
                 raise
             raise ModelError(f"the model takes no {sample} ({line or e}); {block.size_keys}") from e
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -177,6 +179,17 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
                 f"the model returns {shape} for one of the {sample}; expected logits of shape {expected}, one for each "
                 f"of the {ready.classes} classes"
             )
+
+
+def _require_known_tokens(model: nn.Module, tokens: int | None) -> None:
+    """tokens: of the data's tokenizer. Raises ModelError if the model does not know them all."""
+    known = getattr(model, "vocabulary", None)
+    if tokens is None or known is None or tokens == known:
+        return
+    text = f"the tokenizer has {tokens:,} tokens, and the model {known:,}"
+    if tokens > known:
+        raise ModelError(f"{text}; name the tokenizer that the model was trained with: data.tokenizer")
+    console.warn(f"{text}: some models have spare ones, but make sure that data.tokenizer is the model's own")
 
 
 def without_start(recipe: Recipe) -> Recipe:

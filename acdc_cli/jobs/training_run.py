@@ -43,7 +43,7 @@ from acdc_cli.tasks.base.memorised import Memorisation
 from acdc_cli.training import checkpoint, distributed, saved_state
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
-from acdc_cli.training.evaluate import Probe
+from acdc_cli.training.evaluate import Probe, further_probes
 from acdc_cli.training.optim import build_optimizer
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.stopping import StopSignals
@@ -96,7 +96,10 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         val_loader = data.val_loader(ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)
         wrong = data.corrupted_labels
-        probes = [_memorisation(data, wrong, ready, stack)] if wrong else []
+        probes = further_probes(data, ready.task, ready.device, ranks.shard)
+        for probe in probes:
+            stack.callback(probe.loader.close)
+        probes += [_memorisation(data, wrong, ready, stack)] if wrong else []
         teacher = teaching.teacher(recipe, ready, data.labelled.names, sizes(recipe))
         cost = costs.measured_cost(recipe, data.classes, sides)
         parts = assemble(recipe, ready, train_loader, val_loader, cost, probes, teacher)

@@ -1,4 +1,4 @@
-"""Every model by its name: the files of this package, torchvision's classifiers and timm's."""
+"""Every model by its name: the files of this package, torchvision's classifiers, timm's, and transformers' encoders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import foreign, own_code
+from acdc_cli.models import encoders, foreign, own_code
 from acdc_cli.models.blurpool import apply_blurpool
 from acdc_cli.models.hub import weight_file
 from acdc_cli.models.initialisation import Undrawn
@@ -61,8 +61,12 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
 
 
 def _head(block: ModelBlock, classes: int) -> list[str]:
-    """The tensors whose shape depends on the number of classes. Raises ModelError if there are none."""
-    ours, others = (plain_state_dict(_shaped(block, number)) for number in (classes, classes + 1))
+    """The model's own `head`, else the tensors whose shape depends on the number of classes. Raises ModelError if there
+    are none."""
+    models = [_shaped(block, number) for number in (classes, classes + 1)]
+    if head := getattr(models[0], "head", None):
+        return list(head)
+    ours, others = map(plain_state_dict, models)
     if not (names := [name for name, tensor in ours.items() if tensor.shape != others[name].shape]):
         raise ModelError(f"model.new_head: no tensor of {block.name} depends on the number of classes; leave it out")
     return names
@@ -123,23 +127,28 @@ def names_by_source() -> dict[str, list[str]]:
 
 
 def find(name: str) -> Constructor:
-    """The constructor of a local model, else torchvision's, else timm's; a prefix such as `timm:` picks a library.
+    """The constructor of a local model, else torchvision's, else timm's; a prefix such as `timm:` picks a library, and
+    only with `hf:` is it transformers'.
 
     torchvision comes before timm because it imports faster, and because P2's recipe, FFCV's, trains its ResNet, which
     is the local one, too; timm's starts with the last BN scale of every residual block at zero. The ResNets of all
     three have the same parameter names.
     Raises ModelError for a name that none of them has.
     """
+    if name.startswith(encoders.PREFIX):
+        return encoders.constructor(name.removeprefix(encoders.PREFIX))
     return _SOURCES[source(name)]()[name.rpartition(":")[2]]
 
 
 def source(name: str) -> str:
-    """Which of `local`, `torchvision` and `timm` the model is taken from; `file` for FILE.py:FUNCTION.
+    """Which of `local`, `torchvision`, `timm` and `hf` the model is taken from; `file` for FILE.py:FUNCTION.
 
     Raises ModelError as `find` does, and RecipeError for a file that is not there.
     """
     if "code" in code.named(name):
         return "file"
+    if name.startswith(encoders.PREFIX):
+        return "hf"
     wanted, _, model = name.rpartition(":")
     for each, offers in _SOURCES.items():
         if wanted in ("", each) and model in offers():

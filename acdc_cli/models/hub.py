@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from acdc_cli import reading
+from acdc_cli import hub, reading
 from acdc_cli.errors import ModelError
 
 HUB, TIMM = "hf-hub:", "timm:"
@@ -99,10 +95,10 @@ def _fetched(repository: str) -> Path:
     name, _, revision = repository.partition("@")
     if name.count("/") != 1:
         raise ModelError(f"hf-hub:{repository}: expected hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION")
-    if cached := _kept(name, revision or None):
+    if cached := next((file for each in _WEIGHTS if (file := hub.kept(name, each, revision or None))), None):
         return cached
     try:
-        _require_network()
+        hub.require_network()
         there = {
             each.rfilename
             for each in huggingface_hub.HfApi().model_info(name, revision=revision or None).siblings or ()
@@ -110,35 +106,7 @@ def _fetched(repository: str) -> Path:
         if not (files := [file for file in _WEIGHTS if file in there]):
             raise ModelError(f"{name} has neither {' nor '.join(_WEIGHTS)}; download its weights, and name the file")
         if _CONFIG in there:
-            _download(name, _CONFIG, revision or None)
-        return _download(name, files[0], revision or None)
-    # the client's own errors, and those of its network library
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{name} cannot be fetched from the Hugging Face Hub ({_first_line(error)}); download it where there is a "
-            "network, `hf download`, and name its folder"
-        ) from error
-
-
-def _require_network() -> None:
-    """Raises OSError where the hub cannot be reached: the client itself would try for more than a minute."""
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    # an answer of any kind is a network
-    with suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(request, timeout=10).close()
-
-
-def _kept(repository: str, revision: str | None) -> Path | None:
-    """What an earlier download left in the client's cache."""
-    for file in _WEIGHTS:
-        with suppress(LocalEntryNotFoundError, ValueError):
-            return _download(repository, file, revision, local=True)
-    return None
-
-
-def _download(repository: str, file: str, revision: str | None, local: bool = False) -> Path:
-    return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=local))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:150].rstrip(". ")
+            hub.download(name, _CONFIG, revision or None)
+        return hub.download(name, files[0], revision or None)
+    except hub.FAILURES as error:
+        raise ModelError(hub.unreachable(name, error)) from error

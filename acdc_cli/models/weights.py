@@ -51,7 +51,7 @@ def load_weights(
     """
     path = Path(path).expanduser()
     expected = plain_state_dict(model)
-    content = read(path) if content is None else content
+    content = _published(model, read(path) if content is None else content)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     state = _matching(content, shapes, path, rename)
     if new_head:
@@ -85,10 +85,18 @@ def classes_in(model: nn.Module, path: Path, rename: Sequence[str] = ()) -> int:
     """
     expected = {name: tensor.shape for name, tensor in plain_state_dict(model).items()}
     weight = f"{_plain(classifier_of(model)[0])}.weight"
-    tensors = _matching(read(path.expanduser()), expected, path, rename).tensors
+    tensors = _matching(_published(model, read(path.expanduser())), expected, path, rename).tensors
     if weight not in tensors:
         raise ModelError(f"{path} has no {weight}, the classifier of the model; name the model it was made with")
     return tensors[weight].shape[0]
+
+
+def _published(model: nn.Module, content: Any) -> Any:
+    """The content of a file as the model's own method `published` translates it, if it has one."""
+    translate = getattr(model, "published", None)
+    if translate is None or not isinstance(content, Mapping):
+        return content
+    return translate(content)
 
 
 def state_dicts(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, create_model
 from acdc_cli.quantities import Measures
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.images import ImagesBlock
+from acdc_cli.recipe.blocks.sentences import SentencesBlock
 from acdc_cli.recipe.blocks.sparsity import SparsityBlock
 from acdc_cli.recipe.blocks.task import current_task
 from acdc_cli.recipe.blocks.text import TextBlock
@@ -50,7 +51,7 @@ def measures_of(task: str) -> Measures:
     return measures
 
 
-DATA_BLOCKS: dict[str, type[DataBlock]] = {block.inputs: block for block in (ImagesBlock, TextBlock)}
+DATA_BLOCKS: dict[str, type[DataBlock]] = {block.inputs: block for block in (ImagesBlock, TextBlock, SentencesBlock)}
 """The block `data` of each kind of inputs."""
 
 

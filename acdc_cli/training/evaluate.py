@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli import console
-from acdc_cli.data.batches import Loader
-from acdc_cli.data.data_set import Preparation
+from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
+from acdc_cli.data.data_set import DataSet, Preparation
 from acdc_cli.models import memory
-from acdc_cli.tasks.base.task import Measure
+from acdc_cli.tasks.base.further import OnSplit
+from acdc_cli.tasks.base.task import Measure, Task
+from acdc_cli.tasks.base.totals import combined, fetched, over_ranks
 from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.device_errors import in_words, mendable
 from acdc_cli.training.distributed import ALONE, Ranks
@@ -36,12 +38,17 @@ def forward_of(model: nn.Module, prepared: Preparation) -> Forward:
 
 @dataclass(frozen=True)
 class Probe:
-    """Further images on which a model is evaluated during training."""
+    """Further samples on which a model is evaluated during training."""
 
     name: str
     loader: Loader
     """A loader that does not shuffle."""
     measure: Measure
+
+
+def further_probes(data: DataSet, task: Task, device: torch.device, shard: Shard = UNDIVIDED) -> list[Probe]:
+    """The task on the set's further splits."""
+    return [Probe(split, data.val_loader(device, split, shard), OnSplit(task, split)) for split in data.further]
 
 
 def evaluate(
@@ -62,7 +69,7 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    totals: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     samples, rounds = 0, int(ranks.largest(loader.steps))
     with (
         mendable("a batch that is loaded", _LOWER),
@@ -76,21 +83,15 @@ def evaluate(
             with mendable(in_words(batch.inputs, 1), _LOWER):
                 with precision.autocast():
                     logits = forward(batch.inputs)
-                for name, value in measure.sums(logits, batch.targets).items():
-                    totals[name] = totals[name] + value if name in totals else value
+                sums = combined(sums, measure.sums(logits, batch.targets))
             samples += len(batch.targets)
             bar.advance(shown)
             between()
         for _ in range(rounds - loader.steps):
             between()
     model.train(was_training)
-    values = torch.stack(list(totals.values())).tolist() if totals else []
-    everyone = ranks.gather((samples, dict(zip(totals, values, strict=True))))
+    everyone = ranks.gather((samples, fetched(sums)))
     judged = sum(count for count, _ in everyone)
     if judged != loader.samples:
         raise AssertionError(f"evaluated {judged} of {loader.samples} samples")
-    # a process may have had no batch
-    names = next(sums for count, sums in everyone if count)
-    return measure.metrics({name: sum(sums.get(name, 0.0) for _, sums in everyone) for name in names}, judged) | {
-        "samples": judged
-    }
+    return {**measure.metrics(over_ranks([own for _, own in everyone]), judged), "samples": judged}

@@ -15,6 +15,7 @@ from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.subject import Loaded
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.tasks.base.totals import combined, fetched
 
 State = Mapping[str, Tensor]
 """A model's parameters and buffers by name."""
@@ -74,8 +75,8 @@ def _judged(
         settled()
         for split, loader in images.items():
             description = f"{key}, {name} statistics, {split}"
-            sums = workspace.sums(description, loader, add, description)
-            metrics = loaded.task.metrics({each: float(total) for each, total in sums.items()}, loader.samples)
+            totals = workspace.sums(description, loader, add, description, combined)
+            metrics = loaded.task.metrics(fetched(totals), loader.samples)
             judged |= {
                 f"{name}/{split}/{each}": torch.tensor(value, dtype=torch.float64) for each, value in metrics.items()
             }

@@ -20,6 +20,8 @@ from acdc_cli.models.tensors import load_tensors, save_tensors
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
+Combined = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+
 _EVERY_SECONDS = 20.0
 
 
@@ -42,12 +44,18 @@ class Workspace:
         self._every = every_seconds
 
     def sums(
-        self, key: str, batches: Batches[T], add: Callable[[T], Mapping[str, Tensor]], description: str
+        self,
+        key: str,
+        batches: Batches[T],
+        add: Callable[[T], Mapping[str, Tensor]],
+        description: str,
+        combined: Combined | None = None,
     ) -> dict[str, Tensor]:
         """The sums of what `add` returns for each batch, floats as float64; a resumed pass counts each batch once.
 
         key: identifies this pass within the analysis. `add` runs without gradients and its tensors stay on their
         device: the host waits for them only when interim results are saved.
+        combined: totals and what `add` returns to totals; None adds.
         """
         totals = self.kept(key) or {}
         done = int(totals.pop(_DONE, torch.zeros(())))
@@ -62,7 +70,7 @@ class Workspace:
             ):
                 shown = bar.add_task(description, total=batches.steps, completed=done)
                 for batch in drawn:
-                    totals, done = _added(totals, add(batch)), done + 1
+                    totals, done = (combined or _added)(totals, add(batch)), done + 1
                     bar.advance(shown)
                     if time.monotonic() - saved_at >= self._every:
                         self.keep(key, {**totals, _DONE: torch.tensor(done)})

@@ -9,7 +9,11 @@ from acdc_cli.data.data_set import Preparation
 from acdc_cli.data.token_set import expected_set, fingerprints, open_set
 from acdc_cli.recipe.blocks.text import TextBlock
 
-__all__ = ["blank", "expected_set", "fingerprints", "open_set", "output_shape", "preparation"]
+__all__ = ["blank", "expected_set", "fingerprints", "open_set", "output_shape", "preparation", "vocabulary"]
+
+
+def vocabulary(block: TextBlock) -> None:
+    return None
 
 
 def blank(size: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from acdc_cli.recipe.blocks.base import Bears, Block
 class ModelBlock(Block):
     name: str
     """A model of `acdc_cli/models`, else of torchvision, else of timm; `torchvision:NAME`, `timm:NAME` pick one.
+    `hf:bert`, or a folder or OWNER/NAME of the Hugging Face Hub after `hf:`: an encoder of sentences by transformers.
     `FILE.py:FUNCTION` calls a function of yours; the file is looked for beside the recipe, then in the working
     directory, and copied into the run."""
     code: str | None = None
@@ -31,7 +32,8 @@ class ModelBlock(Block):
     """Start from the weights of all layers but the classifier, which is initialised at random for the classes of the
     data; it is dense, and pruned as any layer unless `sparsity.keep_dense` has `last`."""
     options: dict[str, bool | int | float | str] = {}
-    """Further keyword arguments of the model's constructor, for example `drop_path_rate: 0.1`."""
+    """Further keyword arguments of the model's constructor, for example `drop_path_rate: 0.1`; with `hf:`, keys of its
+    config.json, such as `num_hidden_layers: 6`."""
 
     @model_validator(mode="after")
     def _has_code(self) -> Self:

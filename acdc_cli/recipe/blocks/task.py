@@ -21,6 +21,12 @@ def current_task(name: str) -> str:
 DEFAULT_TASK = "multiclass"
 
 
+def task_names() -> list[str]:
+    """All tasks: the files, and FILE/VARIANT for each variant of those that have some. Imports all files."""
+    variants = {file: getattr(TASKS.module(file), "VARIANTS", {}) for file in TASKS.names()}
+    return [name for file, own in variants.items() for name in ([f"{file}/{each}" for each in own] or [file])]
+
+
 def is_task(name: str) -> bool:
     """Whether a task of this name exists: a file of `acdc_cli/tasks`, or one of a file's variants, FILE/VARIANT."""
     file, slash, variant = current_task(name).partition("/")
@@ -34,9 +40,9 @@ def _known_task(name: str) -> str:
     name = current_task(name)
     if is_task(name):
         return name
-    file = name.partition("/")[0]
-    known = [f"{file}/{each}" for each in getattr(TASKS.module(file), "VARIANTS", ())] if file in TASKS.names() else []
-    raise ValueError(unknown_name(name, known or TASKS.names()))
+    known = task_names()
+    own = [each for each in known if each.startswith(f"{name.partition('/')[0]}/")]
+    raise ValueError(unknown_name(name, own or known))
 
 
 LAST_DENSE = "last_dense"
@@ -58,13 +64,15 @@ class DistillationBlock(Block):
 class TaskBlock(Block):
     name: Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"enum": TASKS.names()})] = DEFAULT_TASK
     """`multiclass`: one class per image, softmax cross entropy. `multilabel`: several labels per image, each there or
-    not, with binary cross entropy. Older recipes have `classification` for the former."""
+    not, with binary cross entropy. `causal_lm`: each token of a text from those before it. `sentence_class`: one class
+    per sentence or pair; `glue/rte` and others: tasks of GLUE. Older recipes have `classification` for multiclass."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly during training: over all classes, or for `multilabel` over yes and no of each
     label. Validation losses are not smoothed."""
-    loss: Literal["softmax", "binary"] | None = None
+    loss: Literal["softmax", "binary", "squared"] | None = None
     """`softmax`: cross entropy of the classes. `binary`: binary cross entropy of each class or label on its own.
-    Default: `softmax` for multiclass; `binary` for multilabel, which has no other. Validation reports the default's."""
+    `squared`: that of scores. Default: the first that the task has, which is `binary` for multilabel. Validation
+    reports the default's."""
     target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     """With `loss: binary`, each target above this becomes 1 and every other 0, for labels that are mixed. Default: the
     targets as they are mixed and smoothed."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.task import TaskBlock
-from acdc_cli.recipe.discovery import TASKS
+from acdc_cli.recipe.blocks.task import TaskBlock, task_names
 from acdc_cli.recipe.kinds import task_class
 from acdc_cli.tasks.base.task import Task
 
@@ -18,7 +17,8 @@ def build(block: TaskBlock, names: Sequence[str] = (), targets: str | None = Non
     """
     kind = task_class(block.name)
     if targets not in (None, kind.targets):
-        fitting = [name for name in TASKS.names() if task_class(name).targets == targets]
+        others = ((name, task_class(name)) for name in task_names())
+        fitting = [name for name, other in others if (other.targets, other.inputs) == (targets, kind.inputs)]
         raise RecipeError(
             f"task.name: {block.name} does not fit the data set, whose targets are of the kind {targets!r}; "
             f"take {' or '.join(fitting)}, or another set"

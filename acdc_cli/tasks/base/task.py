@@ -1,4 +1,4 @@
-"""What a model is trained for: the loss of a batch, metrics that add up over batches, and the decisions it makes.
+"""What a model is trained for: the loss of a batch, metrics over batches, and the decisions it makes.
 
 A task is one file of the parent package with a class `Task`; nothing else lists it. Targets are what a data set stores
 for each sample, one int64: a class's number, or bits (`data/labels.py`); the task reads them.
@@ -7,7 +7,7 @@ for each sample, one int64: a class's number, or bits (`data/labels.py`); the ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -22,10 +22,11 @@ class Measure(Protocol):
         """Names of the metrics."""
 
     def sums(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The sums over a batch that `metrics` needs, on the device."""
+        """What `metrics` needs of a batch, float64 on the device: scalars are added over batches and ranks, vectors are
+        concatenated, in any order of the batches."""
 
-    def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
-        """Exact metrics of `samples` images from their sums."""
+    def metrics(self, sums: Mapping[str, Any], samples: int) -> dict[str, float]:
+        """Exact metrics of `samples` samples from their sums, which are floats, and from lists of floats."""
 
 
 class Task(Measure, Protocol):
