@@ -1,8 +1,8 @@
 """The batches of a set of sentences.
 
-The inputs of a batch are (batch, 3, length), int64: the numbers of tokens, 1 where there is a token and 0 where there is
-padding, and the types of tokens. Its length is that of the longest example of the batch over all ranks, rounded up to a
-multiple of 8, so that all ranks have equal shapes.
+The inputs of a batch are (batch, 3, length), int64: the numbers of tokens, 1 where there is a token and 0 where there
+is padding, and the types of tokens. Its length is that of the longest example of the batch over all ranks, rounded up
+to a multiple of 8, so that all ranks have equal shapes.
 """
 
 from __future__ import annotations

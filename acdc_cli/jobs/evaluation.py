@@ -22,7 +22,7 @@ from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, classes_of, judged, located, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
-from acdc_cli.recipe.kinds import measures_of
+from acdc_cli.recipe.kinds import data_class, measures_of, task_class
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
@@ -216,21 +216,23 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
     measures = measures_of(metrics["task"])
     of_logits = [(each.name, each.spelt(metrics[each.key])) for each in (measures.headline, *measures.more)]
-    of_logits.append(("loss", f"{metrics['loss']:.4f} nats"))
+    unit = "" if task_class(metrics["task"]).losses == ("squared",) else " nats"
+    of_logits.append(("loss", f"{metrics['loss']:.4f}{unit}"))
     of_logits.append((measures.confidence.name, measures.confidence.spelt(metrics[measures.confidence.key])))
     own = [key for key in metrics if key.startswith(f"{measures.headline.key}/")]
     of_logits += [(f"  {key.partition('/')[2]}", measures.headline.spelt(metrics[key])) for key in own]
+    sample = "an image" if data_class(metrics["task"]).noun == "images" else "a sample"
     of_weights = (
         [
             ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
             ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
             ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
-            (f"FLOPs of an image, convention {CONVENTION}", flops),
+            (f"FLOPs of {sample}, convention {CONVENTION}", flops),
         ]
         if metrics["layers"]
         else []
     )
-    return [*of_logits, *of_weights, ("images", f"{metrics['samples']:.0f}")]
+    return [*of_logits, *of_weights, (data_class(metrics["task"]).noun, f"{metrics['samples']:.0f}")]
 
 
 def _changed(recipe: Recipe, options: Options) -> Recipe:
