@@ -22,7 +22,7 @@ from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, classes_of, judged, located, recipe_of, weights_of
 from acdc_cli.jobs.data_search import open_found
-from acdc_cli.recipe.kinds import measures_of
+from acdc_cli.recipe.kinds import data_class, measures_of
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import open_run
@@ -47,7 +47,7 @@ class Options:
     model: str | None = None
     data: str | None = None
     """Folder or name of a data set."""
-    split: Literal["train", "val"] = "val"
+    split: Literal["train", "val", "test"] = "val"
     batch_size: int | None = None
     loader: Literal["auto", "ffcv", "torch"] | None = None
     overrides: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The metrics formatted for a person."""
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
-    measures = measures_of(metrics["task"])
+    measures, samples = measures_of(metrics["task"]), data_class(metrics["task"])
     of_logits = [(each.name, each.spelt(metrics[each.key])) for each in (measures.headline, *measures.more)]
     of_logits.append(("loss", f"{metrics['loss']:.4f} nats"))
     of_logits.append((measures.confidence.name, measures.confidence.spelt(metrics[measures.confidence.key])))
@@ -218,12 +218,12 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
             ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
             ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
-            (f"FLOPs of an image, convention {CONVENTION}", flops),
+            (f"FLOPs of {samples.one}, convention {CONVENTION}", flops),
         ]
         if metrics["layers"]
         else []
     )
-    return [*of_logits, *of_weights, ("images", f"{metrics['samples']:.0f}")]
+    return [*of_logits, *of_weights, (samples.noun, f"{metrics['samples']:.0f}")]
 
 
 def _changed(recipe: Recipe, options: Options) -> Recipe:

@@ -14,6 +14,7 @@ class DataBlock(Block):
     """The kind of inputs: a file of `data/inputs`."""
     noun: ClassVar[str] = "samples"
     """What a sample is called, in the plural."""
+    one: ClassVar[str] = "a sample"
     size_key: ClassVar[str] = "size"
     """What the size of a sample is called in records."""
     size_unit: ClassVar[str] = ""

@@ -120,6 +120,7 @@ class ImagesBlock(DataBlock):
 
     inputs: ClassVar[str] = "images"
     noun: ClassVar[str] = "images"
+    one: ClassVar[str] = "an image"
     size_key: ClassVar[str] = "resolution"
     size_unit: ClassVar[str] = "pixels"
     short_words: ClassVar[tuple[str, str]] = ("px", "img/s")

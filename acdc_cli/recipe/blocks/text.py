@@ -17,6 +17,7 @@ class TextBlock(DataBlock):
 
     inputs: ClassVar[str] = "text"
     noun: ClassVar[str] = "segments"
+    one: ClassVar[str] = "a segment"
     size_key: ClassVar[str] = "length"
     size_unit: ClassVar[str] = "tokens"
     short_words: ClassVar[tuple[str, str]] = ("tok", "seg/s")
