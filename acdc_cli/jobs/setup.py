@@ -68,7 +68,9 @@ def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyMo
     classes = labels if isinstance(labels, int) else len(labels.names)
     task = tasks.build(recipe.task, *(() if isinstance(labels, int) else (labels.names, labels.kind)))
     device = own_device(ranks, choose_device(recipe.device))
-    mode = _compile_mode(recipe, device)
+    if (mode := _compile_mode(recipe, device)) not in (None, "default"):
+        # the graphs of other modes would overwrite what a model remembers
+        recipe.require_images(f"compile: {mode}")
     _choose_algorithms(recipe.deterministic, compiled=mode is not None)
     _share_cores(recipe.threads, ranks)
     _seed(recipe.seed)
