@@ -170,7 +170,9 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
                 logits = ready.model(*prepared(kind.blank(size, ready.device), False))
         except Exception as e:
             line = code.blame(e)
-            if line is None and not isinstance(e, AssertionError | RuntimeError | ValueError):
+            # a model of images does not take a text's three arguments
+            other = TypeError if not isinstance(block, ImagesBlock) else ValueError
+            if line is None and not isinstance(e, AssertionError | RuntimeError | ValueError | other):
                 raise
             raise ModelError(f"the model takes no {sample} ({line or e}); {block.size_keys}") from e
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
