@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from acdc_cli import memory
 from acdc_cli.data.data_set import kind_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
-from acdc_cli.models import hub, memory
+from acdc_cli.models import hub
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe import code
 from acdc_cli.recipe.blocks.data import DataBlock

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc_cli.data.segments import IGNORED
 from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
+from acdc_cli.recipe.blocks.text import IGNORED
 
 
 class Task:

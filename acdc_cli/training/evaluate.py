@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from acdc_cli import console
+from acdc_cli import console, memory
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import Preparation
-from acdc_cli.models import memory
 from acdc_cli.tasks.base.task import Measure
 from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.device_errors import in_words, mendable

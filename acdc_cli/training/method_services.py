@@ -9,9 +9,9 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from acdc_cli import memory
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RecipeError
-from acdc_cli.models import memory
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.schedule.time import Moment

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.inventory import WriteOptions, write_set
-from acdc_cli.data.segments import IGNORED
 from acdc_cli.jobs.subjects import open_subjects
+from acdc_cli.recipe.blocks.text import IGNORED
 from acdc_cli.recipe.load import load
 
 SMALL = (
@@ -166,7 +166,8 @@ def test_a_plan_speaks_of_segments_and_prices_them_with_a_full_memory(text: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "{run}", "--format", "onnx"], "works on images only"),
+        (["export", "{run}", "--format", "onnx", "--shrink"], "--shrink works on images only"),
+        (["bench", "{run}"], "works on images only"),
         (["analyze", "groups", "{run}"], "works on images only"),
         (["analyze", "corruptions", "{run}"], "images"),
     ],
@@ -207,6 +208,16 @@ def test_a_run_refuses_another_vocabulary(trained: Path, text: Path, acdc: Acdc,
     refused = acdc("eval", "--checkpoint", trained, "--data", tmp_path / "other")
     assert refused.exit_code == 2
     assert "embeddings" in refused.output
+
+
+@pytest.mark.parametrize("form", ["packed", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_an_exported_program_gives_the_logits_of_single_segments(
+    trained: Path, acdc: Acdc, tmp_path: Path, form: str
+) -> None:
+    done = acdc("export", trained, "--format", form, "--out", tmp_path / f"text.{form}")
+    assert done.exit_code == 0, done.output
+    assert "22 validation segments in batches of 1 and 16" in done.output
+    assert "answers agree on 100.00%" in done.output
 
 
 @pytest.mark.slow

@@ -46,6 +46,10 @@ class DataBlock(Block):
         """Size of the validation samples."""
         raise NotImplementedError
 
+    def shown(self) -> dict[str, Any]:
+        """The keys with which an exported model sees its samples."""
+        return {}
+
     def settled(self, size: int) -> dict[str, Any]:
         """The keys with which another training sees its samples as this one does at its end, at this size."""
         return {}

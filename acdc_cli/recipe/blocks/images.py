@@ -193,6 +193,9 @@ class ImagesBlock(DataBlock):
     def val_size(self) -> int:
         return self.val_crop
 
+    def shown(self) -> dict[str, Any]:
+        return {"val_resize": self.val_resize, "val_crop": self.val_crop}
+
     def settled(self, size: int) -> dict[str, Any]:
         return {"resolution": size, "corrupt_labels": None}
 
