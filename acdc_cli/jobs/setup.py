@@ -179,8 +179,8 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if ready.classes is not None and shape != (expected := list(kind.output_shape(size, ready.classes))):
             raise ModelError(
-                f"the model returns {shape} for {block.one} of {size} {block.size_unit}; expected logits of shape {expected}, one for each "
-                f"of the {ready.classes} classes"
+                f"the model returns {shape} for {block.one} of {size} {block.size_unit}; expected logits of shape "
+                f"{expected}, one for each of the {ready.classes} classes"
             )
 
 
