@@ -151,17 +151,19 @@ def sums(logits: Tensor, labels: Tensor, task: Task, bins: int = 15) -> dict[str
 
     logits: (batch, outputs).  labels: (batch,) int64.  The bins are (0, 1/bins], (1/bins, 2/bins], … up to 1.
     """
-    truth = task.truth(labels, logits.shape[1])
-    probabilities = task.log_probabilities(logits.float().double()).exp().flatten(0, 1)
+    asked = task.asked(labels)
+    counted = slice(None) if asked is None else asked
+    truth = task.truth(labels, logits.shape[-1])[counted]
+    probabilities = task.log_probabilities(logits.float().double())[counted].exp().flatten(0, 1)
     confidence = probabilities.amax(dim=1)
-    right = (task.answers(logits) == truth).double().flatten()
+    right = (task.answers(logits)[counted] == truth).double().flatten()
     edges = torch.arange(1, bins, dtype=torch.float64, device=logits.device) / bins
     members = torch.bucketize(confidence, edges)[:, None] == torch.arange(bins, device=logits.device)
     # products rather than index_add, whose order on a GPU varies
     weights = members.double().T
     errors = probabilities.scatter_add(1, truth.reshape(-1, 1), probabilities.new_full((len(right), 1), -1))
     # in the precision of `acdc eval`
-    logs = task.log_probabilities(logits.float())
+    logs = task.log_probabilities(logits.float())[counted]
     return {
         "nll": -logs.gather(2, truth[:, :, None]).sum(dtype=torch.float64),
         "entropy": -(logs.exp() * logs).sum(dtype=torch.float64),

@@ -22,6 +22,7 @@ from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.base.subject import Subject
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.recipe.blocks.base import Block
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import Layer, layer_name
 from acdc_cli.training.checkpoint import load_masks
@@ -180,7 +181,9 @@ def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
 
 def _of(subject: Subject, options: Options) -> _Measured:
     loaded = subject.load()
-    side = subject.recipe.data.val_size if options.inputs else None
+    # what follows an input channel through the model is an image
+    follows = options.inputs and isinstance(subject.recipe.data, ImagesBlock)
+    side = subject.recipe.data.val_size if follows else None
     return _Measured(
         kinds={layer.name: layer.kind for layer in loaded.layers},
         layers=channels(loaded.model, loaded.layers, side),

@@ -21,6 +21,7 @@ class Which(StrEnum):
 class Split(StrEnum):
     VAL = "val"
     TRAIN = "train"
+    TEST = "test"
 
 
 class Loader(StrEnum):

@@ -58,7 +58,7 @@ def plan(
 ) -> None:
     """Show what a run will do and cost, epoch by epoch and layer by layer, before it starts."""
     from acdc_cli import console
-    from acdc_cli.jobs.plan_tables import EPOCHS, LAYERS, TOTALS, epoch_rows, explained, layer_rows, total_rows
+    from acdc_cli.jobs.plan_tables import LAYERS, TOTALS, epoch_columns, epoch_rows, explained, layer_rows, total_rows
     from acdc_cli.jobs.run_plan import plan as job
     from acdc_cli.recipe.load import load
 
@@ -71,7 +71,7 @@ def plan(
     if json:
         console.out_json(planned.as_dict())
     else:
-        console.table(EPOCHS, epoch_rows(planned, every), explained(planned))
+        console.table(epoch_columns(planned), epoch_rows(planned, every), explained(planned))
         console.out("")
         console.table(LAYERS, layer_rows(planned))
         console.table(TOTALS, total_rows(planned))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from acdc_cli import memory
 from acdc_cli.data.data_set import kind_of
 from acdc_cli.errors import ModelError
-from acdc_cli.models import memory
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.sparsity.prunable import layer_name

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
@@ -125,6 +125,15 @@ class Kind(Protocol):
 
     def preparation(self, block: DataBlock, device: torch.device, layout: torch.memory_format) -> Preparation:
         """layout: memory format of images."""
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """The model as other software runs it: on one tensor, `engine_inputs`."""
+
+    def engine_inputs(self, inputs: Tensor, block: DataBlock) -> Tensor:
+        """What an exported model takes, from the inputs of a batch on the CPU."""
+
+    engine_inputs_are: str
+    """A description of them."""
 
 
 class Preparation(Protocol):

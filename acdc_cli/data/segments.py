@@ -20,9 +20,7 @@ from torch import Tensor
 from acdc_cli.data.batches import UNDIVIDED, Batch, Shard
 from acdc_cli.data.order import spread
 from acdc_cli.errors import DataError
-
-IGNORED = -100
-"""The target of a position that is not predicted, torch's own number for it."""
+from acdc_cli.recipe.blocks.text import IGNORED
 
 Tokens = NDArray[np.unsignedinteger]
 """(tokens,), perhaps mapped from a file."""

@@ -17,10 +17,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from acdc_cli import reading
+from acdc_cli.data.data_set import kind_of
 from acdc_cli.deploy.engines import ENGINES
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.models.build import build
-from acdc_cli.recipe.blocks.base import Block, Pixels
+from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.discovery import FORMATS
 from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
@@ -53,32 +54,32 @@ class Facts:
     """The one batch size that the exported model takes; None: any."""
 
     def inputs(self, images: Tensor) -> Tensor:
-        """The exported model's input for uint8 images (n, 3, side, side): normalised images, or with preprocessing
+        """The exported model's input for the inputs of a batch: such as normalised images, or with preprocessing
         images as an image reader gives them, uint8 (n, side, side, 3)."""
         if self.with_preprocessing:
             return images.permute(0, 2, 3, 1).contiguous()
-        return normalised(images, self.recipe).contiguous()
+        return kind_of(self.recipe.data).engine_inputs(images, self.recipe.data)
 
     def example(self, batch: int) -> Tensor:
-        """Inputs of a batch of black images."""
-        side = self.recipe.images.val_crop
-        return self.inputs(torch.zeros(batch, 3, side, side, dtype=torch.uint8))
+        """Inputs of a batch of blank samples."""
+        blank = kind_of(self.recipe.data).blank(self.recipe.data.val_size, torch.device("cpu"))
+        return self.inputs(torch.cat(batch * [blank]))
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says of itself; `recorded` reads it. `class_names`, `mean` and `std` are JSON."""
-        block = self.recipe.images
-        shown = {"val_resize": block.val_resize, "val_crop": block.val_crop, "batch": self.batch}
+        block = self.recipe.data
+        shown = {**block.shown(), "batch": self.batch}
         return {
             "acdc": json.dumps({**self.header, "shown": shown}),
             "class_names": json.dumps(self.classes),
-            "input": _RAW if self.with_preprocessing else "float32 RGB / 255, less mean, over std",
-            "mean": json.dumps(block.mean),
-            "std": json.dumps(block.std),
+            "input": _RAW if self.with_preprocessing else kind_of(block).engine_inputs_are,
+            **{key: json.dumps(getattr(block, key)) for key in ("mean", "std") if hasattr(block, key)},
         }
 
     def rebuilt(self, weights: Path) -> nn.Module:
         """The recipe's model, in eval mode, with the weights of a file that `models.weights` reads."""
-        return build(self.recipe.model.starting_from(str(weights)), len(self.classes)).eval()
+        model = build(self.recipe.model.starting_from(str(weights)), len(self.classes))
+        return kind_of(self.recipe.data).deployed(model).eval()
 
 
 class Format(Protocol):
@@ -100,8 +101,6 @@ class Format(Protocol):
 
 
 class _Shown(reading.Form):
-    val_resize: Pixels
-    val_crop: Pixels
     batch: PositiveInt | None
 
 
@@ -160,12 +159,6 @@ def engine_logits(engine: str, path: Path) -> Logits:
     """A file as one of `engines` runs it."""
     run = ENGINES[engine].open(path, 0)
     return lambda inputs: torch.from_numpy(run(inputs.numpy()))
-
-
-def normalised(images: Tensor, recipe: Recipe) -> Tensor:
-    """uint8 (n, 3, height, width) to float32, normalised as in training."""
-    shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.images.mean, recipe.images.std))
-    return (images - shift) / scale
 
 
 def find(name: str) -> tuple[Format, type[Block]]:

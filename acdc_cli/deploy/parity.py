@@ -29,14 +29,15 @@ class Parity:
     """Largest difference of two logits, as a share of the largest absolute logit."""
     agreement: float
     """Share of the answers (an image's class, or whether it has a label) that are the same."""
+    noun: str = "images"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "noun"}
 
     def __str__(self) -> str:
         return (
-            f"{self.images} validation images in batches of {' and '.join(map(str, self.batches))}: logits differ by "
-            f"{self.difference:.1e} of the largest, answers agree on {self.agreement:.2%}"
+            f"{self.images} validation {self.noun} in batches of {' and '.join(map(str, self.batches))}: logits differ "
+            f"by {self.difference:.1e} of the largest, answers agree on {self.agreement:.2%}"
         )
 
 
@@ -48,6 +49,7 @@ def check(
     what: str,
     tolerance: float = TOLERANCE,
     answers: Logits = lambda logits: logits.argmax(1),
+    noun: str = "images",
 ) -> Parity:
     """inputs: as many as the largest batch or more; those that fill no batch of a fixed size are left out.
     answers: of the models' task, from their logits.
@@ -62,7 +64,7 @@ def check(
     differences = [difference(expected, each) for each in shares]
     agreed = [(answers(each) == answers(expected[: len(each)])).double().mean() for each in shares]
     # of several maxima NaN wins only in torch's
-    parity = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)))
+    parity = Parity(len(inputs), tuple(batches), float(torch.tensor(differences).max()), float(min(agreed)), noun)
     if not (parity.difference <= tolerance and parity.agreement >= AGREEMENT):
         raise ModelError(f"{what} is not the same model and is not kept: {parity}")
     return parity

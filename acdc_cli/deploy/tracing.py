@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from acdc_cli.deploy.contract import Facts, normalised
+from acdc_cli.data.inputs.images import normalised
+from acdc_cli.deploy.contract import Facts
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.schema import Recipe
@@ -39,7 +40,7 @@ class Preprocessed(nn.Module):
         self._recipe = recipe
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self._model(normalised(images.permute(0, 3, 1, 2), self._recipe))
+        logits: Tensor = self._model(normalised(images.permute(0, 3, 1, 2), self._recipe.images))
         return logits
 
 

@@ -107,6 +107,6 @@ def _nowhere(block: DataBlock, run: RunDir, tried: Sequence[Path]) -> str:
     shown = ", ".join(map(str, tried[:_NAMED])) + (f", … {len(tried) - _NAMED} more" if len(tried) > _NAMED else "")
     verb = "are" if block.inputs.endswith("s") else "is"
     return (
-        f"the {block.inputs} of {block.name} that {run.path} was trained on {verb} not here; looked in {shown}. Name the "
-        f"folder with --data or --set data.path=FOLDER, or list the folder that holds your data sets in {SEARCHED}"
+        f"the {block.inputs} of {block.name} that {run.path} was trained on {verb} not here; looked in {shown}. Name "
+        f"the folder with --data or --set data.path=FOLDER, or list the folder that holds your data sets in {SEARCHED}"
     )

@@ -47,7 +47,7 @@ class Options:
     model: str | None = None
     data: str | None = None
     """Folder or name of a data set."""
-    split: Literal["train", "val"] = "val"
+    split: Literal["train", "val", "test"] = "val"
     batch_size: int | None = None
     loader: Literal["auto", "ffcv", "torch"] | None = None
     overrides: tuple[str, ...] = ()
@@ -214,25 +214,24 @@ def layer_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The metrics formatted for a person."""
     flops = "unknown" if metrics["flops"] is None else f"{metrics['flops'] / 1e9:.4g} G"
-    measures = measures_of(metrics["task"])
+    measures, samples = measures_of(metrics["task"]), data_class(metrics["task"])
     of_logits = [(each.name, each.spelt(metrics[each.key])) for each in (measures.headline, *measures.more)]
     unit = "" if task_class(metrics["task"]).losses == ("squared",) else " nats"
     of_logits.append(("loss", f"{metrics['loss']:.4f}{unit}"))
     of_logits.append((measures.confidence.name, measures.confidence.spelt(metrics[measures.confidence.key])))
     own = [key for key in metrics if key.startswith(f"{measures.headline.key}/")]
     of_logits += [(f"  {key.partition('/')[2]}", measures.headline.spelt(metrics[key])) for key in own]
-    sample = "an image" if data_class(metrics["task"]).noun == "images" else "a sample"
     of_weights = (
         [
             ("sparsity of the pruned layers", f"{metrics['sparsity']:.2%}"),
             ("sparsity of all conv and linear layers", f"{metrics['sparsity_all']:.2%}"),
             ("nonzero parameters", f"{metrics['nonzero']:,} of {metrics['params']:,}"),
-            (f"FLOPs of {sample}, convention {CONVENTION}", flops),
+            (f"FLOPs of {samples.one}, convention {CONVENTION}", flops),
         ]
         if metrics["layers"]
         else []
     )
-    return [*of_logits, *of_weights, (data_class(metrics["task"]).noun, f"{metrics['samples']:.0f}")]
+    return [*of_logits, *of_weights, (samples.noun, f"{metrics['samples']:.0f}")]
 
 
 def _changed(recipe: Recipe, options: Options) -> Recipe:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli import console
-from acdc_cli.data.data_set import DataSet
+from acdc_cli.data.data_set import DataSet, kind_of
 from acdc_cli.deploy import contract, parity
 from acdc_cli.deploy.contract import Facts
 from acdc_cli.deploy.shrinking import Shrunk, shrunk
@@ -91,7 +91,8 @@ def export(
         kind.write(model, opened.facts, options, partial)
         _refuse_if_of_others(out, partial)
         exported = kind.read(partial, opened.facts)
-        agreed = parity.check(opened.model, exported, inputs, batches, str(out), answers=opened.answers)
+        noun = opened.facts.recipe.data.noun
+        agreed = parity.check(opened.model, exported, inputs, batches, str(out), answers=opened.answers, noun=noun)
     if publish := getattr(kind, "publish", None):
         publish(out, opened.facts, options)
     files = [file for file in (out, *out.rglob("*")) if file.is_file()]
@@ -116,10 +117,10 @@ class Opened:
         try:
             loader.warm_up()
             with loader.epoch(0) as batches:
-                images = torch.cat([batch.inputs.clone(memory_format=torch.contiguous_format) for batch in batches])
+                inputs = torch.cat([batch.inputs.clone(memory_format=torch.contiguous_format) for batch in batches])
         finally:
             loader.close()
-        return self.facts.inputs(images.repeat(-(-at_least // len(images)), 1, 1, 1))
+        return self.facts.inputs(torch.cat(-(-at_least // len(inputs)) * [inputs]))
 
 
 def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Traced) -> Opened:
@@ -144,8 +145,10 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
         batch=None if traced.batch == "dynamic" else traced.batch,
     )
     model = ready.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    smaller = shrunk(model, recipe.images.val_crop) if traced.shrink else None
+    smaller = shrunk(model, recipe.require_images("--shrink").val_crop) if traced.shrink else None
+    model = kind_of(recipe.data).deployed(model).eval()
     if traced.with_preprocessing:
+        recipe.require_images("--with-preprocessing")
         model = Preprocessed(model, recipe).eval()
         smaller = smaller and replace(smaller, model=Preprocessed(smaller.model, recipe).eval())
     return Opened(model, facts, data, smaller)
@@ -171,8 +174,9 @@ def _refuse_if_of_others(out: Path, new: Path) -> None:
 
 def _on_cpu(recipe: Recipe, side: int | None) -> Recipe:
     """side: of the validation crops in pixels, which then cover the same share of the image as before."""
-    block = recipe.images
+    block = recipe.data
     if side is not None:
+        block = recipe.require_images("--input-size")
         resize = round(block.val_resize * side / block.val_crop)
         block = block.model_copy(update={"val_crop": side, "val_resize": resize})
     return recipe.model_copy(update={"device": "cpu", "data": block})

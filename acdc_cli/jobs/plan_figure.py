@@ -35,7 +35,7 @@ def draw(plan: Plan, file: Path) -> None:
     sparsity.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
     rate.set(ylabel="learning rate", ylim=(0, None))
     largest = max(epoch["resolution"] for epoch in epochs)
-    resolution.set(ylabel="resolution (pixels)", ylim=(0, 1.1 * largest))
+    resolution.set(ylabel=f"{plan.samples.size_key} ({plan.samples.size_unit})", ylim=(0, 1.1 * largest))
     resolution.set(xlabel="epochs trained", xlim=(0, len(epochs)))
     figure.suptitle(plan.name)
     try:

@@ -11,9 +11,13 @@ from acdc_cli import console
 from acdc_cli.cost.conventions import NAMES
 from acdc_cli.jobs.run_plan import Plan, PlannedEpoch
 
-EPOCHS = ("epochs", "phase", "zeros", "all", "lr", "to", "px", "fwd", "train", "cost")
 LAYERS = ("layer", "shape", "weights", "density", "kept dense by")
 TOTALS = ("", "")
+
+
+def epoch_columns(plan: Plan) -> tuple[str, ...]:
+    size, _ = plan.samples.short_words
+    return ("epochs", "phase", "zeros", "all", "lr", "to", size, "fwd", "train", "cost")
 
 
 def explained(plan: Plan) -> str:
@@ -22,7 +26,7 @@ def explained(plan: Plan) -> str:
     return (
         f"{plan.name}, priced by convention {convention} ({NAMES[convention]})\n"
         "zeros, all: % of the pruned layers' weights, % of all conv and linear weights\n"
-        "fwd, train: GFLOPs per image; cost: training so far, in dense trainings"
+        f"fwd, train: GFLOPs of {plan.samples.one}; cost: training so far, in dense trainings"
     )
 
 
@@ -79,11 +83,11 @@ def total_rows(plan: Plan) -> list[tuple[str, str]]:
         ("parameters", f"{totals.params:,}"),
         ("not zero at the end", nonzero),
         (
-            f"inference at {plan.inference_resolution} px",
+            f"inference at {plan.inference_resolution} {plan.samples.short_words[0]}",
             f"{console.with_prefix(float(totals.inference_flops), 4)}FLOPs, {totals.inference_ratio:.3f} of dense",
         ),
         ("training", f"{console.with_prefix(float(totals.train_flops))}FLOPs, {totals.train_ratio:.3f} of dense"),
-        ("images seen", f"{totals.images:,} in {totals.steps:,} optimiser steps"),
+        (f"{plan.samples.noun} seen", f"{totals.images:,} in {totals.steps:,} optimiser steps"),
         ("memory", f"{_mega(sum(asdict(memory).values()))} and activations: {of_memory}"),
         ("checkpoint", f"{_mega(plan.checkpoint)}, and as much for the previous one"),
     ]

@@ -16,6 +16,8 @@ from acdc_cli.cost.training_cost import Flops, kept_weights, nominal
 from acdc_cli.data.data_set import expected_set, steps_per_epoch
 from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.lint import lint
+from acdc_cli.recipe.blocks.data import DataBlock
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, TargetBlock
 from acdc_cli.recipe.blocks.task import LAST_DENSE
 from acdc_cli.recipe.schema import Recipe
@@ -113,10 +115,12 @@ class Plan:
     notes: list[str]
     """Assumptions made where the recipe alone does not determine the plan."""
     warnings: list[str]
+    samples: type[DataBlock] = ImagesBlock
+    """The kind of inputs, for its words."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values. FLOPs are integers wherever they are whole."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        return {key: _plain(value) for key, value in asdict(self).items() if key != "samples"}
 
 
 def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
@@ -144,6 +148,7 @@ def plan(recipe: Recipe, convention: Convention = CONVENTION) -> Plan:
             _notes(recipe, images, is_there, learned=densities[-1] is None, ranked=kept is None, taught=prices.teacher)
         ),
         warnings=warnings,
+        samples=type(recipe.data),
     )
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from acdc_cli import console
+from acdc_cli import console, memory
 from acdc_cli.data.data_set import kind_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
-from acdc_cli.models import hub, memory
+from acdc_cli.models import hub
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe import code
 from acdc_cli.recipe.blocks.data import DataBlock
@@ -69,7 +69,9 @@ def build(recipe: Recipe, labels: Labels | int, ranks: Ranks = ALONE) -> ReadyMo
     classes = labels if isinstance(labels, int) else len(labels.names)
     task = tasks.build(recipe.task, *(() if isinstance(labels, int) else (labels.names, labels.kind)))
     device = own_device(ranks, choose_device(recipe.device))
-    mode = _compile_mode(recipe, device)
+    if (mode := _compile_mode(recipe, device)) not in (None, "default"):
+        # the graphs of other modes would overwrite what a model remembers
+        recipe.require_images(f"compile: {mode}")
     _choose_algorithms(recipe.deterministic, compiled=mode is not None)
     _share_cores(recipe.threads, ranks)
     _seed(recipe.seed)
@@ -170,14 +172,17 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
                 logits = ready.model(*prepared(kind.blank(size, ready.device), False))
         except Exception as e:
             line = code.blame(e)
-            if line is None and not isinstance(e, AssertionError | IndexError | RuntimeError | TypeError | ValueError):
+            # a model of images does not take a text's three arguments
+            other = TypeError if not isinstance(block, ImagesBlock) else ValueError
+            expected_errors = AssertionError | IndexError | RuntimeError | ValueError | other
+            if line is None and not isinstance(e, expected_errors):
                 raise
             raise ModelError(f"the model takes no {sample} ({line or e}); {block.size_keys}") from e
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if ready.classes is not None and shape != (expected := list(kind.output_shape(size, ready.classes))):
             raise ModelError(
-                f"the model returns {shape} for one of the {sample}; expected logits of shape {expected}, one for each "
-                f"of the {ready.classes} classes"
+                f"the model returns {shape} for {block.one} of {size} {block.size_unit}; expected logits of shape "
+                f"{expected}, one for each of the {ready.classes} classes"
             )
 
 

@@ -65,6 +65,7 @@ def teacher(recipe: Recipe, ready: setup.ReadyModel, classes: Sequence[str], sid
     name, block = recipe.task.teacher, recipe.task.distillation
     if name is None:
         return None
+    recipe.require_images("task.teacher")
     if name == LAST_DENSE:
         model = setup.without_start(recipe).model
         built = _on_device(model, recipe.data, recipe, ready, len(classes))

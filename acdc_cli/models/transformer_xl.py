@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models.memory import Memory, Past
-
-IGNORED = -100
-"""Target of a position that is not predicted."""
+from acdc_cli.memory import Memory, Past
+from acdc_cli.recipe.blocks.text import IGNORED
 
 
 class AdaptiveEmbedding(nn.Module):
@@ -305,7 +303,7 @@ class TransformerXL(nn.Module):
     def _hidden(self, tokens: Tensor, begins: Tensor | None) -> Tensor:
         most = self._remembers[self.training]
         if begins is None:
-            begins = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+            begins = torch.zeros(tokens.size(0), dtype=torch.bool, device=tokens.device)
         past = self.memory.recall(begins, most)
         hidden = self.dropout(self.embeddings(tokens))
         hidden_keys = _hidden_keys(tokens, past)

@@ -77,9 +77,13 @@ class Recipe(Block):
     @property
     def images(self) -> ImagesBlock:
         """The block `data` of a recipe on images. Raises RecipeError for other inputs."""
+        return self.require_images("this")
+
+    def require_images(self, what: str) -> ImagesBlock:
+        """The same.  what: works on images only, for the error."""
         if not isinstance(self.data, ImagesBlock):
             raise RecipeError(
-                f"this works on images only, and {self.name} is a recipe on {self.data.inputs} (task.name: "
+                f"{what} works on images only, and {self.name} is a recipe on {self.data.inputs} (task.name: "
                 f"{self.task.name})"
             )
         return self.data

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc_cli.data.segments import IGNORED
 from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
+from acdc_cli.recipe.blocks.text import IGNORED
 
 
 class Task:
@@ -90,17 +90,20 @@ class Task:
         }
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        return F.log_softmax(logits, dim=-1)
+        return F.log_softmax(logits, dim=-1).flatten(0, 1)[:, None]
 
     def undecided(self, logits: Tensor) -> Tensor:
         log_probabilities = F.log_softmax(logits.float(), dim=-1)
-        return -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(dim=-1)
+        return -(log_probabilities.exp() * log_probabilities).nan_to_num().sum(dim=-1).flatten()[:, None]
 
     def answers(self, logits: Tensor) -> Tensor:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1).flatten()[:, None]
 
     def truth(self, targets: Tensor, outputs: int) -> Tensor:
-        return targets
+        return targets.clamp(min=0).flatten()[:, None]
+
+    def asked(self, targets: Tensor) -> Tensor | None:
+        return (targets != IGNORED).flatten()
 
     def decisions(self, outputs: int) -> tuple[str, ...]:
         return ("",)

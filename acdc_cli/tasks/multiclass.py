@@ -85,6 +85,9 @@ class Task:
     def truth(self, targets: Tensor, outputs: int) -> Tensor:
         return targets[:, None]
 
+    def asked(self, targets: Tensor) -> Tensor | None:
+        return None
+
     def decisions(self, outputs: int) -> tuple[str, ...]:
         return ("",)
 

@@ -92,6 +92,9 @@ class Task:
     def truth(self, targets: Tensor, outputs: int) -> Tensor:
         return targets[:, None] >> torch.arange(outputs, device=targets.device) & 1
 
+    def asked(self, targets: Tensor) -> Tensor | None:
+        return None
+
     def decisions(self, outputs: int) -> tuple[str, ...]:
         return self._labels or tuple(map(str, range(outputs)))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from acdc_cli import memory
 from acdc_cli.data.batches import Batch
-from acdc_cli.models import memory
 from acdc_cli.training.distributed import Replica
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.teacher import Teacher

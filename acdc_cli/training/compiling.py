@@ -19,7 +19,7 @@ sizes."""
 
 
 class Compiled:
-    """uint8 images (batch, 3, height, width) to logits (batch, classes), like the forward pass that it compiles.
+    """The inputs of a batch to logits, like the forward pass that it compiles; below, inputs are called images.
 
     There is one graph for each shape of the images in training, in evaluation, and for gradients in eval mode. Without
     gradients a batch is padded with black images to the largest batch of its image size and their logits are cut off,
@@ -69,7 +69,7 @@ class Compiled:
 def _filled(images: Tensor, count: int) -> Tensor:
     """Pads to this many images, in the same layout; graphs also depend on whether tensors come from inference mode."""
     with torch.inference_mode(images.is_inference()):
-        return F.pad(images, (0, 0, 0, 0, 0, 0, 0, count - len(images)))
+        return F.pad(images, (0, 0) * (images.ndim - 1) + (0, count - len(images)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Log:
     def calls(self, training: bool, shape: torch.Size) -> None:
         """Notes that the forward pass is about to be called."""
         kind = "evaluation" if not torch.is_grad_enabled() else "training" if training else "gradients"
-        self._call = f"{kind} on {shape[0]} images of {shape[2]} px"
+        self._call = f"{kind} on {shape[0]} " + (f"images of {shape[2]} px" if len(shape) == 4 else "texts")
         self._is_known = self._call in self._called
         self._called.add(self._call)
 

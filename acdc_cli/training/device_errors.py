@@ -38,5 +38,5 @@ def mendable(attempt: str, way_out: str) -> Iterator[None]:
 def in_words(inputs: Tensor, parts: int) -> str:
     """inputs: those of a batch, passed through the model in `parts` parts."""
     in_parts = f", in {parts} parts" if parts > 1 else ""
-    each = "images of {} pixels" if inputs.ndim == 4 else "texts of {} tokens"
-    return f"a batch of {inputs.shape[0]} {each.format(inputs.shape[-1])}{in_parts}"
+    what = f"images of {inputs.shape[-1]} pixels" if inputs.ndim == 4 else "texts"
+    return f"a batch of {inputs.shape[0]} {what}{in_parts}"

@@ -9,9 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from acdc_cli import memory
 from acdc_cli.data.batches import Batch
-from acdc_cli.models import memory
+from acdc_cli.errors import RecipeError
 from acdc_cli.quantities import Quantity
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.training.compiling import Compiled
 from acdc_cli.training.parts import Parts
@@ -32,6 +34,8 @@ class MethodServices:
         return self._parts.model
 
     def input_shape(self, epoch: int) -> tuple[int, ...]:
+        if self._parts.samples is not ImagesBlock:
+            raise RecipeError(f"sparsity.method: {self._parts.sparsifier.config.method} works on images only")
         side = self._parts.resolution(epoch)
         return 3, side, side
 

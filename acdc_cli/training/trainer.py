@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
+from acdc_cli import memory
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, Stopped
-from acdc_cli.models import memory
 from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import Tracker

@@ -13,7 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.errors import ModelError
+from acdc_cli.models import build as models
 from acdc_cli.models.blurpool import apply_blurpool
+from acdc_cli.recipe.blocks.model import ModelBlock
+from acdc_cli.recipe.blocks.text import TextBlock
 from acdc_cli.sparsity.prunable import layers
 
 
@@ -265,3 +268,18 @@ def test_a_mean_has_the_shape_that_torch_gives_it(dimensions: tuple[int, ...], k
     assert found[0].shape == torch.zeros(1, 3, 8, 8).mean(dimensions, keep).shape
     assert pooled.kind == "pool"
     assert pooled.elements * pooled.taps == 3 * 8 * 8
+
+
+def test_a_transformer_xl_attends_to_a_full_memory_and_its_segment() -> None:
+    model = models.build(ModelBlock(name="transformer_xl", options={"memory": 10, "layers": 3}), 50)
+    block = TextBlock(name="text", batch_size=1, length=4)
+    found = operations(model, 4, block)
+    attention = [operation.macs for operation in found if operation.kind == "attention"]
+    # 4 queries by content and by distance on 10 + 4 keys, and the values weighted: 128 numbers each
+    assert attention == [4 * 14 * 128] * 9
+    by_name = {operation.parameter_name: operation.macs for operation in found if operation.kind == "linear"}
+    assert by_name["layers.2.attention.query.weight"] == 4 * 128 * 128
+    assert by_name["layers.2.attention.key_value.weight"] == 14 * 128 * 256
+    # the softmax multiplies by the embeddings; looking them up is free
+    assert by_name["embeddings.tables.0.weight"] == 4 * 128 * 50
+    assert model.memory.parts == {}

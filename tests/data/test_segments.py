@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acdc_cli.data.batches import UNDIVIDED, Batch, Shard
-from acdc_cli.data.segments import IGNORED, Segments, all_rows, equal_rows, grouped, single_segments
+from acdc_cli.data.segments import Segments, all_rows, equal_rows, grouped, single_segments
 from acdc_cli.errors import DataError
+from acdc_cli.recipe.blocks.text import IGNORED
 
 CPU = torch.device("cpu")
 TEXT = np.arange(23, dtype="<u2")

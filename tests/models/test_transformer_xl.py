@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
+from acdc_cli.memory import aside
 from acdc_cli.models import build
 from acdc_cli.models.initialisation import Undrawn
-from acdc_cli.models.memory import aside
 from acdc_cli.models.transformer_xl import Attention, TransformerXL, encoded_distances
 from acdc_cli.recipe.schema import ModelBlock
 

@@ -265,6 +265,7 @@ def test_these_studies_are_shipped_and_are_no_recipes() -> None:
         "methods_demo",
         "mobilenet", "multidigits_epoch_length", "pairs", "patterns",
         "phase_length", "revive_cifar10", "revive_digits", "section4", "small_dense", "table1", "table2", "table3",
+        "table4",
         "weight_decay", "zero_channels",
     ]  # fmt: skip
     assert not any("studies" in name for name in shipped.names())
@@ -344,6 +345,9 @@ def test_the_demo_is_short_and_has_the_budget_to_double_two_sparsities_lengths_t
         ("table3", "method=acdc%20depthwise%20dense,sparsity=0.9", "mobilenetv1_90_depthwise_dense", []),
         ("table3", "method=rigl%20erk,sparsity=0.9", "rigl_mobilenetv1_90", []),
         ("table3", "method=str,sparsity=0.9", "str_mobilenetv1", []),
+        ("table4", "sparsity=0.8,method=dense", "transformer_xl_dense", []),
+        ("table4", "sparsity=0.9,method=acdc", "transformer_xl_90", []),
+        ("table4", "sparsity=0.8,method=acdc%20embeddings%2050", "transformer_xl_80_embed50", []),
         ("figure3", "method=acdc,sparsity=0.95,epochs=200", "resnet50_95_uniform", ["epochs=200"]),
         ("figure3", "method=topkast,sparsity=0.9,epochs=100", "topkast_resnet50_90", []),
         ("figure3", "method=rigl,sparsity=0.9,epochs=500", "rigl_resnet50_90", ["epochs=500"]),

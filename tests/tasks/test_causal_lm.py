@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from acdc_cli.data.segments import IGNORED
 from acdc_cli.recipe.blocks.task import TaskBlock
+from acdc_cli.recipe.blocks.text import IGNORED
 from acdc_cli.tasks.causal_lm import Task
 
 HALVES = torch.tensor([0.5, 0.25, 0.25]).log()

@@ -30,16 +30,15 @@ def task(name: str) -> Any:
 
 @pytest.fixture
 def batch(task: Any) -> tuple[Tensor, Tensor]:
-    """Logits and targets. Each token of a text asks for a decision."""
+    """Logits and targets. Each token of a text is a sample."""
     random = torch.Generator().manual_seed(0)
     shape = (IMAGES, LENGTH) if task.inputs == "text" else (IMAGES,)
     most = 2**OUTPUTS if task.targets == "bits" else OUTPUTS
     return 3 * torch.randn(*shape, OUTPUTS, generator=random), torch.randint(most, shape, generator=random)
 
 
-def decisions(task: Any) -> int:
-    """Decisions for each sample."""
-    return LENGTH if task.inputs == "text" else len(task.decisions(OUTPUTS))
+def samples(task: Any) -> int:
+    return IMAGES * LENGTH if task.inputs == "text" else IMAGES
 
 
 def test_there_is_a_task_for_each_kind_of_targets() -> None:
@@ -67,7 +66,7 @@ def test_a_headline_in_percent_is_the_share_of_right_answers(task: Any, batch: t
     logits, targets = batch
     answers, truth = task.answers(logits), task.truth(targets, OUTPUTS)
     assert answers.dtype == truth.dtype == torch.int64
-    assert answers.shape == truth.shape == (IMAGES, decisions(task))
+    assert answers.shape == truth.shape == (samples(task), len(task.decisions(OUTPUTS)))
     metrics = task.metrics({key: float(value) for key, value in task.sums(*batch).items()}, IMAGES)
     if task.measures.headline.is_accuracy:
         assert metrics[task.measures.headline.key] == pytest.approx(float((answers == truth).double().mean()))
@@ -79,7 +78,7 @@ def test_a_headline_in_percent_is_the_share_of_right_answers(task: Any, batch: t
 def test_answers_are_the_likeliest_options(task: Any, batch: tuple[Tensor, Tensor]) -> None:
     logits, _ = batch
     log_probabilities = task.log_probabilities(logits)
-    assert log_probabilities.shape == (IMAGES, decisions(task), len(task.options(OUTPUTS)))
+    assert log_probabilities.shape == (samples(task), len(task.decisions(OUTPUTS)), len(task.options(OUTPUTS)))
     torch.testing.assert_close(log_probabilities.exp().sum(dim=2), torch.ones(log_probabilities.shape[:2]))
     assert torch.equal(log_probabilities.argmax(dim=2), task.answers(logits))
 

@@ -60,6 +60,7 @@ def judge(subject: Subject, split: Split, workspace: Workspace) -> Judgements:
 
 @torch.inference_mode()
 def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
+    subject.recipe.images  # noqa: B018 - which refuses other inputs
     loaded, parts, options = subject.load(), [], 0
     with subject.images(split) as images, console.progress(subject.name) as bar, images.epoch(0) as batches:
         shown = bar.add_task(subject.name, total=images.steps)

@@ -112,6 +112,10 @@ class Agreement:
     """The p-value of `mcnemar`; NaN where images ask for several decisions, which are not independent."""
 
 
+_MOST_OPTIONS = 2000
+"""With more options, differences are not counted for each pair of answers: the counts would fill the memory."""
+
+
 def compare(
     first: Loaded,
     second: Loaded,
@@ -133,7 +137,7 @@ def compare(
         a, b = (_logits(model, batch.inputs) for model, batch in zip((first, second), pair, strict=True))
         if a.shape != b.shape:
             raise RunError(
-                f"{description}: one model has {a.shape[1]} classes, the other {b.shape[1]}; compare models "
+                f"{description}: one model has {a.shape[-1]} classes, the other {b.shape[-1]}; compare models "
                 "of the same classes"
             )
         labels = pair[0].targets
@@ -158,13 +162,18 @@ def sums(a: Tensor, b: Tensor, labels: Tensor, task: Task) -> dict[str, Tensor]:
 
     a, b: (batch, outputs), the logits of the two models.  labels: (batch,) int64.
     """
-    log_a, log_b = (task.log_probabilities(logits.float().double()) for logits in (a, b))
-    top_a, top_b, truth = task.answers(a), task.answers(b), task.truth(labels, a.shape[1])
+    asked = task.asked(labels)
+    counted = slice(None) if asked is None else asked
+    log_a, log_b = (task.log_probabilities(logits.float().double())[counted] for logits in (a, b))
+    top_a, top_b, truth = (
+        each[counted] for each in (task.answers(a), task.answers(b), task.truth(labels, a.shape[-1]))
+    )
     right_a, right_b = top_a == truth, top_b == truth
     differ = top_a != top_b
     (_, decisions, options), of = log_a.shape, torch.arange(log_a.shape[1], device=a.device)
-    cells = torch.zeros(decisions * options**2, dtype=torch.int64, device=a.device)
-    places = (of * options + top_a) * options + top_b
+    listed = options if options <= _MOST_OPTIONS else 0
+    cells = torch.zeros(decisions * listed**2, dtype=torch.int64, device=a.device)
+    places = (of * options + top_a) * options + top_b if listed else top_a[:0]
     return {
         "images": torch.tensor(len(labels), device=a.device),
         # the probabilities may be zeros, but their logarithms stay finite
@@ -177,7 +186,9 @@ def sums(a: Tensor, b: Tensor, labels: Tensor, task: Task) -> dict[str, Tensor]:
         "only_a_right": (right_a & ~right_b).sum(),
         "only_b_right": (~right_a & right_b).sum(),
         "both_wrong": (~right_a & ~right_b).sum(),
-        "confusion": cells.index_add_(0, places.flatten(), differ.long().flatten()).view(decisions, options, options),
+        "confusion": cells.index_add_(0, places.flatten(), differ[: len(places)].long().flatten()).view(
+            decisions, listed, listed
+        ),
     }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acdc_cli.data.data_set import Preparation
-from acdc_cli.data.image_set import expected_set, fingerprints, open_set
+from acdc_cli.data.image_set import expected_set as expected_set
+from acdc_cli.data.image_set import fingerprints as fingerprints
+from acdc_cli.data.image_set import open_set as open_set
 from acdc_cli.recipe.blocks.images import ImagesBlock
-
-__all__ = ["blank", "expected_set", "fingerprints", "open_set", "output_shape", "preparation", "vocabulary"]
 
 
 def vocabulary(block: ImagesBlock) -> None:
@@ -26,6 +26,23 @@ def output_shape(size: int, outputs: int) -> tuple[int, ...]:
 
 def preparation(block: ImagesBlock, device: torch.device, layout: torch.memory_format) -> Preparation:
     return normalisation(block.mean, block.std, device, layout)
+
+
+engine_inputs_are = "float32 RGB / 255, less mean, over std"
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    return model
+
+
+def engine_inputs(inputs: Tensor, block: ImagesBlock) -> Tensor:
+    """uint8 (n, 3, height, width) to float32, normalised as in training."""
+    return normalised(inputs, block).contiguous()
+
+
+def normalised(images: Tensor, block: ImagesBlock) -> Tensor:
+    shift, scale = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (block.mean, block.std))
+    return (images - shift) / scale
 
 
 def normalisation(

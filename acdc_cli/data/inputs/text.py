@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from acdc_cli import memory
 from acdc_cli.data.data_set import Preparation
-from acdc_cli.data.token_set import expected_set, fingerprints, open_set
+from acdc_cli.data.token_set import expected_set as expected_set
+from acdc_cli.data.token_set import fingerprints as fingerprints
+from acdc_cli.data.token_set import open_set as open_set
 from acdc_cli.recipe.blocks.text import TextBlock
 
-__all__ = ["blank", "expected_set", "fingerprints", "open_set", "output_shape", "preparation", "vocabulary"]
+engine_inputs_are = "int64 tokens of a segment that stands alone"
 
 
 def vocabulary(block: TextBlock) -> None:
@@ -26,6 +29,28 @@ def output_shape(size: int, outputs: int) -> tuple[int, ...]:
 
 def preparation(block: TextBlock, device: torch.device, layout: torch.memory_format) -> Preparation:
     return _arguments
+
+
+class Alone(nn.Module):
+    """A model of text without its memory: every segment begins a text."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(rows, length) -> (rows, length, vocabulary)."""
+        with memory.off(self.model):
+            logits: Tensor = self.model(tokens)
+        return logits
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    return Alone(model)
+
+
+def engine_inputs(inputs: Tensor, block: TextBlock) -> Tensor:
+    return inputs[:, 1:-1].contiguous()
 
 
 def _arguments(inputs: Tensor, training: bool) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ class DataBlock(Block):
     """The kind of inputs: a file of `data/inputs`."""
     noun: ClassVar[str] = "samples"
     """What a sample is called, in the plural."""
+    one: ClassVar[str] = "a sample"
     size_key: ClassVar[str] = "size"
     """What the size of a sample is called in records."""
     size_unit: ClassVar[str] = ""
@@ -44,6 +45,10 @@ class DataBlock(Block):
     def val_size(self) -> int:
         """Size of the validation samples."""
         raise NotImplementedError
+
+    def shown(self) -> dict[str, Any]:
+        """The keys with which an exported model sees its samples."""
+        return {}
 
     def settled(self, size: int) -> dict[str, Any]:
         """The keys with which another training sees its samples as this one does at its end, at this size."""

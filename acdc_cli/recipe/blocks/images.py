@@ -120,6 +120,7 @@ class ImagesBlock(DataBlock):
 
     inputs: ClassVar[str] = "images"
     noun: ClassVar[str] = "images"
+    one: ClassVar[str] = "an image"
     size_key: ClassVar[str] = "resolution"
     size_unit: ClassVar[str] = "pixels"
     short_words: ClassVar[tuple[str, str]] = ("px", "img/s")
@@ -191,6 +192,9 @@ class ImagesBlock(DataBlock):
     @property
     def val_size(self) -> int:
         return self.val_crop
+
+    def shown(self) -> dict[str, Any]:
+        return {"val_resize": self.val_resize, "val_crop": self.val_crop}
 
     def settled(self, size: int) -> dict[str, Any]:
         return {"resolution": size, "corrupt_labels": None}

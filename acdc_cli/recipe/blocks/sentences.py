@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -15,6 +15,7 @@ class SentencesBlock(DataBlock):
 
     inputs: ClassVar[str] = "sentences"
     noun: ClassVar[str] = "examples"
+    one: ClassVar[str] = "an example"
     size_key: ClassVar[str] = "length"
     size_unit: ClassVar[str] = "tokens"
     short_words: ClassVar[tuple[str, str]] = ("tok", "ex/s")
@@ -32,6 +33,9 @@ class SentencesBlock(DataBlock):
     """Train on this many examples only, spread evenly over the set: for a quick trial. Default: all."""
     val_examples: PositiveInt | None = None
     """Validate on this many examples only, spread evenly over the set. Default: all."""
+
+    def shown(self) -> dict[str, Any]:
+        return {"length": self.length}
 
     def size_at(self, epoch: int, epochs: int) -> int:
         return self.length

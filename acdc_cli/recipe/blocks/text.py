@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from acdc_cli.recipe.blocks.base import Bears, at_most
 from acdc_cli.recipe.blocks.data import DataBlock
+
+IGNORED = -100
+"""The target of a position that is not predicted, torch's own number for it."""
 
 Tokens = Annotated[PositiveInt, at_most(1_000_000)]
 
@@ -17,6 +20,7 @@ class TextBlock(DataBlock):
 
     inputs: ClassVar[str] = "text"
     noun: ClassVar[str] = "segments"
+    one: ClassVar[str] = "a segment"
     size_key: ClassVar[str] = "length"
     size_unit: ClassVar[str] = "tokens"
     short_words: ClassVar[tuple[str, str]] = ("tok", "seg/s")
@@ -42,6 +46,9 @@ class TextBlock(DataBlock):
     """Train on the first so many tokens only, for a quick trial. Default: all."""
     val_tokens: PositiveInt | None = None
     """Validate on the first so many tokens only. Default: all."""
+
+    def shown(self) -> dict[str, Any]:
+        return {"val_length": self.val_size}
 
     def size_at(self, epoch: int, epochs: int) -> int:
         return self.length

@@ -52,7 +52,8 @@ class Task(Measure, Protocol):
     def unsmoothed_loss(self, logits: Tensor, targets: Tensor) -> Tensor | None:
         """The loss on the targets themselves, without a gradient; None if `loss` is on them, too."""
 
-    # A decision is a choice among options. Each image asks for one or more, and all have the same number of options.
+    # A decision is a choice among options. Each sample asks for one or more, and all have the same number of options.
+    # In what follows, each token of a text is a sample: (batch, …) is (rows · length, …) there.
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """(batch, decisions, options): of each option, in the logits' precision."""
@@ -66,8 +67,11 @@ class Task(Measure, Protocol):
     def truth(self, targets: Tensor, outputs: int) -> Tensor:
         """(batch, decisions), int64: the right options.  outputs: of the model."""
 
+    def asked(self, targets: Tensor) -> Tensor | None:
+        """(batch,), bool: which samples count; None: all."""
+
     def decisions(self, outputs: int) -> tuple[str, ...]:
-        """Names of the decisions; one without a name if there is one only, or one for each token of a text."""
+        """Names of the decisions; one without a name if there is one only."""
 
     def options(self, outputs: int) -> tuple[str, ...]:
         """Names of the options."""

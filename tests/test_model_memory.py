@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.models.memory import Memory, aside, off, part, remembered, restore
+from acdc_cli.memory import Memory, aside, off, part, remembered, restore
 from acdc_cli.models.transformer_xl import TransformerXL
 
 
