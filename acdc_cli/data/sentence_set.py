@@ -84,7 +84,8 @@ class SentenceSet(DataSet):
         rows = self.rows(split)
         if self.known.scores:
             return np.array(
-                [self._score(split, label, line) for label, line in zip(rows.labels, rows.lines, strict=True)], np.float32
+                [self._score(split, label, line) for label, line in zip(rows.labels, rows.lines, strict=True)],
+                np.float32,
             )
         numbers = {label: number for number, label in enumerate(self._classes)}
         for label, line in zip(rows.labels, rows.lines, strict=True):
