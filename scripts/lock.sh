@@ -10,7 +10,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 compile() {
     "$uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-        --extra corruptions --extra demo --extra deploy --extra mnn --extra openvino --extra slurm --extra tensorboard --group dev --no-annotate --no-header "$@"
+        --extra corruptions --extra demo --extra deploy --extra language --extra mnn --extra openvino --extra slurm --extra tensorboard --group dev --no-annotate --no-header "$@"
 }
 
 # All of it is resolved at once, so that the two files agree; FFCV's share is then what the rest does not need.

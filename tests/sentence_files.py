@@ -47,7 +47,7 @@ def write_set(folder: Path, train: int = 48, val: int = 10) -> Path:
 def write_recipe(folder: Path) -> Path:
     """AC/DC in four epochs on the set `words` of this folder."""
     write_tokenizer(folder / "tokens")
-    write_set(folder / "words")
+    write_set(folder / "words", train=96)
     file = folder / "words.yaml"
     file.write_text(
         f"""name: words
@@ -56,7 +56,7 @@ threads: 1
 model: {{name: "hf:bert", options: {TINY}}}
 data: {{name: sentences, path: {folder / "words"}, tokenizer: {folder / "tokens"}, length: 16, batch_size: 8}}
 task: {{name: sentence_class}}
-optim: {{name: adamw, lr: 0.003, schedule: {{name: linear}}}}
+optim: {{name: adamw, lr: 0.005, schedule: {{name: linear}}}}
 sparsity: {{method: acdc, target: 0.5, keep_dense: [embeddings, last], warmup_epochs: 1, sparse_epochs: 1,
             dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """

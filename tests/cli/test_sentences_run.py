@@ -19,7 +19,7 @@ def test_a_run_learns_prunes_exactly_and_is_evaluated_as_it_was_validated(tmp_pa
     assert result.exit_code == 0, result.output
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "sparse"
-    assert last["accuracy"] > 0.5
+    assert last["accuracy"] > 0.9
     weights = load_file(run / "sparse.safetensors")
     pruned = [weights[f"{name}.weight"] for name in last["layers"] if not name.startswith(("bert.embed", "classifier"))]
     # half of the weights of 2 layers and the pooler
@@ -45,18 +45,22 @@ def test_a_plan_needs_neither_data_nor_network(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("changes", "said"),
     [
-        ("data.length=600", "the model takes no examples of 600 tokens (its longest is 512"),
-        ("model.options={vocab_size: 12, hidden_size: 24}", "the tokenizer has 15 tokens, and the model 12; name the"),
-        ("task.name=glue/rte", "glue/rte is judged on rte, found sentences"),
-        ("task.name=multiclass", "data.tokenizer"),
-        ("model={name: resnet20}", "the model takes no examples of 16 tokens"),
-        ("data.batch_size=64", "data.batch_size 64 is more than the 48 examples of sentences"),
+        (["data.length=600"], "the model takes no examples of 600 tokens (its longest is 512"),
+        (
+            ["model.options={vocab_size: 12, hidden_size: 24}"],
+            "the tokenizer has 15 tokens, and the model 12; name the",
+        ),
+        (["task.name=glue/rte"], "glue/rte is judged on rte, found sentences"),
+        (["task.name=multiclass"], "data.tokenizer"),
+        (["model={name: resnet20}", "sparsity.keep_dense=[]"], "the model takes no examples of 16 tokens"),
+        (["data.batch_size=128"], "data.batch_size 128 is more than the 96 examples of sentences"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path: Path, change: str, said: str) -> None:
-    result = run_acdc("train", write_recipe(tmp_path), "--out", tmp_path / "run", "--set", change)
+def test_what_does_not_fit_is_one_line(tmp_path: Path, changes: list[str], said: str) -> None:
+    settings = [word for each in changes for word in ("--set", each)]
+    result = run_acdc("train", write_recipe(tmp_path), "--out", tmp_path / "run", *settings)
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.stderr.split())
     assert not (tmp_path / "run").exists()

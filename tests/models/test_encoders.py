@@ -78,7 +78,7 @@ def test_linear_layers_and_attention_are_counted() -> None:
 
 
 def test_a_length_beyond_the_positions_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"takes no examples of 25 tokens \(its longest is 24.*data.length"):
+    with pytest.raises(ModelError, match=r"takes no examples of 25 tokens \(its longest is 24.*data\.length"):
         operations(on_meta(bert(), 3), 25, BLOCK)
 
 
@@ -98,7 +98,7 @@ def test_a_folder_has_a_configuration_and_weights(model: torch.nn.Module, tmp_pa
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="holds no weights of this model: its 1 tensors are conv1.weight"):
+    with pytest.raises(ModelError, match=r"holds no weights of this model: its 1 tensors are conv1\.weight"):
         build(bert(weights=str(tmp_path), new_head=True), 3)
 
 
