@@ -13,9 +13,11 @@ from acdc_cli import console
 from acdc_cli.data import manifest
 from acdc_cli.data.describe import SetFacts, chosen_of, describe
 from acdc_cli.data.image_set import open_set
+from acdc_cli.data.known_sentences import known_sentences
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.manifest import Manifest
+from acdc_cli.data.sentence_set import written_examples
 from acdc_cli.data.token_set import FACTS, written_tokens
 from acdc_cli.data.token_set import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write
@@ -59,7 +61,17 @@ def list_sets() -> list[dict[str, Any]]:
         }
         for name, known in known_texts().items()
     ]
-    return texts + [
+    sentences = [
+        {
+            "name": name,
+            "classes": len(known.classes) if known.classes else None,
+            "image_size": "-",
+            "description": known.description,
+            "written": written_examples(HOME / name, known),
+        }
+        for name, known in known_sentences().items()
+    ]
+    return [*texts, *sentences] + [
         {
             "name": name,
             "classes": known.classes,
@@ -78,6 +90,10 @@ def _written(folder: Path) -> dict[str, int]:
 
 def write_set(name: str, options: WriteOptions) -> None:
     """Raises DataError for an unknown set, for options of other kinds of sets, and for a source that cannot be read."""
+    if name in known_sentences():
+        raise DataError(
+            f"{name} is read as it is: put {', '.join(known_sentences()[name].files.values())} in {HOME / name}"
+        )
     of_texts = {"tokenizer", "at_least"}
     of_both = {"source", "out", "force"}
     is_text = name in known_texts()

@@ -181,10 +181,19 @@ def vocabulary(block: SentencesBlock) -> int:
     return tokens_of(block.tokenizer).size
 
 
+def written_examples(root: Path, known: KnownSentences) -> dict[str, int]:
+    """Lines of each table that lies in a folder, without its header."""
+    headers = not isinstance(known.label, int)
+    return {split: file.read_bytes().count(b"\n") - headers for split, file in _tables(root, known).items()}
+
+
+def _tables(root: Path, known: KnownSentences) -> dict[str, Path]:
+    return {split: root / name for split, name in known.files.items() if (root / name).is_file()}
+
+
 def _digests(root: Path, known: KnownSentences) -> dict[str, str]:
     """SHA-256 of each table."""
-    there = {split: root / name for split, name in known.files.items() if (root / name).is_file()}
-    return {split: files.sha256(file) for split, file in there.items()}
+    return {split: files.sha256(file) for split, file in _tables(root, known).items()}
 
 
 def _known(name: str) -> KnownSentences:

@@ -149,7 +149,8 @@ def test_known_sets_are_planned_by_their_published_size(tmp_path: Path) -> None:
             sizes[name] = expected_set(block(tmp_path, name=name, path=str(tmp_path)))
     assert sizes["mnli"] == (3, 392_702, False)
     assert sizes["stsb"] == (1, 5_749, False)
-    assert len(sizes) == 8
+    assert sizes["kjv_books"] == (6, 28_045, False)
+    assert len(sizes) == 9
 
 
 def test_tables_are_read_as_glue_publishes_them(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from acdc_cli.cost.conventions import Convention
+from acdc_cli.data.known_sentences import known_sentences
 from acdc_cli.data.known_sets import known_sets
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.errors import RecipeError
@@ -89,7 +90,10 @@ CIFAR = [
     *(f"cifar/{name}" for name in ("resnet20_90", "resnet20_95", "resnet20_dense", "wideresnet_90")),
 ]
 TABLE4 = [f"neurips21/transformer_xl_{kind}" for kind in ("dense", "80", "90", "80_embed50", "90_embed50")]
-LANGUAGE = ["language/kjv_90", *TABLE4]
+GLUE = [f"language/{name}" for name in ("bert_glue_90", "bert_glue_80", "bert_glue_dense", "gmp_bert_glue_90")]
+MINILM = ["language/minilm_kjv_90", "language/minilm_kjv_dense"]
+SENTENCES = [*GLUE, *MINILM]
+LANGUAGE = ["language/kjv_90", *TABLE4, *SENTENCES]
 MODERN = [f"modern/resnet50_{recipe}_{kind}" for recipe in ("v2", "a2", "a3") for kind in ("dense", "95")]
 """The trainings of torchvision's and timm's best ResNet-50."""
 CELEBA = [f"celeba_resnet18_{target}" for target in ("dense", "95", "98", "99", "99_5")]
@@ -162,7 +166,7 @@ def test_a_shipped_recipe_loads_and_resolves_to_itself(name: str, tmp_path: Path
 def test_a_shipped_recipe_names_a_model_and_a_data_set_that_exist(name: str) -> None:
     recipe = load(name)
     assert callable(models.find(recipe.model.name))
-    assert recipe.data.name in {**known_sets(), **known_texts()}
+    assert recipe.data.name in {**known_sets(), **known_texts(), **known_sentences()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -261,9 +261,9 @@ def test_these_studies_are_shipped_and_are_no_recipes() -> None:
     assert NAMES == [
         "celeba_epoch_length", "cifar100", "cifar10_epoch_length", "cifar10_methods", "decompression_sparsity",
         "dense_fraction",
-        "epoch_length", "epoch_length_demo", "figure3", "imagenet_c", "kjv_methods", "memorisation", "methods",
+        "epoch_length", "epoch_length_demo", "figure3", "glue", "imagenet_c", "kjv_methods", "memorisation", "methods",
         "methods_demo",
-        "mobilenet", "multidigits_epoch_length", "pairs", "patterns",
+        "minilm_kjv", "mobilenet", "multidigits_epoch_length", "pairs", "patterns",
         "phase_length", "revive_cifar10", "revive_digits", "section4", "small_dense", "table1", "table2", "table3",
         "table4",
         "weight_decay", "zero_channels",
