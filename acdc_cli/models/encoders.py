@@ -8,6 +8,7 @@ names, so that it loads what is trained here.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from acdc_cli.errors import ModelError
 PREFIX = "hf:"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Of checkpoints that were converted from TensorFlow."""
+_SPARE = re.compile(r"\.pooler\.|\.position_ids$")
+"""What some models leave out of others' checkpoints: a head's input, and numbers that nobody trains."""
 _OURS = ("num_labels", "id2label", "label2id", "problem_type", "torchscript", "return_dict", "attn_implementation")
 
 
@@ -97,18 +100,22 @@ class _Encoder:
         return tuple(name for name in self.state_dict() if not name.startswith(own))
 
     def published(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """A published checkpoint's tensors by this model's names, without the heads of its pretraining."""
+        """A published checkpoint's tensors by this model's names, without the heads of its pretraining.
+
+        A checkpoint of another model stays as it is, and so does a layer that this model lacks, for errors to name.
+        """
         assert isinstance(self, nn.Module)
         own, expected = f"{self.base_model_prefix}.", set(self.state_dict())
-        named: dict[str, Any] = {}
-        for name, tensor in tensors.items():
-            for old, new in _OLD_NAMES.items():
-                name = name.replace(old, new)
-            # of a checkpoint without any head
-            named[name if name in expected or f"{own}{name}" not in expected else f"{own}{name}"] = tensor
-        # a checkpoint of another model stays as it is, for errors to name
-        is_ours = any(name in expected for name in named)
-        return {name: tensor for name, tensor in named.items() if name in expected} if is_ours else dict(tensors)
+        # some were saved without any head, and then without the prefix
+        prefix = "" if any(name.startswith(own) for name in tensors) else own
+        named = {prefix + _of_today(name): tensor for name, tensor in tensors.items()}
+        if not expected & named.keys():
+            return dict(tensors)
+        return {
+            name: tensor
+            for name, tensor in named.items()
+            if name in expected or (name.startswith(own) and not _SPARE.search(name))
+        }
 
     def forward(self, tokens: Tensor, mask: Tensor, types: Tensor) -> Tensor:
         """Each (batch, length), int64, mask 0 where there is no token; gives logits (batch, classes)."""
@@ -121,3 +128,9 @@ class _Encoder:
         result = super().forward(**{key: value for key, value in arguments.items() if key in known})  # type: ignore[misc]
         logits: Tensor = result.logits
         return logits
+
+
+def _of_today(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name

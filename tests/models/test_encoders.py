@@ -102,6 +102,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         build(bert(weights=str(tmp_path), new_head=True), 3)
 
 
+def test_layers_of_the_file_that_the_model_lacks_are_not_dropped(model: torch.nn.Module, tmp_path: Path) -> None:
+    bare = {name.removeprefix("bert."): each for name, each in model.state_dict().items() if "classifier" not in name}
+    save_file(bare, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"16 unknown: bert\.encoder\.layer\.1"):
+        build(bert(options=OPTIONS | {"num_hidden_layers": 1}, weights=str(tmp_path), new_head=True), 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
