@@ -16,8 +16,8 @@ from acdc_cli.data.image_set import open_set
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.manifest import Manifest
-from acdc_cli.data.token_set import FACTS, written_tokens
-from acdc_cli.data.token_set import check as check_tokens
+from acdc_cli.data.token_files import FACTS, written_tokens
+from acdc_cli.data.token_files import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.data.write_tokens import summary, write_text_set
 from acdc_cli.errors import DataError
