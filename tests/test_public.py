@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from acdc_cli import __version__, api
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock, SparsityBlock, TargetBlock
-from acdc_cli.recipe.kinds import method_config, methods
+from acdc_cli.recipe.kinds import DATA_BLOCKS, method_config, methods
 from acdc_cli.recipe.schema import Recipe
 from scripts import docs_hooks
 
@@ -40,6 +40,8 @@ def _keys(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def test_every_recipe_key_of_the_schema_stands_on_the_page() -> None:
     page = docs_hooks.keys()
     keys = {*_keys(Recipe), *_keys(PrunedBlock, "sparsity."), *_keys(TargetBlock, "sparsity.")}
+    for block in DATA_BLOCKS.values():
+        keys |= {*_keys(block, "data.")}
     assert {"name", "data.resolution[].since", "optim.schedule.milestones", "sparsity.pattern", "ema.decay"} <= keys
     assert [key for key in sorted(keys) if f"\n| `{key}` | " not in page] == []
 

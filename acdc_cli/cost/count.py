@@ -65,9 +65,12 @@ def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> l
     buffers = {name: buffer.to("meta") for name, buffer in model.named_buffers()}
     dtype = next((weight.dtype for weight in parameters.values()), None)
     block = block or ImagesBlock(name="images", batch_size=1)
-    meta, kind = torch.device("meta"), kind_of(block)
-    prepared = kind.preparation(block, meta, torch.contiguous_format)(kind.blank(size, meta), False)
-    sample = tuple(each if each is None or not each.is_floating_point() else each.to(dtype) for each in prepared)
+    # prepared on the CPU: on the meta device torch would do so in Python, for which it imports its compiler
+    meta, cpu, kind = torch.device("meta"), torch.device("cpu"), kind_of(block)
+    prepared = kind.preparation(block, cpu, torch.contiguous_format)(kind.blank(size, cpu), False)
+    sample = tuple(
+        None if each is None else each.to(meta, dtype if each.is_floating_point() else each.dtype) for each in prepared
+    )
     try:
         with torch.no_grad(), meta, _in_eval_mode(model), memory.aside(model), _scopes(model) as scopes:
             recorder = _Recorder(parameters, buffers, scopes)

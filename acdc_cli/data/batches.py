@@ -15,6 +15,7 @@ from torch import Tensor
 from acdc_cli.data.augment import Augmentation, Crop, times_of
 from acdc_cli.data.finish import Finish
 from acdc_cli.data.order import epoch_order, repeated, spread
+from acdc_cli.data.shard import UNDIVIDED, Shard
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,6 @@ class Loader(Protocol):
         """Compile and allocate now, so that the first epoch need not wait."""
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The part that a rank draws: in training an equal part of every batch, else every `size`-th batch."""
-
-    rank: int = 0
-    size: int = 1
-    """Ranks that share the split."""
-    local_size: int = 1
-    """Ranks that share this machine's cores."""
-
-
-UNDIVIDED = Shard()
 
 
 class Picks(NamedTuple):

@@ -9,17 +9,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
-import torch
-from torch import Tensor, nn
-
-from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.labels import Labels
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.discovery import INPUTS
+
+if TYPE_CHECKING:
+    # `acdc data` and `acdc doctor` do without torch
+    import torch
+    from torch import Tensor, nn
+
+    from acdc_cli.data.batches import Loader
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ import torch
 from acdc_cli import console
 from acdc_cli.data import augment, resident
 from acdc_cli.data.augment import Crop
-from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
+from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import steps_per_epoch
 from acdc_cli.data.finish import finish_of
 from acdc_cli.data.image_set import ImageSet, is_as_published
 from acdc_cli.data.order import spread
 from acdc_cli.data.resident import ResidentLoader
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import ImagesBlock

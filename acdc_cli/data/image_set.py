@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from acdc_cli.data import corrupted_labels, relatives
 from acdc_cli.data import manifest as manifests
-from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.corrupted_labels import CorruptedLabels
 from acdc_cli.data.data_set import DataSet, root_of
@@ -23,10 +22,16 @@ from acdc_cli.data.known_sets import SPLITS, known_sets, require_same_classes
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.order import spread
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.data.write_beton import Source
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from acdc_cli.data.batches import Loader
 
 
 @dataclass(frozen=True)

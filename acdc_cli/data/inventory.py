@@ -18,8 +18,8 @@ from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, re
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.manifest import Manifest
 from acdc_cli.data.sentence_set import written_examples
-from acdc_cli.data.token_set import FACTS, written_tokens
-from acdc_cli.data.token_set import check as check_tokens
+from acdc_cli.data.token_files import FACTS, written_tokens
+from acdc_cli.data.token_files import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.data.write_tokens import summary, write_text_set
 from acdc_cli.errors import DataError
@@ -51,36 +51,28 @@ class WriteOptions:
 
 def list_sets() -> list[dict[str, Any]]:
     """The known sets, and how many samples of each lie in `data/<name>`."""
-    texts = [
-        {
-            "name": name,
-            "classes": None,
-            "image_size": "-",
-            "description": known.description,
-            "written": written_tokens(HOME / name),
-        }
-        for name, known in known_texts().items()
-    ]
+    texts = [_entry(name, known.description, written_tokens(HOME / name)) for name, known in known_texts().items()]
     sentences = [
-        {
-            "name": name,
-            "classes": len(known.classes) if known.classes else None,
-            "image_size": "-",
-            "description": known.description,
-            "written": written_examples(HOME / name, known),
-        }
+        _entry(name, known.description, written_examples(HOME / name, known), known.classes and len(known.classes))
         for name, known in known_sentences().items()
     ]
-    return [*texts, *sentences] + [
-        {
-            "name": name,
-            "classes": known.classes,
-            "image_size": known.image_size,
-            "description": known.description,
-            "written": _written(HOME / name),
-        }
+    images = [
+        _entry(name, known.description, _written(HOME / name), known.classes, known.image_size)
         for name, known in known_sets().items()
     ]
+    return [*texts, *sentences, *images]
+
+
+def _entry(
+    name: str, description: str, written: dict[str, int], classes: int | None = None, image_size: str = "-"
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "classes": classes,
+        "image_size": image_size,
+        "description": description,
+        "written": written,
+    }
 
 
 def _written(folder: Path) -> dict[str, int]:

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc_cli.data.batches import UNDIVIDED, Batch, Shard
+from acdc_cli.data.batches import Batch
 from acdc_cli.data.order import spread
+from acdc_cli.data.shard import UNDIVIDED, Shard
+from acdc_cli.data.token_files import Tokens
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.text import IGNORED
-
-Tokens = NDArray[np.unsignedinteger]
-"""(tokens,), perhaps mapped from a file."""
 
 
 @dataclass(frozen=True)

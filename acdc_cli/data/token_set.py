@@ -1,55 +1,23 @@
-"""A text on the disk as numbers of tokens, with its vocabulary and checksums.
-
-A folder holds `train.tokens`, `val.tokens` and perhaps `test.tokens`, arrays of little-endian integers that are mapped
-into memory, and `text.json`, the vocabulary and the facts of each.
-"""
+"""The data set of a text: its vocabulary and loaders."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import PositiveInt
 
-from acdc_cli import files, reading
-from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
+from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, root_of
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.labels import Labels
-from acdc_cli.data.segments import Segments, Tokens, all_rows, equal_rows, grouped, single_segments
+from acdc_cli.data.segments import Segments, all_rows, equal_rows, grouped, single_segments
+from acdc_cli.data.shard import UNDIVIDED, Shard
+from acdc_cli.data.token_files import FACTS, Facts, Tokens, fingerprint, mapped, read_facts, vocabulary_digest
 from acdc_cli.data.tokenisers import Tokeniser, tokeniser_of
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.text import TextBlock
-
-FACTS = "text.json"
-VERSION = 1
-Dtype = Literal["<u2", "<u4"]
-
-
-class Split(reading.Form):
-    tokens: PositiveInt
-    characters: PositiveInt
-    """Of the text that the tokens stand for."""
-    dtype: Dtype
-    sha256: str
-    """Of the file."""
-    source: str
-    """SHA-256 of the text."""
-
-
-class Facts(reading.Form):
-    version: Literal[1]
-    name: str
-    tokeniser: dict[str, Any]
-    splits: dict[str, Split]
-    created: str
-    acdc_version: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +35,7 @@ class TokenSet(DataSet):
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        return _fingerprint(self.facts_)
+        return fingerprint(self.facts_)
 
     def facts(self) -> dict[str, Any]:
         # the vocabulary may have hundreds of thousands of names
@@ -139,70 +107,3 @@ def expected_set(block: TextBlock) -> tuple[int, int, bool]:
         data = open_set(block)
         vocabulary, stored, is_there = data.classes, data.stored("train"), True
     return vocabulary, require_segments(block, min(stored, block.tokens or stored)) * block.batch_size, is_there
-
-
-def fingerprints(root: Path, thorough: bool) -> dict[str, str | None]:
-    if not (root / FACTS).is_file():
-        return {}
-    try:
-        return {**_fingerprint(read_facts(root))}
-    except DataError:
-        return {"train": ""}
-
-
-def _fingerprint(facts: Facts) -> dict[str, str]:
-    vocabulary = vocabulary_digest(facts)
-    return {name: f"{split.sha256}-{vocabulary[:16]}" for name, split in facts.splits.items()}
-
-
-def read_facts(root: Path, name: str = "text") -> Facts:
-    """Raises DataError if the folder holds no written text, or one of its files has another size."""
-    file = root / FACTS
-    if not os.path.isfile(file):
-        raw = " It holds a text that is not written yet." if os.path.isfile(root / "train.txt") else ""
-        raise DataError(
-            f"the text {name} is not written: {root.absolute()} has no {FACTS}.{raw} Write it: `acdc data write {name} "
-            f"--source FOLDER --out {root}`, or give its location: --set data.path=FOLDER"
-        )
-    values = reading.read_json(file, Facts, DataError, "write the text again")
-    facts = Facts.model_validate(values)
-    for split, known in facts.splits.items():
-        mapped(root, split, known)
-    return facts
-
-
-def mapped(root: Path, split: str, known: Split) -> Tokens:
-    file = root / f"{split}.tokens"
-    expected = known.tokens * np.dtype(known.dtype).itemsize
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; write the text again") from error
-    if size != expected:
-        raise DataError(f"{file} has {size} bytes, and {FACTS} says {expected}; write the text again")
-    tokens: Tokens = np.memmap(file, known.dtype, "r")
-    return tokens
-
-
-def written_tokens(root: Path) -> dict[str, int]:
-    """Tokens of each split in a folder; empty if it holds no written text."""
-    if not (root / FACTS).is_file():
-        return {}
-    return {name: split.tokens for name, split in read_facts(root).splits.items()}
-
-
-def check(root: Path) -> Facts:
-    """Compares every byte with the checksums. Raises DataError."""
-    facts = read_facts(root)
-    names = tokeniser_of(facts.tokeniser).names
-    for split, known in facts.splits.items():
-        file = root / f"{split}.tokens"
-        if files.sha256(file) != known.sha256:
-            raise DataError(f"{file} has changed since it was written; write the text again, or fetch another copy")
-        if (largest := int(mapped(root, split, known).max())) >= len(names):
-            raise DataError(f"{file} has token {largest}, and the vocabulary {len(names)}; write the text again")
-    return facts
-
-
-def vocabulary_digest(facts: Facts) -> str:
-    return hashlib.sha256(repr(sorted(facts.tokeniser.items())).encode()).hexdigest()

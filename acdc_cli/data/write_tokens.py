@@ -13,7 +13,7 @@ import numpy as np
 
 from acdc_cli import __version__, console, files
 from acdc_cli.data.known_texts import KnownText, known_texts
-from acdc_cli.data.token_set import FACTS, VERSION, Facts, check, read_facts
+from acdc_cli.data.token_files import FACTS, VERSION, Facts, check, read_facts
 from acdc_cli.data.tokenisers import Tokeniser, learnt, tokeniser_of
 from acdc_cli.errors import DataError
 

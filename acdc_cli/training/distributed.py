@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from acdc_cli import console
-from acdc_cli.data.batches import Shard
+from acdc_cli.data.shard import Shard
 from acdc_cli.errors import AcdcError, RunError, Stopped
 from acdc_cli.training.watchdog import LOST, Watchdog
 

@@ -184,8 +184,14 @@ ARGUMENTS = [
     Case(
         "unknown split",
         nothing,
+        "eval --checkpoint run --split tset",
+        "Invalid value for '--split': …'tset' is not one of 'val', 'train', 'test'.",
+    ),
+    Case(
+        "a split that images lack",
+        nothing,
         "eval --checkpoint run --split test",
-        "Invalid value for '--split': …'test' is not one of 'val', 'train'.",
+        "the data set … has no test: …",
     ),
     Case("empty batch", nothing, "eval --checkpoint run --batch-size 0", "Invalid value for '--batch-size': …"),
     Case(

@@ -9,6 +9,7 @@ from command import Acdc
 from torch import nn
 
 from acdc_cli.errors import ModelError
+from acdc_cli.recipe.blocks.data import DataBlock
 
 MACS = (16 * 27 + 2 * 16 * 16 * 9) * 7**2 + (16 * 32 + 32 * 32) * 9 * 4**2 + (32 * 64 + 64 * 64) * 9 * 2**2 + 640
 """Of resnet8 on digits of 7 x 7 pixels, in ten classes."""
@@ -65,7 +66,7 @@ def test_gradients_that_a_method_asks_for_are_in_both_ledgers_and_in_the_plan(ac
 def test_a_model_that_needs_its_weights_to_run_is_trained_without_a_price(
     acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(model: nn.Module, side: int) -> None:
+    def refuse(model: nn.Module, size: int, block: DataBlock) -> None:
         raise ModelError("it looks at its weights")
 
     monkeypatch.setattr("acdc_cli.jobs.costs.operations", refuse)

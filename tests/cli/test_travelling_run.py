@@ -68,7 +68,7 @@ def test_the_error_says_where_it_looked(acdc: Acdc, home: Path) -> None:
     assert refused.exit_code == 2
     said = " ".join(refused.stderr.split())
     assert f"{home}/runs/small-0/data/digits" in said
-    assert "more. Name their folder with --data" in said
+    assert "more. Name the folder with --data" in said
 
 
 def test_an_unfinished_run_resumes_elsewhere(acdc: Acdc, home: Path, digits: Path) -> None:

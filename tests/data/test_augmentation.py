@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from acdc_cli.data.augment import PADDED, RANDOM_RESIZED, Crop, crop_box, times_of
-from acdc_cli.data.batches import Plan, Shard
+from acdc_cli.data.batches import Plan
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.finish import Finish, erased_box, finish_of
 from acdc_cli.data.finish import draws as draws_of
 from acdc_cli.data.order import epoch_order, repeated
 from acdc_cli.data.policies import rand, trivial
 from acdc_cli.data.resident import ResidentLoader, can_stay
+from acdc_cli.data.shard import Shard
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.recipe.blocks.images import AugmentationBlock, ImagesBlock
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from acdc_cli.data.augment import WHOLE, Crop
-from acdc_cli.data.batches import UNDIVIDED, Loader, Plan, Shard
+from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.corrupted_labels import CorruptedLabels, corrupt
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.image_loaders import corrupted_loader
 from acdc_cli.data.order import spread
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import CorruptLabelsBlock, ImagesBlock

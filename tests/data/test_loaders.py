@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from acdc_cli.data import image_loaders
-from acdc_cli.data.batches import Loader, Shard
+from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.resident import ResidentLoader
+from acdc_cli.data.shard import Shard
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import ImagesBlock, ResolutionStep

@@ -13,12 +13,13 @@ from in_memory import InMemory
 from mini_trainer import MiniRun, StopAtCall
 
 from acdc_cli.data.augment import PADDED, Crop
-from acdc_cli.data.batches import Batch, Plan, Shard
+from acdc_cli.data.batches import Batch, Plan
 from acdc_cli.data.beton import BetonFile
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.finish import finish_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.mixing import MixingLoader, as_shares
+from acdc_cli.data.shard import Shard
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError, Stopped
 from acdc_cli.recipe.blocks.images import AugmentationBlock, ImagesBlock

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from acdc_cli.data import resident
 from acdc_cli.data.augment import CENTRED, PADDED, RANDOM_RESIZED, WHOLE, Crop
-from acdc_cli.data.batches import Loader, Plan, Shard
+from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.resident import ResidentLoader, can_stay, cut, cut_on_host
+from acdc_cli.data.shard import Shard
 from acdc_cli.data.torch import TorchLoader
 from acdc_cli.errors import DataError
 

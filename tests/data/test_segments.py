@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc_cli.data.batches import UNDIVIDED, Batch, Shard
+from acdc_cli.data.batches import Batch
 from acdc_cli.data.segments import Segments, all_rows, equal_rows, grouped, single_segments
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.text import IGNORED
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.inventory import WriteOptions, check, write_set
-from acdc_cli.data.token_set import read_facts
+from acdc_cli.data.token_files import read_facts
 from acdc_cli.data.tokenisers import BytePairs, Words, tokeniser_of
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.text import TextBlock

@@ -16,6 +16,7 @@ from acdc_cli.analysis import compare, curves
 from acdc_cli.jobs import bench_run, prune_findings, training_run
 from acdc_cli.jobs.pruned_recipe import Asked
 from acdc_cli.quantities import ACCURACY, Measures, Quantity
+from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs import run_table
@@ -215,8 +216,8 @@ def test_an_epoch_is_a_line_with_the_value_itself(capsys: pytest.CaptureFixture[
     measures = Measures(PERPLEXITY, measures_of("multiclass").confidence, (BITS,))
     record = recorded(0) | {"perplexity": 21.456, "bpc": 1.25, "lr": 0.1, "resolution": 8, "images_per_second": 1.0}
     record |= {"val_loss": 3.0, "entropy": 2.0, "sparsity_all": 0.5}
-    print_header(measures)
-    print_epoch(record, measures)
+    print_header(measures, ImagesBlock)
+    print_epoch(record, measures, ImagesBlock)
     legend, heads, line = capsys.readouterr().err.splitlines()
     assert legend.endswith("bpc in bits; zeros (of pruned layers, of all) in %")
     cells = dict(zip(heads.split(), line.split(), strict=False))

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from acdc_cli.data.augment import WHOLE, Crop
-from acdc_cli.data.batches import Plan, Shard
+from acdc_cli.data.batches import Plan
+from acdc_cli.data.shard import Shard
 from acdc_cli.errors import RunError
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training.distributed import ALONE, Ranks, Replica, first_host, is_joining, own_device, process_group

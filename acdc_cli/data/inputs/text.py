@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from acdc_cli import memory
 from acdc_cli.data.data_set import Preparation
+from acdc_cli.data.token_files import fingerprints as fingerprints
 from acdc_cli.data.token_set import expected_set as expected_set
-from acdc_cli.data.token_set import fingerprints as fingerprints
 from acdc_cli.data.token_set import open_set as open_set
 from acdc_cli.recipe.blocks.text import TextBlock
 
