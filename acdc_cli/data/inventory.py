@@ -53,7 +53,9 @@ def list_sets() -> list[dict[str, Any]]:
     """The known sets, and how many samples of each lie in `data/<name>`."""
     texts = [_entry(name, known.description, written_tokens(HOME / name)) for name, known in known_texts().items()]
     sentences = [
-        _entry(name, known.description, written_examples(HOME / name, known), known.classes and len(known.classes))
+        _entry(
+            name, known.description, written_examples(HOME / name, known), len(known.classes) if known.classes else None
+        )
         for name, known in known_sentences().items()
     ]
     images = [

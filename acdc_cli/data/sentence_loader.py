@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc_cli.data.batches import UNDIVIDED, Batch, Shard
+from acdc_cli.data.batches import Batch
 from acdc_cli.data.order import epoch_order
 from acdc_cli.data.sentence_tokens import Encoded
+from acdc_cli.data.shard import UNDIVIDED, Shard
 
 _MULTIPLE = 8
 

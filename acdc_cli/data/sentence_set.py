@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from acdc_cli import console, files
-from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
+from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, root_of, steps_per_epoch
 from acdc_cli.data.known_sentences import KnownSentences, known_sentences
 from acdc_cli.data.labels import Labels
@@ -20,6 +20,7 @@ from acdc_cli.data.order import spread
 from acdc_cli.data.sentence_files import Rows, read
 from acdc_cli.data.sentence_loader import Sentences
 from acdc_cli.data.sentence_tokens import Encoded, SentenceTokens, tokens_of
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.sentences import SentencesBlock
 from acdc_cli.recipe.suggest import did_you_mean

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli import console, memory
-from acdc_cli.data.batches import UNDIVIDED, Loader, Shard
+from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, Preparation
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.tasks.base.further import OnSplit
 from acdc_cli.tasks.base.task import Measure, Task
 from acdc_cli.tasks.base.totals import combined, fetched, over_ranks

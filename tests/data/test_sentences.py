@@ -9,11 +9,12 @@ import pytest
 import torch
 from sentence_files import WORDS, write_set, write_tokenizer
 
-from acdc_cli.data.batches import UNDIVIDED, Batch, Loader, Shard
+from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.known_sentences import known_sentences
 from acdc_cli.data.sentence_files import read
 from acdc_cli.data.sentence_set import SentenceSet
+from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.sentences import SentencesBlock
 
