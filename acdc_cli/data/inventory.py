@@ -17,7 +17,7 @@ from acdc_cli.data.known_sentences import known_sentences
 from acdc_cli.data.known_sets import SPLITS, KnownSet, known_set, known_sets, read_set
 from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.manifest import Manifest
-from acdc_cli.data.sentence_set import written_examples
+from acdc_cli.data.sentence_files import written_examples
 from acdc_cli.data.token_files import FACTS, written_tokens
 from acdc_cli.data.token_files import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write

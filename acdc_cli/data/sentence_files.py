@@ -46,6 +46,17 @@ def read(file: Path, known: KnownSentences) -> Rows:
     return Rows(rows.texts, rows.labels, rows.lines, left_out)
 
 
+def written_examples(root: Path, known: KnownSentences) -> dict[str, int]:
+    """Lines of each table that lies in a folder, without its header."""
+    headers = not isinstance(known.label, int)
+    return {split: file.read_bytes().count(b"\n") - headers for split, file in tables(root, known).items()}
+
+
+def tables(root: Path, known: KnownSentences) -> dict[str, Path]:
+    """The tables that lie in a folder, by split."""
+    return {split: root / name for split, name in known.files.items() if (root / name).is_file()}
+
+
 def _lines(file: Path) -> list[str]:
     try:
         content = file.read_bytes().decode("utf-8-sig")

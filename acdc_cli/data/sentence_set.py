@@ -17,7 +17,7 @@ from acdc_cli.data.data_set import DataSet, root_of, steps_per_epoch
 from acdc_cli.data.known_sentences import KnownSentences, known_sentences
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.order import spread
-from acdc_cli.data.sentence_files import Rows, read
+from acdc_cli.data.sentence_files import Rows, read, tables
 from acdc_cli.data.sentence_loader import Sentences
 from acdc_cli.data.sentence_tokens import Encoded, SentenceTokens, tokens_of
 from acdc_cli.data.shard import UNDIVIDED, Shard
@@ -182,19 +182,9 @@ def vocabulary(block: SentencesBlock) -> int:
     return tokens_of(block.tokenizer).size
 
 
-def written_examples(root: Path, known: KnownSentences) -> dict[str, int]:
-    """Lines of each table that lies in a folder, without its header."""
-    headers = not isinstance(known.label, int)
-    return {split: file.read_bytes().count(b"\n") - headers for split, file in _tables(root, known).items()}
-
-
-def _tables(root: Path, known: KnownSentences) -> dict[str, Path]:
-    return {split: root / name for split, name in known.files.items() if (root / name).is_file()}
-
-
 def _digests(root: Path, known: KnownSentences) -> dict[str, str]:
     """SHA-256 of each table."""
-    return {split: files.sha256(file) for split, file in _tables(root, known).items()}
+    return {split: files.sha256(file) for split, file in tables(root, known).items()}
 
 
 def _known(name: str) -> KnownSentences:

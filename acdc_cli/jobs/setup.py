@@ -188,7 +188,7 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
 
 def _require_known_tokens(model: nn.Module, tokens: int | None) -> None:
     """tokens: of the data's tokenizer. Raises ModelError if the model does not know them all."""
-    known = getattr(model, "vocabulary", None)
+    known = getattr(model, "vocabulary_size", None)
     if tokens is None or known is None or tokens == known:
         return
     text = f"the tokenizer has {tokens:,} tokens, and the model {known:,}"

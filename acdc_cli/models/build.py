@@ -61,10 +61,12 @@ def build(block: ModelBlock, classes: int) -> nn.Module:
 
 
 def _head(block: ModelBlock, classes: int) -> list[str]:
-    """The model's own `head`, else the tensors whose shape depends on the number of classes. Raises ModelError if there
-    are none."""
+    """The model's own `head_tensors`, else the tensors whose shape depends on the number of classes.
+
+    Raises ModelError if there are none.
+    """
     models = [_shaped(block, number) for number in (classes, classes + 1)]
-    if head := getattr(models[0], "head", None):
+    if head := getattr(models[0], "head_tensors", None):
         return list(head)
     ours, others = map(plain_state_dict, models)
     if not (names := [name for name, tensor in ours.items() if tensor.shape != others[name].shape]):

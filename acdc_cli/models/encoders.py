@@ -88,18 +88,18 @@ class _Encoder:
     _supports_sdpa: bool
 
     @property
-    def vocabulary(self) -> int:
+    def vocabulary_size(self) -> int:
         """Tokens that have an embedding."""
         return int(self.config.vocab_size)
 
     @property
-    def head(self) -> tuple[str, ...]:
+    def head_tensors(self) -> tuple[str, ...]:
         """The tensors that a pretrained model need not have."""
         own = f"{self.base_model_prefix}."
         assert isinstance(self, nn.Module)
         return tuple(name for name in self.state_dict() if not name.startswith(own))
 
-    def published(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def published_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """A published checkpoint's tensors by this model's names, without the heads of its pretraining.
 
         A checkpoint of another model stays as it is, and so does a layer that this model lacks, for errors to name.

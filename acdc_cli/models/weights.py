@@ -92,8 +92,8 @@ def classes_in(model: nn.Module, path: Path, rename: Sequence[str] = ()) -> int:
 
 
 def _published(model: nn.Module, content: Any) -> Any:
-    """The content of a file as the model's own method `published` translates it, if it has one."""
-    translate = getattr(model, "published", None)
+    """The content of a file as the model's own method `published_tensors` translates it, if it has one."""
+    translate = getattr(model, "published_tensors", None)
     if translate is None or not isinstance(content, Mapping):
         return content
     return translate(content)

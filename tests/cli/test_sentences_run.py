@@ -34,6 +34,35 @@ def test_a_run_learns_prunes_exactly_and_is_evaluated_as_it_was_validated(tmp_pa
     assert values["samples"] == 10
 
 
+TABLES = {
+    "mnli": ("gold_label", ["entailment", "neutral"], ("dev_matched", "dev_mismatched")),
+    "stsb": ("score", ["0.5", "4"], ("dev",)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_glues_tables_give_the_papers_metrics(tmp_path: Path, name: str) -> None:
+    recipe, run = write_recipe(tmp_path), tmp_path / "run"
+    column, labels, tables = TABLES[name]
+    for table in ("train", *tables):
+        lines = [f"red\ta {word}\t{label}" for word in ("saw", "nail", "drill", "red") for label in labels]
+        (tmp_path / f"words/{table}.tsv").write_text("\n".join([f"sentence1\tsentence2\t{column}", *lines, ""]))
+    settings = f"task.name=glue/{name}", f"data.name={name}", "sparsity={method: dense}", "epochs=1"
+    result = run_acdc("train", recipe, "--out", run, *(word for each in settings for word in ("--set", each)))
+    assert result.exit_code == 0, result.output
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    shown = run_acdc("eval", "--checkpoint", run, "--json")
+    assert shown.exit_code == 0, shown.output
+    values = json.loads(shown.stdout)
+    metrics = ("accuracy", "accuracy/mismatched") if name == "mnli" else ("pearson", "spearman")
+    # both tables of MNLI hold the same here
+    assert [values[key] for key in metrics] == pytest.approx([last[key] for key in metrics], abs=1e-6)
+    assert name == "stsb" or values["accuracy"] == values["accuracy/mismatched"]
+    assert values["samples"] == 8
+    table = run_acdc("eval", "--checkpoint", run)
+    assert ("mismatched" if name == "mnli" else "Spearman correlation") in table.stdout
+
+
 def test_a_plan_needs_neither_data_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = load("language/bert_glue_90")

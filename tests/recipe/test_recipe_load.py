@@ -229,7 +229,8 @@ def test_what_is_said_of_a_mistake_in_a_file(in_tmp: Path, old: str, new: str, s
         ("sparsity.distribution=ekr", 'expected global, uniform or erk, found "ekr"; did you mean erk?'),
         ("sparsity.layers=0.98", "expected a block of keys, found 0.98"),
         ("track.tags=[a, 1]", 'track.tags[1]: expected text, found 1; put it in quotes: "1"'),
-        ("task.name=regression", 'expected causal_lm, multiclass or multilabel, found "regression"'),
+        ("task.name=regression", "expected causal_lm, glue/rte, glue/qnli, glue/mrpc, glue/sst2, glue/cola, glue/stsb, "
+         'glue/mnli, glue/qqp, multiclass, multilabel or sentence_class, found "regression"'),
         ("optim.weight_decay=[1", "not valid YAML: expected ',' or ']', but got '<stream end>' in the text that "
          "begins on line 1; a bracket is not closed"),
         ("extends=demo", "only a file can extend another"),
