@@ -217,7 +217,8 @@ FILES = [
         "unknown task",
         changed("epochs: 2", "epochs: 2\ntask: {name: segmentation}"),
         TRAIN,
-        'small.yaml:4: task.name: expected causal_lm, multiclass or multilabel, found "segmentation"',
+        "small.yaml:4: task.name: expected causal_lm, glue/rte, glue/qnli, glue/mrpc, glue/sst2, glue/cola, glue/stsb, "
+        'glue/mnli, glue/qqp, multiclass, multilabel or sentence_class, found "segmentation"',
     ),
     Case(
         "pruning after the end",
