@@ -50,7 +50,7 @@ class WriteOptions:
 
 
 def list_sets() -> list[dict[str, Any]]:
-    """The known sets, and how many samples of each lie in `data/<name>`."""
+    """The known sets, images first, and how many samples of each lie in `data/<name>`."""
     texts = [_entry(name, known.description, written_tokens(HOME / name)) for name, known in known_texts().items()]
     sentences = [
         _entry(
@@ -62,7 +62,7 @@ def list_sets() -> list[dict[str, Any]]:
         _entry(name, known.description, _written(HOME / name), known.classes, known.image_size)
         for name, known in known_sets().items()
     ]
-    return [*texts, *sentences, *images]
+    return [*images, *texts, *sentences]
 
 
 def _entry(
