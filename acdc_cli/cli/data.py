@@ -72,7 +72,7 @@ def write(
         ),
     ] = None,
     at_least: Annotated[
-        int | None, typer.Option(min=1, help="Of a text: rarer words become <unk>.", show_default="1")
+        int | None, typer.Option(min=1, help="Of a text: rarer words become <unk>.", show_default="the set's")
     ] = None,
 ) -> None:
     """Write a data set: images as .beton files, a text as tokens, with manifests."""

@@ -96,7 +96,7 @@ def write_set(name: str, options: WriteOptions) -> None:
         flags = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(refused))
         raise DataError(f"{flags}: not an option of {name}, which is a set of {'text' if is_text else 'images'}")
     if is_text:
-        asked = options.tokenizer, options.at_least or 1, options.force
+        asked = options.tokenizer, options.at_least, options.force
         write_text_set(name, options.source, options.out or HOME / name, *asked)
         return
     known = known_set(name)

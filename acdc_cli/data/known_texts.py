@@ -16,6 +16,8 @@ class KnownText:
     description: str
     tokeniser: str = "words"
     """The default of --tokenizer."""
+    at_least: int = 1
+    """The default of --at-least."""
     files: Sequence[str] = ("{}.txt",)
     """What its files may be called, with {} for the split."""
     vocabulary: int | None = None

@@ -22,12 +22,17 @@ SPLITS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("
 
 
 def write_text_set(
-    name: str, source: Path | None, out: Path, tokeniser: str | None = None, at_least: int = 1, force: bool = False
+    name: str,
+    source: Path | None,
+    out: Path,
+    tokeniser: str | None = None,
+    at_least: int | None = None,
+    force: bool = False,
 ) -> None:
     """Writes the files of a text, or leaves the folder as it is.
 
     tokeniser: `words`, `bpe:SIZE`, or the folder of a written text, whose vocabulary is used.
-    at_least: how often a word must occur to have a token of its own.
+    at_least: how often a word must occur to have a token of its own; None: the set's own number.
     Raises DataError for a text that is missing, empty, or not of this vocabulary.
     """
     known = known_texts()[name]
@@ -39,7 +44,7 @@ def write_text_set(
     if Path(chosen).is_dir():
         vocabulary = tokeniser_of(read_facts(Path(chosen)).tokeniser)
     else:
-        vocabulary = learnt(chosen, _lines(texts["train"]), at_least)
+        vocabulary = learnt(chosen, _lines(texts["train"]), at_least or known.at_least)
     names = vocabulary.names
     dtype = "<u2" if len(names) <= 1 << 16 else "<u4"
     lengths = np.array([len(each) for each in names], np.int64)

@@ -189,7 +189,7 @@ def test_what_does_not_work_on_text_says_so_in_a_line(
         ("sparsity={method: synflow, target: 0.5}", "sparsity.method: synflow works on images only"),
         ("data.resolution=8", "data.resolution: unknown key"),
         ("model.name=resnet20", "the model takes no segments of 8 tokens"),
-        ("data.length=400", "cuts the 600 training tokens of text into rows shorter than data.length 400"),
+        ("data.length=400", "cuts the 600 training tokens of kjv into rows shorter than data.length 400"),
     ],
 )
 def test_a_recipe_that_does_not_fit_a_text_is_refused(

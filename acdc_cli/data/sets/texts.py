@@ -9,6 +9,12 @@ TEXTS = {
         train_tokens=103_227_021,
         files=("wiki.{}.tokens", "{}.txt"),
     ),
+    "kjv": KnownText(
+        description="King James Bible; --source: the folder that scripts/kjv.py makes of Debian's package bible-kjv",
+        at_least=20,
+        vocabulary=2_309,
+        train_tokens=857_795,
+    ),
     "text": KnownText(
         description="any folder with train.txt and valid.txt, and perhaps test.txt; --tokenizer words or bpe:SIZE",
     ),
