@@ -168,7 +168,7 @@ def test_a_plan_speaks_of_segments_and_prices_them_with_a_full_memory(text: Path
     [
         (["export", "{run}", "--format", "onnx", "--shrink"], "--shrink works on images only"),
         (["bench", "{run}"], "works on images only"),
-        (["analyze", "groups", "{run}"], "works on images only"),
+        (["analyze", "groups", "{run}"], "this analysis judges whole samples, and a text has only tokens"),
         (["analyze", "corruptions", "{run}"], "images"),
     ],
 )

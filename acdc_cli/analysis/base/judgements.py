@@ -60,7 +60,6 @@ def judge(subject: Subject, split: Split, workspace: Workspace) -> Judgements:
 
 @torch.inference_mode()
 def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
-    subject.recipe.images  # noqa: B018 - which refuses other inputs
     loaded, parts, options = subject.load(), [], 0
     with subject.images(split) as images, console.progress(subject.name) as bar, images.epoch(0) as batches:
         shown = bar.add_task(subject.name, total=images.steps)
@@ -68,6 +67,8 @@ def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
             with loaded.precision.autocast():
                 logits = loaded.forward(batch.inputs)
             task, outputs = loaded.task, logits.shape[1]
+            if task.asked(batch.targets) is not None:
+                raise RunError(f"{subject.name}: this analysis judges whole samples, and a text has only tokens")
             options = len(task.options(outputs))
             judged = task.answers(logits), task.truth(batch.targets, outputs), task.undecided(logits).double()
             parts.append((batch.indices.clone(), *(each.cpu().clone() for each in judged)))
