@@ -127,7 +127,7 @@ def restore(model: nn.Module, saved: Sequence[Mapping[str, Tensor]], rank: int, 
     """
     for memory in _memories(model):
         memory.parts = {}
-        if not saved:
+        if not saved or not all(saved):
             continue
         states, known = torch.cat([each["states"] for each in saved], 2), torch.cat([each["known"] for each in saved])
         own = slice(*(len(known) * each // ranks for each in (rank, rank + 1)))

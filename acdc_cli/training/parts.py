@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from acdc_cli import memory
 from acdc_cli.cost.training_cost import Measured
 from acdc_cli.data.batches import Loader
 from acdc_cli.recipe.blocks.data import DataBlock
@@ -22,6 +23,7 @@ from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Forward, Probe
 from acdc_cli.training.precision import Precision
+from acdc_cli.training.random_state import random_state
 from acdc_cli.training.teacher import Teacher
 
 
@@ -75,8 +77,15 @@ class Parts:
             "metadata": dict(self.metadata),
         }
 
+    def own_state_dict(self) -> dict[str, Any]:
+        """What differs between ranks: `processes` of the whole state has it from each."""
+        return {"random": random_state(), "memory": memory.remembered(self.model)}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        # states of older runs have none
+        read = [each.get("memory", {}) for each in state["processes"]]
+        memory.restore(self.model, read, self.ranks.rank, self.ranks.size, self.optim.accumulate)
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])
         if self.average:

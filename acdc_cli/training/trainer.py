@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc_cli import memory
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, Stopped
 from acdc_cli.recipe.blocks.base import epochs_of
@@ -34,7 +33,7 @@ from acdc_cli.training.optim import clip_gradients, set_learning_rate
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.products import Products
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, tell_compiled, warn_of_collapse
-from acdc_cli.training.random_state import random_state, set_random_state
+from acdc_cli.training.random_state import set_random_state
 from acdc_cli.training.requests import Request, Requests
 from acdc_cli.training.running import Losses, Running
 from acdc_cli.training.validation import Validation
@@ -243,16 +242,11 @@ class Trainer:
             "epoch": self._epoch,
             "step": self._step,
             "finished": self._finished,
-            "processes": parts.ranks.gather(self._own_state()),
+            "processes": parts.ranks.gather({"running": self._running.state_dict(), **parts.own_state_dict()}),
             "ends": self._products.phase_ends,
             "seconds": self._seconds,
             **parts.state_dict(),
         }
-
-    def _own_state(self) -> dict[str, Any]:
-        """What differs between ranks."""
-        read = memory.remembered(self._parts.model)
-        return {"running": self._running.state_dict(), "random": random_state(), **({"memory": read} if read else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from this state. Ranks beyond those that saved it keep their own random states."""
@@ -260,8 +254,6 @@ class Trainer:
         self._epoch, self._step, self._finished = state["epoch"], state["step"], state["finished"]
         self._running.load_state_dict(processes[min(parts.ranks.rank, len(processes) - 1)]["running"])
         parts.load_state_dict(state)
-        read = [each["memory"] for each in processes if "memory" in each]
-        memory.restore(parts.model, read, parts.ranks.rank, parts.ranks.size, parts.optim.accumulate)
         if parts.ranks.rank < len(processes):
             set_random_state(processes[parts.ranks.rank]["random"])
         self._products.phase_ends = state["ends"]
