@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,43 +66,32 @@ class Memory:
         self.parts[self.part] = Past(recent, (known + length).clamp(max=recent.size(1)))
 
 
-@contextmanager
-def aside(model: nn.Module) -> Iterator[None]:
+def aside(model: nn.Module) -> AbstractContextManager[None]:
     """Within it the memory begins empty; afterwards it is what it was before: for validation and other probes."""
-    former = [(memory, memory.parts, memory.part) for memory in _memories(model)]
-    for memory, _, _ in former:
-        memory.parts, memory.part = {}, 0
-    try:
-        yield
-    finally:
-        for memory, parts, number in former:
-            memory.parts, memory.part = parts, number
+    return _with(model, lambda: {"parts": {}, "part": 0})
 
 
-@contextmanager
-def off(model: nn.Module) -> Iterator[None]:
+def off(model: nn.Module) -> AbstractContextManager[None]:
     """Within it every batch begins its texts, and the memory stays as it is."""
-    former = [(memory, memory.is_used) for memory in _memories(model)]
-    for memory, _ in former:
-        memory.is_used = False
-    try:
-        yield
-    finally:
-        for memory, before in former:
-            memory.is_used = before
+    return _with(model, lambda: {"is_used": False})
+
+
+def part(model: nn.Module, number: int) -> AbstractContextManager[None]:
+    """Within it the model reads and replaces the memory of this part of a batch, counted from 0."""
+    return _with(model, lambda: {"part": number})
 
 
 @contextmanager
-def part(model: nn.Module, number: int) -> Iterator[None]:
-    """Within it the model reads and replaces the memory of this part of a batch, counted from 0."""
-    former = [(memory, memory.part) for memory in _memories(model)]
-    for memory, _ in former:
-        memory.part = number
+def _with(model: nn.Module, values: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Within it each memory of the model has these values of its attributes; afterwards its own."""
+    former = [(memory, {key: getattr(memory, key) for key in values()}) for memory in _memories(model)]
     try:
+        for memory, _ in former:
+            vars(memory).update(values())
         yield
     finally:
         for memory, before in former:
-            memory.part = before
+            vars(memory).update(before)
 
 
 def remembered(model: nn.Module) -> dict[str, Tensor]:

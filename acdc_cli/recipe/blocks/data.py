@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -37,14 +38,14 @@ class DataBlock(Block):
         """What the speed of training is called in records."""
         return f"{cls.noun}_per_second"
 
+    @abstractmethod
     def size_at(self, epoch: int, epochs: int) -> int:
         """Size of the training samples in this epoch: the side of crops in pixels, the length of text in tokens."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def val_size(self) -> int:
         """Size of the validation samples."""
-        raise NotImplementedError
 
     def shown(self) -> dict[str, Any]:
         """The keys with which an exported model sees its samples."""
