@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -192,3 +192,10 @@ class Transfer:
             batch.inputs.record_stream(stream)
             batch.targets.record_stream(stream)
         return batch
+
+
+def moved(values: NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on the device; the host does not wait for the copy."""
+    tensor = torch.from_numpy(values)
+    # only from page-locked memory does the copy not make it wait
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -14,10 +14,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from acdc_cli.data.batches import Batch
+from acdc_cli.data.batches import Batch, moved
 from acdc_cli.data.order import spread
 from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.data.token_files import Tokens
@@ -112,12 +110,7 @@ class Segments:
             raise DataError(
                 f"{self.name} has token {inputs.max()}, and its vocabulary {self.vocabulary} tokens; write it again"
             )
-        return Batch(self._moved(inputs), self._moved(targets), torch.arange(first, first + len(rows)))
-
-    def _moved(self, values: NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(values)
-        # only from page-locked memory does the copy not make the host wait
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return Batch(moved(inputs, self.device), moved(targets, self.device), torch.arange(first, first + len(rows)))
 
 
 def equal_rows(tokens: int, rows: int) -> tuple[Row, ...]:

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from acdc_cli.data.batches import Batch
+from acdc_cli.data.batches import Batch, moved
 from acdc_cli.data.order import epoch_order
 from acdc_cli.data.sentence_tokens import Encoded
 from acdc_cli.data.shard import UNDIVIDED, Shard
@@ -87,9 +86,4 @@ class Sentences:
             row[0, : end - begin] = self.encoded.tokens[begin:end]
             row[1, : end - begin] = 1
             row[2, : end - begin] = self.encoded.types[begin:end]
-        return Batch(self._moved(inputs), self._moved(self.targets[own]), torch.from_numpy(own))
-
-    def _moved(self, values: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(values)
-        # only from page-locked memory does the copy not make the host wait
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return Batch(moved(inputs, self.device), moved(self.targets[own], self.device), torch.from_numpy(own))
