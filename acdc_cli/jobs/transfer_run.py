@@ -14,15 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from acdc_cli import __version__, console, files, reading
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.data.batches import Loader
-from acdc_cli.data.data_set import steps_per_epoch
-from acdc_cli.errors import RunError
+from acdc_cli.data.data_set import DataSet, steps_per_epoch
+from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.jobs import downstream, setup
-from acdc_cli.jobs.downstream import Task
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.jobs.training_run import train
 from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
@@ -30,14 +28,15 @@ from acdc_cli.recipe.load import resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.learning_rate import learning_rate
-from acdc_cli.transfer import linear, scores
+from acdc_cli.transfer import linear
 from acdc_cli.transfer.cells import Cell, Cells, Identity, Mode, require_clear
 from acdc_cli.transfer.features import Features, extract
 from acdc_cli.transfer.report import report
+from acdc_cli.transfer.scores import METRICS, Answers
+from acdc_cli.transfer.target import Target, open_target
 
-_FORMAT = 1
+_FORMAT = 2
 """Changes when features or results of earlier versions no longer hold."""
-_PREPARATION = ("val_resize", "val_crop", "val_interpolation", "mean", "std", "images", "val_images")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Options:
     seeds: int = 3
     """Repetitions, with seeds from 0."""
     check: bool = False
-    """Also logistic regression on the same features."""
+    """Also the best classifier on the same features."""
     baseline: Path | None = None
     """The model against which AIE is taken; None: the first."""
     overrides: tuple[str, ...] = ()
@@ -67,49 +66,52 @@ class _Transfer:
     """One cell that is to be computed."""
 
     subject: Checkpoint
-    task: Task
+    target: Target
     options: Options
     seed: int
     out: Path
 
     @cached_property
     def recipe(self) -> Recipe:
-        return downstream.recipe_for(self.subject, self.task, self.options.mode, self.seed, self.options.overrides)
+        return downstream.recipe_for(self.subject, self.target, self.options.mode, self.seed, self.options.overrides)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What decides over the numbers, apart from the weights, the images and the seed."""
+        """What decides over the numbers, apart from the weights, the samples and the seed."""
         keys = bearing(self.recipe.as_dict(), SAME_EXPERIMENT)
         return {key: value for key, value in keys.items() if key not in ("model.weights", "data.name")}
 
     @property
     def key(self) -> str:
-        return self._digest(
-            [self.options.mode, self.seed, self.protocol, _experiment(self.subject), self.task.data.fingerprint]
-        )
+        parts = [self.options.mode, self.seed, self.protocol, _experiment(self.subject)]
+        return self._digest([*parts, self.target.preparation(self.recipe.data), self.target.fingerprint])
 
     @property
     def identity(self) -> Identity:
-        subject, task = self.subject, self.task
-        names = (_group(subject), _experiment(subject), task.name, task.data.fingerprint)
+        subject, target = self.subject, self.target
+        names = (_group(subject), _experiment(subject), target.name, target.fingerprint)
         return Identity(*names, self.options.mode, self.protocol)
 
     @property
     def name(self) -> str:
         """For files, and for people."""
-        words = f"{self.subject.name}-{self.task.name}-{self.seed}"
+        words = f"{self.subject.name}-{self.target.name}-{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._]+', '-', words)[-80:].strip('-')}-{self.key[:6]}"
 
+    @property
+    def data(self) -> DataSet:
+        """The set, as the recipe prepares it."""
+        return replace(self.target.data, block=self.recipe.data)
+
     def features(self, split: Literal["train", "val"], ready: setup.ReadyModel) -> Features:
-        block = self.recipe.data.model_dump(mode="json")
         model = self.recipe.model.starting_from(None).model_dump(mode="json")
-        preparation = {key: block[key] for key in _PREPARATION}
-        key = self._digest([split, model, preparation, self.task.data.fingerprint[split], ready.precision.name])
-        data = replace(self.task.data, block=self.recipe.images)
-        with closing(data.val_loader(ready.device, split)) as loader:
+        preparation = self.target.preparation(self.recipe.data)
+        key = self._digest([split, model, preparation, self.target.fingerprint[split], ready.precision.name])
+        labels = np.float32 if self.target.data.labelled.kind == "score" else np.int64
+        with closing(self.data.val_loader(ready.device, split)) as loader:
             loader.warm_up()
-            description = f"features of {self.subject.name} on {self.task.name}, {split}"
-            return extract(self.out / "features" / f"{key}.npy", ready, loader, description)
+            description = f"features of {self.subject.name} on {self.target.name}, {split}"
+            return extract(self.out / "features" / f"{key}.npy", ready, loader, description, labels)
 
     def _digest(self, parts: list[Any]) -> str:
         text = json.dumps([_FORMAT, self.subject.digest, *parts], sort_keys=True)
@@ -130,24 +132,23 @@ def transfer(
     already is not computed again.
     Raises DataError, ModelError or RunError for what cannot be transferred, before anything is computed where possible.
     """
-    tasks = [downstream.open_task(each) for each in to]
     asked = Asked(model=model, data=to[0] if model else None, overrides=tuple(overrides))
     subjects = open_subjects(sources, asked)
+    targets = _opened(to, subjects)
     baseline = _experiment(_named(options.baseline, sources, subjects))
-    transfers = list(_all(subjects, tasks, options, out))
+    transfers = list(_all(subjects, targets, options, out))
     for each in transfers:
-        stored = each.task.data.stored("train")
-        steps_per_epoch(each.recipe.data, min(stored, each.recipe.images.images or stored))
+        steps_per_epoch(each.recipe.data, each.target.used(each.recipe.data))
     cells = Cells(out / "results")
     require_clear([*(cell.identity for cell in cells.all()), *(each.identity for each in transfers)], out)
     try:
         for number, each in enumerate(transfers, 1):
-            found = cells.find(each.key)
-            if found is None or (options.check and found.logistic is None and options.mode == "linear"):
-                found = _compute(each, cells)
+            cell = cells.find(each.key)
+            if cell is None or (options.check and cell.logistic is None and options.mode == "linear"):
+                cell = _compute(each, cells)
             console.say(
-                f"{number} of {len(transfers)}: {found.model} to {found.to}, {found.mode}, seed {found.seed}: "
-                f"{found.metric.replace('_', ' ')} {found.score:.2%}"
+                f"{number} of {len(transfers)}: {cell.model} to {cell.to}, {cell.mode}, seed {cell.seed}: "
+                f"{METRICS[cell.metric].name} {cell.score:.2%}"
             )
     except KeyboardInterrupt:
         console.say("interrupted; what is done is saved, and the same command resumes it")
@@ -162,11 +163,23 @@ def transfer(
     )
 
 
-def _all(subjects: Sequence[Checkpoint], tasks: Sequence[Task], options: Options, out: Path) -> Iterator[_Transfer]:
+def _opened(to: Sequence[str], subjects: Sequence[Checkpoint]) -> list[Target]:
+    """The targets, for the inputs that all subjects have. Raises RecipeError if they differ."""
+    first = subjects[0]
     for subject in subjects:
-        for task in tasks:
+        if subject.recipe.data.inputs != first.recipe.data.inputs:
+            raise RecipeError(
+                f"{first.name} is a model of {first.recipe.data.inputs}, and {subject.name} of "
+                f"{subject.recipe.data.inputs}; transfer them with a command each"
+            )
+    return [open_target(each, first.recipe) for each in to]
+
+
+def _all(subjects: Sequence[Checkpoint], targets: Sequence[Target], options: Options, out: Path) -> Iterator[_Transfer]:
+    for subject in subjects:
+        for target in targets:
             for seed in range(options.seeds):
-                yield _Transfer(subject, task, options, seed, out)
+                yield _Transfer(subject, target, options, seed, out)
 
 
 def _named(baseline: Path | None, sources: Sequence[Path], subjects: Sequence[Checkpoint]) -> Checkpoint:
@@ -182,61 +195,57 @@ def _named(baseline: Path | None, sources: Sequence[Path], subjects: Sequence[Ch
 
 def _compute(each: _Transfer, cells: Cells) -> Cell:
     if each.options.mode == "linear":
-        ready = downstream.upstream(each.recipe, each.subject)
-        labels, predicted, check = _linear(each, ready)
+        ready = downstream.with_new_head(each.recipe, each.target.data.classes)
+        truth, answers, check = _linear(each, ready)
         zeros, weights = downstream.zeros_of(ready)
     else:
-        labels, predicted, (zeros, weights) = _full(each)
+        truth, answers, (zeros, weights) = _full(each)
         check = None
-    metric: scores.Metric = each.task.known.metric if each.task.known else "top1"
+    target, metric = each.target, each.target.metrics[0]
     cell = Cell(
         key=each.key,
         model=each.subject.name,
         group=_group(each.subject),
         experiment=_experiment(each.subject),
         upstream_seed=each.subject.recipe.seed,
-        to=each.task.name,
-        fingerprint=each.task.data.fingerprint,
+        to=target.name,
+        fingerprint=dict(target.fingerprint),
         metric=metric,
         mode=each.options.mode,
         seed=each.seed,
-        top1=scores.top1(labels, predicted),
-        mean_per_class=scores.mean_per_class(labels, predicted),
-        logistic=None if check is None else scores.weighted(metric, labels, labels == check, np.ones(len(labels))),
+        scores={name: METRICS[name].score(answers, truth) for name in target.metrics},
+        logistic=None if check is None else METRICS[metric].score(check, truth),
         sparsity=zeros / weights,
-        classes=each.task.data.classes,
-        train_images=each.task.data.stored("train"),
-        val_images=len(labels),
+        classes=target.data.classes,
+        train_samples=target.data.stored("train"),
+        val_samples=len(truth),
         protocol=each.protocol,
         source=str(each.subject.source),
         sha256=each.subject.digest,
         acdc=__version__,
     )
-    cells.add(cell, np.stack([labels, predicted]))
+    cells.add(cell, np.stack([truth, answers]))
     return cell
 
 
-Answers = NDArray[np.int64]
-
-
 def _linear(each: _Transfer, ready: setup.ReadyModel) -> tuple[Answers, Answers, Answers | None]:
-    """Labels, predictions, and those of logistic regression if it was asked for."""
+    """The truth, the answers, and those of the best classifier if it was asked for."""
     train, val = each.features("train", ready), each.features("val", ready)
-    recipe, classes = each.recipe, each.task.data.classes
+    recipe, classes = each.recipe, each.target.data.classes
     rate = partial(learning_rate, recipe)
     head = linear.train(
         train, classes, recipe.optim, rate, recipe.epochs, recipe.data.batch_size, each.seed, ready.device
     )
     check = None
     if each.options.check:
-        best = linear.logistic(train, classes, recipe.optim.weight_decay, ready.device)
+        best = linear.best(train, classes, recipe.optim.weight_decay, ready.device)
         check = linear.predictions(best, val, ready.device)
     return np.asarray(val.labels), linear.predictions(head, val, ready.device), check
 
 
 def _full(each: _Transfer) -> tuple[Answers, Answers, tuple[int, int]]:
-    """Labels, predictions, and (zeros, weights) after the training of all weights that are not zero."""
-    start = downstream.with_new_head(each.recipe, each.task.data.classes)
+    """The truth, the answers, and (zeros, weights) after the training of all weights that are not zero."""
+    start = downstream.with_new_head(each.recipe, each.target.data.classes)
     recipe = downstream.with_fixed_masks(each.recipe, start).model_copy(update={"name": each.name})
     dead = {layer.name: layer.parameter == 0 for layer in start.layers if layer.kept_dense is None}
     run = RunDir(each.out / "runs" / each.name)
@@ -248,27 +257,24 @@ def _full(each: _Transfer) -> tuple[Answers, Answers, tuple[int, int]]:
         train(str(written), out=run.path, resume="auto")
         written.unlink()
     kind = "sparse" if recipe.sparsity.method == "oneshot" else "dense"
-    recipe = setup.without_start(recipe)
-    subject = replace(each.subject, source=run.model_file(kind), asked=Asked(), recipe=recipe)
-    tuned = downstream.upstream(recipe, subject)
-    tuned = replace(tuned, layers=downstream.but_the_last(tuned.model))
+    tuned = downstream.trained(recipe, run.model_file(kind), each.target.data.classes)
     for layer in tuned.layers:
         if layer.name in dead:
             assert not layer.parameter[dead[layer.name]].any(), f"{layer.name} has weights where it had zeros"
-    data = replace(each.task.data, block=recipe.images)
-    with closing(data.val_loader(tuned.device)) as loader:
+    with closing(each.data.val_loader(tuned.device)) as loader:
         return *_answers(tuned, loader), downstream.zeros_of(tuned)
 
 
 def _answers(ready: setup.ReadyModel, loader: Loader) -> tuple[Answers, Answers]:
     ready.model.eval()
-    labels, predicted = [], []
+    truth, answers = [], []
     with torch.inference_mode(), loader.epoch(0) as batches:
         for batch in batches:
             with ready.precision.autocast():
-                predicted.append(ready.forward(batch.inputs).argmax(dim=1).cpu())
-            labels.append(batch.targets.cpu().clone())
-    return torch.cat(labels).numpy(), torch.cat(predicted).numpy()
+                logits = ready.forward(batch.inputs)
+            answers.append(linear.answers(logits, batch.targets).cpu())
+            truth.append(batch.targets.cpu().clone())
+    return torch.cat(truth).numpy(), torch.cat(answers).numpy()
 
 
 def _group(subject: Checkpoint) -> str:

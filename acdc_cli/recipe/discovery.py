@@ -65,6 +65,7 @@ TASKS = Folder("acdc_cli.tasks", "task")
 POLICIES = Folder("acdc_cli.data.policies", "augmentation policy")
 DATA_SETS = Folder("acdc_cli.data.sets", "data set")
 INPUTS = Folder("acdc_cli.data.inputs", "kind of inputs")
+TARGETS = Folder("acdc_cli.transfer.targets", "kind of inputs that transfer works on")
 FORMATS = Folder("acdc_cli.deploy.formats", "format")
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from acdc_cli import files, reading
 from acdc_cli.errors import RunError
-from acdc_cli.transfer.scores import Metric
+from acdc_cli.transfer.scores import Answers
 
 Mode = Literal["linear", "full"]
 
@@ -34,7 +33,7 @@ class Cell(reading.Form):
     """One transfer; accuracies and sparsities are fractions."""
 
     key: str
-    """Changes with the weights, the images, the protocol and the seed."""
+    """Changes with the weights, the samples, the protocol and the seed."""
     model: str
     """The upstream model's name."""
     group: str
@@ -45,19 +44,20 @@ class Cell(reading.Form):
     to: str
     """The set's name."""
     fingerprint: dict[str, str]
-    """Of the set's images."""
-    metric: Metric
+    """Of the set's samples."""
+    metric: str
+    """The one of AIE."""
     mode: Mode
     seed: int
-    top1: float
-    mean_per_class: float
+    scores: dict[str, float]
+    """By metric."""
     logistic: float | None
-    """The metric of logistic regression on the same features; None if it was not asked for."""
+    """The metric of the best classifier on the same features; None if it was not asked for."""
     sparsity: float
     """Share of zeros among all conv and linear weights except the classifier's."""
     classes: int
-    train_images: int
-    val_images: int
+    train_samples: int
+    val_samples: int
     protocol: dict[str, Any]
     source: str
     sha256: str
@@ -69,7 +69,7 @@ class Cell(reading.Form):
 
     @property
     def score(self) -> float:
-        return self.top1 if self.metric == "top1" else self.mean_per_class
+        return self.scores[self.metric]
 
 
 def require_clear(identities: Iterable[Identity], folder: Path) -> None:
@@ -101,18 +101,18 @@ class Cells:
         for file in sorted(self.folder.glob("*.json")):
             yield self._read(file)
 
-    def answers(self, cell: Cell) -> NDArray[np.int64]:
-        """(2, images): the labels and the predicted classes of the validation images."""
+    def answers(self, cell: Cell) -> Answers:
+        """(2, samples): the truth and the model's answers on the validation samples."""
         file = self.folder / f"{cell.key}.npy"
         try:
-            content: NDArray[np.int64] = np.load(io.BytesIO(files.read_bytes(file)), allow_pickle=False)
+            content: Answers = np.load(io.BytesIO(files.read_bytes(file)), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise RunError(
                 f"{file} cannot be read ({error}); delete {cell.key}.json, and run the command again"
             ) from error
         return content
 
-    def add(self, cell: Cell, answers: NDArray[np.int64]) -> None:
+    def add(self, cell: Cell, answers: Answers) -> None:
         """Raises RunError if it cannot be written."""
         content = io.BytesIO()
         np.save(content, answers)

@@ -1,4 +1,4 @@
-"""The inputs of a model's classifier for every image of a split, on the disk: extracted once, resumable."""
+"""The inputs of a model's classifier for every sample of a split, on the disk: extracted once, resumable."""
 
 from __future__ import annotations
 
@@ -41,20 +41,24 @@ class Extractor(Protocol):
 @dataclass(frozen=True)
 class Features:
     values: NDArray[np.float32]
-    """(images, width), mapped from its file, so that it takes no memory."""
-    labels: NDArray[np.int64]
+    """(samples, width), mapped from its file, so that it takes no memory."""
+    labels: NDArray[np.int64] | NDArray[np.float32]
+    """(samples,): classes or scores."""
 
 
 class _Progress(reading.Form):
     batches: reading.Count
-    images: reading.Count
+    samples: reading.Count
 
 
-def extract(file: Path, extractor: Extractor, loader: Loader, description: str) -> Features:
-    """The features of the loader's images, from `file` if it is complete; else those that it lacks are computed.
+def extract(
+    file: Path, extractor: Extractor, loader: Loader, description: str, labels_as: type[np.generic] = np.int64
+) -> Features:
+    """The features of the loader's samples, from `file` if it is complete; else those that it lacks are computed.
 
-    file: its name must change with the weights, the images and their preparation.
-    Raises RunError if it cannot be written, ModelError if the classifier's input is not one vector per image.
+    file: its name must change with the weights, the samples and their preparation.
+    labels_as: the type of the loader's targets.
+    Raises RunError if it cannot be written, ModelError if the classifier's input is not one vector per sample.
     """
     labels, progress = file.with_suffix(".labels.npy"), file.with_suffix(".unfinished.json")
     if not file.exists() or progress.exists():
@@ -62,6 +66,12 @@ def extract(file: Path, extractor: Extractor, loader: Loader, description: str) 
         with files.explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with files.locked(file.with_suffix(".lock"), busy):
+                if not _done(progress)[0]:
+                    width = classifier_of(extractor.model)[1].in_features
+                    # before the files, so that no file is taken for complete
+                    _save(progress, 0, 0)
+                    _allocate(file, (loader.samples, width), np.float32)
+                    _allocate(labels, (loader.samples,), labels_as)
                 _fill(file, labels, progress, extractor, loader, description)
     try:
         return Features(np.load(file, mmap_mode="r"), np.load(labels))
@@ -72,11 +82,6 @@ def extract(file: Path, extractor: Extractor, loader: Loader, description: str) 
 def _fill(file: Path, labels: Path, progress: Path, extractor: Extractor, loader: Loader, description: str) -> None:
     head = classifier_of(extractor.model)[1]
     done, at = _done(progress)
-    if not done:
-        # before the files, so that no file is taken for complete
-        _save(progress, 0, 0)
-        _allocate(file, (loader.samples, head.in_features), np.float32)
-        _allocate(labels, (loader.samples,), np.int64)
     values, numbers = open_memmap(file, mode="r+"), open_memmap(labels, mode="r+")
     saved_at = time.monotonic()
     with (
@@ -103,11 +108,11 @@ def _fill(file: Path, labels: Path, progress: Path, extractor: Extractor, loader
 
 
 def _done(progress: Path) -> tuple[int, int]:
-    """Batches and images whose features are in the file."""
+    """Batches and samples whose features are in the file."""
     if not progress.exists():
         return 0, 0
     done = reading.read_json(progress, _Progress, remedy="delete it")
-    return done["batches"], done["images"]
+    return done["batches"], done["samples"]
 
 
 def _flush(*arrays: Any) -> None:
@@ -115,8 +120,8 @@ def _flush(*arrays: Any) -> None:
         array.flush()
 
 
-def _save(progress: Path, batches: int, images: int) -> None:
-    files.write_text(progress, json.dumps({"batches": batches, "images": images}))
+def _save(progress: Path, batches: int, samples: int) -> None:
+    files.write_text(progress, json.dumps({"batches": batches, "samples": samples}))
 
 
 def _allocate(file: Path, shape: tuple[int, ...], dtype: type) -> None:
@@ -137,12 +142,12 @@ def _inputs_of(head: nn.Linear) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _vectors(inputs: list[Tensor], images: int) -> Tensor:
+def _vectors(inputs: list[Tensor], samples: int) -> Tensor:
     taken = list(inputs)
     inputs.clear()
-    if len(taken) != 1 or taken[0].dim() != 2 or len(taken[0]) != images:
+    if len(taken) != 1 or taken[0].dim() != 2 or len(taken[0]) != samples:
         raise ModelError(
-            "the model's last linear layer does not take one vector per image, so it is no classifier that transfer "
+            "the model's last linear layer does not take one vector per sample, so it is no classifier that transfer "
             "could replace; take a model that ends in one"
         )
     return taken[0]

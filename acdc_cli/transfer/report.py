@@ -1,4 +1,4 @@
-"""Transfers side by side: accuracy by set, AIE against a baseline (P2, Table E.3), and bars by set (Figure E.3)."""
+"""Transfers side by side: each set's metric, AIE against a baseline (P2, Table E.3), and bars by set (Figure E.3)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.statistics import Spread
 from acdc_cli.transfer.cells import Cell, Cells, Mode
-from acdc_cli.transfer.scores import Judged, average_increase_in_error, interval, judged
+from acdc_cli.transfer.scores import METRICS, Judged, average_increase_in_error, interval, judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,10 @@ def report(cells: Cells, baseline: str) -> tuple[Findings, Table]:
     rows = [_row(group, to) for group in groups for to in group.sets]
     bases = {group.mode: group for group in groups if group.experiment == baseline}
     increases = [row for group in groups if (row := _increase(group, bases.get(group.mode), cells)) is not None]
-    shown = [
-        (row["mode"], row["set"], row["model"], _percent(row["mean"], row["std"]), str(row["repetitions"]))
-        for row in rows
-    ]
+    shown = [(row["mode"], row["set"], row["model"], *_in_words(row), str(row["repetitions"])) for row in rows]
     findings = Findings(
         numbers={"baseline": next(iter(bases.values())).name, "sets": rows, "aie": increases},
-        summary=Table(("mode", "set", "model", "accuracy (%)", "seeds"), sorted(shown)),
+        summary=Table(("mode", "set", "model", "metric", "× 100", "seeds"), sorted(shown)),
         tables={"": _table(rows)} | ({"aie": _table(increases)} if increases else {}),
         figures={"": draw(groups)},
     )
@@ -133,8 +128,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(tuple(rows[0]), [tuple(row.values()) for row in texts])
 
 
-def _percent(mean: float, std: float | None) -> str:
-    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+def _in_words(row: Mapping[str, Any]) -> tuple[str, str]:
+    deviation = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
+    return METRICS[row["metric"]].name, f"{100 * row['mean']:.2f}{deviation}"
 
 
 def _aie_in_words(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -154,7 +150,7 @@ def draw(groups: Sequence[_Group]) -> Figure:
     panels = figure.subplots(len(modes), squeeze=False)[:, 0]
     for panel, mode in zip(panels, modes, strict=True):
         _bars(panel, {group.name: group for group in groups if group.mode == mode}, names, sets)
-        panel.set(ylabel=f"accuracy (%), {mode}")
+        panel.set(ylabel=f"metric × 100, {mode}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
     return figure
 
@@ -177,7 +173,7 @@ def _bars(panel: Axes, groups: Mapping[str, _Group], names: Sequence[str], sets:
             ecolor="0.3",
             label=name,
         )
-    metrics = {to: _METRICS[group.sets[to][0].metric] for group in groups.values() for to in group.sets}
+    metrics = {to: METRICS[group.sets[to][0].metric].name for group in groups.values() for to in group.sets}
     panel.set_xticks(range(len(sets)), [f"{to}\n{metrics[to]}" if to in metrics else to for to in sets], fontsize=8)
     panel.grid(axis="y", alpha=0.3)
     panel.set_axisbelow(True)

@@ -1,35 +1,72 @@
-"""What a transfer is worth: top-1 or mean accuracy per class, and AIE over several sets (P2 E, eq. 5)."""
+"""What a transfer is worth: the set's own metric, and AIE over several sets (P2 E, eq. 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["top1", "mean_per_class"]
+from acdc_cli.tasks.base import scores
+
+Answers = NDArray[Any]
+"""(samples,): classes, int64, or scores, float32."""
 
 
-def top1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    return float((labels == predicted).mean())
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    score: Callable[[Any, Any], float]
+    """(answers, truth) -> at most 1."""
+    weighted: Callable[[Answers, NDArray[np.float64], NDArray[np.float64]], float] | None = None
+    """(truth, right, weights) -> the metric where samples count `weights` times; right: per sample, the share of
+    repetitions that are right. None for a metric that is no mean of these."""
 
 
-def mean_per_class(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """The mean over the classes that occur of the share of their images that are classified correctly."""
-    return weighted("mean_per_class", labels, labels == predicted, np.ones(len(labels)))
+def _share(truth: Answers, right: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    return float((right * weights).sum() / weights.sum())
 
 
-def weighted(
-    metric: Metric, labels: NDArray[np.int64], right: NDArray[np.float64 | np.bool_], weights: NDArray[np.float64]
-) -> float:
-    """The accuracy where images count `weights` times; right: per image, the share of repetitions that are correct."""
-    if metric == "top1":
-        return float((right * weights).sum() / weights.sum())
-    images = np.bincount(labels, weights)
-    hits = np.bincount(labels, right * weights)
-    return float((hits[images > 0] / images[images > 0]).mean())
+def _mean_share(truth: Answers, right: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """The mean over the classes that occur."""
+    samples, hits = np.bincount(truth, weights), np.bincount(truth, right * weights)
+    return float((hits[samples > 0] / samples[samples > 0]).mean())
+
+
+def _by(weighted: Callable[[Answers, NDArray[np.float64], NDArray[np.float64]], float], name: str) -> Metric:
+    def score(answers: Answers, truth: Answers) -> float:
+        return weighted(truth, np.equal(answers, truth).astype(float), np.ones(len(truth)))
+
+    return Metric(name, score, weighted)
+
+
+_Score = Callable[[Any, Any], float]
+
+
+def _or_zero(correlation: _Score) -> _Score:
+    """0 where one side is constant and the correlation undefined, as of a model whose answers are all the same."""
+
+    def score(answers: Answers, truth: Answers) -> float:
+        constant = any(each.min() == each.max() for each in (answers, truth))
+        return 0.0 if constant else correlation(answers, truth)
+
+    return score
+
+
+METRICS = {
+    "top1": _by(_share, "top-1"),
+    "mean_per_class": _by(_mean_share, "mean per class"),
+    "accuracy": _by(_share, "accuracy"),
+    "f1": Metric("F1", scores.f1),
+    "macro_f1": Metric("macro F1", scores.macro_f1),
+    "matthews": Metric("Matthews", scores.matthews),
+    "pearson": Metric("Pearson", _or_zero(scores.pearson)),
+    "spearman": Metric("Spearman", _or_zero(scores.spearman)),
+}
+"""By the names that tasks give them; accuracies and F1 are shares, the others correlations."""
 
 
 def average_increase_in_error(errors: Mapping[str, float], baseline: Mapping[str, float]) -> float | None:
@@ -46,28 +83,38 @@ def average_increase_in_error(errors: Mapping[str, float], baseline: Mapping[str
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's answers on the validation images of a set."""
+    """A model's answers on the validation samples of a set."""
 
-    metric: Metric
-    labels: NDArray[np.int64]
-    right: NDArray[np.float64]
-    """Per image, the share of the repetitions that classify it correctly."""
+    metric: str
+    truth: Answers
+    answers: Sequence[Answers]
+    """One for each repetition."""
 
-    def error(self, weights: NDArray[np.float64]) -> float:
-        return 1 - weighted(self.metric, self.labels, self.right, weights)
+    @cached_property
+    def right(self) -> NDArray[np.float64]:
+        """Per sample, the share of the repetitions that answer it correctly."""
+        return np.asarray(np.mean([np.equal(each, self.truth) for each in self.answers], axis=0))
+
+    def error(self, weights: NDArray[np.int64]) -> float:
+        """1 - the metric, a mean over repetitions, where each sample counts so many times."""
+        metric = METRICS[self.metric]
+        if metric.weighted is not None:
+            return 1 - metric.weighted(self.truth, self.right, weights.astype(float))
+        truth = np.repeat(self.truth, weights)
+        return 1 - float(np.mean([metric.score(np.repeat(each, weights), truth) for each in self.answers]))
 
 
 def interval(
     model: Mapping[str, Judged], baseline: Mapping[str, Judged], draws: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of AIE over validation images: each set's are drawn anew, the same for both models.
+    """The 95 % bootstrap interval of AIE over validation samples: each set's are drawn anew, the same for both models.
 
     None if AIE is undefined in any draw.
     """
     random = np.random.default_rng(seed)
     values: list[float] = []
     for _ in range(draws):
-        drawn = {task: _redrawn(len(each.labels), random) for task, each in baseline.items()}
+        drawn = {task: _redrawn(len(each.truth), random) for task, each in baseline.items()}
         errors = {task: model[task].error(drawn[task]) for task in baseline}
         value = average_increase_in_error(errors, {task: baseline[task].error(drawn[task]) for task in baseline})
         if value is None:
@@ -77,13 +124,13 @@ def interval(
     return float(low), float(high)
 
 
-def judged(metric: Metric, answers: Sequence[NDArray[np.int64]]) -> Judged:
-    """answers: (labels, predictions) of each repetition, all of the same images."""
-    labels = answers[0][0]
-    assert all(np.array_equal(each[0], labels) for each in answers)
-    return Judged(metric, labels, np.mean([each[1] == labels for each in answers], axis=0))
+def judged(metric: str, answers: Sequence[Answers]) -> Judged:
+    """answers: (2, samples), truth and answers of each repetition, all of the same samples."""
+    truth = answers[0][0]
+    assert all(np.array_equal(each[0], truth) for each in answers)
+    return Judged(metric, truth, [each[1] for each in answers])
 
 
-def _redrawn(images: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """How often each image is drawn."""
-    return np.bincount(random.integers(images, size=images), minlength=images).astype(np.float64)
+def _redrawn(samples: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """How often each sample is drawn."""
+    return np.bincount(random.integers(samples, size=samples), minlength=samples)

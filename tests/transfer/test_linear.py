@@ -40,7 +40,7 @@ def loss(head: nn.Linear, features: Features) -> Tensor:
 
 
 def test_logistic_regression_is_a_minimum_which_sgd_approaches(features: Features) -> None:
-    best = linear.logistic(features, 3, DECAY, CPU)
+    best = linear.best(features, 3, DECAY, CPU)
     for parameter in best.parameters():
         parameter.requires_grad_(True)
     loss(best, features).backward()
@@ -54,6 +54,33 @@ def test_logistic_regression_is_a_minimum_which_sgd_approaches(features: Feature
         assert loss(best, features) <= loss(trained, features) < loss(best, features) + 1e-3
     agree = linear.predictions(best, features, CPU) == linear.predictions(trained, features, CPU)
     assert agree.mean() > 0.97
+
+
+def test_scores_are_learned_by_least_squares() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(200, 4)).astype(np.float32)
+    scores = (values @ np.array([1, -2, 0.5, 0]) + 3).astype(np.float32)
+    features = Features(values, scores)
+    ridge = linear.best(features, 1, DECAY, CPU)
+    # the minimum of mean((Ax - y)²) + decay / 2 |x|², the bias among x
+    inputs = np.column_stack([values, np.ones(200)]).astype(np.float64)
+    exact = np.linalg.solve(inputs.T @ inputs * 2 / 200 + DECAY * np.eye(5), inputs.T @ scores * 2 / 200)
+    assert [*ridge.weight[0].tolist(), ridge.bias.item()] == pytest.approx(exact, abs=1e-4)
+    optim = SGDBlock(
+        name="sgd", lr=0.05, weight_decay=DECAY, decay_norm_and_bias=True, schedule=LinearSchedule(name="linear")
+    )
+    trained = linear.train(features, 1, optim, lambda progress: 0.05 * (1 - progress / 30), 30, 20, 0, CPU)
+    assert [*trained.weight[0].tolist(), trained.bias.item()] == pytest.approx(exact, abs=1e-2)
+    answers = linear.predictions(ridge, features, CPU)
+    assert answers.dtype == np.float32
+    assert np.corrcoef(answers, scores)[0, 1] > 0.999
+
+
+def test_a_training_that_diverges_is_an_error() -> None:
+    features = Features(np.ones((40, 4), np.float32) * 100, np.ones(40, np.float32))
+    optim = SGDBlock(name="sgd", lr=1.0, schedule=LinearSchedule(name="linear"))
+    with pytest.raises(RunError, match="diverged; lower its learning rate"):
+        linear.train(features, 1, optim, lambda _: 1.0, 20, 20, 0, CPU)
 
 
 def test_the_seed_alone_decides_over_sgd(features: Features) -> None:
@@ -146,7 +173,7 @@ def test_damaged_features_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_last_linear_layer_is_no_classifier_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="one vector per image"):
+    with pytest.raises(ModelError, match="one vector per sample"):
         extract(tmp_path / "a.npy", Small(Net(repeated=True)), Counting(), "features")
     with pytest.raises(ModelError, match="no linear layer"):
         extract(tmp_path / "b.npy", Small(nn.Conv2d(3, 2, 2)), Counting(), "features")

@@ -7,23 +7,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc_cli.transfer import scores
-from acdc_cli.transfer.scores import Judged, average_increase_in_error, interval, judged
+from acdc_cli.tasks.base import scores
+from acdc_cli.transfer.scores import METRICS, Judged, average_increase_in_error, interval, judged
 
 LABELS = np.array([0, 0, 0, 1, 3, 3])
 PREDICTED = np.array([0, 0, 1, 1, 3, 0])
 
 
 def test_top_1_counts_images_and_mean_per_class_counts_classes_that_occur() -> None:
-    assert scores.top1(LABELS, PREDICTED) == 4 / 6
-    assert scores.mean_per_class(LABELS, PREDICTED) == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert METRICS["top1"].score(PREDICTED, LABELS) == 4 / 6
+    assert METRICS["mean_per_class"].score(PREDICTED, LABELS) == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
 
 
-def test_weights_repeat_images() -> None:
-    weights = np.array([1, 0, 2, 0, 1, 1], float)
-    right = (LABELS == PREDICTED).astype(float)
-    assert scores.weighted("top1", LABELS, right, weights) == 2 / 5
-    assert scores.weighted("mean_per_class", LABELS, right, weights) == pytest.approx((1 / 3 + 1 / 2) / 2)
+def test_weights_repeat_samples() -> None:
+    weights = np.array([1, 0, 2, 0, 1, 1])
+    assert Judged("top1", LABELS, [PREDICTED]).error(weights) == pytest.approx(1 - 2 / 5)
+    assert Judged("mean_per_class", LABELS, [PREDICTED]).error(weights) == pytest.approx(1 - (1 / 3 + 1 / 2) / 2)
+
+
+@given(
+    st.sampled_from(sorted(METRICS)),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1), st.integers(0, 3)), min_size=1),
+)
+def test_an_error_with_weights_is_that_of_repeated_samples(
+    metric: str, samples: list[tuple[int, int, int, int]]
+) -> None:
+    truth, *answers, weights = np.array(samples).T
+    if not weights.any():
+        return
+    by_hand = [METRICS[metric].score(np.repeat(each, weights), np.repeat(truth, weights)) for each in answers]
+    assert Judged(metric, truth, answers).error(weights) == pytest.approx(1 - np.mean(by_hand))
+
+
+def test_metrics_of_sentences_are_those_of_their_tasks() -> None:
+    answers, truth = np.array([0, 1, 1, 0, 1]), np.array([0, 1, 0, 0, 1])
+    # 2 true positives, 1 false one, 2 true negatives
+    assert METRICS["f1"].score(answers, truth) == pytest.approx(4 / 5)
+    assert METRICS["matthews"].score(answers, truth) == pytest.approx(4 / 36**0.5)
+    given, wanted = np.array([0.5, 1.5, 4], np.float32), np.array([0, 1, 5], np.float32)
+    assert METRICS["pearson"].score(given, wanted) == pytest.approx(scores.pearson([0.5, 1.5, 4], [0, 1, 5]))
+    assert METRICS["spearman"].score(given, wanted) == pytest.approx(1)
+
+
+def test_answers_that_are_all_the_same_do_not_correlate() -> None:
+    assert METRICS["pearson"].score(np.ones(3), np.arange(3)) == 0
+    assert METRICS["spearman"].score(np.ones(3), np.arange(3)) == 0
 
 
 def test_aie_is_equation_5() -> None:
@@ -49,10 +77,10 @@ def test_repetitions_are_averaged_per_image() -> None:
 
 def test_the_interval_draws_the_same_images_for_both_models() -> None:
     labels = np.arange(200) % 4
-    right = (np.arange(200) % 5 > 0).astype(float)
-    same = {"set": Judged("top1", labels, right)}
+    right = np.arange(200) % 5 > 0
+    same = {"set": Judged("top1", labels, [np.where(right, labels, 9)])}
     assert interval(same, same, draws=20) == (0, 0)
-    worse = {"set": Judged("top1", labels, right * (np.arange(200) % 3 > 0))}
+    worse = {"set": Judged("top1", labels, [np.where(right & (np.arange(200) % 3 > 0), labels, 9)])}
     bounds = interval(worse, same, draws=200)
     assert bounds is not None
     error, base = 1 - worse["set"].right.mean(), 0.2
@@ -62,5 +90,5 @@ def test_the_interval_draws_the_same_images_for_both_models() -> None:
 
 def test_the_interval_is_undefined_where_a_draw_makes_no_error() -> None:
     labels = np.zeros(3, np.int64)
-    one_wrong = {"set": Judged("top1", labels, np.array([1.0, 1, 0]))}
+    one_wrong = {"set": Judged("top1", labels, [np.array([0, 0, 1])])}
     assert interval(one_wrong, one_wrong, draws=50) is None

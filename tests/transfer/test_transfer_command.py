@@ -87,7 +87,7 @@ def test_full_transfer_trains_living_weights_and_keeps_zeros(home: Path, acdc: A
     )
     assert cell["sparsity"] == zeros / weights
     labels, predicted = np.load(next((tmp_path / "results").glob("*.npy")))
-    assert cell["top1"] == (labels == predicted).mean()
+    assert cell["scores"]["top1"] == (labels == predicted).mean()
     assert not list(tmp_path.glob("*.yaml"))
 
 

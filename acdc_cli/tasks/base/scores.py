@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Values = Sequence[float]
+Values = Sequence[float] | NDArray[Any]
 
 
 def accuracy(answers: Values, truth: Values) -> float:
