@@ -15,6 +15,7 @@ from acdc_cli.models import build as models
 from acdc_cli.models import hub, torch_file, weights
 from acdc_cli.models.packed import is_packed
 from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.task import is_task
 from acdc_cli.recipe.load import from_dict, load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.overview import is_run
@@ -63,8 +64,7 @@ def recipe_of(
         if model is not None:
             raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave out --model")
         return recorded
-    if model is None and (config := hub.config_of(source)):
-        model = f"timm:{config['architecture']}"
+    model = model or hub.architecture_of(source)
     if model is None or data is None:
         raise CheckpointError(
             f"{source} was not written by acdc: name its architecture and data with --model and --data"
@@ -178,24 +178,38 @@ def _recorded_recipe(file: Path) -> dict[str, Any] | None:
 
 
 def _foreign(source: Path, model: str, data: str, overrides: Sequence[str]) -> Recipe:
-    """A minimal recipe to evaluate a foreign checkpoint with, using the preprocessing of published weights."""
+    """A minimal recipe to evaluate a foreign checkpoint with."""
+    least = {
+        "name": "eval",
+        "epochs": 1,
+        "model": {**code.named(model), "weights": str(source)},
+        "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
+        "sparsity": {"method": "dense"},
+    }
+    of_inputs = _of_sentences if models.source(model) == "hf" else _of_images
+    return of_inputs(least, source, model, data, overrides)
+
+
+def _of_sentences(least: dict[str, Any], source: Path, model: str, data: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe for an encoder, whose tokenizer lies beside its weights."""
+    block = {"name": "sentences", "path": data} if Path(data).is_dir() else {"name": data.removeprefix("glue/")}
+    glue = f"glue/{block['name']}"
+    rest = {"tokenizer": str(source.parent), "length": 128, "batch_size": 32}
+    task = glue if is_task(glue) else "sentence_class"
+    return from_dict(least | {"task": {"name": task}, "data": block | rest}, "acdc eval", overrides)
+
+
+def _of_images(least: dict[str, Any], source: Path, model: str, data: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with the preprocessing of published weights."""
     # imported here because it imports torchvision and timm
     from acdc_cli.models.preprocessing import preprocessing
 
     shown = preprocessing(model, source)
     block = {"name": "folder" if Path(data).is_dir() else data, "batch_size": 128, "loader": "torch"}
     block |= {"path": data} if Path(data).is_dir() else {}
-    architecture: dict[str, Any] = {**code.named(model), "weights": str(source)}
-    least = {
-        "name": "eval",
-        "epochs": 1,
-        "model": architecture,
-        "data": block,
-        "optim": {"name": "sgd", "lr": 1.0, "schedule": {"name": "linear"}},
-        "sparsity": {"method": "dense"},
-    }
+    least = least | {"data": block}
     asked = from_dict(least, "acdc eval", overrides)
-    architecture["options"] = dict(models.options_for(model, source, asked.model.rename))
+    least["model"]["options"] = dict(models.options_for(model, source, asked.model.rename))
     side = min(first_size(open_images(asked.images)))
     block |= {
         "val_resize": shown.resize or side,

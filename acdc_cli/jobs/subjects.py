@@ -33,6 +33,8 @@ class Asked:
     """Name or folder of a data set."""
     overrides: tuple[str, ...] = ()
     """Further keys of the recipe, as `key=value`."""
+    foreign_data: str | None = None
+    """As `data`, of foreign files alone."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def open_subjects(sources: Sequence[Path], asked: Asked | None = None) -> list[C
         which = asked.which if is_run or not any(runs) else None
         model = asked.model if not is_ours or all(ours) else None
         changes = [each for each in asked.overrides if not (is_ours and each.startswith("model.rename="))]
-        recipe = recipe_of(source, which, model, asked.data, asked.overrides if all(ours) else changes)
+        data = asked.data or asked.foreign_data
+        recipe = recipe_of(source, which, model, data, asked.overrides if all(ours) else changes)
         recipe = recipe.model_copy(update={"data": judged(recipe, source, asked.data).data})
         one = replace(asked, which=which, model=model)
         subjects.append(Checkpoint(source, one, f"{name} ({which})" if which else name, recipe))

@@ -127,8 +127,7 @@ def _source(name: str, architecture: str | None) -> _Source:
             if architecture is not None:
                 raise CheckpointError(f"{name} records its own architecture; remove task.distillation.model")
             return _recorded(path, file)
-    if architecture is None and (config := hub.config_of(file)):
-        architecture = f"timm:{config['architecture']}"
+    architecture = architecture or hub.architecture_of(file)
     if architecture is None:
         raise ModelError(f"task.teacher: {name} does not record its architecture; name it in task.distillation.model")
     # imported here because it imports torchvision and timm

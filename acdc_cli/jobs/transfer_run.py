@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -108,14 +108,33 @@ class _Transfer:
         preparation = self.target.preparation(self.recipe.data)
         key = self._digest([split, model, preparation, self.target.fingerprint[split], ready.precision.name])
         labels = np.float32 if self.target.data.labelled.kind == "score" else np.int64
-        with closing(self.data.val_loader(ready.device, split)) as loader:
+        description = f"features of {self.subject.name} on {self.target.name}, {split}"
+        opened = self._loader(ready.device, split)
+        return extract(self.out / "features" / f"{key}.npy", ready, opened, description, labels)
+
+    @contextmanager
+    def _loader(self, device: torch.device, split: Literal["train", "val"]) -> Iterator[Loader]:
+        with closing(self.data.val_loader(device, split)) as loader:
             loader.warm_up()
-            description = f"features of {self.subject.name} on {self.target.name}, {split}"
-            return extract(self.out / "features" / f"{key}.npy", ready, loader, description, labels)
+            yield loader
 
     def _digest(self, parts: list[Any]) -> str:
         text = json.dumps([_FORMAT, self.subject.digest, *parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class _Upstream:
+    """The upstream model of the latest transfer by a linear classifier, which all seeds share."""
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[str, str], setup.ReadyModel] = {}
+
+    def of(self, each: _Transfer) -> setup.ReadyModel:
+        key = each.subject.name, each.target.name
+        if key not in self._latest:
+            self._latest.clear()
+            self._latest[key] = downstream.with_new_head(each.recipe, each.target.data.classes)
+        return self._latest[key]
 
 
 def transfer(
@@ -132,20 +151,20 @@ def transfer(
     already is not computed again.
     Raises DataError, ModelError or RunError for what cannot be transferred, before anything is computed where possible.
     """
-    asked = Asked(model=model, data=to[0] if model else None, overrides=tuple(overrides))
+    asked = Asked(model=model, foreign_data=to[0], overrides=tuple(overrides))
     subjects = open_subjects(sources, asked)
     targets = _opened(to, subjects)
     baseline = _experiment(_named(options.baseline, sources, subjects))
     transfers = list(_all(subjects, targets, options, out))
     for each in transfers:
         steps_per_epoch(each.recipe.data, each.target.used(each.recipe.data))
-    cells = Cells(out / "results")
+    cells, upstream = Cells(out / "results"), _Upstream()
     require_clear([*(cell.identity for cell in cells.all()), *(each.identity for each in transfers)], out)
     try:
         for number, each in enumerate(transfers, 1):
             cell = cells.find(each.key)
             if cell is None or (options.check and cell.logistic is None and options.mode == "linear"):
-                cell = _compute(each, cells)
+                cell = _compute(each, cells, upstream)
             console.say(
                 f"{number} of {len(transfers)}: {cell.model} to {cell.to}, {cell.mode}, seed {cell.seed}: "
                 f"{METRICS[cell.metric].name} {cell.score:.2%}"
@@ -193,9 +212,9 @@ def _named(baseline: Path | None, sources: Sequence[Path], subjects: Sequence[Ch
     return matches[0]
 
 
-def _compute(each: _Transfer, cells: Cells) -> Cell:
+def _compute(each: _Transfer, cells: Cells, upstream: _Upstream) -> Cell:
     if each.options.mode == "linear":
-        ready = downstream.with_new_head(each.recipe, each.target.data.classes)
+        ready = upstream.of(each)
         truth, answers, check = _linear(each, ready)
         zeros, weights = downstream.zeros_of(ready)
     else:

@@ -13,6 +13,7 @@ from acdc_cli.errors import ModelError
 HUB, TIMM = "hf-hub:", "timm:"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _CONFIG = "config.json"
+_BESIDE = (_CONFIG, "tokenizer.json")
 
 
 class _Pretrained(reading.Form):
@@ -24,7 +25,10 @@ class _Pretrained(reading.Form):
 
 
 class _Config(reading.Form):
-    architecture: str
+    architecture: str | None = None
+    """timm's name of the model."""
+    model_type: str | None = None
+    """The type that the library transformers knows."""
     pretrained_cfg: _Pretrained | None = None
 
 
@@ -57,6 +61,14 @@ def config_of(file: Path) -> dict[str, Any] | None:
         return None
     config: dict[str, Any] = reading.read_json(beside, _Config, ModelError, "fetch it again")
     return config
+
+
+def architecture_of(file: Path) -> str | None:
+    """The model of a weight file, as a recipe names it, by the config.json beside it; None if there is none."""
+    config = config_of(file) or {}
+    if name := config.get("architecture"):
+        return f"timm:{name}"
+    return f"hf:{file.parent}" if config.get("model_type") else None
 
 
 def _in_folder(folder: Path) -> Path:
@@ -105,8 +117,8 @@ def _fetched(repository: str) -> Path:
         }
         if not (files := [file for file in _WEIGHTS if file in there]):
             raise ModelError(f"{name} has neither {' nor '.join(_WEIGHTS)}; download its weights, and name the file")
-        if _CONFIG in there:
-            hub.download(name, _CONFIG, revision or None)
+        for each in there.intersection(_BESIDE):
+            hub.download(name, each, revision or None)
         return hub.download(name, files[0], revision or None)
     except hub.FAILURES as error:
         raise ModelError(hub.unreachable(name, error)) from error

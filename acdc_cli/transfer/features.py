@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,10 +52,15 @@ class _Progress(reading.Form):
 
 
 def extract(
-    file: Path, extractor: Extractor, loader: Loader, description: str, labels_as: type[np.generic] = np.int64
+    file: Path,
+    extractor: Extractor,
+    opened: AbstractContextManager[Loader],
+    description: str,
+    labels_as: type[np.generic] = np.int64,
 ) -> Features:
-    """The features of the loader's samples, from `file` if it is complete; else those that it lacks are computed.
+    """The features of a loader's samples, from `file` if it is complete; else those that it lacks are computed.
 
+    opened: the loader, which is only entered if features are computed.
     file: its name must change with the weights, the samples and their preparation.
     labels_as: the type of the loader's targets.
     Raises RunError if it cannot be written, ModelError if the classifier's input is not one vector per sample.
@@ -65,7 +70,7 @@ def extract(
         busy = RunError(f"another process extracts {description} now; wait for it, or stop it")
         with files.explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            with files.locked(file.with_suffix(".lock"), busy):
+            with files.locked(file.with_suffix(".lock"), busy), opened as loader:
                 if not _done(progress)[0]:
                     width = classifier_of(extractor.model)[1].in_features
                     # before the files, so that no file is taken for complete

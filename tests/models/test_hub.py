@@ -49,7 +49,7 @@ def test_a_local_folder_of_the_hub_is_a_weight_file(folder: Path, above: bool) -
 
 def test_the_folders_config_names_the_architecture_and_the_preprocessing(folder: Path) -> None:
     file = folder / "model.safetensors"
-    assert (hub.config_of(file) or {})["architecture"] == "resnet18"
+    assert hub.architecture_of(file) == "timm:resnet18"
     shown = preprocessing("timm:resnet18", file)
     assert (shown.resize, shown.crop, shown.interpolation, shown.mean) == (200, 160, "bicubic", (0.5, 0.5, 0.5))
     (folder / "config.json").write_text("[]")

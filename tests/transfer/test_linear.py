@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,7 +140,7 @@ class Counting(InMemory):
 def test_features_are_the_inputs_of_the_classifier_and_are_extracted_once(tmp_path: Path) -> None:
     small, loader = Small(), Counting()
     for _ in range(2):
-        features = extract(tmp_path / "a.npy", small, loader, "features")
+        features = extract(tmp_path / "a.npy", small, nullcontext(loader), "features")
         assert isinstance(features.values, np.memmap)
         assert features.labels.tolist() == list(range(10))
         with torch.no_grad():
@@ -155,25 +155,25 @@ def test_an_interrupted_extraction_is_resumed_where_it_was_saved(
 ) -> None:
     monkeypatch.setattr("acdc_cli.transfer.features._EVERY_SECONDS", 0)
     small, whole = Small(), tmp_path / "whole.npy"
-    expected = extract(whole, small, Counting(), "features")
+    expected = extract(whole, small, nullcontext(Counting()), "features")
     with pytest.raises(KeyboardInterrupt):
-        extract(tmp_path / "a.npy", small, Counting(stop_after=2), "features")
+        extract(tmp_path / "a.npy", small, nullcontext(Counting(stop_after=2)), "features")
     rest = Counting()
-    resumed = extract(tmp_path / "a.npy", small, rest, "features")
+    resumed = extract(tmp_path / "a.npy", small, nullcontext(rest), "features")
     assert rest.drawn == 1
     assert np.array_equal(resumed.values, expected.values)
     assert np.array_equal(resumed.labels, expected.labels)
 
 
 def test_damaged_features_are_named(tmp_path: Path) -> None:
-    extract(tmp_path / "a.npy", Small(), Counting(), "features")
+    extract(tmp_path / "a.npy", Small(), nullcontext(Counting()), "features")
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
     with pytest.raises(RunError, match=r"a\.npy is damaged .*; delete it"):
-        extract(tmp_path / "a.npy", Small(), Counting(), "features")
+        extract(tmp_path / "a.npy", Small(), nullcontext(Counting()), "features")
 
 
 def test_a_model_whose_last_linear_layer_is_no_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="one vector per sample"):
-        extract(tmp_path / "a.npy", Small(Net(repeated=True)), Counting(), "features")
+        extract(tmp_path / "a.npy", Small(Net(repeated=True)), nullcontext(Counting()), "features")
     with pytest.raises(ModelError, match="no linear layer"):
-        extract(tmp_path / "b.npy", Small(nn.Conv2d(3, 2, 2)), Counting(), "features")
+        extract(tmp_path / "b.npy", Small(nn.Conv2d(3, 2, 2)), nullcontext(Counting()), "features")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import Acdc, run_acdc
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_files import rows, write_recipe
 
 TABLES = {
@@ -16,6 +16,9 @@ TABLES = {
     "mrpc": ("#1 String\t#2 String\tQuality", {"colour": "1", "tool": "0"}),
     "stsb": ("sentence1\tsentence2\tscore", {"colour": "4.5", "tool": "0.5"}),
 }
+CONFIG = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 15
+}  # fmt: skip
 QUICK = ("--set", "data.length=16", "--set", "threads=1", "--seeds", 1)
 
 
@@ -81,6 +84,25 @@ def test_full_transfer_trains_the_encoder_and_keeps_its_zeros(
     (row,) = json.loads(result.stdout)["results"]["sets"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["mean"] == pytest.approx(last["pearson"], abs=1e-6)
+
+
+def test_a_pretrained_encoder_needs_neither_a_run_nor_a_classifier(
+    home: Path, acdc: Acdc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    weights = load_file("words-0/sparse.safetensors")
+    save_file({name: each for name, each in weights.items() if name.startswith("bert")}, theirs / "model.safetensors")
+    (theirs / "config.json").write_text(json.dumps({"model_type": "bert", **CONFIG}))
+    (theirs / "tokenizer.json").write_text(Path("tokens/tokenizer.json").read_text())
+    words = (*QUICK, "--set", "epochs=2", "--set", "data.batch_size=16", "--out", tmp_path / "out", "--json")
+    result = acdc("transfer", theirs, "words-0", "--to", "rte", *words)
+    assert result.exit_code == 0, result.output
+    # the same encoder, however it is named
+    first, second = json.loads(result.stdout)["results"]["sets"]
+    assert "theirs/model" in (first["model"], second["model"])
+    assert (first["mean"], first["sparsity"]) == (second["mean"], second["sparsity"])
 
 
 @pytest.mark.parametrize(
