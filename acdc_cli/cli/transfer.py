@@ -30,7 +30,9 @@ ModeOption = Annotated[
     Mode, typer.Option(help="Train a linear classifier on fixed features, or all weights that are not zero.")
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="Repetitions, with seeds 0, 1, ….")]
-Check = Annotated[bool, typer.Option("--check", help="With linear: logistic regression on the same features, too.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="With linear: the best classifier on the same features, too, by L-BFGS.")
+]
 Baseline = Annotated[
     Path | None, typer.Option(help="The model against which AIE is taken.", show_default="the first model")
 ]
@@ -60,9 +62,9 @@ def transfer(
     out: Out = Path("transfer"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure what a model's features are worth on other sets: accuracy, and the average increase in error (P2 E).
+    """Measure what a model's features are worth on other sets: their metrics, and the average increase in error (P2 E).
 
-    The same command resumes an interrupted one. Images are prepared as for the upstream model.
+    The same command resumes an interrupted one. Samples are prepared as for the upstream model.
     """
     if bool(sources) == bool(study):
         raise typer.BadParameter("name runs or checkpoints, or a study with --study", param_hint="RUN|CHECKPOINT…")
