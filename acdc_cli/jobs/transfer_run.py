@@ -303,7 +303,7 @@ def _group(subject: Checkpoint) -> str:
 
 
 def _experiment(subject: Checkpoint) -> str:
-    """The same for models of runs that differ in their seed alone."""
+    """The same for models of runs that differ in their seed alone; a file is its own, whatever recipe it is given."""
+    keys = bearing(subject.recipe.as_dict(), SAME_EXPERIMENT) if subject.run else {}
     model = subject.weights.name if subject.run else subject.digest
-    keys = bearing(subject.recipe.as_dict(), SAME_EXPERIMENT)
     return hashlib.sha256(json.dumps([model, keys], sort_keys=True, default=str).encode()).hexdigest()[:16]

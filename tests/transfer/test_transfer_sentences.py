@@ -103,6 +103,10 @@ def test_a_pretrained_encoder_needs_neither_a_run_nor_a_classifier(
     first, second = json.loads(result.stdout)["results"]["sets"]
     assert "theirs/model" in (first["model"], second["model"])
     assert (first["mean"], first["sparsity"]) == (second["mean"], second["sparsity"])
+    # another command, whose first set is another one, adds to the same folder
+    result = acdc("transfer", theirs, "--to", "mrpc", "--to", "rte", *words)
+    assert result.exit_code == 0, result.output
+    assert [row["set"] for row in json.loads(result.stdout)["results"]["sets"]].count("mrpc") == 1
 
 
 @pytest.mark.parametrize(
