@@ -253,7 +253,7 @@ def _titles(measures: Measures) -> dict[str, tuple[str, Callable[[float], str]]]
 _OF_WEIGHTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "sparsity_all": ("zero weights %", _percent),
     "nonzero": ("nonzero weights", _whole),
-    "inference_flops_nominal": ("FLOPs of an image", console.with_prefix),
+    "inference_flops_nominal": ("inference FLOPs", console.with_prefix),
     "inference_flops_measured": ("  measured", console.with_prefix),
     "train_flops_nominal": ("FLOPs of training", console.with_prefix),
     "train_flops_measured": ("  measured", console.with_prefix),

@@ -82,7 +82,7 @@ def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
     for key, name in _SPARSITIES.items():
         if (value := metrics.get(key)) is not None:
             yield name, f"{value:.2%}"
-    counts = {"inference_flops_measured": "FLOPs of an image", "train_flops_measured": "FLOPs of the training"}
+    counts = {"inference_flops_measured": "inference FLOPs", "train_flops_measured": "FLOPs of the training"}
     for key, name in counts.items():
         if (value := facts.outcome.get(key)) is not None:
             yield name, f"{value:.3g}"

@@ -95,7 +95,7 @@ def last_epoch(summary: Summary) -> Table:
         _two("training cross entropy"),
         _two(confidence.head),
         _two("validation loss"),
-        *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "FLOPs an image", "best", "Pareto front"),
+        *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "inference FLOPs", "best", "Pareto front"),
     )
     about = (
         "The models at the end of the runs: mean and sample standard deviation over seeds. Bold: the "
