@@ -183,8 +183,10 @@ def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
         for panel, kind in zip(panels[1:], kinds, strict=True):
             counted = [dead_units.together(then.units).get(kind) for then in each]
             panel.plot(epochs, [_percent(one.dead, one.total) if one else nan for one in counted], **looks)
-    for panel, what in zip(panels, ("zero output channels", *(f"dead {kind}" for kind in kinds)), strict=True):
-        plotting.from_zero(panel, f"{what} of pruned layers (%)" if panel is panels[0] else f"{what} (%)")
+    # two lines where panels are low
+    zero = ("\n" if kinds else " ").join(("zero output channels", "of pruned layers"))
+    for panel, what in zip(panels, (zero, *(f"dead {kind}" for kind in kinds)), strict=True):
+        plotting.from_zero(panel, f"{what} (%)")
     panels[-1].set(xlabel="epochs trained", xlim=(0, None))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     return figure
