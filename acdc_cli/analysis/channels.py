@@ -1,34 +1,36 @@
-"""Output channels whose weights are all zero, and input channels that are dead as a result (P2 K).
+"""Output channels whose weights are all zero, and input channels, heads and neurons that are dead as a result (P2 K).
 
 An input channel is dead if no image can change it, because every path from the image to it passes through a zero weight
 (`base/reach.py` explains how this is tested). It may still be a nonzero constant, from a bias or from batch norm's
 shift; the layer's weights on it then act as one more bias. Weights on dead input channels are called idle: they can be
-removed without changing the function, once that constant is folded into what follows.
+removed without changing the function, once that constant is folded into what follows. Attention heads and feed-forward
+neurons are counted in models that describe theirs (`base/dead_units.py` says when one is dead).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import nan
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from acdc_cli import console
-from acdc_cli.analysis.base import plotting
+from acdc_cli.analysis.base import dead_units, plotting
+from acdc_cli.analysis.base.dead_units import Counts
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.reach import dead_inputs
 from acdc_cli.analysis.base.subject import Subject
 from acdc_cli.analysis.base.workspace import Workspace
+from acdc_cli.models.units import Units, units_of
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.blocks.images import ImagesBlock
-from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.runs.run_dir import Kept, RunDir
 from acdc_cli.sparsity.prunable import Layer, layer_name
 from acdc_cli.training.checkpoint import load_masks
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -54,11 +56,12 @@ class Channels:
 
 @dataclass(frozen=True)
 class Then:
-    """Zero output channels of the pruned layers when a mask was saved."""
+    """Zero output channels, dead heads and neurons of the pruned layers when a mask was saved."""
 
     epoch: int
     phase: str
     layers: dict[str, Channels]
+    units: Counts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Measured:
     kinds: dict[str, str]
     """`conv` or `linear`, for each layer."""
     layers: dict[str, Channels]
+    units: Counts
     then: list[Then]
 
 
@@ -81,6 +85,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     drawn = {"": draw({name: each.layers for name, each in measured.items()})}
     if then := {name: each.then for name, each in measured.items() if each.then}:
         drawn["over-time"] = draw_over_time(then)
+    if units := {name: each.units for name, each in measured.items() if each.units}:
+        drawn["units"] = dead_units.draw(units)
     return Findings(
         numbers={"models": {name: _numbers(each) for name, each in measured.items()}},
         summary=Table(
@@ -133,16 +139,14 @@ def together(layers: Iterable[Channels]) -> Channels:
     )
 
 
-def over_time(run: RunDir) -> list[Then]:
+def over_time(run: RunDir, units: Sequence[Units] = ()) -> list[Then]:
     """For each mask that a run saved, oldest first; empty if there is none. Holds one mask at a time."""
-    return [
-        Then(
-            kept.epoch,
-            kept.kind,
-            {layer_name(name): channels_of(mask) for name, mask in load_masks(kept.file).items()},
-        )
-        for kept in run.kept_masks()
-    ]
+    return [_then(kept, load_masks(kept.file), units) for kept in run.kept_masks()]
+
+
+def _then(kept: Kept, masks: Mapping[str, Tensor], units: Sequence[Units]) -> Then:
+    layers = {layer_name(name): channels_of(mask) for name, mask in masks.items()}
+    return Then(kept.epoch, kept.kind, layers, dead_units.count(units, masks))
 
 
 def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
@@ -158,7 +162,7 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
         if has_inputs:
             panels[1].plot(at, [_percent(each.dead_inputs, each.inputs) for each in layers.values()], **looks)
     for panel, what in zip(panels, ("zero output channels (%)", "dead input channels (%)"), strict=False):
-        _finish(panel, what)
+        plotting.from_zero(panel, what)
     panels[-1].set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     panels[-1].set(xlabel="layer")
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
@@ -166,15 +170,24 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
 
 
 def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
-    """Zero output channels of all pruned layers, at each saved mask."""
-    figure = plotting.new(7, 4.5)
-    panel = figure.subplots()
+    """Shares of all pruned layers at each saved mask: zero output channels, then dead heads and neurons if any run has
+    them."""
+    kinds = [kind for kind in dead_units.KINDS if any(kind in then.units for each in runs.values() for then in each)]
+    figure = plotting.new(7, 2.5 + 2 * (1 + len(kinds)))
+    panels = figure.subplots(1 + len(kinds), sharex=True, squeeze=False)[:, 0]
     for (name, each), looks in zip(runs.items(), plotting.looks(), strict=False):
-        sums = [together(then.layers.values()) for then in each]
-        shares = [_percent(one.zero_outputs, one.outputs) for one in sums]
-        panel.plot([then.epoch + 1 for then in each], shares, label=name, **looks)
-    _finish(panel, "zero output channels of pruned layers (%)")
-    panel.set(xlabel="epochs trained", xlim=(0, None))
+        epochs = [then.epoch + 1 for then in each]
+        all_layers = [together(then.layers.values()) for then in each]
+        shares = [_percent(one.zero_outputs, one.outputs) for one in all_layers]
+        panels[0].plot(epochs, shares, label=name, **looks)
+        for panel, kind in zip(panels[1:], kinds, strict=True):
+            counted = [dead_units.together(then.units).get(kind) for then in each]
+            panel.plot(epochs, [_percent(one.dead, one.total) if one else nan for one in counted], **looks)
+    # two lines where panels are low
+    zero = ("\n" if kinds else " ").join(("zero output channels", "of pruned layers"))
+    for panel, what in zip(panels, (zero, *(f"dead {kind}" for kind in kinds)), strict=True):
+        plotting.from_zero(panel, f"{what} (%)")
+    panels[-1].set(xlabel="epochs trained", xlim=(0, None))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     return figure
 
@@ -184,10 +197,12 @@ def _of(subject: Subject, options: Options) -> _Measured:
     # what follows an input channel through the model is an image
     follows = options.inputs and isinstance(subject.recipe.data, ImagesBlock)
     side = subject.recipe.data.val_size if follows else None
+    units = units_of(loaded.model)
     return _Measured(
         kinds={layer.name: layer.kind for layer in loaded.layers},
         layers=channels(loaded.model, loaded.layers, side),
-        then=over_time(subject.run) if subject.run is not None and subject.kind != "dense" else [],
+        units=dead_units.count(units, dict(loaded.model.named_parameters())),
+        then=over_time(subject.run, units) if subject.run is not None and subject.kind != "dense" else [],
     )
 
 
@@ -201,6 +216,10 @@ def _numbers(measured: _Measured) -> dict[str, Any]:
     return {
         **{kind: asdict(each) for kind, each in _sums(measured).items()},
         "layers": {name: {"kind": measured.kinds[name], **asdict(each)} for name, each in measured.layers.items()},
+        **{
+            kind: asdict(each) | {"layers": {name: asdict(one) for name, one in measured.units[kind].items()}}
+            for kind, each in dead_units.together(measured.units).items()
+        },
         "pruned_layers_over_time": [
             {
                 "epoch": then.epoch,
@@ -208,14 +227,15 @@ def _numbers(measured: _Measured) -> dict[str, Any]:
                 "outputs": together(then.layers.values()).outputs,
                 "zero_outputs": together(then.layers.values()).zero_outputs,
                 "layers": {name: each.zero_outputs for name, each in then.layers.items()},
+                **{kind: asdict(each) for kind, each in dead_units.together(then.units).items()},
             }
             for then in measured.then
         ],
     }
 
 
-def _shown(name: str, measured: _Measured) -> list[tuple[str, ...]]:
-    return [
+def _shown(name: str, measured: _Measured) -> list[Sequence[str]]:
+    layers: list[Sequence[str]] = [
         (
             name,
             kind,
@@ -227,6 +247,9 @@ def _shown(name: str, measured: _Measured) -> list[tuple[str, ...]]:
         )
         for kind, each in _sums(measured).items()
     ]
+    # a unit is a group of inputs of the layer that reads it
+    units = dead_units.together(measured.units).items()
+    return [*layers, *((name, kind, "", "", str(each.total), _cell(each.dead, each.total), "") for kind, each in units)]
 
 
 def _cell(part: int | None, whole: int | None) -> str:
@@ -252,13 +275,19 @@ def _tables(measured: Mapping[str, _Measured]) -> dict[str, Table]:
     ]
     if then:
         tables["over-time"] = Table(("run", "epoch", "phase", "layer", "outputs", "zero_outputs"), then)
-    return tables
+    return tables | _unit_tables(measured)
 
 
-def _finish(panel: Axes, what: str) -> None:
-    panel.set(ylabel=what)
-    _, top = panel.get_ylim()
-    panel.set(ylim=(-0.03 * max(top, 1), max(top, 1)))
-    if not panel.dataLim.ymax > 0:
-        panel.text(0.5, 0.5, f"no {what.removesuffix(' (%)')}", ha="center", transform=panel.transAxes)
-    panel.grid(axis="y", alpha=0.3)
+def _unit_tables(measured: Mapping[str, _Measured]) -> dict[str, Table]:
+    now = [(name, *row) for name, each in measured.items() for row in dead_units.rows(each.units)]
+    then = [
+        (name, then.epoch, then.phase, *row)
+        for name, each in measured.items()
+        for then in each.then
+        for row in dead_units.rows(then.units)
+    ]
+    tables = {
+        "units": Table(("model", *dead_units.COLUMNS), now),
+        "units-over-time": Table(("run", "epoch", "phase", *dead_units.COLUMNS), then),
+    }
+    return {name: table for name, table in tables.items() if table.rows}

@@ -39,7 +39,12 @@ def list_(json: Json = False) -> None:
 @app.command()
 def write(
     name: Annotated[str, typer.Argument(help="A set of `acdc data list`.", show_default=False)],
-    source: Annotated[Path | None, typer.Option(help="Folder with the images.", show_default=False)] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the images or the text; of GLUE, the cache of the library datasets.", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write.", show_default="data/NAME")] = None,
     quality: Annotated[
         int | None, typer.Option(help="JPEG quality of what is encoded.", show_default="the set's")
@@ -75,7 +80,7 @@ def write(
         int | None, typer.Option(min=1, help="Of a text: rarer words become <unk>.", show_default="the set's")
     ] = None,
 ) -> None:
-    """Write a data set: images as .beton files, a text as tokens, with manifests."""
+    """Write a data set: images as .beton files, a text as tokens, with manifests; GLUE as tables."""
     from acdc_cli.data.inventory import WriteOptions, write_set
 
     encoding = (quality, max_side, raw_share, original)

@@ -21,6 +21,7 @@ from acdc_cli.data.sentence_files import written_examples
 from acdc_cli.data.token_files import FACTS, written_tokens
 from acdc_cli.data.token_files import check as check_tokens
 from acdc_cli.data.write_beton import Settings, Source, write
+from acdc_cli.data.write_sentences import write_sentences
 from acdc_cli.data.write_tokens import summary, write_text_set
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.images import ImagesBlock
@@ -84,18 +85,15 @@ def _written(folder: Path) -> dict[str, int]:
 
 def write_set(name: str, options: WriteOptions) -> None:
     """Raises DataError for an unknown set, for options of other kinds of sets, and for a source that cannot be read."""
-    if name in known_sentences():
-        raise DataError(
-            f"{name} is read as it is: put {', '.join(known_sentences()[name].files.values())} in {HOME / name}"
-        )
-    of_texts = {"tokenizer", "at_least"}
-    of_both = {"source", "out", "force"}
-    is_text = name in known_texts()
-    given = {each.name for each in fields(options) if getattr(options, each.name) != each.default} - of_both
-    if refused := given - of_texts if is_text else given & of_texts:
+    kind, own = _kind(name)
+    given = {each.name for each in fields(options) if getattr(options, each.name) != each.default}
+    if refused := given - {"source", "out", "force"} - own:
         flags = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(refused))
-        raise DataError(f"{flags}: not an option of {name}, which is a set of {'text' if is_text else 'images'}")
-    if is_text:
+        raise DataError(f"{flags}: not an option of {name}, which is a set of {kind}")
+    if kind == "sentences":
+        write_sentences(name, options.source, options.out or HOME / name, options.force)
+        return
+    if kind == "text":
         asked = options.tokenizer, options.at_least, options.force
         write_text_set(name, options.source, options.out or HOME / name, *asked)
         return
@@ -113,6 +111,16 @@ def write_set(name: str, options: WriteOptions) -> None:
             skip_bad=options.skip_bad,
             force=options.force,
         )
+
+
+def _kind(name: str) -> tuple[str, set[str]]:
+    """What a set is made of, and the options that only sets of that kind have."""
+    of_texts = {"tokenizer", "at_least"}
+    if name in known_sentences():
+        return "sentences", set()
+    if name in known_texts():
+        return "text", of_texts
+    return "images", {each.name for each in fields(WriteOptions)} - of_texts
 
 
 def write_demo() -> None:

@@ -10,6 +10,18 @@ from acdc_cli.recipe.discovery import DATA_SETS
 
 
 @dataclass(frozen=True)
+class CachedForm:
+    """How the library datasets names a set of which its cache may hold a copy."""
+
+    repositories: Sequence[str]
+    """The set is a configuration of its own name of one of these; the first is where it is today."""
+    columns: Sequence[str] = ()
+    """Of the sentences; empty: named as in the tables."""
+    splits: Mapping[str, str] = field(default_factory=lambda: {"val": "validation"})
+    """Its names of splits, by ours, where they differ."""
+
+
+@dataclass(frozen=True)
 class KnownSentences:
     """Tables of sentences, or pairs of them, whose columns are separated by tabs, without quoting."""
 
@@ -28,6 +40,8 @@ class KnownSentences:
     """The tables by split. The model is also validated on any but `train`, `val` and `test`."""
     has_broken_rows: bool = False
     """Whether the published tables have rows with too few columns, which are left out, and empty sentences."""
+    cached: CachedForm | None = None
+    """The set in the cache of the library datasets, from where `acdc data write` takes it."""
 
     @property
     def is_generic(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from acdc_cli import hub
 from acdc_cli.errors import ModelError
+from acdc_cli.models.units import Units, heads, neurons
 
 PREFIX = "hf:"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -25,6 +27,26 @@ _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNor
 _SPARE = re.compile(r"\.pooler\.|\.position_ids$")
 """What some models leave out of others' checkpoints: a head's input, and numbers that nobody trains."""
 _OURS = ("num_labels", "id2label", "label2id", "problem_type", "torchscript", "return_dict", "attn_implementation")
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Of the linear modules within a layer of an encoder."""
+
+    value: str = "attention.self.value"
+    output: str = "attention.output.dense"
+    first: str = "intermediate.dense"
+    second: str = "output.dense"
+
+
+_NAMES: Mapping[str, _Names] = {
+    **dict.fromkeys(("bert", "camembert", "electra", "roberta", "xlm-roberta"), _Names()),
+    "albert": _Names("attention.value", "attention.dense", "ffn", "ffn_output"),
+    "deberta-v2": _Names(value="attention.self.value_proj"),
+    "distilbert": _Names("attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"),
+    "mpnet": _Names("attention.attn.v", "attention.attn.o"),
+}
+"""By the type of the configuration. Others are left out: some have further projections, gates or convolutions."""
 
 
 def constructor(name: str) -> Callable[..., nn.Module]:
@@ -116,6 +138,17 @@ class _Encoder:
             for name, tensor in named.items()
             if name in expected or (name.startswith(own) and not _SPARE.search(name))
         }
+
+    def heads_and_neurons(self) -> Iterator[Units]:
+        """Of a type that is not in `_NAMES`, none."""
+        assert isinstance(self, nn.Module)
+        linear = {name: each for name, each in self.named_modules() if isinstance(each, nn.Linear)}
+        if (names := _NAMES.get(self.config.model_type)) is None:
+            return
+        for layer in (name.removesuffix(f".{names.value}") for name in linear if name.endswith(f".{names.value}")):
+            inner = linear[f"{layer}.{names.first}"].out_features
+            yield heads(layer, self.config.num_attention_heads, f"{names.value}.weight", f"{names.output}.weight")
+            yield neurons(layer, inner, f"{names.first}.weight", f"{names.second}.weight")
 
     def forward(self, tokens: Tensor, mask: Tensor, types: Tensor) -> Tensor:
         """Each (batch, length), int64, mask 0 where there is no token; gives logits (batch, classes)."""

@@ -8,7 +8,7 @@ it. The paper's own table says 257M, but the authors' published script has this 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from acdc_cli.errors import ModelError
 from acdc_cli.memory import Memory, Past
 from acdc_cli.models.adaptive_softmax import AdaptiveEmbedding, AdaptiveSoftmax
+from acdc_cli.models.units import Units, heads, neurons
 
 
 class Attention(nn.Module):
@@ -174,6 +175,14 @@ class TransformerXL(nn.Module):
             every: Tensor = self.softmax(hidden, self.embeddings)
             return every
         return self.softmax.of_targets(hidden.flatten(0, 1), self.embeddings, targets.flatten()).view_as(targets)
+
+    def heads_and_neurons(self) -> Iterator[Units]:
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            attention, inner = layer.attention, layer.feed_forward.first.out_features
+            # the second half of the rows are values, the first half keys
+            yield heads(f"layers.{number}.attention", attention.heads, "key_value.weight", "output.weight", 1, 2)
+            yield neurons(f"layers.{number}.feed_forward", inner, "first.weight", "second.weight")
 
     def _hidden(self, tokens: Tensor, begins: Tensor | None) -> Tensor:
         most = self._remembers[self.training]

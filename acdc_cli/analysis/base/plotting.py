@@ -46,6 +46,16 @@ def log(axes: Axes, which: Literal["x", "y"], shown: Callable[[float], str] = "{
     axis.set_minor_formatter(NullFormatter())
 
 
+def from_zero(panel: Axes, what: str) -> None:
+    """Labels a vertical axis of shares in percent, which begins at 0; a panel that is 0 throughout says so."""
+    panel.set(ylabel=what)
+    _, top = panel.get_ylim()
+    panel.set(ylim=(-0.03 * max(top, 1), max(top, 1)))
+    if not panel.dataLim.ymax > 0:
+        panel.text(0.5, 0.5, f"no {what.removesuffix(' (%)')}", ha="center", transform=panel.transAxes)
+    panel.grid(axis="y", alpha=0.3)
+
+
 def png(figure: Figure) -> bytes:
     file = BytesIO()
     _literal(figure)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from acdc_cli.data.known_sentences import KnownSentences
+from acdc_cli.data.known_sentences import CachedForm, KnownSentences
 
 _ENTAILMENT = {"entailment": "entailment", "not_entailment": "not_entailment"}
+_REPOSITORIES = ("nyu-mll/glue", "glue")
+_CACHED = CachedForm(_REPOSITORIES)
 
 SENTENCES = {
     "sentences": KnownSentences(
@@ -19,6 +21,7 @@ SENTENCES = {
         label="label",
         classes=_ENTAILMENT,
         train_examples=2_490,
+        cached=_CACHED,
     ),
     "qnli": KnownSentences(
         "GLUE: whether a sentence answers a question (QNLI)",
@@ -26,6 +29,7 @@ SENTENCES = {
         label="label",
         classes=_ENTAILMENT,
         train_examples=104_743,
+        cached=_CACHED,
     ),
     "mrpc": KnownSentences(
         "GLUE: whether two sentences mean the same (MRPC)",
@@ -33,6 +37,7 @@ SENTENCES = {
         label="Quality",
         classes={"0": "not_equivalent", "1": "equivalent"},
         train_examples=3_668,
+        cached=CachedForm(_REPOSITORIES, ("sentence1", "sentence2")),
     ),
     "sst2": KnownSentences(
         "GLUE: whether a review is positive (SST-2)",
@@ -40,6 +45,7 @@ SENTENCES = {
         label="label",
         classes={"0": "negative", "1": "positive"},
         train_examples=67_349,
+        cached=_CACHED,
     ),
     "cola": KnownSentences(
         "GLUE: whether a sentence is grammatical (CoLA)",
@@ -47,6 +53,7 @@ SENTENCES = {
         label=1,
         classes={"0": "unacceptable", "1": "acceptable"},
         train_examples=8_551,
+        cached=CachedForm(_REPOSITORIES, ("sentence",)),
     ),
     "stsb": KnownSentences(
         "GLUE: how similar two sentences are, from 0 to 5 (STS-B)",
@@ -54,6 +61,7 @@ SENTENCES = {
         label="score",
         scores=(0.0, 5.0),
         train_examples=5_749,
+        cached=_CACHED,
     ),
     "mnli": KnownSentences(
         "GLUE: whether one sentence entails or contradicts another (MNLI)",
@@ -62,6 +70,11 @@ SENTENCES = {
         classes={name: name for name in ("entailment", "neutral", "contradiction")},
         files={"train": "train.tsv", "val": "dev_matched.tsv", "mismatched": "dev_mismatched.tsv"},
         train_examples=392_702,
+        cached=CachedForm(
+            _REPOSITORIES,
+            ("premise", "hypothesis"),
+            {"val": "validation_matched", "mismatched": "validation_mismatched"},
+        ),
     ),
     "qqp": KnownSentences(
         "GLUE: whether two questions ask the same (QQP)",
@@ -69,6 +82,7 @@ SENTENCES = {
         label="is_duplicate",
         classes={"0": "not_duplicate", "1": "duplicate"},
         train_examples=363_846,
+        cached=_CACHED,
         has_broken_rows=True,
     ),
 }
