@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,12 @@ for _tag, _pattern, _first in _IMPLICIT:
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 
 
+@lru_cache(maxsize=256)
+def _composed(text: str) -> yaml.Node | None:
+    """A document's nodes, which nobody changes: the runs of a study read the same few files many times."""
+    return _Composer(text).get_single_node()
+
+
 class _Reading:
     """One document turned into entries; `lines=False` for text that has none worth naming."""
 
@@ -234,7 +241,7 @@ class _Reading:
         self._values = 0
         self.problems: list[Problem] = []
         try:
-            node = _Composer(text).get_single_node()
+            node = _composed(text)
         except yaml.MarkedYAMLError as e:
             mark = e.problem_mark or e.context_mark
             raise self._error(mark.line if mark else 0, _explained(e)) from e

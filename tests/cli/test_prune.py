@@ -93,7 +93,11 @@ def test_batch_norm_is_estimated_anew_on_the_pruned_model(acdc: Acdc, finished: 
 def test_every_method_that_prunes_at_once_reaches_the_target_and_fine_tunes(
     acdc: Acdc, finished: Finished, method: str
 ) -> None:
-    small = {"woodfisher": ["samples=20", "fisher_block=50", "damping=0.01"], "synflow": ["rounds=3"]}
+    small = {
+        "obc": ["images=100", "column_block=16"],
+        "synflow": ["rounds=3"],
+        "woodfisher": ["samples=20", "fisher_block=50", "damping=0.01"],
+    }
     sets = [word for key in small.get(method, []) for word in ("--set", f"sparsity.{key}")]
     finished()
     arguments = ("--method", method, "--target", "0.75", "--out", "pruned", *sets)

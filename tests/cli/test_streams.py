@@ -12,7 +12,6 @@ import pytest
 from acdc_cli.runs.run_dir import RunDir
 
 FAILING = {"full": "{}>/dev/full", "closed": "{}>&-", "broken": "{}>{pipe}"}
-by_kind = pytest.mark.parametrize("kind", FAILING)
 
 
 def acdc(*arguments: str | Path, redirected: str) -> subprocess.CompletedProcess[str]:
@@ -38,8 +37,18 @@ def failing(kind: str, number: int) -> str:
     return FAILING[kind].replace("{}", str(number))
 
 
-@by_kind
-@pytest.mark.parametrize("arguments", [("recipes", "list"), ("recipes", "list", "--json"), ("train", "--help")])
+PRINTING = [("recipes", "list"), ("recipes", "list", "--json"), ("train", "--help")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        # all write by the same function: each kind of failure and each command is met once
+        pytest.param(kind, arguments, marks=() if number == PRINTING.index(arguments) else pytest.mark.slow)
+        for number, kind in enumerate(FAILING)
+        for arguments in PRINTING
+    ],
+)
 def test_a_command_that_only_prints_ends_with_code_2_and_a_message(kind: str, arguments: tuple[str, ...]) -> None:
     done = acdc(*arguments, redirected=failing(kind, 1))
     assert done.returncode == 2
@@ -47,10 +56,16 @@ def test_a_command_that_only_prints_ends_with_code_2_and_a_message(kind: str, ar
     assert "Traceback" not in done.stderr
 
 
-@by_kind
-def test_lost_commentary_changes_neither_the_data_nor_the_code(kind: str) -> None:
+@pytest.mark.parametrize("kind", FAILING)
+def test_lost_commentary_does_not_change_the_data(kind: str) -> None:
     done = acdc("recipes", "list", redirected=failing(kind, 2))
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["name", "description"])
+
+
+@pytest.mark.parametrize(
+    "kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("closed", "broken"))]
+)
+def test_a_lost_error_does_not_change_the_code(kind: str) -> None:
     assert acdc("recipes", "show", "unknown", redirected=failing(kind, 2)).returncode == 2
 
 

@@ -17,10 +17,6 @@ from acdc_cli.training import checkpoint
 RUN = Path("run")
 
 
-def statuses(output: str) -> dict[str, str]:
-    return {check["name"]: check["status"] for check in json.loads(output)}
-
-
 def test_a_finished_run_is_what_it_claims(acdc: Acdc, finished: Finished) -> None:
     finished("run")
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
@@ -144,12 +140,21 @@ def test_what_was_changed_is_named(
 ) -> None:
     finished("run")
     change()
+    result = acdc("verify-run", RUN, "--json")
+    assert result.exit_code == 2, result.output
+    assert "run is not what it claims to be: see " in result.stderr
+    wrong = [check for check in json.loads(result.stdout) if check["status"] == "error"]
+    assert {check["name"] for check in wrong} == failing
+    assert any(said in problem for check in wrong for problem in check["problems"])
+
+
+def test_the_table_has_what_is_wrong_below_its_check(acdc: Acdc, finished: Finished) -> None:
+    finished("run")
+    improve_the_summary()
     result = acdc("verify-run", RUN)
     assert result.exit_code == 2, result.output
-    assert said in " ".join(result.stdout.replace("\n", " ").split())
-    assert "run is not what it claims to be: see " in result.stderr
-    checks = statuses(acdc("verify-run", RUN, "--json").stdout)
-    assert {name for name, status in checks.items() if status == "error"} == failing
+    assert "→ sparse: not the record of epoch 5" in " ".join(result.stdout.split())
+    assert "run is not what it claims to be: see summary" in result.stderr
 
 
 def test_images_that_lie_elsewhere_are_named_on_the_command_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -127,6 +128,12 @@ DEMO = [
 ]
 
 
+@cache
+def read(name: str) -> Recipe:
+    """A shipped recipe, read once for all tests."""
+    return load(name)
+
+
 def sparsity(recipe: Recipe) -> dict[str, Any]:
     block: dict[str, Any] = recipe.as_dict()["sparsity"]
     return block
@@ -156,7 +163,7 @@ def test_the_top_level_is_listed_first() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_loads_and_resolves_to_itself(name: str, tmp_path: Path) -> None:
-    recipe = load(name)
+    recipe = read(name)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(resolved_yaml(recipe), encoding="utf-8")
     assert load(resolved) == recipe
@@ -164,7 +171,7 @@ def test_a_shipped_recipe_loads_and_resolves_to_itself(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_names_a_model_and_a_data_set_that_exist(name: str) -> None:
-    recipe = load(name)
+    recipe = read(name)
     assert callable(models.find(recipe.model.name))
     assert recipe.data.name in {**known_sets(), **known_texts(), **known_sentences()}
 
@@ -175,7 +182,7 @@ def test_a_shipped_recipe_says_what_it_is_in_a_line_of_a_table(name: str) -> Non
 
 
 def test_no_two_share_a_run_directory() -> None:
-    assert len({load(name).name for name in NAMES}) == len(NAMES)
+    assert len({read(name).name for name in NAMES}) == len(NAMES)
 
 
 NUMBERED = [name for name in NAMES if name[-2:].isdigit() and "embed" not in name and name not in STR + P1_STR]
@@ -183,12 +190,12 @@ NUMBERED = [name for name in NAMES if name[-2:].isdigit() and "embed" not in nam
 
 @pytest.mark.parametrize("name", NUMBERED)
 def test_the_name_is_the_target(name: str) -> None:
-    assert sparsity(load(name))["target"] == int(name[-2:]) / 100
+    assert sparsity(read(name))["target"] == int(name[-2:]) / 100
 
 
 @pytest.mark.parametrize("name", ACDC_PP)
 def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
-    recipe = load(name)
+    recipe = read(name)
     mobile = name.startswith("mobilenet")
     _, epochs = recipe.sparsity.clock(0, recipe.epochs)
     assert (epochs, recipe.data.batch_size, recipe.task.label_smoothing, recipe.model.blurpool) == (
@@ -213,7 +220,7 @@ def test_acdc_plus_plus_is_p2s_protocol(name: str) -> None:
 
 @pytest.mark.parametrize("name", NEURIPS21)
 def test_neurips21_is_p1s_data_and_says_which_item_of_the_paper_it_is(name: str) -> None:
-    recipe = load(name)
+    recipe = read(name)
     assert shipped.description(shipped.find(name)).startswith(
         ("P1, Table ", "P1, Tables ", "P1, Figure ", "P1, section ")
     )
@@ -227,7 +234,7 @@ def test_neurips21_is_p1s_data_and_says_which_item_of_the_paper_it_is(name: str)
 
 @pytest.mark.parametrize("name", P1_ACDC + P1_OTHERS + P1_STR)
 def test_neurips21_is_p1s_protocol(name: str) -> None:
-    recipe = load(name)
+    recipe = read(name)
     optim = recipe.as_dict()["optim"]
     assert optim["schedule"] == {"name": "cosine", "warmup_epochs": 5.0, "warmup_start": 0.0, "end": 0.0}
     assert (optim["lr"], optim["lr_batch"], optim["momentum"]) == (0.256, 256, 0.875)
@@ -255,7 +262,7 @@ def test_neurips21_is_p1s_protocol(name: str) -> None:
     ],
 )
 def test_p1_prunes_every_layer_but_for_those_it_names(name: str, kept: list[str]) -> None:
-    assert sparsity(load(name))["keep_dense"] == kept
+    assert sparsity(read(name))["keep_dense"] == kept
 
 
 def test_2_of_4_prunes_half_of_every_layer_but_the_first() -> None:
@@ -267,7 +274,7 @@ def test_2_of_4_prunes_half_of_every_layer_but_the_first() -> None:
 
 def test_gmp_and_woodfisher_prune_p1s_dense_model_from_5_percent_as_in_its_configuration() -> None:
     for name, target in zip(P1_FROM_DENSE, (0.8, 0.9), strict=True):
-        recipe, found = load(name), planned(name)
+        recipe, found = read(name), planned(name)
         assert sparsity(recipe)["from_checkpoint"] == f"runs/{load('neurips21/resnet50_dense').name}-0"
         optim = recipe.as_dict()["optim"]
         assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.005, 0.9, 1e-4)
@@ -366,7 +373,7 @@ def test_recipes_cost_what_p1_prints(
     ],
 )
 def test_a_variant_of_acdc_differs_from_resnet50_95_in_what_its_name_says(name: str, differing: dict[str, Any]) -> None:
-    variant, plain = load(name), load("resnet50_95")
+    variant, plain = read(name), load("resnet50_95")
     assert variant.as_dict() == plain.as_dict() | {"name": name, "sparsity": sparsity(plain) | differing}
 
 
@@ -415,7 +422,7 @@ def test_snfs_on_imagenet_has_its_authors_prune_rate() -> None:
 
 @pytest.mark.parametrize("name", CORRUPT)
 def test_wrong_labels_are_all_that_sets_p1s_memorisation_runs_apart(name: str) -> None:
-    ours, plain = load(name).as_dict(), load(name.removesuffix("_corrupt_labels")).as_dict()
+    ours, plain = read(name).as_dict(), load(name.removesuffix("_corrupt_labels")).as_dict()
     assert ours["data"] == plain["data"] | {
         "augment": "none", "flip": 0.0, "corrupt_labels": {"count": 1000, "classes": "all", "seed": 0},
     }  # fmt: skip
@@ -426,6 +433,7 @@ DENSE_THEN_SPARSE = [10, 30, 50, 70, 90, 110, 130, 150, 170, 200]
 """Ends of the phases of P1's CIFAR runs: dense, then sparse and dense in turn."""
 
 
+@cache
 def planned(name: str, *overrides: str) -> Plan:
     return plan(load(name, list(overrides)))
 
@@ -440,7 +448,7 @@ def ends(found: Plan) -> list[int]:
 
 @pytest.mark.parametrize("name", CIFAR10)
 def test_p1s_runs_on_cifar10_are_those_of_its_public_configuration(name: str) -> None:
-    recipe, found = load(name), planned(name)
+    recipe, found = read(name), planned(name)
     target = int(name.split("_")[2]) / 100
     assert ends(found) == DENSE_THEN_SPARSE
     assert all(
@@ -462,7 +470,7 @@ def test_p1s_runs_on_cifar10_are_those_of_its_public_configuration(name: str) ->
 
 @pytest.mark.parametrize("name", CIFAR100)
 def test_p1s_runs_on_cifar100_are_those_of_its_public_configuration(name: str) -> None:
-    recipe, found = load(name), planned(name)
+    recipe, found = read(name), planned(name)
     assert ends(found) == DENSE_THEN_SPARSE
     # in its warm-up, epoch e begins with e fifths of the peak
     assert [epoch.lr_start for epoch in found.epochs[:6]] == pytest.approx([0, 0.016, 0.032, 0.048, 0.064, 0.08])
@@ -527,7 +535,7 @@ def test_the_large_batch_recipe_differs_from_its_base_in_how_it_trains_only() ->
 
 @pytest.mark.parametrize("name", CELEBA)
 def test_celeba_is_p2s_c2(name: str) -> None:
-    recipe = load(name)
+    recipe = read(name)
     assert (recipe.model.name, recipe.data.name, recipe.task.name) == ("resnet18", "celeba", "multilabel")
     if name.endswith("dense"):
         assert sparsity(recipe)["method"] == "dense"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from epoch import recorded
-from faults import FAULTS, Fault, FaultySystem, Killed
+from faults import FAULTS, TWINS, Fault, FaultySystem, Killed
 from torch import nn
 
 from acdc_cli import files
@@ -191,11 +191,12 @@ def test_the_bytes_reach_the_disk_before_the_name_does_and_the_name_before_the_e
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        # to write a data set takes longest
-        pytest.param(kind, fault, id=f"{fault.name}-{kind.name}", marks=pytest.mark.slow if long else ())
+        # to write a data set takes longest; a twin's other message is the same for all files
+        pytest.param(kind, fault, id=f"{fault.name}-{kind.name}", marks=pytest.mark.slow if long or twin else ())
         for kind in KINDS
         for fault in FAULTS
         for long in [kind.files > 1 and fault.name not in ("full in the middle", "killed")]
+        for twin in [fault in TWINS and kind.name not in ("summary", "metrics")]
     ],
 )
 @pytest.mark.usefixtures("small_pages")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command import Acdc
-from mini_trainer import MiniRun
+from mini_trainer import FewImages, MiniRun
 
 from acdc_cli.analysis.base.forecast import Forecast
 from acdc_cli.errors import RecipeError, RunError
@@ -103,7 +103,7 @@ RIGL = {"method": "rigl", "target": 0.9, "distribution": "erk", "every": 2}
 def test_a_run_saves_the_files_that_its_forecast_names(
     tmp_path: Path, method: dict[str, Any], checkpoint: dict[str, Any]
 ) -> None:
-    run = MiniRun(tmp_path / "run", 7, method, checkpoint=checkpoint)
+    run = MiniRun(tmp_path / "run", 7, method, checkpoint=checkpoint, train=FewImages(4), val=FewImages(4))
     run.fit()
     recipe: Any = SimpleNamespace(checkpoint=CheckpointBlock(**checkpoint), forked_after=0)
     forecast = Forecast("run", recipe, lambda: run.sparsifier.phases)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from mini_trainer import ADAMW, SGD, MiniRun
+from mini_trainer import ADAMW, SGD, FewImages, MiniRun
 
 from acdc_cli.errors import CheckpointError
 from acdc_cli.recipe.blocks.run import EMABlock
@@ -139,10 +139,11 @@ def test_every_method_s_states_are_its_own(
     keys |= {"samples": 3} if "samples" in keys else {}
     states: list[dict[str, Any]] = []
     monkeypatch.setattr(checkpoint, "save_state", lambda folder, state: states.append(copy.deepcopy(dict(state))))
-    run = MiniRun(tmp_path / "one", 12, keys, optim=optim, checkpoint={"every_epochs": 1})
+    val = FewImages(samples=4)
+    run = MiniRun(tmp_path / "one", 12, keys, optim=optim, checkpoint={"every_epochs": 1}, val=val)
     first = run.trainer.state_dict()
     run.fit()
-    fresh = MiniRun(tmp_path / "other", 12, keys, optim=optim)
+    fresh = MiniRun(tmp_path / "other", 12, keys, optim=optim, val=val)
     assert len(states) == 12
     for state in (first, *states):
         accept(state | {"metadata": {"recipe": {}}}, fresh)
