@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ os.environ["WANDB_SILENT"] = "true"
 # a busy machine is no mistake; `make test-all` draws at length
 _unhurried = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("long", _unhurried)
-hypothesis.settings.register_profile("short", _unhurried, max_examples=25)
+hypothesis.settings.register_profile("short", _unhurried, max_examples=15)
 hypothesis.settings.load_profile("short")
 # as the command line does: torch's million objects stay alive
 gc.set_threshold(50_000)
@@ -40,19 +41,34 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _coarse_figures() -> Iterator[None]:
-    """The figures of analyses, which nobody looks at here, have few dots and no layout."""
+def _coarse_figures(pytestconfig: pytest.Config) -> Iterator[None]:
+    """The figures of analyses, which nobody looks at here, have few dots and no layout; all are drawn as SVG, and as
+    PNG by `make test-all` only."""
     from acdc_cli.analysis.base import plotting
 
-    png = plotting.png
+    png, everything = plotting.png, "not slow" not in pytestconfig.getoption("markexpr")
+
+    @cache
+    def blank(kind: type[Figure]) -> bytes:
+        return png(kind((1, 1)))
 
     def coarse(figure: Figure) -> bytes:
         figure.set_layout_engine("none")
-        return png(figure)
+        return png(figure) if everything else blank(type(figure))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plotting, "_DPI", 20)
         patch.setattr(plotting, "png", coarse)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commit_asked_once() -> Iterator[None]:
+    """git, which every run asks three times for the checkout's commit, is asked once."""
+    from acdc_cli.runs import provenance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "_git", cache(provenance._git))
         yield
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import pkgutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +32,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """The files' names in alphabetical order, without importing them."""
-        return sorted(module.name for module in pkgutil.iter_modules(self._paths()) if not module.ispkg)
+        return list(_names_in(tuple((path, _changed(path)) for path in self._paths())))
 
     def described(self) -> dict[str, str]:
         """The first line of each file's docstring, by name, without importing them."""
@@ -67,6 +69,21 @@ DATA_SETS = Folder("acdc_cli.data.sets", "data set")
 INPUTS = Folder("acdc_cli.data.inputs", "kind of inputs")
 TARGETS = Folder("acdc_cli.transfer.targets", "kind of inputs that transfer works on")
 FORMATS = Folder("acdc_cli.deploy.formats", "format")
+
+
+@lru_cache
+def _names_in(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """The names of the modules in folders, each with the time at which it was changed: it is asked for at every key of
+    a recipe."""
+    found = pkgutil.iter_modules([path for path, _ in folders])
+    return tuple(sorted(module.name for module in found if not module.ispkg))
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _first_line(file: Path) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from acdc_cli.analysis import curves
 from acdc_cli.analysis.base import analyses, plotting
 from acdc_cli.analysis.base.findings import Findings, Table
+from acdc_cli.analysis.base.plotting import png
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.jobs.analysis_run import _rests_on
 from acdc_cli.jobs.subjects import Asked, open_subjects
@@ -112,7 +113,7 @@ def test_the_same_figure_is_the_same_bytes() -> None:
     def drawn() -> tuple[bytes, str]:
         figure = plotting.new(2, 2)
         figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.looks()))
-        return plotting.png(figure), plotting.svg(figure)
+        return png(figure), plotting.svg(figure)
 
     assert drawn() == drawn()
 

@@ -17,7 +17,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.data.inventory import WriteOptions, write_set
 
     home = tmp_path_factory.mktemp("digits")
-    write_set("folder", WriteOptions(source=image_folders(home, shrink=4), out=home / "digits", workers=0))
+    # without compression: every run decodes all of them
+    options = WriteOptions(source=image_folders(home, shrink=4), out=home / "digits", workers=0, raw_share=1.0)
+    write_set("folder", options)
     return home / "digits"
 
 
