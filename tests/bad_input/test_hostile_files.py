@@ -285,10 +285,15 @@ BOMBS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "operations", [100_000, pytest.param(torch_file._MOST_OPERATIONS, marks=pytest.mark.slow)], ids=["few", "all"]
+)
 @pytest.mark.parametrize("make", BOMBS, ids=lambda make: make.__name__)
 def test_a_torch_file_takes_no_more_memory_than_its_size_justifies(
-    tmp_path: Path, make: Callable[[Path], None]
+    tmp_path: Path, make: Callable[[Path], None], operations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # a second goes by until a million are counted
+    monkeypatch.setattr(torch_file, "_MOST_OPERATIONS", operations)
     path = tmp_path / "bomb.pt"
     make(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
