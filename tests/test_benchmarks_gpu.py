@@ -134,6 +134,7 @@ def test_a_part_that_fails_costs_no_other_part(stand_ins: dict[str, Part], tmp_p
     assert any(json.loads(text).get("hanging", {}).get("number") == 3 for text in written[:-1])
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_part_and_keeps_what_was_found(stand_ins: dict[str, Part], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     code = (
@@ -155,7 +156,10 @@ def test_a_signal_ends_the_part_and_keeps_what_was_found(stand_ins: dict[str, Pa
     assert found["good"] == {"state": "not run: stopped by a signal"}
 
 
-@pytest.mark.parametrize("blur", [loops.blur_at_stride_1, loops.blur_at_the_stride, loops.blur_by_shifts])
+@pytest.mark.parametrize(
+    "blur",
+    [pytest.param(loops.blur_at_stride_1, marks=pytest.mark.slow), loops.blur_at_the_stride, loops.blur_by_shifts],
+)
 def test_every_formulation_of_the_blur_is_the_recipe_s(blur: loops.Blur) -> None:
     torch.manual_seed(0)
     ours, theirs = (MODELS["resnet18"](num_classes=3).double().eval() for _ in range(2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 
 def imported_by(code: str) -> set[str]:
     done = subprocess.run(
@@ -20,6 +22,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "torchvision", "timm", "ffcv", "wandb", "numpy", "matplotlib", "pydantic", "yaml"}
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_local_model_import_neither_torchs_compiler_nor_torchvision() -> None:
     code = "from typer.testing import CliRunner\nfrom acdc_cli.cli.app import app\n"
     code += "assert CliRunner().invoke(app, ['plan', 'resnet50_95', '--json']).exit_code == 0\n"

@@ -20,8 +20,11 @@ PAPERS = FOLDER / "papers.yaml"
 
 def names() -> list[str]:
     """`demo`, `resnet50_95`, …, `neurips21/resnet50_95`, …: the top level first."""
-    recipes = (path for path in FOLDER.rglob("*.yaml") if not path.is_relative_to(_STUDIES) and path != PAPERS)
-    return sorted(map(name_of, recipes), key=lambda name: (name.count("/"), name))
+    return sorted(map(name_of, filter(_is_recipe, FOLDER.rglob("*.yaml"))), key=lambda name: (name.count("/"), name))
+
+
+def _is_recipe(file: Path) -> bool:
+    return not file.is_relative_to(_STUDIES) and file != PAPERS
 
 
 def study_names() -> list[str]:
@@ -44,8 +47,10 @@ def find(name_or_path: str | Path) -> Path:
     if os.path.isfile(path):
         return path
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
-    if name in names():
-        return FOLDER / f"{name}.yaml"
+    shipped = FOLDER / f"{name}.yaml"
+    inside = shipped.is_relative_to(FOLDER) and ".." not in shipped.parts
+    if inside and _is_recipe(shipped) and os.path.isfile(shipped):
+        return shipped
     if os.path.isdir(path):
         raise RecipeError(f"{name_or_path} is a folder; give a recipe file, or a name from `acdc recipes list`")
     near = did_you_mean(name, names())

@@ -163,6 +163,7 @@ def drawn(loader: Loader, corrupter: Corrupter, corruption: Corruption, start: i
         return list(batches)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 def test_processes_make_the_same_images_as_this_one(trained: Path) -> None:
     with digits(trained, batch=7) as (_, loader), Corrupter(5, workers=0) as here, Corrupter(5, workers=2) as others:

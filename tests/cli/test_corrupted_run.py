@@ -137,6 +137,7 @@ def test_the_wrong_labels_are_learned(corrupted: RunDir, small: Path) -> None:
     assert ours[-1]["train_loss"] > theirs[-1]["train_loss"] + 0.2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_bits_with_the_same_labels(
     corrupted: RunDir, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ class Run:
         train(str(self.recipe), self.sets, folder / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_wrong_labels_of_one_and_judge_them_together(small: Path, tmp_path: Path) -> None:
     sets = [COUNT, VIT, "data.batch_size=10", "optim={name: adamw, lr: 0.002, schedule: {name: linear}}"]
     [ends] = together([Run(small, sets)], tmp_path)

@@ -12,7 +12,7 @@ from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.tracker import JsonLines
 
 
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("replaced", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_run_stops_at_the_next_write_and_resumes_where_it_now_is(
     acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:

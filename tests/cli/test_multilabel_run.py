@@ -77,6 +77,7 @@ def test_eval_repeats_the_record_and_the_logits_give_the_same_by_hand(trained: P
     assert found["uncertainty"] == pytest.approx(sum(uncertain) / 640)
 
 
+@pytest.mark.slow
 def test_a_fork_ends_as_the_run_itself(trained: Path, pictures: Path, acdc: Acdc, tmp_path: Path) -> None:
     forked = acdc("train", "demo_multilabel", "--fork", f"{trained}@2", "--out", tmp_path / "fork", *settings(pictures))
     assert forked.exit_code == 0, forked.output
@@ -126,6 +127,7 @@ def test_runs_of_different_tasks_are_not_compared(trained: Path, pictures: Path,
     assert "task.name: multiclass does not fit the data set" in refused.output
 
 
+@pytest.mark.slow
 def test_an_exported_program_has_the_same_accuracy(trained: Path, acdc: Acdc, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"

@@ -184,6 +184,7 @@ def test_a_file_without_its_run_asks_for_the_code(run: Path, fresh: Fresh) -> No
     assert "nets/net.py:make is not the code that alone.safetensors was trained with" in " ".join(warned.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_a_renamed_file_with_a_new_head_has_its_own_names(run: Path, fresh: Fresh) -> None:
     state = load_file(run / "dense.safetensors" if (run / "dense.safetensors").exists() else run / "sparse.safetensors")
     torch.save({f"theirs{name}": tensor for name, tensor in state.items()}, "theirs.pt")
@@ -224,6 +225,7 @@ def test_it_trains_without_a_recipe(run: Path, images: Path, fresh: Fresh) -> No
     assert refused.stderr == ("error: nets/net.py: name the function that makes the model, too: nets/net.py:FUNCTION\n")
 
 
+@pytest.mark.slow
 def test_a_study_may_compare_files(run: Path, monkeypatch: pytest.MonkeyPatch, fresh: Fresh) -> None:
     (Path("nets/wide.py")).write_text(NET.replace("width=4", "width=8"))
     Path("study.yaml").write_text(

@@ -42,8 +42,12 @@ def test_the_plan_foretells_the_run(acdc: Acdc, recipe: Path) -> None:
     "overrides",
     [
         pytest.param((), id="acdc"),
-        pytest.param((ADAMW, "sparsity={method: dense}"), id="adamw"),
-        pytest.param(("sparsity.dense_sparsity=0.5", "sparsity.last_phase=dense_last"), id="sparse-decompression"),
+        pytest.param((ADAMW, "sparsity={method: dense}"), id="adamw", marks=pytest.mark.slow),
+        pytest.param(
+            ("sparsity.dense_sparsity=0.5", "sparsity.last_phase=dense_last"),
+            id="sparse-decompression",
+            marks=pytest.mark.slow,
+        ),
         *(
             pytest.param(
                 (f"sparsity={{method: {keys}}}", f"epochs={epochs}"), id=keys.split(",")[0], marks=pytest.mark.slow

@@ -89,7 +89,14 @@ def test_batch_norm_is_estimated_anew_on_the_pruned_model(acdc: Acdc, finished: 
     assert anew["results"]["targets"] != kept["results"]["targets"]
 
 
-@pytest.mark.parametrize("method", methods_at_once())
+# one that ranks weights and one that changes them; test_every_method.py has all of them prune at once
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in ("oneshot", "woodfisher") else pytest.mark.slow)
+        for method in methods_at_once()
+    ],
+)
 def test_every_method_that_prunes_at_once_reaches_the_target_and_fine_tunes(
     acdc: Acdc, finished: Finished, method: str
 ) -> None:

@@ -116,10 +116,10 @@ def test_perplexity_does_not_depend_on_how_many_rows_are_read_at_once(trained: P
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("agreement", "both right"),
+        pytest.param("agreement", "both right", marks=pytest.mark.slow),
         ("channels", "outputs"),
         ("curves", "perplexity"),
-        ("interpolate", "barrier"),
+        pytest.param("interpolate", "barrier", marks=pytest.mark.slow),
         ("masks", "IoU"),
         ("sharpness", "sharpness"),
     ],
@@ -141,6 +141,7 @@ def test_calibration_counts_each_predicted_token_once(trained: Path, acdc: Acdc,
     assert found["accuracy"] == pytest.approx(metrics["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_fork_equals_the_run_to_the_bit(trained: Path, text: Path, acdc: Acdc, tmp_path: Path) -> None:
     out = tmp_path / "fork"
     assert acdc("train", "language/kjv_90", "--fork", f"{trained}@2", "--out", out, *settings(text)).exit_code == 0
@@ -210,7 +211,7 @@ def test_a_run_refuses_another_vocabulary(trained: Path, text: Path, acdc: Acdc,
     assert "embeddings" in refused.output
 
 
-@pytest.mark.parametrize("form", ["packed", "pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["packed", *(pytest.param(form, marks=pytest.mark.slow) for form in ("pt2", "onnx"))])
 def test_an_exported_program_gives_the_logits_of_single_segments(
     trained: Path, acdc: Acdc, tmp_path: Path, form: str
 ) -> None:

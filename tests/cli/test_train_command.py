@@ -88,6 +88,7 @@ def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, finished: Finished
     assert numbers[2] == pytest.approx(numbers[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_trained_beside_them_and_judged_by_its_name(acdc: Acdc, recipe: Path) -> None:
     trained = acdc("train", recipe, "--set", "ema.decay=0.5", "--set", "optim={name: lamb, lr: 0.01}")
     assert trained.exit_code == 0, trained.output
@@ -563,6 +564,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before(recipe: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(

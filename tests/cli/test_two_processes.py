@@ -47,6 +47,7 @@ AVERAGED = [method for method in METHODS if method != "topkast"]
 BATCH_NORM = ["epochs=2", "sparsity={method: dense}", "track.log_every=1000"]
 """Of the demo's ResNet-8, with seven batch norms, whose gradients fit into one message; 4 steps an epoch."""
 DROPOUT = "model.options.drop_rate=0.1"
+SOME = [method if method in ("acdc", "rigl") else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
 STOPPED_AT = 6
 """Steps that are done then: in the second epoch, which has four."""
 
@@ -239,7 +240,7 @@ def test_a_step_sends_its_gradients_and_one_request_and_no_buffers(two: Found, w
         assert "c10d::broadcast_" not in sent
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME)
 def test_two_processes_train_as_one_that_cuts_its_batches_in_two_to_the_bit(
     two: Found, alone: Callable[[str, int], RunDir], method: str
 ) -> None:
@@ -250,7 +251,7 @@ def test_two_processes_train_as_one_that_cuts_its_batches_in_two_to_the_bit(
     assert_same_masks(one, both)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME)
 def test_two_processes_train_as_one_with_whole_batches_but_for_rounding(
     two: Found, alone: Callable[[str, int], RunDir], method: str
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_jpeg_of_another_size_than_the_index_says_is_refused(tmp_path: Path) -
         BetonFile(tmp_path / "set.beton").decode(0)
 
 
+@pytest.mark.slow
 def test_the_layout_is_ffcvs() -> None:
     types = pytest.importorskip("ffcv.types")
     fields = pytest.importorskip("ffcv.fields")

@@ -494,6 +494,7 @@ def _wait_until(condition: object) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_writer_leaves_no_file_no_workers_and_no_lock(tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "000.jpg").write_bytes(SOURCES["RGB JPEG"])

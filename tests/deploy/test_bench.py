@@ -41,8 +41,8 @@ def test_a_speedup_is_the_median_over_rounds_of_each_rounds_own_ratio() -> None:
 
 @pytest.mark.parametrize(
     "apart",
-    [("ort", "mnn", "openvino"), pytest.param(("torch", "ort", "mnn", "openvino"), marks=pytest.mark.slow)],
-    ids=["without torch", "all"],
+    [("ort", "mnn"), pytest.param(("torch", "ort", "mnn", "openvino"), marks=pytest.mark.slow)],
+    ids=["two", "all"],
 )
 def test_engines_answer_as_the_export_did_and_take_turns(exported_as: ExportedAs, apart: tuple[str, ...]) -> None:
     images = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
@@ -225,6 +225,7 @@ def test_none_of_the_pareto_front_is_beaten() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None:
     words = ["--random", "0.95", "--model", "tiny", "--zero-filters", "0.5", "--engines", "ort", "--rounds", "1"]
     done = acdc("bench", *words, "--out", tmp_path)

@@ -45,6 +45,7 @@ def test_a_program_has_its_models_accuracy(
     }
 
 
+@pytest.mark.slow
 def test_preprocessing_inside_and_a_fixed_batch_change_no_number(
     run: Path, expected: dict[str, Any], tmp_path: Path, acdc: Acdc
 ) -> None:

@@ -242,7 +242,7 @@ def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if number % 5 == 0 else pytest.mark.slow)
+        pytest.param(name, marks=() if number % 10 == 0 else pytest.mark.slow)
         for number, name in enumerate(shipped.names())
     ],
 )
@@ -334,10 +334,10 @@ def test_what_training_would_refuse_is_refused(in_tmp: Path) -> None:
 
 
 def test_the_figure_is_drawn_in_the_format_of_its_name(in_tmp: Path) -> None:
-    for name in ("demo", "demo_str", "demo_dense"):
+    # without a target there is no course of sparsity
+    for name in ("demo", "demo_str"):
         draw(planned(name), Path(f"{name}.svg"))
-        drawn = Path(f"{name}.svg").read_text()
-        assert drawn.startswith("<?xml")
+        assert Path(f"{name}.svg").read_text().startswith("<?xml")
     with pytest.raises(RunError, match=r"--plot: plan.mp3 must end in one of .*png"):
         draw(planned("demo"), Path("plan.mp3"))
     with pytest.raises(RunError, match=r"plan\.png cannot be written"):

@@ -195,7 +195,7 @@ def test_imagenets_resnets_begin_as_torchvisions(name: str, zero_init_residual: 
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "resnet50"])
 def test_imagenets_resnets_compute_what_torchvisions_do(name: str) -> None:
     images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     found = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from killing import WORKERS_END_WITHIN, alive_after
 from PIL import Image
 
@@ -33,6 +34,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_loaders_process_outlives_ctrl_c_but_not_the_one_it_works_for(tmp_path: Path) -> None:
     (tmp_path / "train" / "class").mkdir(parents=True)
     for index in range(10):

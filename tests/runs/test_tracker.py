@@ -66,6 +66,7 @@ def test_wandb_mirrors_the_file_exactly(tmp_path: Path) -> None:
     assert [plain | {"layers": table(run, item)} for plain, item in zip(own, items, strict=True)] == RECORDS
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_in_wandb_and_logs_no_step_twice(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.start("", "", {})

@@ -387,6 +387,7 @@ def test_a_runs_link_opens_its_recipe(dark: Shown) -> None:
     assert [bool(mark) for mark in re.findall(r'<details id="recipe-\d+"( open="")?>', dark.dom)].index(True) == 1
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_phone_need_not_scroll_sideways(folder: Path, tmp_path: Path) -> None:
     script = "const root = document.documentElement; say(innerWidth, root.scrollWidth)"
@@ -424,6 +425,7 @@ def test_page_and_figures_are_light_as_is_preferred(folder: Path, tmp_path: Path
     assert_shades(seen(shown(with_script(folder, "shades.html", LOOK + SHADES), tmp_path, LIGHT).dom), light=True)
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [500, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_page_can_be_looked_at(folder: Path, tmp_path: Path, width: int) -> None:

@@ -175,6 +175,7 @@ def test_a_cell_that_has_a_job_is_not_submitted_again(cluster: Cluster) -> None:
     assert Path("begun").read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_gets_another_job_though_the_last_is_still_being_cleared_away(cluster: Cluster) -> None:
     launcher = cluster.launcher(lambda: {each.job_id: "COMPLETING" for each in cluster.jobs})
     assert outcome(cluster.start(launcher, "exit(2)")) == 2
@@ -242,7 +243,7 @@ def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Clust
         ("CANCELLED", -15),
         pytest.param("TIMEOUT", -9, marks=pytest.mark.slow),
         pytest.param("OUT_OF_MEMORY", -9, marks=pytest.mark.slow),
-        (None, -9),
+        pytest.param(None, -9, marks=pytest.mark.slow),
     ],
 )
 def test_a_job_that_has_ended_without_a_word_has_its_state_for_an_answer(
@@ -285,6 +286,7 @@ class Silence:
         pass
 
 
+@pytest.mark.slow
 def test_a_sweep_that_ends_leaves_its_jobs_to_the_next(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "_PAUSE", 0.02)
     queue = RunQueue(Path("ledger.sqlite"))

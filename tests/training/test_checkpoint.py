@@ -68,7 +68,8 @@ def test_one_flipped_bit_anywhere_means_the_state_before(two_states: Path, place
 
 def test_one_flipped_bit_in_the_checksum_means_the_state_before(two_states: Path) -> None:
     whole = (two_states / "last.pt").read_bytes()
-    for bit in range(8 * (len(whole) - 78), 8 * len(whole)):
+    # one of each byte
+    for bit in range(8 * (len(whole) - 78), 8 * len(whole), 9):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         assert "it is damaged: its checksum" in loaded_from_damaged(two_states, bytes(data))

@@ -137,6 +137,7 @@ def test_a_line_says_what_was_compiled() -> None:
 
 
 # what the compiler has to say about this Python
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_run_has_one_graph_for_each_shape_and_tells_when_it_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
