@@ -36,13 +36,13 @@ def check(result: dict[str, Any]) -> None:
         assert len({len(values) for values in line["rounds"].values()}) == 1
 
 
-SLOW = ("trainer", "sparse_step", "loader", "resident", "blur", "memory", "processes")
+SLOW = ("startup", "trainer", "sparse_step", "loader", "resident", "blur", "memory", "processes")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("startup", "host"),
+        "host",
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )

@@ -96,6 +96,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part
     return {name: Part(name, f"stand_in_{name}", 1, 60) for name in STAND_INS}
 
 
+@pytest.mark.slow
 def test_the_command_runs_the_parts_that_are_asked_for(
     stand_ins: dict[str, Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -288,6 +288,7 @@ def test_the_pair_of_a_run_is_compared_at_the_end_and_over_epochs(acdc: Acdc, tr
     assert {path.name for path in Path("found").iterdir()} == names
 
 
+@pytest.mark.slow
 def test_several_models_are_compared_with_the_first(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
     file = trained / "dense.safetensors"
     options = "--set", "split=train", "--set", "data.workers=0"

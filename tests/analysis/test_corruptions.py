@@ -328,6 +328,7 @@ def test_alexnets_published_errors_may_be_the_baseline(trained: Path, imagenet_c
 # --- the command --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("library")
 def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path, tmp_path: Path, acdc: Acdc) -> None:
     result = acdc(

@@ -81,6 +81,7 @@ def test_the_last_dense_model_teaches_the_sparse_phases(acdc: Acdc, recipe: Path
     assert [r["train_loss"] != r["train_cross_entropy"] for r in records] == [False, True] * 3
 
 
+@pytest.mark.slow
 def test_a_strangers_file_teaches_with_its_own_mean_and_std(
     acdc: Acdc, recipe: Path, pair: Path, teachers: list[Any]
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_fork_that_was_interrupted_resumes_without_its_source(acdc: Acdc, sour
     assert records(str(fork.path))[-1] == end == records("elsewhere")[-1]
 
 
+@pytest.mark.slow
 def test_a_fork_that_died_while_it_was_prepared_is_prepared_again(acdc: Acdc, source: Path) -> None:
     assert acdc("train", "--fork", f"{source}@5").exit_code == 0
     fork = RunDir(Path("runs/small-after-5-0"))

@@ -119,6 +119,7 @@ def test_every_method_that_prunes_at_once_reaches_the_target_and_fine_tunes(
     assert any(not torch.equal(weight, weights("pruned")[name]) for name, weight in weights("runs/tuned").items())
 
 
+@pytest.mark.slow
 def test_several_targets_are_runs_a_table_and_a_curve(acdc: Acdc, finished: Finished) -> None:
     finished()
     shown = acdc("prune", "runs/small-0", "--method", "oneshot", "--target", "0.5,0.9", "--out", "out")

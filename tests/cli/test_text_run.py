@@ -131,6 +131,7 @@ def test_analyses_work_on_text(trained: Path, acdc: Acdc, tmp_path: Path, name: 
     assert (tmp_path / f"{name}-text.json").exists()
 
 
+@pytest.mark.slow
 def test_calibration_counts_each_predicted_token_once(trained: Path, acdc: Acdc, tmp_path: Path) -> None:
     done = acdc("analyze", "calibration", trained, "--out", tmp_path)
     assert done.exit_code == 0, done.output

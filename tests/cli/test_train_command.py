@@ -202,6 +202,7 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
     assert "--model" in refused.stderr
 
 
+@pytest.mark.slow
 def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits: Path, tmp_path: Path) -> None:
     torch.save(build.find("resnet18")(num_classes=10).state_dict(), tmp_path / "large.pt")
     few = ("--set", "data.val_images=1")
@@ -327,6 +328,7 @@ def test_resume_takes_auto_or_nothing(acdc: Acdc, recipe: Path) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(acdc: Acdc, recipe: Path) -> None:
     dense = sets("epochs=2", "sparsity={method: dense}", "checkpoint.every_epochs=2")
     assert acdc("train", recipe, "--out", "run", *dense).exit_code == 0

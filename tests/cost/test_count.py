@@ -151,11 +151,12 @@ def test_blurs_are_counted_in_the_convolution_they_stand_before(resnet50: list[O
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet26t",
         "mobilenetv3_small_100",
         "vit_tiny_patch16_224",
-        "swin_tiny_patch4_window7_224",
-        "convnext_atto",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet26t", "swin_tiny_patch4_window7_224", "convnext_atto")
+        ),
     ],
 )
 def test_torchs_own_counter_agrees_on_timms_models(name: str) -> None:

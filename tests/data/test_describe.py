@@ -111,6 +111,7 @@ def test_a_written_set_is_described_like_its_images(tmp_path: Path) -> None:
     assert facts.splits["val"].images == 2
 
 
+@pytest.mark.slow
 def test_workers_see_the_same(tmp_path: Path) -> None:
     images = {f"train/a/{level}.png": plain(level) for level in range(70)}
     folder(tmp_path, images)

@@ -70,15 +70,17 @@ def test_another_text_takes_the_vocabulary_of_a_written_one(source: Path, tmp_pa
     assert np.fromfile(out / "train.tokens", "<u2").tolist() == [2, 2, 1, 3, 0]
 
 
+LEARNT = BytePairs.learnt(["the cat sat on the mat, äöü 猫\n"], 280)
+
+
 @given(st.text(max_size=60))
 def test_byte_pairs_lose_nothing_and_count_characters(text: str) -> None:
-    tokeniser = BytePairs.learnt(["the cat sat on the mat, äöü 猫\n"], 280)
     lines = text.splitlines(keepends=True)
-    tokens = [token for part in tokeniser.encode(lines) for token in part.tolist()] if lines else []
-    assert sum(len(tokeniser.names[token]) for token in tokens) == len("".join(lines))
-    again = tokeniser_of(tokeniser.as_dict())
-    assert again.names == tokeniser.names
-    assert tokeniser._tokenizer.decode(tokens, skip_special_tokens=False) == "".join(lines)
+    tokens = [token for part in LEARNT.encode(lines) for token in part.tolist()] if lines else []
+    assert sum(len(LEARNT.names[token]) for token in tokens) == len("".join(lines))
+    again = tokeniser_of(LEARNT.as_dict())
+    assert again.names == LEARNT.names
+    assert LEARNT._tokenizer.decode(tokens, skip_special_tokens=False) == "".join(lines)
 
 
 def test_words_are_read_back_as_they_were() -> None:

@@ -331,11 +331,9 @@ def test_the_manifest_counts_what_was_encoded_anew(tmp_path: Path) -> None:
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path) -> None:
     source = _folder(tmp_path, _pictures(60))
     settings = Settings(max_side=40, raw_share=0.3)
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         write(source, tmp_path / f"{workers}.beton", settings, workers=workers)
-    first = (tmp_path / "0.beton").read_bytes()
-    assert (tmp_path / "1.beton").read_bytes() == first
-    assert (tmp_path / "2.beton").read_bytes() == first
+    assert (tmp_path / "0.beton").read_bytes() == (tmp_path / "2.beton").read_bytes()
 
 
 def test_only_a_few_images_are_in_flight(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_with_preprocessing_an_onnx_file_takes_images_as_they_are_read(run: Path
     assert logits == pytest.approx(logits_of(run, image).numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_of_another_size_takes_images_of_that_size(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.pt2"
     assert export(run, "pt2", Asked(out=out), ["input_size=32", "batch=40"]).parity.images == 40

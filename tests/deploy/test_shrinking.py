@@ -324,6 +324,7 @@ def test_an_exported_file_is_smaller_and_agrees(run: Path, tmp_path: Path, acdc:
     assert "shrunk" not in exported_as("packed").as_dict()
 
 
+@pytest.mark.slow
 def test_where_nothing_is_dead_the_export_goes_on(run: Path, tmp_path: Path, acdc: Acdc) -> None:
     done = acdc("export", save_pruned(run, tmp_path, 0), "--format", "pt2", "--shrink")
     assert done.exit_code == 0, done.output

@@ -116,6 +116,7 @@ def test_a_command_has_the_environment_and_the_log_that_it_is_given(cluster: Clu
     assert sorted(Path("log").read_text().split()) == ["before", "hello", "so"]
 
 
+@pytest.mark.slow
 def test_a_command_that_cannot_be_started_is_a_failure_whose_cause_is_in_the_log(cluster: Cluster) -> None:
     launched = cluster.launcher().start(cells(1)[0], ["no-such-program"], {}, Path("log"))
     assert outcome(launched) == 1
@@ -191,6 +192,7 @@ def test_to_stop_a_job_lets_it_go_on(cluster: Cluster) -> None:
     assert outcome(started) == 0
 
 
+@pytest.mark.slow
 def test_while_slurm_is_silent_nothing_is_submitted_and_no_job_is_given_up(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

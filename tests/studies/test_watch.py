@@ -70,6 +70,7 @@ def test_without_a_terminal_there_is_one_snapshot(tmp_path: Path, capsys: pytest
         job.watch([tmp_path])
 
 
+@pytest.mark.slow
 def test_the_page_loads_itself_again_until_nothing_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, html, pages = begun(tmp_path / "<run>", 0.5, 0.75), tmp_path / "watch.html", []
     lock = run.locked()

@@ -47,6 +47,7 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: record[key] for key in record if key not in ("seconds", "images_per_second")} for record in records]
 
 
+@pytest.mark.slow
 def test_after_a_hundred_epochs_of_p1_exactly_its_epochs_are_sparse(folder: Path) -> None:
     run = MiniRun(folder, 100, P1, checkpoint={"every_epochs": 100}, train=FewImages(4), val=FewImages(4))
     run.fit()
