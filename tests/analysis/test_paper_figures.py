@@ -16,7 +16,9 @@ import pytest
 from command import Acdc
 
 from acdc_cli.analysis.base.forecast import Forecast
+from acdc_cli.data.data_set import expected_set
 from acdc_cli.jobs import setup
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
@@ -27,12 +29,13 @@ from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import load_study
 
 ITEMS = paper_items()
+HERE = ("device=cpu", "precision=fp32")
 SMALL = (
-    "model.name=resnet8", "model.options={}", "model.blurpool=false", "data.name=folder", "data.val_batch_size=50",
-    "data.val_resize=7", "data.val_crop=7", "data.resolution=7", "data.loader=torch", "data.val_images=40",
-    "device=cpu", "precision=fp32",
+    *HERE, "model.name=resnet8", "model.options={}", "model.blurpool=false", "data.name=folder",
+    "data.val_batch_size=50", "data.val_resize=7", "data.val_crop=7", "data.resolution=7", "data.loader=torch",
+    "data.val_images=40",
 )  # fmt: skip
-"""What turns a recipe of the papers into one of the little run's model and images."""
+"""What turns a recipe of the papers into one of the little run's model and images; that of a text is only reported."""
 QUICK = {
     "sharpness": ("images=20", "trace_samples=0", "iterations=2"),
     "interpolate": ("points=1", "images=20", "bn_images=20"),
@@ -41,7 +44,8 @@ QUICK = {
 
 
 def phases(recipe: Recipe) -> PhasePlan:
-    model = setup.without_weights(recipe, 10)
+    classes, *_ = expected_set(recipe.data)
+    model = setup.without_weights(recipe, classes)
     return setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe))).phases
 
 
@@ -57,7 +61,8 @@ class Runs:
         forecast = Forecast("", load(source, overrides), partial(phases, load(source, overrides)))
         for part in ("masks", "checkpoints"):
             (folder / part).mkdir(parents=True)
-        small = load(source, [*overrides, *SMALL, f"data.path={self._data}"])
+        of_images = forecast.recipe.data.inputs == "images"
+        small = load(source, [*overrides, *(SMALL if of_images else HERE), f"data.path={self._data}"])
         (folder / "resolved.yaml").write_text(resolved_yaml(small))
         for name in ("provenance.json", "summary.json"):
             shutil.copy(self._trained.path / name, folder)
@@ -70,10 +75,13 @@ class Runs:
 
     def _record(self, forecast: Forecast, epoch: int) -> dict[str, Any]:
         kind = forecast.phases.at(epoch).kind
-        wrong = {} if forecast.recipe.data.corrupt_labels is None else dict.fromkeys(
+        wrong = {} if getattr(forecast.recipe.data, "corrupt_labels", None) is None else dict.fromkeys(
             ("corrupted_true", "corrupted_given", "corrupted_neither"), 1 / 3
         )  # fmt: skip
         record = self._records["dense" if kind == "dense" else "sparse"]
+        # what other tasks measure, too
+        measured = measures_of(forecast.recipe.task.name).all
+        record = dict.fromkeys((quantity.key for quantity in measured), 0.5) | record
         return record | wrong | {"epoch": epoch, "step": 4 * (epoch + 1), "phase": kind}
 
 
