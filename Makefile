@@ -22,10 +22,10 @@ compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, i
 quick: $(ready) ## run the tests of single parts, after each edit; ARGS='-k masks' picks some (1 minute)
 	@$(bin)/python -m pytest $(quick) $(ARGS)
 
-test: $(ready) ## run all tests but the slow ones (10 CPU minutes)
+test: $(ready) ## run all tests but the slow ones (7 to 8 CPU minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
-test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (an hour)
+test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (two hours)
 	@$(bin)/python -m pytest -m 'not gpu and not slurm' --hypothesis-profile=long $(ARGS)
 
 coverage: $(ready) ## run `make test` and say which lines and branches of acdc_cli it reached

@@ -289,7 +289,7 @@ def _train(out: Path, changes: Sequence[str], kill_in_epoch: int | None) -> _Run
         seconds = time.perf_counter() - began
         log.seek(0)
         said = log.read()
-    if code or ("all start again" in said) != (killed is not None):
+    if code or ("all processes restart" in said) != (killed is not None):
         raise AcdcError(f"{' '.join(command)} ended with {code}, or not as it should: {said[-2000:]}")
     epochs = [record["seconds"] for record in RunDir(out).records()]
     shutil.rmtree(out)

@@ -94,6 +94,7 @@ def test_goals_stand_in_the_table_which_fits_a_terminal(smoke: tuple[dict[str, A
         "batch 4: AC/DC step / dense step": "≤ 1.01",
         "global mask update": "≤ 30.0",
         "compiled: share of masks": "≤ 0.01",
+        "checkpoint, share that training waits": "≤ 0.1",
     }
     assert all(len(line) <= 80 for line in printed.splitlines())
     assert all(what in printed for what in goals)

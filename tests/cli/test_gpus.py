@@ -206,7 +206,7 @@ def test_what_the_user_can_mend_is_said_once_and_tried_once(
     assert result.exit_code == 2, said
     # torch's own log may stand beside it, such as of a store that ends before a process does
     assert said.count("error: ") == said.count("error: the data set folder has no train and val") == 1, said
-    assert "all start again" not in said
+    assert "all processes restart" not in said
     assert "Traceback" not in said
 
 
