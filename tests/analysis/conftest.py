@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from digits import QUARTERED, image_folders
+from digits import TINY, image_folders
 
 _RECIPE = f"""extends: demo
 name: small
 epochs: 6
-data: {{name: folder, path: DATA, batch_size: 50, val_batch_size: 30, loader: torch, workers: 0, {QUARTERED}}}
+data: {{name: folder, path: DATA, batch_size: 50, val_batch_size: 30, loader: torch, workers: 0, {TINY}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 checkpoint: {{keep_every: 1}}
@@ -20,7 +20,7 @@ checkpoint: {{keep_every: 1}}
 @pytest.fixture(scope="session")
 def few_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 training and 100 validation digits, of 7 pixels, as image folders."""
-    return image_folders(tmp_path_factory.mktemp("few"), shrink=4)
+    return image_folders(tmp_path_factory.mktemp("few"), shrink=6)
 
 
 @pytest.fixture(scope="session")

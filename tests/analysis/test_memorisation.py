@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command import Acdc
-from digits import QUARTERED
+from digits import TINY
 
 from acdc_cli.analysis.memorisation import Shares, draw, phase_ends, shares
 from acdc_cli.errors import RunError
@@ -86,7 +86,7 @@ def memorising(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
         f"""extends: demo
 name: small
 epochs: 4
-data: {{name: folder, path: {few_digits}, batch_size: 50, loader: torch, workers: 0, augment: none, {QUARTERED}}}
+data: {{name: folder, path: {few_digits}, batch_size: 50, loader: torch, workers: 0, augment: none, {TINY}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """

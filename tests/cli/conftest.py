@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import DENSE, Finished, run_acdc
-from digits import QUARTERED, image_folders
+from digits import TINY, image_folders
 from typer.testing import Result
 
 
@@ -18,7 +18,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("digits")
     # without compression: every run decodes all of them
-    options = WriteOptions(source=image_folders(home, shrink=4), out=home / "digits", workers=0, raw_share=1.0)
+    options = WriteOptions(source=image_folders(home, shrink=6), out=home / "digits", workers=0, raw_share=1.0)
     write_set("folder", options)
     return home / "digits"
 
@@ -30,7 +30,7 @@ def _write_recipe(folder: Path, digits: Path) -> Path:
 name: small
 epochs: 6
 model: {{name: resnet8}}
-data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch, {QUARTERED}}}
+data: {{name: folder, path: {digits}, batch_size: 50, val_batch_size: 30, loader: torch, {TINY}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 
 RANKS = 2
 VIT = (
-    "model={name: timm:vit_tiny_patch16_224, options: {img_size: 7, patch_size: 7, embed_dim: 32, num_heads: 2, "
+    "model={name: timm:vit_tiny_patch16_224, options: {img_size: 5, patch_size: 5, embed_dim: 32, num_heads: 2, "
     "depth: 1}}"
 )
 """A network without batch norm, whose outputs do not depend on how a batch is cut."""

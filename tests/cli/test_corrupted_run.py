@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command import Acdc
-from digits import QUARTERED
+from digits import TINY
 from numpy.typing import NDArray
 from PIL import Image
 from processes import VIT, together, untimed
@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         f"""extends: demo
 name: small
 epochs: 4
-data: {{name: folder, path: {digits}, batch_size: 20, val_batch_size: 30, loader: torch, augment: none, {QUARTERED}}}
+data: {{name: folder, path: {digits}, batch_size: 20, val_batch_size: 30, loader: torch, augment: none, {TINY}}}
 optim: {{lr: 0.05, schedule: {{warmup_epochs: 0}}}}
 sparsity: {{warmup_epochs: 1, sparse_epochs: 1, dense_epochs: 1, last_dense_epochs: 1, last_sparse_epochs: 1}}
 """

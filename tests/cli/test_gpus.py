@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Acdc
-from digits import QUARTERED
+from digits import TINY
 
 from acdc_cli.jobs.training_run import train
 from acdc_cli.runs.run_dir import RunDir
@@ -46,8 +46,7 @@ def said_by(process: subprocess.Popen[str]) -> str:
 def small(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     path = tmp_path_factory.mktemp("gpus") / "small.yaml"
     path.write_text(
-        "extends: demo\nname: small\n"
-        f"data: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {QUARTERED}}}\n"
+        f"extends: demo\nname: small\ndata: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {TINY}}}\n"
     )
     return path
 

@@ -20,7 +20,7 @@ WORDS = ("--method", "acdc", "--target", "0.8", "--epochs", "4")
 def test_init_asks_six_questions_and_takes_their_answers(in_tmp: Path) -> None:
     from acdc_cli.cli.app import app
 
-    images = image_folders(in_tmp, shrink=4)
+    images = image_folders(in_tmp, shrink=6)
     answers = f"{images}\nresnet8\ngmp\n0.8\n12\ncpu\n"
     asked = CliRunner().invoke(app, ["init", "--out", "my.yaml"], input=answers)
     assert asked.exit_code == 0, asked.output
@@ -34,7 +34,7 @@ def test_init_asks_six_questions_and_takes_their_answers(in_tmp: Path) -> None:
 
 
 def test_a_model_is_trained_without_a_recipe_and_leaves_one(in_tmp: Path) -> None:
-    images = image_folders(in_tmp, shrink=4)
+    images = image_folders(in_tmp, shrink=6)
     words = ("--set", "model.name=resnet8", "--set", "track.wandb=disabled", "--set", "data.images=40")
     trained = run_acdc("train", "resnet20", "--data", images, *WORDS, *words, "--set", "data.workers=0")
     assert trained.exit_code == 0, trained.output

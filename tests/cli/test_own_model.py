@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from command import run_acdc, train_here
-from digits import QUARTERED, image_folders
+from digits import TINY, image_folders
 from safetensors.torch import load_file
 from typer.testing import Result
 
@@ -57,12 +57,12 @@ def lay_out(folder: Path, data: Path) -> None:
     (folder / "nets").mkdir()
     (folder / "nets/net.py").write_text(NET)
     (folder / "nets/blocks.py").write_text(BLOCKS)
-    (folder / "recipe.yaml").write_text((RECIPE % QUARTERED).replace("DATA", str(data)))
+    (folder / "recipe.yaml").write_text((RECIPE % TINY).replace("DATA", str(data)))
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folders(tmp_path_factory.mktemp("digits"), shrink=4)
+    return image_folders(tmp_path_factory.mktemp("digits"), shrink=6)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_other_logits_than_one_for_each_class_are_refused(run: Path, fresh: Fres
     (Path("nets/net.py")).write_text(NET.replace(", num_classes)", ", 7)"))
     result = fresh("train", "recipe.yaml", "--out", "other")
     assert result.exit_code == 2
-    assert "the model returns [1, 7] for an image of 7 pixels; expected logits of shape [1, 10]" in result.stderr
+    assert "the model returns [1, 7] for an image of 5 pixels; expected logits of shape [1, 10]" in result.stderr
 
 
 def test_an_error_in_the_forward_pass_names_its_line(run: Path, fresh: Fresh) -> None:

@@ -108,7 +108,17 @@ def test_masked_weights_gradients_and_momentum_are_zero() -> None:
             assert (tensor[masked] == 0).all()
 
 
-@pytest.mark.parametrize("method", sorted({*kinds.methods()} - {"acdc", "dsd", "str"}))
+# ask for gradients of their own, grow weights, look at the first gradients, have a backward mask
+HOOKS = {"obc", "rigl", "snip", "topkast"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in HOOKS else pytest.mark.slow)
+        for method in sorted({*kinds.methods()} - {"acdc", "dsd", "str"})
+    ],
+)
 def test_every_method_reaches_its_target(method: str) -> None:
     loop = Loop(f"demo_{method}", *(["sparsity.samples=3"] if method == "woodfisher" else []))
     loop.run()

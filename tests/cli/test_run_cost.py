@@ -11,8 +11,8 @@ from torch import nn
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.blocks.data import DataBlock
 
-MACS = (16 * 27 + 2 * 16 * 16 * 9) * 7**2 + (16 * 32 + 32 * 32) * 9 * 4**2 + (32 * 64 + 64 * 64) * 9 * 2**2 + 640
-"""Of resnet8 on digits of 7 x 7 pixels, in ten classes."""
+MACS = (16 * 27 + 2 * 16 * 16 * 9) * 5**2 + (16 * 32 + 32 * 32) * 9 * 3**2 + (32 * 64 + 64 * 64) * 9 * 2**2 + 640
+"""Of resnet8 on digits of 5 x 5 pixels, in ten classes."""
 
 
 def train(acdc: Acdc, recipe: Path, sparsity: str, epochs: int = 2) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -30,7 +30,7 @@ def test_dense_training_costs_three_forward_passes_of_every_image(acdc: Acdc, re
     assert [record["train_flops"] for record in records] == [3 * 2 * MACS * 200, 3 * 2 * MACS * 400]
     whole = {"inference_flops": 2 * MACS, "train_flops": 3 * 2 * MACS * 400}
     ledgers = {"dense": whole, "nominal": whole, "measured": whole}
-    assert cost == {"convention": "A", "inference_resolution": 7, **ledgers}
+    assert cost == {"convention": "A", "inference_resolution": 5, **ledgers}
 
 
 def test_of_random_masks_that_stay_both_ledgers_say_the_same(acdc: Acdc, recipe: Path) -> None:

@@ -190,13 +190,13 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
     found = json.loads(result.stdout)
     assert list(found) == KEYS
     assert (found["samples"], found["sparsity"]) == (5, 0.0)
-    assert "preprocessing: 7 pixels, crop 7, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
+    assert "preprocessing: 5 pixels, crop 5, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
     for file in ("foreign.safetensors", "foreign.pt"):
         same = acdc("eval", "--checkpoint", file, *by, *sets(mean, std))
         found = json.loads(same.stdout)
         assert (found["top1"], found["samples"]) == (untimed(Path("runs/small-0"))[0]["top1"], 100)
-        assert "7 pixels, crop 7, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
+        assert "5 pixels, crop 5, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
@@ -209,7 +209,7 @@ def test_small_images_before_a_model_for_large_ones_are_said(acdc: Acdc, digits:
     result = acdc("eval", "--checkpoint", tmp_path / "large.pt", "--model", "resnet18", "--data", digits, *few)
     assert result.exit_code == 0, result.output
     assert "torchvision's ResNet18_Weights.IMAGENET1K_V1" in flat(result.stderr)
-    assert "images of 7 pixels are enlarged to 256" in flat(result.stderr)
+    assert "images of 5 pixels are enlarged to 256" in flat(result.stderr)
 
 
 def test_a_finished_run_is_never_overwritten(acdc: Acdc, recipe: Path, finished_dense: Finished) -> None:
@@ -419,8 +419,8 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
     assert found["params"] == sum(value.numel() for value in learned.values())
     assert found["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
-    # of 7 x 7 pixels, halved for the second and third group of layers, and the classifier's one position
-    positions = {"conv1": 49, "layer1": 49, "layer2": 16, "layer3": 4, "fc": 1}
+    # of 5 x 5 pixels, halved for the second and third group of layers, and the classifier's one position
+    positions = {"conv1": 25, "layer1": 25, "layer2": 9, "layer3": 4, "fc": 1}
     for layer in found["layers"]:
         left = int(weights[f"{layer['name']}.weight"].count_nonzero())
         assert (layer["weights"], layer["nonzero"]) == (weights[f"{layer['name']}.weight"].numel(), left)
@@ -430,7 +430,7 @@ def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished
     table = acdc("eval", "--checkpoint", "runs/small-0", "--layers").stdout
     assert f"nonzero parameters {found['nonzero']:,} of {found['params']:,}" in flat(table)
     assert f"FLOPs of an image, convention A {found['flops'] / 1e9:.4g} G" in flat(table)
-    assert "conv1 16x3x3x3 432 432 100.00% 0.042" in flat(table)
+    assert "conv1 16x3x3x3 432 432 100.00% 0.022" in flat(table)
     assert "conv1" not in acdc("eval", "--checkpoint", "runs/small-0").stdout
 
 
@@ -504,11 +504,11 @@ def test_adamw_and_low_precision_train_from_a_recipe(acdc: Acdc, recipe: Path, p
 
 
 def test_resolution_grows_over_the_run(acdc: Acdc, recipe: Path) -> None:
-    sizes = "data.resolution=[{since: 0, size: 4}, {since: 0.8, size: 7}]"
+    sizes = "data.resolution=[{since: 0, size: 4}, {since: 0.8, size: 5}]"
     crops = "data.augment=random_resized_crop"
     result = acdc("train", recipe, *sets("epochs=5", "sparsity={method: dense}", crops, sizes))
     assert result.exit_code == 0, result.output
-    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [4, 4, 4, 4, 7]
+    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [4, 4, 4, 4, 5]
 
 
 @pytest.mark.slow
@@ -520,7 +520,7 @@ def test_a_compiled_model_trains_and_is_saved_under_plain_names(acdc: Acdc, reci
 def test_a_model_that_takes_no_such_images_is_refused_before_the_run(acdc: Acdc, recipe: Path) -> None:
     result = acdc("train", recipe, "--set", "model.name=timm:vit_tiny_patch16_224")
     assert result.exit_code == 2
-    assert "the model takes no images of 7 pixels" in flat(result.stderr)
+    assert "the model takes no images of 5 pixels" in flat(result.stderr)
     assert not Path("runs").exists()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from digits import QUARTERED
+from digits import TINY
 from processes import RANKS, VIT, End, Work, together, untimed
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -162,7 +162,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     path.write_text(
         f"""extends: demo
 name: small
-data: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {QUARTERED}}}
+data: {{name: folder, path: {digits}, batch_size: 50, loader: torch, {TINY}}}
 device: cpu
 """
     )

@@ -150,7 +150,7 @@ def test_random_numbers_of_the_process_are_left_alone() -> None:
 def digits(tmp_path: Path) -> Path:
     from digits import image_folders
 
-    return image_folders(tmp_path, shrink=4)
+    return image_folders(tmp_path, shrink=6)
 
 
 def test_one_image_per_process_is_refused(digits: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command import Acdc, run_acdc
-from digits import QUARTERED, image_folders
+from digits import TINY, image_folders
 
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.relatives import indices
@@ -36,7 +36,7 @@ def test_a_class_that_the_model_lacks_is_named() -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on three digits whose classes are called as ImageNet's, and its relatives."""
     home = tmp_path_factory.mktemp("relatives")
-    images = image_folders(home, shrink=4)
+    images = image_folders(home, shrink=6)
     for split in ("train", "val"):
         for digit in "3456789":
             shutil.rmtree(images / split / digit)
@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(images / "val" / WNIDS[0], home / "imagenet-r" / WNIDS[0])
     for number, name in enumerate(WNIDS):
         shutil.copytree(images / "val" / name, home / "imagenetv2-matched-frequency-format-val" / str(number))
-    data = f"data={{name: folder, path: {images}, batch_size: 20, val_batch_size: 30, workers: 0, {QUARTERED}}}"
+    data = f"data={{name: folder, path: {images}, batch_size: 20, val_batch_size: 30, workers: 0, {TINY}}}"
     words = [word for each in (data, "epochs=1", "optim.schedule.warmup_epochs=0") for word in ("--set", each)]
     assert run_acdc("train", "demo_dense", *words, "--out", home / "run").exit_code == 0
     return home

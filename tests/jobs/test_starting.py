@@ -20,7 +20,7 @@ from acdc_cli.recipe.load import load
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folders(tmp_path_factory.mktemp("images"), shrink=4)
+    return image_folders(tmp_path_factory.mktemp("images"), shrink=6)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_written_recipe_plans_without_warnings(images: Path, facts: SetFacts, 
     out = tmp_path / "my.yaml"
     assert write_recipe(Answers(images, "resnet8", method, 0.9 if has_target(method) else None, 20), facts, out) == []
     recipe = load(out)
-    assert (recipe.epochs, recipe.data.resolution, recipe.data.batch_size) == (20, 7, 8)
+    assert (recipe.epochs, recipe.data.resolution, recipe.data.batch_size) == (20, 5, 8)
     assert recipe.name == f"images_resnet8_{method}" + ("_90" if has_target(method) else "")
     assert all(len(line) <= 120 for line in out.read_text().splitlines())
     assert re.search(r"^  lr: \S+ +# Peak learning rate", out.read_text(), re.MULTILINE)

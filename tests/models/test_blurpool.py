@@ -158,6 +158,7 @@ def test_a_model_without_such_a_convolution_is_refused(conv: nn.Module) -> None:
         apply_blurpool(nn.Sequential(conv))
 
 
+@pytest.mark.parametrize("blur", ["convolution", pytest.param("shifts", marks=pytest.mark.slow)], indirect=True)
 def test_a_copy_and_a_compiled_model_blur_too(blur: Blur) -> None:
     torch.manual_seed(0)
     model = build.find("resnet8")(num_classes=10).eval()

@@ -52,6 +52,8 @@ def method_of(name: str) -> str:
     return name.split()[0]
 
 
+METHODS = {name for name in RUNS if name == method_of(name)}
+"""Every method once; the others are variants."""
 PRUNING = sorted(RUNS.keys() - {"dense"})
 TARGETED = sorted(name for name in PRUNING if "target" in RUNS[name])
 LEARNING = sorted(set(PRUNING) - set(TARGETED))
@@ -71,6 +73,10 @@ OPTIMIZERS: dict[str, SGDBlock | AdamWBlock | LARSBlock | LAMBBlock] = {
 }
 
 every_method = pytest.mark.parametrize("name", sorted(RUNS))
+# variants are watched in the run that serves most tests
+every_method_and_slowly_its_variants = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in METHODS else pytest.mark.slow) for name in sorted(RUNS)]
+)
 DISTRIBUTIONS = [
     (name, distribution)
     for name in TARGETED
@@ -637,7 +643,7 @@ def test_a_run_resumed_within_any_epoch_ends_bit_identical(name: str, epochs: ra
         assert bits(resumed.state()) == noted(name).ends[epoch], f"resumed in epoch {epoch} after {done} steps"
 
 
-@every_method
+@every_method_and_slowly_its_variants
 def test_tensors_stay_where_they_are_and_the_seed_alone_decides_over_the_masks(name: str) -> None:
     run = Run(name)
     state = torch.get_rng_state()
@@ -649,7 +655,7 @@ def test_tensors_stay_where_they_are_and_the_seed_alone_decides_over_the_masks(n
     assert all(torch.equal(mask, noted(name).masks[key]) for key, mask in run.masked.masks.items())
 
 
-@every_method
+@every_method_and_slowly_its_variants
 @pytest.mark.parametrize("key", ["0.weight", "7.weight"], ids=["kept dense", "pruned"])
 @pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_a_step_with_a_gradient_that_is_no_number_changes_neither_weights_nor_masks(

@@ -121,7 +121,7 @@ def few_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from acdc_cli.jobs.training_run import train
 
     home = tmp_path_factory.mktemp("study")
-    data = image_folders(home, shrink=4)
+    data = image_folders(home, shrink=6)
     (home / "foo.yaml").write_text(
         f"""name: foo
 base: demo

@@ -152,11 +152,11 @@ def test_the_table_has_a_line_a_run_and_what_they_take_together(study: Path, acd
 @pytest.mark.parametrize(
     "name",
     [
-        "epoch_length_demo",
         "memorisation",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
+                "epoch_length_demo",
                 "decompression_sparsity",
                 "weight_decay",
                 "patterns",

@@ -287,7 +287,7 @@ def test_an_average_begins_anew_where_the_model_is_set_back(tmp_path: Path) -> N
             block,
             begin,
             id=f"{block['method']}-{begin}",
-            marks=pytest.mark.slow if number and (begin == 0 or number > 2) else (),
+            marks=pytest.mark.slow if begin == 0 or number > 2 else (),
         )
         for number, block in enumerate(METHODS)
         for begin in (0, 3)

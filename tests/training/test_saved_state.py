@@ -129,7 +129,14 @@ def test_what_a_method_itself_cannot_load_is_told(trained: tuple[dict[str, Any],
         trained[1].trainer.load_state_dict(state)
 
 
-@pytest.mark.parametrize(("name", "optim"), [("gmp", ADAMW), *((name, SGD) for name in RUNS)])
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [
+        ("gmp", ADAMW),
+        # the first word is the method, what follows a variant
+        *(pytest.param(name, SGD, marks=pytest.mark.slow if " " in name else ()) for name in RUNS),
+    ],
+)
 def test_every_method_s_states_are_its_own(
     tmp_path: Path, name: str, optim: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

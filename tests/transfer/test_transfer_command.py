@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command import Acdc, run_acdc
-from digits import QUARTERED, image_folders
+from digits import TINY, image_folders
 
 from acdc_cli.models.tensors import load_tensors
 
@@ -30,13 +30,13 @@ QUICK = (
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two seeds on digits 0 to 4, at 80 %, and the digits 5 to 7 as another set."""
     home = tmp_path_factory.mktemp("transfer")
-    images = image_folders(home, shrink=4)
+    images = image_folders(home, shrink=6)
     for split in ("train", "val"):
         for digit in "567":
             shutil.move(images / split / digit, home / "other" / split / digit)
         for digit in "89":
             shutil.rmtree(images / split / digit)
-    data = f"data={{name: folder, path: {images}, batch_size: 20, loader: torch, workers: 0, {QUARTERED}}}"
+    data = f"data={{name: folder, path: {images}, batch_size: 20, loader: torch, workers: 0, {TINY}}}"
     sets = ("epochs=1", "optim.schedule.warmup_epochs=0", "sparsity.target=0.8", data)
     for seed in (0, 1):
         words = [word for each in (*sets, f"seed={seed}") for word in ("--set", each)]
