@@ -136,6 +136,9 @@ def test_a_token_that_the_vocabulary_lacks_is_found_by_check(source: Path) -> No
         ({"version": 2}, "text.json is damaged"),
         ({"splits": 3}, "text.json is damaged"),
         ({"splits": {"train": {"tokens": -1}}}, "text.json is damaged"),
+        ({"tokeniser": {}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "words", "words": "the"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "byte pairs"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
     ],
 )
 def test_facts_of_another_form_are_refused(source: Path, change: dict[str, object], message: str) -> None:
@@ -146,11 +149,18 @@ def test_facts_of_another_form_are_refused(source: Path, change: dict[str, objec
         read_facts(out)
 
 
+def unreadable(folder: Path) -> None:
+    (folder / "train.txt").unlink()
+    # nothing lies at address 0
+    (folder / "train.txt").symlink_to("/proc/self/mem")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: (folder / "train.txt").write_text(""), "train.txt is empty"),
         (lambda folder: (folder / "train.txt").write_bytes(b"fine\n\xff\n"), "train.txt, line 2: not UTF-8"),
+        (unreadable, "train.txt cannot be read: Input/output error"),
         (lambda folder: (folder / "valid.txt").unlink(), "has no valid.txt or val.txt or validation.txt"),
     ],
 )
@@ -249,6 +259,11 @@ def test_tokens_do_not_depend_on_how_many_lines_are_encoded_at_a_time(
     parts = [*LEARNT.encode(text)]
     assert len(parts) == -(-lines // 2)
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_a_damaged_model_of_byte_pairs_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the vocabulary is damaged \(.*\); write the text again"):
+        tokeniser_of({"kind": "byte pairs", "model": "{"})
 
 
 def test_without_the_library_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
