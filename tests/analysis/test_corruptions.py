@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_a_spatter_that_hits_nothing_leaves_the_image_as_it_was() -> None:
     # otherwise the library divides by nothing and gives a black image
     assert 0 < missed < 30
     assert all(each.max() > 0 for each in spattered)
+
+
+def test_an_invalid_number_in_another_corruption_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupted(image: Pixels, severity: int, corruption: Corruption) -> Pixels:
+        made: Pixels = image * np.log(np.float64(-1))
+        return made
+
+    monkeypatch.setattr(image_corruption, "_library", lambda: SimpleNamespace(corrupt=corrupted))
+    image = waves(32, 1)
+    assert np.array_equal(corrupt(image, [0], "spatter", 1, seed=0), image)
+    with pytest.raises(FloatingPointError):
+        corrupt(image, [0], "fog", 1, seed=0)
 
 
 def test_without_the_library_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

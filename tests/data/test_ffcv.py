@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from acdc_cli.data import manifest
@@ -263,22 +264,25 @@ def test_boxes_are_cut_and_padded_as_numpy_does_it(ffcv: ModuleType) -> None:
             assert np.array_equal(out, padded[top + 3 : top + 7, left + 3 : left + 7])
 
 
-def test_python_draws_the_samples_that_compiled_code_draws(ffcv: ModuleType, photographs: Path) -> None:
+def test_python_draws_the_samples_that_compiled_code_draws(
+    ffcv: ModuleType, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = BetonFile(photographs)
     layout = (np.asarray(np.memmap(file.path, np.uint8, mode="r")), file.starts, file.lengths, file.modes, file.sizes)
-    # image 3 is raw, the others are JPEGs; one of the two epochs mirrors each of most
+    # image 3 is raw, image 4 a JPEG
     indices, times = np.array([3, 4, 3, 4]), np.array([0, 0, 1, 1])
     scratch = np.empty(3 * int(file.sizes.prod(axis=1).max()), np.uint8)
-    drawn = []
-    for draw in (ffcv._draw, ffcv._draw.py_func):
+
+    def drawn(draw: Callable[..., int], flip: float) -> NDArray[np.uint8]:
         out = np.zeros((4, 16, 16, 3), np.uint8)
-        look = (Crop(RANDOM_RESIZED), 1.0, 1)
-        assert draw(*layout, indices, *look, times, scratch, out) == -1
-        drawn.append(out)
-    assert np.array_equal(*drawn)
-    straight = np.zeros((4, 16, 16, 3), np.uint8)
-    ffcv._draw.py_func(*layout, indices, Crop(RANDOM_RESIZED), 0.0, 1, times, scratch, straight)
-    assert np.array_equal(straight[:, :, ::-1], drawn[0])
+        assert draw(*layout, indices, Crop(RANDOM_RESIZED), flip, 1, times, scratch, out) == -1
+        return out
+
+    compiled = drawn(ffcv._draw, 1.0)
+    for name in ("_place", "_mirror", "_show"):
+        monkeypatch.setattr(ffcv, name, getattr(ffcv, name).py_func)
+    assert np.array_equal(drawn(ffcv._draw.py_func, 1.0), compiled)
+    assert np.array_equal(drawn(ffcv._draw.py_func, 0.0)[:, :, ::-1], compiled)
 
 
 def test_drawing_stops_at_an_image_that_does_not_decode(ffcv: ModuleType, waves: Path) -> None:
