@@ -257,11 +257,10 @@ def test_the_thread_that_copies_takes_its_loaders_device(
 def test_boxes_are_cut_and_padded_as_numpy_does_it(ffcv: ModuleType) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
     padded = np.pad(image, ((3, 3), (3, 3), (0, 0)))
-    for place in (ffcv._place, ffcv._place.py_func):
-        for top, left in ((0, 0), (2, 1), (-3, 2), (4, 3), (-1, -2)):
-            out = np.full((4, 4, 3), 77, np.uint8)
-            place(image, top, left, 4, 4, out)
-            assert np.array_equal(out, padded[top + 3 : top + 7, left + 3 : left + 7])
+    for top, left in ((0, 0), (2, 1), (-3, 2), (4, 3), (-1, -2)):
+        out = np.full((4, 4, 3), 77, np.uint8)
+        ffcv._place.py_func(image, top, left, 4, 4, out)
+        assert np.array_equal(out, padded[top + 3 : top + 7, left + 3 : left + 7])
 
 
 def test_python_draws_the_samples_that_compiled_code_draws(
