@@ -202,11 +202,12 @@ def _look(place: BetonFile | Path, images: Sequence[int | str]) -> Look:
         try:
             data, raw = _read(place, image)
         except OSError as cause:
-            data, raw = b"", None
+            # what cannot be read is no copy of anything
+            data = name.encode()
             look.remarks.append(("unreadable", f"{name}: {cause.strerror}"))
-        look.digests.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-        if data:
+        else:
             _look_at(look, name, data, raw)
+        look.digests.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
     return look
 
 

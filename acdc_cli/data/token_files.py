@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 
 from acdc_cli import files, reading
 from acdc_cli.data.tokenisers import tokeniser_of
@@ -38,10 +38,18 @@ class Split(reading.Form):
     """SHA-256 of the text."""
 
 
+def _vocabulary(values: dict[str, Any]) -> dict[str, Any]:
+    match values:
+        case {"kind": "words", "words": list()} | {"kind": "byte pairs", "model": str()}:
+            return values
+    raise ValueError("this is no vocabulary")
+
+
 class Facts(reading.Form):
     version: Literal[1]
     name: str
-    tokeniser: dict[str, Any]
+    tokeniser: Annotated[dict[str, Any], AfterValidator(_vocabulary)]
+    """What `tokeniser_of` takes."""
     splits: dict[str, Split]
     created: str
     acdc_version: str

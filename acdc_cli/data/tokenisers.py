@@ -82,10 +82,14 @@ class BytePairs:
     """A byte-level byte-pair encoding of the library tokenizers: every text has tokens, white space included."""
 
     def __init__(self, model: str) -> None:
-        """model: the library's own JSON."""
+        """model: the library's own JSON. Raises DataError if it is none."""
         tokenizers = library()
         self._model = model
-        self._tokenizer = tokenizers.Tokenizer.from_str(model)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model)
+        # the library raises a bare Exception for whatever it cannot read
+        except Exception as error:
+            raise DataError(f"the vocabulary is damaged ({error}); write the text again") from error
 
     @classmethod
     def learnt(cls, lines: Lines, size: int) -> BytePairs:

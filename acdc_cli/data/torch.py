@@ -152,9 +152,6 @@ class _Requests(Sampler[Request]):
     def __iter__(self) -> Iterator[Request]:
         return iter(self.now)
 
-    def __len__(self) -> int:
-        return len(self.now)
-
 
 @dataclass(frozen=True)
 class _Drawing:

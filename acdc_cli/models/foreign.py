@@ -166,8 +166,8 @@ def rename(state: StateDict, expected: Mapping[str, Size]) -> None:
     for old, new in sorted({pair for name in unknown for other in missing for pair in _substitution(name, other)}):
         renamed = {name: _replaced(name, old, new) for name in unknown if name in tensors}
         renamed = {name: other for name, other in renamed.items() if other != name}
-        fits = all(_fits(tensors[name], expected.get(other)) for name, other in renamed.items())
-        if renamed and fits and set(renamed.values()) <= missing:
+        is_wanted = renamed and set(renamed.values()) <= missing
+        if is_wanted and all(_fits(tensors[name], expected[other]) for name, other in renamed.items()):
             for name, other in renamed.items():
                 tensors[other] = tensors.pop(name).reshape(expected[other])
             missing -= set(renamed.values())
@@ -265,9 +265,7 @@ def _replaced(name: str, old: str, new: str) -> str:
     return ".".join(new if part == old else part for part in name.split("."))
 
 
-def _fits(tensor: Tensor, shape: Size | None) -> bool:
+def _fits(tensor: Tensor, shape: Size) -> bool:
     """Whether the tensor has this shape, perhaps with further axes of size 1 at its end."""
-    if shape is None:
-        return False
     extra = tensor.shape[len(shape) :]
     return tensor.shape[: len(shape)] == shape and all(side == 1 for side in extra)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -107,9 +108,10 @@ def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     if whole > _SPARE + _DENSEST * len(content):
         raise ValueError(f"it claims to hold {whole:,} bytes, more than {_DENSEST:,} times its own")
     data = _decompressed(content[start:-_DIGEST_BYTES], size)
-    masks = _slices(data, (entry.mask_bytes for entry in entries))
-    values = _slices(data[sum(entry.mask_bytes for entry in entries) :], (entry.value_bytes for entry in entries))
-    tensors = {entry.name: _tensor(entry, next(masks), next(values)) for entry in entries}
+    sizes = [*(entry.mask_bytes for entry in entries), *(entry.value_bytes for entry in entries)]
+    *parts, _ = np.split(data, list(accumulate(sizes)))
+    masks, values = parts[: len(entries)], parts[len(entries) :]
+    tensors = {entry.name: _tensor(entry, *both) for entry, *both in zip(entries, masks, values, strict=True)}
     return tensors, header.metadata
 
 
@@ -169,13 +171,6 @@ def _decompressed(payload: bytes, size: int) -> Bytes:
         return np.frombuffer(zstandard.ZstdDecompressor().decompress(payload) if size else b"", np.uint8)
     except zstandard.ZstdError as error:
         raise ValueError(f"it is damaged: {error}") from error
-
-
-def _slices(data: Bytes, sizes: Iterator[int]) -> Iterator[Bytes]:
-    start = 0
-    for size in sizes:
-        yield data[start : start + size]
-        start += size
 
 
 def _zstandard() -> Any:

@@ -80,8 +80,6 @@ def _of_timm(model: str) -> Iterator[tuple[set[str], Preprocessing]]:
     # the default first
     for name in dict.fromkeys([model, *timm.list_pretrained(f"{model}.*")]):
         config = timm.get_pretrained_cfg(name)
-        if config is None:
-            continue
         side = config.input_size[-1]
         yield (
             {f"{name}.safetensors", f"{name}.bin", f"{name}.pth", *_basenames(config.url, config.file)},

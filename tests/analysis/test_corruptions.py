@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,11 +30,16 @@ from acdc_cli.analysis.corruptions import (
     relative_corruption_errors,
     scores_of,
 )
+from acdc_cli.data import image_corruption
 from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.data.data_set import open_set
 from acdc_cli.data.image_corruption import COMMON, CORRUPTIONS, GROUPS, Corrupter, Corruption, corrupt
-from acdc_cli.data.imagenet_c import Corrupted, MadeAnew, pictures
+from acdc_cli.data.image_set import images_of
+from acdc_cli.data.imagenet_c import Corrupted, Folders, MadeAnew, pictures
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.jobs.subjects import Asked, open_subjects
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 Pixels = NDArray[np.uint8]
 
@@ -145,6 +154,18 @@ def test_a_spatter_that_hits_nothing_leaves_the_image_as_it_was() -> None:
     assert all(each.max() > 0 for each in spattered)
 
 
+def test_an_invalid_number_in_another_corruption_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupted(image: Pixels, severity: int, corruption: Corruption) -> Pixels:
+        made: Pixels = image * np.log(np.float64(-1))
+        return made
+
+    monkeypatch.setattr(image_corruption, "_library", lambda: SimpleNamespace(corrupt=corrupted))
+    image = waves(32, 1)
+    assert np.array_equal(corrupt(image, [0], "spatter", 1, seed=0), image)
+    with pytest.raises(FloatingPointError):
+        corrupt(image, [0], "fog", 1, seed=0)
+
+
 def test_without_the_library_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
     with pytest.raises(DataError, match=r"pip install 'acdc-cli\[corruptions\]'.*--set path=FOLDER"):
@@ -174,6 +195,57 @@ def test_processes_make_the_same_images_as_this_one(trained: Path) -> None:
                 assert torch.equal(one.inputs, other.inputs)
                 assert torch.equal(one.indices, other.indices)
                 assert torch.equal(one.targets, other.targets)
+
+
+class OneByOne(ThreadPoolExecutor):
+    """Takes the place of the processes, which take seconds to start."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__(1)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_batch_that_workers_share_comes_back_in_its_order(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(image_corruption, "ProcessPoolExecutor", OneByOne)
+    images, indices = waves(32), [7, 3, 5]
+    with Corrupter(1, workers) as corrupter:
+        made = corrupter.begin(images, indices, "gaussian_noise", 2)()
+    assert np.array_equal(made, corrupt(images, indices, "gaussian_noise", 2, seed=1))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_process_that_ended_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    class Ended(OneByOne):
+        def submit(self, *_: object) -> Future[Pixels]:  # type: ignore[override]
+            if when == "before":
+                raise BrokenProcessPool("killed")
+            future: Future[Pixels] = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+    monkeypatch.setattr(image_corruption, "ProcessPoolExecutor", Ended)
+    with (
+        Corrupter(1, 2) as corrupter,
+        pytest.raises(DataError, match=r"a process that corrupts images ended \(killed\).*--set workers=1"),
+    ):
+        corrupter.begin(waves(32), [7, 3, 5], "fog", 2)()
+
+
+@pytest.mark.usefixtures("library")
+def test_a_process_that_corrupts_images_takes_one_core_and_leaves_signals_to_the_run() -> None:
+    import cv2
+
+    threads, handlers = cv2.getNumThreads(), {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        image_corruption._begin()
+        assert cv2.getNumThreads() == 1
+        assert [signal.getsignal(each) for each in handlers] == 2 * [signal.SIG_IGN]
+    finally:
+        cv2.setNumThreads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("library")
@@ -370,3 +442,22 @@ def test_options_that_make_no_sense_are_refused(
     result = acdc("analyze", "corruptions", trained, "--out", tmp_path, *sets)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_subset_of_a_set_in_another_order_than_the_folders_is_refused(tmp_path: Path) -> None:
+    # by turns, where folders have one class after the other
+    source = Source("tiny", "val", np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1]), ("a", "b"), "")
+    write(source, tmp_path / "set" / "val.beton", Settings(), workers=0)
+    for name in ("a", "b"):
+        (tmp_path / "fog" / "1" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / "fog" / "1" / name / f"{number}.png")
+    block = ImagesBlock(name="tiny", path=str(tmp_path / "set"), batch_size=2, workers=0)
+    for val_images, message in ((None, ""), (2, "in another order of classes.*--set data.val_images=null")):
+        data = images_of(open_set(block.model_copy(update={"val_images": val_images})))
+        folders = Folders(tmp_path, data, torch.device("cpu"))
+        with (
+            pytest.raises(DataError, match=message) if message else nullcontext(),
+            folders.under(None, "fog", 1) as loader,  # type: ignore[arg-type]
+        ):
+            assert loader.samples == 4

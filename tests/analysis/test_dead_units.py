@@ -12,6 +12,7 @@ import pytest
 import torch
 from command import run_acdc
 from sentence_files import write_recipe
+from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from acdc_cli.analysis.base import dead_units
@@ -167,10 +168,18 @@ def test_sums_over_layers() -> None:
         nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)),
         nn.MultiheadAttention(4, 2, add_zero_attn=True),
         nn.MultiheadAttention(4, 2, add_bias_kv=True),
+        # a norm mixes the channels of heads and neurons
+        Attention(8, 2, scale_norm=True, norm_layer=nn.LayerNorm),
+        Mlp(8, 12, norm_layer=nn.LayerNorm),
     ],
 )
 def test_what_describes_nothing_or_mixes_channels_has_no_units(model: nn.Module) -> None:
     assert units_of(model) == []
+
+
+def test_attention_with_values_of_another_width_has_a_projection_of_its_own() -> None:
+    (units,) = units_of(nn.MultiheadAttention(4, 2, kdim=3, vdim=5))
+    assert units == Units("heads", "", 2, "v_proj_weight", "out_proj.weight")
 
 
 def test_an_encoder_of_another_layout_has_none() -> None:

@@ -312,6 +312,20 @@ def test_a_sealed_bomb_is_refused_as_a_checkpoint(tmp_path: Path) -> None:
         checkpoint.load_state(tmp_path)
 
 
+def test_a_torch_file_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "small.pt")
+    monkeypatch.setattr(torch_file, "_MOST_MEMBERS", 3)
+    with pytest.raises(ValueError, match=r"it has \d members; save its tensors alone"):
+        torch_file.load(tmp_path / "small.pt")
+
+
+def test_a_json_document_of_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text('"0123456789"')
+    monkeypatch.setattr(reading, "_LARGEST", 11)
+    with pytest.raises(RunError, match=r"summary\.json is damaged \(12 bytes are too many\); restore a copy"):
+        reading.read_json(tmp_path / "summary.json", str)
+
+
 def test_files_of_every_kind_that_torch_saves_are_still_read(tmp_path: Path) -> None:
     content = {"weight": torch.rand(3, 4), "tied": [torch.zeros(2)] * 3, "epoch": 3}
     for number, new in enumerate((True, False)):

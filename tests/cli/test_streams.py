@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.streams import OutputError, Stream
 
 FAILING = {"full": "{}>/dev/full", "closed": "{}>&-", "broken": "{}>{pipe}"}
 
@@ -82,3 +84,14 @@ def test_a_run_outlives_the_streams_that_it_writes_to(kind: str, recipe: Path) -
     run = RunDir(Path("runs/small-0"))
     assert run.finished
     assert len(run.records()) == 2
+
+
+def test_a_closed_stream_has_nothing_to_flush_and_loses_what_is_written_once() -> None:
+    closed = io.StringIO()
+    closed.close()
+    stream = Stream("stdout", closed)
+    stream.flush()
+    with pytest.raises(OutputError, match="stdout cannot be written"):
+        stream.write("data")
+    stream.flush()
+    assert stream.write("more") == 4

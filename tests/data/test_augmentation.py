@@ -242,6 +242,11 @@ def test_rand_applies_two_operations_each_half_of_the_time_and_clips_the_strengt
     assert abs(strengths.std() - 0.5) < 5 * 0.5 / 4000**0.5
     wild = rand.Policy("m10-mstd3", GREY)._rand.ops[0]
     assert max(rand._strength(wild, draws) for _ in range(100)) == 10
+    even = rand.Policy("m8-mstd101", GREY)._rand.ops[0]
+    strengths = np.array([rand._strength(even, draws) for _ in range(1000)])
+    # above 100, timm draws from 0 to m: five standard errors
+    assert 0 <= strengths.min() < 0.1 < 7.9 < strengths.max() <= 8
+    assert abs(strengths.mean() - 4) < 5 * 8 / 12**0.5 / 1000**0.5
     # the first operation is skipped, the second, AutoContrast, is not
     image = Image.fromarray(np.uint8(64) + picture() // 4)
     once = policy(image, Scripted(np.array([3, 0]), 0.9, 0.1, 0, 7.0, 0.4))  # type: ignore[arg-type]
@@ -272,6 +277,21 @@ def test_an_erased_rectangle_has_the_share_and_shape_that_torchvision_allows() -
         assert 0 <= top <= 100 - height
         assert 0 <= left <= 80 - width
     assert len(set(erased)) == len(erased)
+
+
+def test_an_image_of_one_row_has_no_room_for_a_rectangle() -> None:
+    # of 20 to 330 pixels, at most 3.3 times as wide as high
+    assert erased_box(1.0, draws_of(1, 0, 0, 2), 1, 1000) == (0, 0, 0, 0)
+
+
+def test_a_policy_alone_erases_nothing() -> None:
+    class Inverted:
+        def __call__(self, image: Image.Image, draws: np.random.Generator) -> Image.Image:
+            return Image.fromarray(255 - np.asarray(image))
+
+    pixels = picture()
+    Finish(Inverted(), 0.0, GREY, seed=3)(pixels, 11, 4)
+    assert np.array_equal(pixels, 255 - picture())
 
 
 def test_erasing_paints_the_mean_colour_and_nothing_else() -> None:

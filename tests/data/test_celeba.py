@@ -129,3 +129,18 @@ def test_missing_files_are_said_in_one_line(tmp_path: Path) -> None:
     assert f"{PARTS}: has 0 lines and lists no images" in refusal(root)
     (root / PARTS).unlink()
     assert f"{PARTS}: No such file or directory; CelebA needs {LIST} and {PARTS}" in refusal(root)
+
+
+def test_lists_that_cannot_be_read_are_said_in_one_line(tmp_path: Path) -> None:
+    root = celeba(tmp_path)
+    (root / PARTS).write_bytes(b"000001.jpg \xff\n")
+    assert f"{PARTS}: is no text file" in refusal(root)
+    (root / PARTS).unlink()
+    (root / PARTS).mkdir()
+    assert f"{PARTS}: it is a folder, not a file" in refusal(root)
+
+
+@pytest.mark.parametrize("options", [WriteOptions(), WriteOptions(source=Path("celeba"), download=True)])
+def test_it_is_not_downloaded(options: WriteOptions) -> None:
+    with pytest.raises(DataError, match=r"celeba: download it from mmlab.*with --source"):
+        write_set("celeba", options)

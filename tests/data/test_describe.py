@@ -12,7 +12,8 @@ from PIL import Image
 
 from acdc_cli.data.describe import SetFacts
 from acdc_cli.data.inventory import WriteOptions, describe_folder, write_set
-from acdc_cli.data.proposal import proposed_keys, remarks
+from acdc_cli.data.proposal import proposed_keys, remarks, rows
+from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 
 
@@ -98,6 +99,32 @@ def test_copies_within_and_across_splits_are_found_by_content(tmp_path: Path) ->
     assert (facts.splits["train"].duplicates, facts.splits["train"].two_classes) == (2, 1)
     assert (facts.shared, facts.shared_examples) == (1, [("val/a/x.png", "train/a/2.png")])
     assert (facts.splits["val"].duplicates, facts.splits["val"].two_classes) == (0, 0)
+    assert list(remarks(facts)) == [
+        "train: 2 images are copies of others of the split, 1 of them in another class",
+        "1 validation images are training images, too, so accuracy is overestimated: val/a/x.png = train/a/2.png",
+    ]
+
+
+def test_files_that_cannot_be_read_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    folder(tmp_path, {"train/a/empty.png": b"", "train/a/good.png": plain(1)})
+    for name in ("x", "y"):
+        (tmp_path / f"train/a/{name}.png").symlink_to(tmp_path / "nowhere")
+    train = described(tmp_path).splits["train"]
+    assert (train.kinds, train.duplicates) == ({"unreadable": 3}, 0)
+    assert "train/a/x.png: No such file or directory" in train.examples["unreadable"]
+
+
+def test_of_many_unusual_files_ten_are_named(tmp_path: Path) -> None:
+    facts = described(folder(tmp_path, {f"train/a/{number:02}.png": b"no image" for number in range(12)}))
+    assert facts.splits["train"].kinds == {"unreadable": 12}
+    assert len(facts.splits["train"].examples["unreadable"]) == 10
+    assert {label: cells for label, *cells in rows(facts)}["width"] == ["-"]
+
+
+def test_classes_without_an_image_are_named(tmp_path: Path) -> None:
+    source = Source("tiny", "val", np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 2]), ("a", "b", "c"), "")
+    write(source, tmp_path / "val.beton", Settings(), workers=0)
+    assert "val: 1 classes have no image: b" in remarks(described(tmp_path))
 
 
 def test_a_written_set_is_described_like_its_images(tmp_path: Path) -> None:

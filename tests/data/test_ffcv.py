@@ -3,14 +3,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from acdc_cli.data import manifest
@@ -251,3 +252,54 @@ def test_the_thread_that_copies_takes_its_loaders_device(
     monkeypatch.setattr(loader._transfer, "device", torch.device("cuda", 3))
     _drain(loader)
     assert taken == [("send_0", torch.device("cuda", 3))]
+
+
+def test_boxes_are_cut_and_padded_as_numpy_does_it(ffcv: ModuleType) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)))
+    for top, left in ((0, 0), (2, 1), (-3, 2), (4, 3), (-1, -2)):
+        out = np.full((4, 4, 3), 77, np.uint8)
+        ffcv._place.py_func(image, top, left, 4, 4, out)
+        assert np.array_equal(out, padded[top + 3 : top + 7, left + 3 : left + 7])
+
+
+def test_python_draws_the_samples_that_compiled_code_draws(
+    ffcv: ModuleType, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = BetonFile(photographs)
+    layout = (np.asarray(np.memmap(file.path, np.uint8, mode="r")), file.starts, file.lengths, file.modes, file.sizes)
+    # image 3 is raw, image 4 a JPEG
+    indices, times = np.array([3, 4, 3, 4]), np.array([0, 0, 1, 1])
+    scratch = np.empty(3 * int(file.sizes.prod(axis=1).max()), np.uint8)
+
+    def drawn(draw: Callable[..., int], flip: float) -> NDArray[np.uint8]:
+        out = np.zeros((4, 16, 16, 3), np.uint8)
+        assert draw(*layout, indices, Crop(RANDOM_RESIZED), flip, 1, times, scratch, out) == -1
+        return out
+
+    compiled = drawn(ffcv._draw, 1.0)
+    for name in ("_place", "_mirror", "_show"):
+        monkeypatch.setattr(ffcv, name, getattr(ffcv, name).py_func)
+    assert np.array_equal(drawn(ffcv._draw.py_func, 1.0), compiled)
+    assert np.array_equal(drawn(ffcv._draw.py_func, 0.0)[:, :, ::-1], compiled)
+
+
+def test_drawing_stops_at_an_image_that_does_not_decode(ffcv: ModuleType, waves: Path) -> None:
+    _damage(waves, BAD)
+    file = BetonFile(waves)
+    layout = (np.asarray(np.memmap(file.path, np.uint8, mode="r")), file.starts, file.lengths, file.modes, file.sizes)
+    out, scratch = np.zeros((3, 96, 96, 3), np.uint8), np.empty(3 * 96 * 96, np.uint8)
+    arguments = (np.array([0, BAD, 1]), Crop(WHOLE), 0.0, 0, np.zeros(3, np.int64), scratch, out)
+    assert ffcv._draw.py_func(*layout, *arguments) == ffcv._draw(*layout, *arguments) == 1
+
+
+def test_without_the_package_or_its_kernels_ffcv_cannot_be_imported(
+    ffcv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="ffcv is not installed"):
+        ffcv._kernels()
+    empty = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: empty)
+    with pytest.raises(ImportError, match="ffcv has no compiled kernels"):
+        ffcv._kernels()

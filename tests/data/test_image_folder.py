@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from acdc_cli.data.archive import read_bytes
 from acdc_cli.data.image_folder import folder_source
 from acdc_cli.errors import DataError
 
@@ -79,3 +80,9 @@ def test_class_folders_may_be_links_and_splits_may_share_them(tmp_path: Path) ->
         for name in "ab":
             (root / split / name).symlink_to(root / "images" / name)
         assert folder_source("folder", split, root).images == [f"{split}/a/1.png", f"{split}/b/2.png"]
+
+
+def test_only_an_archive_is_a_file_that_holds_files(tmp_path: Path) -> None:
+    (tmp_path / "images.tar").touch()
+    with pytest.raises(NotADirectoryError):
+        read_bytes(tmp_path / "images.tar" / "1.png")

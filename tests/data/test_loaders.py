@@ -12,7 +12,7 @@ from PIL import Image
 
 from acdc_cli.data import image_loaders
 from acdc_cli.data.batches import Loader
-from acdc_cli.data.data_set import expected_set, open_set
+from acdc_cli.data.data_set import expected_set, kind_of, open_set
 from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.shard import Shard
 from acdc_cli.data.write_beton import Settings, Source, write
@@ -168,6 +168,28 @@ def test_auto_takes_torchvision_for_folders_and_says_why(
     assert "holds images" in capsys.readouterr().err
 
 
+def test_bicubic_validation_images_are_resized_by_torchvision(
+    opened: list[Loader], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_loaders._say_once.cache_clear()
+    bicubic = _block(root, val_interpolation="bicubic", val_resize=36)
+    assert _val(opened, bicubic).kind == "torch"
+    assert "FFCV does not resize with data.val_interpolation: bicubic" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"does not resize with.*bicubic.*--set data\.loader=torch"):
+        _val(opened, bicubic.model_copy(update={"loader": "ffcv"}))
+
+
+def test_processes_draw_what_operations_on_images_make_slow(opened: list[Loader], root: Path) -> None:
+    plain = _block(root, loader="torch", augment="random_resized_crop")
+    slow = _block(root, loader="torch", augment="random_resized_crop", augmentation={"policy": "trivial"})
+    assert [_train(opened, each)._workers is not None for each in (plain, slow)] == [False, True]
+
+
+def test_mixed_batches_come_from_the_loader_that_the_recipe_would_take_anyway(opened: list[Loader], root: Path) -> None:
+    mixing = _train(opened, _block(root, augmentation={"mixup": 0.2}))
+    assert (mixing.kind, mixing.samples) == (_train(opened, _block(root)).kind, 50)
+
+
 @pytest.mark.usefixtures("without_ffcv")
 def test_auto_does_without_ffcv_and_says_why_once(
     opened: list[Loader], root: Path, capsys: pytest.CaptureFixture[str]
@@ -284,3 +306,16 @@ def test_workers_default_to_the_cores_that_this_process_may_use(
     # two processes of a machine share its cores
     open_set(_block(root, workers=None, loader="ffcv")).val_loader(CPU, shard=Shard(0, 2, local_size=2))
     assert asked == [3, 1, 1]
+
+
+def test_fingerprints_of_a_place_are_those_of_its_open_set_or_empty(root: Path, folders: Path, tmp_path: Path) -> None:
+    written, images = _block(root), _block(folders)
+    assert kind_of(written).fingerprints(root, thorough=False) == open_set(written).fingerprint
+    assert kind_of(images).fingerprints(folders, thorough=True) == open_set(images).fingerprint
+    # reading a folder takes long
+    assert kind_of(images).fingerprints(folders, thorough=False) == {"train": None, "val": None}
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for name in ("val.beton", "val.beton.json"):
+        (damaged / name).touch()
+    assert kind_of(written).fingerprints(damaged, thorough=True) == {"val": ""}

@@ -194,6 +194,12 @@ def test_a_damaged_manifest_is_refused(written: Path, text: str) -> None:
         check_quick(written)
 
 
+def test_a_manifest_whose_names_are_numbers_is_refused(written: Path) -> None:
+    _edit(written, class_names=["a", "b", 3])
+    with pytest.raises(DataError, match=r"json: class_names is not a value that .*Write the data set again"):
+        manifest.read(written)
+
+
 def test_a_manifest_of_other_images_is_refused(written: Path) -> None:
     _edit(written, content_hash="0" * 64)
     with pytest.raises(DataError, match="content hash"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 from sentence_files import WORDS, write_set, write_tokenizer
 
+from acdc_cli import hub
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.data.data_set import expected_set, open_set
 from acdc_cli.data.known_sentences import known_sentences
 from acdc_cli.data.sentence_files import read
 from acdc_cli.data.sentence_set import SentenceSet
+from acdc_cli.data.sentence_tokens import tokens_of
 from acdc_cli.data.shard import UNDIVIDED, Shard
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.sentences import SentencesBlock
@@ -131,8 +135,6 @@ def test_the_fingerprint_changes_with_tables_and_tokenizer(folder: Path) -> None
         table.write("the saw\ttool\n")
     with (folder / "tokens/tokenizer.json").open("a") as tokenizer:
         tokenizer.write("\n")
-    from acdc_cli.data.sentence_tokens import tokens_of
-
     tokens_of.cache_clear()
     after = opened(folder).fingerprint
     assert {split for split in before if before[split] != after[split]} == {"val", "tokenizer"}
@@ -235,3 +237,79 @@ def test_a_label_out_of_range_is_refused_with_its_line(folder: Path, name: str, 
 def test_what_is_missing_is_named(folder: Path, keys: dict[str, str], said: str) -> None:
     with pytest.raises(DataError, match=said):
         opened(folder, **keys).train_loader(0, 1, CPU)
+
+
+def test_broken_lines_of_a_table_that_has_some_are_left_out_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    for table in ("train", "dev"):
+        (folder / f"words/{table}.tsv").write_text(f"{header}1\t2\t3\ta saw\tred\t0\n4\t5 broken\n")
+    assert opened(folder, name="qqp").stored("train") == 1
+    assert f"{folder / 'words/train.tsv'}: 1 broken lines are left out" in capsys.readouterr().err
+
+
+def test_a_split_that_the_set_never_has_and_a_table_that_is_a_folder_are_refused(folder: Path) -> None:
+    data = opened(folder)
+    with pytest.raises(DataError, match="sentences has no mismatched, only train, val"):
+        data.rows("mismatched")
+    (folder / "words/train.tsv").unlink()
+    (folder / "words/train.tsv").mkdir()
+    with pytest.raises(DataError, match=r"train\.tsv cannot be read: Is a directory"):
+        data.rows("train")
+
+
+def test_calibration_sees_training_examples_in_shuffled_batches(folder: Path) -> None:
+    data = opened(folder)
+    assert equal(drawn(data.calibration_loader(3, CPU)), drawn(data.train_loader(3, 1, CPU)))
+
+
+def test_a_tokenizer_may_name_its_own_padding(folder: Path) -> None:
+    file = folder / "tokens/tokenizer.json"
+    assert tokens_of(str(file)).padding == WORDS.index("[PAD]")
+    stored = json.loads(file.read_text())
+    stored["padding"] = {
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 7, "pad_type_id": 0, "pad_token": "red",
+    }  # fmt: skip
+    (folder / "other.json").write_text(json.dumps(stored))
+    assert tokens_of(str(folder / "other.json")).padding == 7
+
+
+def test_tokenizers_that_cannot_be_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "latin.json").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"latin\.json cannot be read .*; fetch it again"):
+        tokens_of(str(folder / "latin.json"))
+    (folder / "other.json").write_text("{}")
+    with pytest.raises(DataError, match=r"other\.json is no tokenizer .*; fetch it again"):
+        _ = tokens_of(str(folder / "other.json")).size
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(DataError, match="needs the library tokenizers"):
+        _ = tokens_of(str(folder / "tokens")).size
+
+
+def test_a_tokenizer_of_the_hub_is_the_downloaded_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def kept(*wanted: object) -> Path:
+        asked.append(wanted)
+        return folder / "tokens/tokenizer.json"
+
+    monkeypatch.setattr("acdc_cli.hub.kept", kept)
+    assert tokens_of("owner/name@v2").size == len(WORDS)
+    assert asked == [("owner/name", "tokenizer.json", "v2")]
+    tokens_of.cache_clear()
+
+
+def test_what_was_never_downloaded_is_fetched_or_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acdc_cli.hub.kept", lambda *wanted: None)
+    monkeypatch.setattr("acdc_cli.hub.require_network", lambda: None)
+    monkeypatch.setattr("acdc_cli.hub.download", lambda *wanted: Path("/".join(map(str, wanted))))
+    assert hub.file_of("owner/name", "tokenizer.json", DataError) == Path("owner/name/tokenizer.json/None")
+
+    def offline() -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("acdc_cli.hub.require_network", offline)
+    with pytest.raises(DataError, match="owner/name"):
+        tokens_of("owner/name")

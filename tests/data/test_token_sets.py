@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acdc_cli.data.data_set import expected_set, open_set
-from acdc_cli.data.inventory import WriteOptions, check, write_set
+from acdc_cli.data.data_set import expected_set, kind_of, open_set
+from acdc_cli.data.image_set import images_of
+from acdc_cli.data.inventory import WriteOptions, check, list_sets, write_set
 from acdc_cli.data.token_files import read_facts
 from acdc_cli.data.tokenisers import BytePairs, Words, tokeniser_of
 from acdc_cli.errors import DataError
@@ -111,8 +113,21 @@ def test_damage_is_found_at_once_or_by_check(source: Path) -> None:
     with pytest.raises(DataError, match=r"train\.tokens has changed since it was written"):
         check(str(out))
     (out / "train.tokens").write_bytes(content[:-2])
+    block = TextBlock(name="text", path=str(out), batch_size=1, length=1)
     with pytest.raises(DataError, match=r"train.tokens has 20 bytes, and text.json says 22; write the text again"):
-        open_set(TextBlock(name="text", path=str(out), batch_size=1, length=1))
+        open_set(block)
+    (out / "train.tokens").unlink()
+    with pytest.raises(DataError, match=r"train.tokens cannot be read: No such file.*; write the text again"):
+        open_set(block)
+
+
+def test_a_token_that_the_vocabulary_lacks_is_found_by_check(source: Path) -> None:
+    out = written(source)
+    facts = json.loads((out / "text.json").read_text())
+    del facts["tokeniser"]["words"][-1]
+    (out / "text.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"train\.tokens has token 5, and the vocabulary 5; write the text again"):
+        check(str(out))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +136,9 @@ def test_damage_is_found_at_once_or_by_check(source: Path) -> None:
         ({"version": 2}, "text.json is damaged"),
         ({"splits": 3}, "text.json is damaged"),
         ({"splits": {"train": {"tokens": -1}}}, "text.json is damaged"),
+        ({"tokeniser": {}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "words", "words": "the"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "byte pairs"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
     ],
 )
 def test_facts_of_another_form_are_refused(source: Path, change: dict[str, object], message: str) -> None:
@@ -131,11 +149,18 @@ def test_facts_of_another_form_are_refused(source: Path, change: dict[str, objec
         read_facts(out)
 
 
+def unreadable(folder: Path) -> None:
+    (folder / "train.txt").unlink()
+    # nothing lies at address 0
+    (folder / "train.txt").symlink_to("/proc/self/mem")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: (folder / "train.txt").write_text(""), "train.txt is empty"),
         (lambda folder: (folder / "train.txt").write_bytes(b"fine\n\xff\n"), "train.txt, line 2: not UTF-8"),
+        (unreadable, "train.txt cannot be read: Input/output error"),
         (lambda folder: (folder / "valid.txt").unlink(), "has no valid.txt or val.txt or validation.txt"),
     ],
 )
@@ -160,6 +185,35 @@ def test_options_of_other_kinds_of_sets_are_refused(
         written(source, name, **options)
 
 
+def test_a_text_needs_the_folder_that_it_is_made_from(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="text: name the folder of its text with --source"):
+        write_set("text", WriteOptions(out=tmp_path))
+
+
+def test_a_written_text_is_replaced_only_by_force(source: Path) -> None:
+    before = read_facts(written(source))
+    (source / "train.txt").write_text("dog dog the cat saw ran\n")
+    with pytest.raises(DataError, match=r"set holds a text already; --force replaces it"):
+        written(source)
+    assert read_facts(source.parent / "set") == before
+    assert read_facts(written(source, force=True)).splits["train"].tokens == 7
+
+
+def test_a_written_text_is_listed_with_its_tokens(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    write_set("text", WriteOptions(source=source))
+    assert {each["name"]: each["written"] for each in list_sets()}["text"] == {"train": 11, "val": 4}
+
+
+def test_fingerprints_of_a_place_are_those_of_its_open_set_or_empty(source: Path) -> None:
+    block = TextBlock(name="text", path=str(written(source)), batch_size=1, length=1)
+    fingerprints, place = kind_of(block).fingerprints, source.parent / "set"
+    assert fingerprints(place, thorough=False) == open_set(block).fingerprint
+    (place / "val.tokens").unlink()
+    assert fingerprints(place, thorough=False) == {"train": ""}
+    assert fingerprints(source, thorough=False) == {}
+
+
 def test_a_text_that_is_not_written_says_how(source: Path) -> None:
     with pytest.raises(DataError, match=r"holds a text that is not written yet.*`acdc data write text --source"):
         open_set(TextBlock(name="text", path=str(source), batch_size=1, length=1))
@@ -169,3 +223,50 @@ def test_rows_shorter_than_a_segment_are_refused(source: Path) -> None:
     data = open_set(TextBlock(name="text", path=str(written(source)), batch_size=4, length=2))
     with pytest.raises(DataError, match=r"cuts the 11 training tokens of text into rows shorter than data.length 2"):
         data.train_loader(0, 1, torch.device("cpu"))
+
+
+def test_splits_that_are_missing_or_too_short_are_refused(source: Path) -> None:
+    data = open_set(TextBlock(name="text", path=str(written(source)), batch_size=1, length=1, val_rows=4))
+    with pytest.raises(DataError, match=r"set has no test, only train, val; write the set again"):
+        data.val_loader(torch.device("cpu"), "test")
+    with pytest.raises(DataError, match=r"val has 4 tokens; lower data.val_rows, or raise val_tokens"):
+        data.val_loader(torch.device("cpu"))
+
+
+def test_calibration_sees_the_training_rows_as_they_are(source: Path) -> None:
+    block = TextBlock(name="text", path=str(written(source)), batch_size=2, length=2, roll=True)
+    data, cpu = open_set(block), torch.device("cpu")
+    plain = open_set(block.model_copy(update={"roll": False}))
+    with data.calibration_loader(3, cpu).epoch(5) as seen, plain.train_loader(0, 9, cpu).epoch(5) as expected:
+        for batch, other in zip(seen, expected, strict=True):
+            assert torch.equal(batch.inputs, other.inputs)
+            assert torch.equal(batch.targets, other.targets)
+
+
+def test_what_works_on_images_refuses_a_text(source: Path) -> None:
+    data = open_set(TextBlock(name="text", path=str(written(source)), batch_size=1, length=1))
+    with pytest.raises(DataError, match="this works on images only, and text is a set of text"):
+        images_of(data)
+
+
+@pytest.mark.parametrize("lines", [3, 4, 7])
+def test_tokens_do_not_depend_on_how_many_lines_are_encoded_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    text = [f"the cat {number}\n" for number in range(lines)]
+    whole = np.concatenate([*LEARNT.encode(text)])
+    monkeypatch.setattr("acdc_cli.data.tokenisers._CHUNK", 2)
+    parts = [*LEARNT.encode(text)]
+    assert len(parts) == -(-lines // 2)
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_a_damaged_model_of_byte_pairs_is_refused() -> None:
+    with pytest.raises(DataError, match=r"the vocabulary is damaged \(.*\); write the text again"):
+        tokeniser_of({"kind": "byte pairs", "model": "{"})
+
+
+def test_without_the_library_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(DataError, match=r"needs the library tokenizers: pip install 'acdc-cli\[language\]'"):
+        BytePairs.learnt(["the cat\n"], 280)

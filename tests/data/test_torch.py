@@ -179,3 +179,15 @@ def test_workers_that_cannot_start_are_an_error_of_the_data(
     monkeypatch.setattr(type(loader._workers), "__iter__", lost)
     with pytest.raises(DataError, match="a process that draws images ended"):
         loader.warm_up()
+
+
+def test_an_error_of_our_own_in_a_process_that_draws_is_not_taken_for_its_end(
+    load: Any, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(self: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    loader = load(BetonFile(noise), SHUFFLED, workers=1)
+    monkeypatch.setattr(type(loader._workers), "__iter__", wrong)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        loader.warm_up()

@@ -20,7 +20,7 @@ from acdc_cli import files
 from acdc_cli.data import manifest
 from acdc_cli.data import write_beton as writing
 from acdc_cli.data.beton import BetonFile
-from acdc_cli.data.manifest import BadImage, check_full
+from acdc_cli.data.manifest import BadImage, check_full, check_quick
 from acdc_cli.data.torch import FolderImages
 from acdc_cli.data.write_beton import Encoded, Settings, Source, encode, encode_all, write
 from acdc_cli.errors import DataError
@@ -452,6 +452,31 @@ def test_ctrl_c_leaves_the_good_file_and_no_half_one(tmp_path: Path, monkeypatch
         write(source, beton, RAW, workers=0, force=True)
     assert beton.read_bytes() == good
     assert _files(tmp_path) == before
+
+
+def test_ctrl_c_after_the_file_has_its_name_leaves_the_new_file_and_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, beton, replace = _folder(tmp_path, _pictures(2)), tmp_path / "train.beton", os.replace
+    write(source, beton, JPEG, workers=0)
+
+    def interrupted(origin: Path, destination: Path) -> None:
+        replace(origin, destination)
+        if destination == beton:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, beton, RAW, workers=0, force=True)
+    assert check_quick(beton).settings["raw_share"] == 1
+
+
+def test_pixels_that_are_too_many_for_the_format_are_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "LARGEST_IMAGE", 3 * 60 * 80 - 1)
+    with pytest.raises(DataError, match="14400 bytes of pixels are too many for a raw image; limit its longest side"):
+        write(_folder(tmp_path, _pictures(1)), tmp_path / "train.beton", RAW, workers=0)
 
 
 def test_a_killed_worker_ends_the_write_with_an_error(tmp_path: Path) -> None:

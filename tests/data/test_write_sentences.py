@@ -182,6 +182,21 @@ def test_what_cannot_be_written_is_one_line_and_leaves_no_table(
     assert not out.exists() or not list(out.iterdir())
 
 
+def test_a_damaged_cache_is_one_line(tmp_path: Path) -> None:
+    source = cache(tmp_path / "cache", "rte", tables("rte"))
+    (arrow,) = source.rglob("glue-validation.arrow")
+    arrow.write_bytes(b"damaged\nfile")
+    code, said = written("rte", "--source", source, "--out", tmp_path)
+    assert (code, "cache: validation cannot be read (" in said.replace("/nyu-mll___glue/rte/0.0.0/0123abc", "")) == (
+        2,
+        True,
+    )
+    (info,) = source.rglob("dataset_info.json")
+    info.write_text("{")
+    code, said = written("rte", "--source", source, "--out", tmp_path)
+    assert (code, f"{source}: the library datasets cannot read rte (" in said) == (2, True)
+
+
 def test_without_the_library_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     code, said = written("rte", "--out", tmp_path)

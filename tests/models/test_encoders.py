@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from acdc_cli.cost.count import operations
+from acdc_cli.data.data_set import kind_of
 from acdc_cli.errors import ModelError
 from acdc_cli.jobs.setup import on_meta
 from acdc_cli.models.build import build
@@ -129,3 +131,28 @@ def test_a_folder_without_a_usable_configuration_is_refused(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"model_type": "no such"}')
     with pytest.raises(ModelError, match=r"config\.json is no configuration"):
         build(ModelBlock(name=f"hf:{tmp_path}"), 3)
+
+
+def test_without_the_library_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelError, match=r"need the library transformers: pip install 'acdc-cli\[language\]'"):
+        build(bert(), 3)
+
+
+def test_a_model_of_the_hub_is_built_from_the_downloaded_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OPTIONS | {"model_type": "bert", "num_hidden_layers": 1}))
+    monkeypatch.setattr("acdc_cli.hub.kept", lambda name, file, revision: tmp_path / file)
+    names = build(ModelBlock(name="hf:owner/name"), 3).state_dict()
+    assert {name.split(".")[3] for name in names if ".layer." in name} == {"0"}
+
+
+@torch.no_grad()
+def test_a_deployed_encoder_takes_one_tensor_of_one_length(model: torch.nn.Module) -> None:
+    kind = kind_of(BLOCK)
+    tokens = torch.randint(VOCABULARY, (2, 8))
+    inputs = torch.stack([tokens, torch.ones_like(tokens), torch.zeros_like(tokens)], 1)
+    whole = kind.engine_inputs(inputs, BLOCK)
+    assert whole.shape == (2, 3, LENGTH)
+    torch.testing.assert_close(kind.deployed(model)(whole), model(*inputs.unbind(1)))

@@ -192,6 +192,13 @@ def test_names_that_shapes_leave_open_are_refused_with_the_nearest(tmp_path: Pat
         load_weights(small(), saved(weights, tmp_path))
 
 
+def test_only_a_classifiers_missing_bias_is_zero(tmp_path: Path) -> None:
+    weights = state()
+    del weights["bn1.bias"]
+    with pytest.raises(ModelError, match=r"1 missing: bn1\.bias \[16\]"):
+        load_weights(small(), saved(weights, tmp_path))
+
+
 def test_another_network_is_refused_with_names_and_shapes(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as refused:
         load_weights(small(), saved({"weights": {"first.w": torch.zeros(3, 2)}}, tmp_path))
@@ -210,3 +217,6 @@ def test_a_file_of_acdc_from_before_the_shortcuts_changed_is_refused(tmp_path: P
         load_weights(small(), path)
     save_file(plain_state_dict(small()), path, {"acdc": "{}", "acdc version": "0.2.0"})
     load_weights(small(), path)
+    save_file(plain_state_dict(small()), path, {"acdc": "{}", "acdc version": "new"})
+    with pytest.raises(ModelError, match=r"is damaged \(acdc version: .*new.*\); fetch or write the file again"):
+        load_weights(small(), path)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from acdc_cli.errors import ModelError
@@ -84,6 +87,44 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(refused.value)
     with pytest.raises(ModelError, match="expected hf-hub:OWNER/NAME"):
         hub.weight_file("hf-hub:resnet8")
+
+
+@pytest.fixture
+def online(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that has the folder's files under every name; the files that were fetched, in their order."""
+    fetched: list[str] = []
+
+    def download(repository: str, file: str, revision: str | None, local_files_only: bool) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        fetched.append(f"{repository}/{file}@{revision}")
+        return str(folder / file)
+
+    def listed(self: Any, name: str, revision: str | None) -> Any:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=each.name) for each in folder.iterdir()])
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", listed)
+    return fetched
+
+
+def test_weights_of_the_hub_are_fetched_with_their_configuration(folder: Path, online: list[str]) -> None:
+    (folder / "README.md").touch()
+    (folder / "pytorch_model.bin").touch()
+    assert hub.weight_file("hf-hub:someone/resnet8@v1") == folder / "model.safetensors"
+    assert online == ["someone/resnet8/config.json@v1", "someone/resnet8/model.safetensors@v1"]
+    tag = timm.list_pretrained("resnet50.*")[0]
+    assert hub.is_hub(Path(f"timm:{tag}"))
+    assert hub.weight_file(f"timm:{tag}") == folder / "model.safetensors"
+    assert online[-1] == f"timm/{tag}/model.safetensors@None"
+
+
+def test_a_repository_without_weights_is_refused(folder: Path, online: list[str]) -> None:
+    (folder / "model.safetensors").rename(folder / "flax_model.msgpack")
+    with pytest.raises(ModelError, match=r"someone/resnet8 has neither model\.safetensors nor pytorch_model\.bin"):
+        hub.weight_file("hf-hub:someone/resnet8")
+    assert online == []
 
 
 def test_timms_tags_name_their_repository() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,28 @@ def test_shapes_that_leave_doubt_suggest_nothing() -> None:
     assert foreign.suggested(doubtful, {"c.weight": square.shape, "d.weight": square.shape}) == []
     assert foreign.suggested(doubtful, {"y.a.weight": square.shape, "y.b.weight": square.shape}) == ["x.=y."]
     assert foreign.suggested(doubtful, {"y.a.weight": square.shape, "y.b.weight": torch.Size([3])}) == []
+
+
+def test_files_of_many_other_names_suggest_nothing() -> None:
+    # a pair of names more than are compared; with fewer, `x.=y.` is the rule
+    counts = (math.isqrt(foreign._MOST_PAIRS) + 1, 3)
+    for count, rules in zip(counts, ([], ["x.=y."]), strict=True):
+        tensors = {f"x.{number}": torch.zeros(1) for number in range(count)}
+        assert foreign.suggested(tensors, {f"y.{number}": torch.Size([1]) for number in range(count)}) == rules
+
+
+def test_a_model_that_computes_its_widths_with_tensors_takes_a_new_head(tmp_path: Path) -> None:
+    lines = (
+        "import torch",
+        "def make(num_classes, depth=1):",
+        "    width = int(torch.linspace(4, 4, depth).max())",
+        "    return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.Linear(width, num_classes))",
+    )
+    (tmp_path / "net.py").write_text("\n".join(lines))
+    named = code.named(f"{tmp_path}/net.py:make")
+    before = build.build(ModelBlock(**named), 5).state_dict()
+    torch.save(before, tmp_path / "w.pt")
+    block = ModelBlock(**named, weights=str(tmp_path / "w.pt"), new_head=True, options={"depth": 2})
+    after = build.build(block, 3).state_dict()
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    assert after["1.weight"].shape == (3, 4)

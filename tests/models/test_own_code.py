@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -184,3 +186,29 @@ def test_it_can_be_compiled_as_one_graph(tmp_path: Path) -> None:
     written(tmp_path, net=text, blocks=block)
     compiled = torch.compile(made(tmp_path / "net.py"), backend="eager", fullgraph=True)
     assert compiled(torch.ones(1, 3)).tolist() == [[0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 30}])
+def test_a_model_of_too_many_modules_is_refused_before_it_takes_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    layers = "[nn.ReLU() for _ in range(depth)]"
+    written(
+        tmp_path,
+        net=f"from torch import nn\ndef make(num_classes, depth=30): return nn.Sequential(*{layers})\n",
+    )
+    assert len(made(tmp_path / "net.py", **options)) == 30
+    monkeypatch.setattr(build, "_MOST_MODULES", 29)
+    with pytest.raises(ModelError, match="it has more than 29 modules"):
+        made(tmp_path / "net.py", **options)
+
+
+def test_a_module_of_the_same_name_that_is_imported_already_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ModuleType("sizes")
+    other.SIZE = 9  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sizes", other)
+    written(tmp_path, net=SIZED.format(module="sizes"), sizes="SIZE = 4\n")
+    assert made(tmp_path / "net.py").weight.shape == (3, 4)
+    assert sys.modules["sizes"] is other

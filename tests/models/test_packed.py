@@ -115,6 +115,15 @@ def test_a_header_that_lies_is_refused(change: Callable[[dict[str, Any]], object
         weights.read(file)
 
 
+def test_a_damaged_frame_with_a_checksum_that_fits_is_refused() -> None:
+    content = pack(WEIGHTS, {})
+    start = content.index(b"\x28\xb5\x2f\xfd")
+    # the frame's header is whole, and its blocks are not
+    damaged = content[: start + 6] + bytes(byte ^ 0xFF for byte in content[start + 6 : -32])
+    with pytest.raises(ValueError, match=r"it is damaged: .*decompress"):
+        unpack(damaged + hashlib.sha256(damaged).digest())
+
+
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "long.packed"
     file.write_bytes(MAGIC + (1 << 63).to_bytes(8, "little") + b"{}" * 40)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
 from acdc_cli.models import build
-from acdc_cli.models.weights import load_weights, plain_state_dict
+from acdc_cli.models.weights import classes_in, load_weights, plain_state_dict
 
 
 def small(classes: int = 10, seed: int = 0) -> nn.Module:
@@ -137,3 +137,13 @@ def test_every_misfit_is_counted_and_the_first_are_listed(tmp_path: Path) -> Non
     assert "1 unknown: head.weight" in message
     assert "1 of another shape: layer1.0.conv1.weight is [16, 16, 1, 1], not [16, 16, 3, 3]" in message
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_number_of_classes_is_that_of_the_files_classifier(tmp_path: Path) -> None:
+    state = small(classes=7).state_dict()
+    assert classes_in(small(), save_torch(state, tmp_path / "weights.pt")) == 7
+    del state["fc.weight"], state["fc.bias"]
+    with pytest.raises(
+        ModelError, match=r"headless\.pt has no fc\.weight, the classifier of the model; name the model"
+    ):
+        classes_in(small(), save_torch(state, tmp_path / "headless.pt"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from epoch import recorded
@@ -239,3 +242,25 @@ def test_what_dead_processes_left_half_written_goes_with_the_next_and_nothing_el
         (run.path / name).write_text("half")
     with run.locked():
         assert set(run.path.rglob("*")) == whole | {run.checkpoints / ".lock"}
+
+
+def test_a_full_disk_whose_folder_is_gone_is_told_as_full(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"summary\.json cannot be written: the disk is full"),
+        files.explained(tmp_path / "gone" / "summary.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_sealed_file_takes_nothing_more_after_a_write_that_failed() -> None:
+    class FailsOnce(io.BytesIO):
+        def write(self, data: Any) -> int:
+            self.write = super().write  # type: ignore[method-assign]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = FailsOnce()
+    sealing = files._Sealing(file)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            sealing.write(b"more")
+    assert file.getvalue() == b""

@@ -37,6 +37,7 @@ def test_the_pooled_deviation_is_that_around_both_means(first: tuple[float, ...]
 
 def test_one_run_has_no_deviation_and_no_distance_from_others() -> None:
     assert Spread((0.5,)).std is None
+    assert pooled_std(Spread((0.5,)), Spread((0.1,))) is None
     assert distance(Spread((0.5,)), Spread((0.1, 0.2))) is None
     assert distance(Spread((0.5, 0.7)), Spread((0.1,))) is None
 

@@ -43,6 +43,17 @@ def test_a_prediction_is_uncertain_between_a_tenth_and_nine_tenths() -> None:
     assert metrics(logits, torch.tensor([0]))["uncertainty"] == 0.5
 
 
+def test_targets_above_the_threshold_are_yes_in_training_only() -> None:
+    logits, shares = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[0.3, 0.2]])
+    task = Task(TaskBlock(name="multilabel", loss="binary", target_threshold=0.2))
+    # yes and no: 0.2 is not above
+    assert task.loss(logits, shares).item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
+    unsmoothed = task.unsmoothed_loss(logits, shares)
+    assert unsmoothed is not None
+    by_hand = (math.log(2) + 0.2 * math.log(4 / 3) + 0.8 * math.log(4)) / 2
+    assert unsmoothed.item() == pytest.approx(by_hand, rel=1e-6)
+
+
 def test_logits_of_a_thousand_stay_numbers() -> None:
     found = metrics(torch.tensor([[1000.0, -1000.0]]), torch.tensor([0b10]))
     assert (found["loss"], found["accuracy"]) == (1000, 0)
