@@ -121,10 +121,14 @@ def one_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_of_torchrun")
 def test_a_single_process_of_torchruns_is_a_group_of_one_whose_own_errors_are_its_own() -> None:
-    with pytest.raises(RuntimeError, match="mine"), process_group() as ranks:
-        assert (ranks.rank, ranks.size, ranks.local_size, ranks.watchdog) == (0, 1, 1, None)
-        assert torch.distributed.is_initialized()
-        raise RuntimeError("mine")
+    def fail() -> None:
+        with process_group() as ranks:
+            assert (ranks.rank, ranks.size, ranks.local_size, ranks.watchdog) == (0, 1, 1, None)
+            assert torch.distributed.is_initialized()
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
 
 
 def test_a_meeting_that_fails_is_named_with_its_address() -> None:
