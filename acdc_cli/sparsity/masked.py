@@ -226,9 +226,7 @@ class MaskedParameters:
         for name, weight in self.parameters.items():
             # .get, because the state is a defaultdict: reading it must leave no trace in the checkpoint
             state: dict[str, Any] = self._optimizer.state.get(weight, {})
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    yield name, value
+            yield from ((name, value) for value in state.values())
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -30,8 +30,10 @@ def new(width: float, height: float) -> Figure:
 
 def looks() -> Iterator[dict[str, Any]]:
     """A new colour, line style and marker each time: keyword arguments of `Axes.plot`."""
-    for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False):
-        yield {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+    return (
+        {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+        for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
+    )
 
 
 def log(axes: Axes, which: Literal["x", "y"], shown: Callable[[float], str] = "{:g}".format) -> None:
