@@ -69,13 +69,8 @@ def png(figure: Figure) -> bytes:
 def _literal(figure: Figure) -> None:
     """Dollar signs in names begin no formula."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
 
-    texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), FixedFormatter):
-            texts += [tick.label1 for tick in axis.get_major_ticks()]
-    for text in texts:
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and "$" in artist.get_text()):
         text.set_parse_math(False)
 
 
