@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.optim import SGDBlock
-from acdc_cli.recipe.blocks.task import DistillationBlock
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import block_of, from_dict, load, resolved_yaml
 
@@ -286,10 +286,10 @@ def test_an_override_is_a_key_and_a_value(in_tmp: Path, override: str) -> None:
     assert refusal(GOOD, (override,)) == [expected]
 
 
-def test_options_that_are_no_key_and_value_are_refused_though_all_others_are_right() -> None:
-    with pytest.raises(RecipeError, match=r"^--set =3: expected KEY=VALUE"):
-        block_of(DistillationBlock, ["hard=0.5", "=3"], "analyze x")
-    assert block_of(DistillationBlock, ["hard=0.5"], "analyze x") == DistillationBlock(hard=0.5)
+def test_a_block_of_overrides_alone_is_told_of_a_key_that_is_given_twice() -> None:
+    with pytest.raises(RecipeError, match=r"^--set options: a: given twice"):
+        block_of(ModelBlock, ["name=net", "options={a: 1, a: 2}"], "analyze x")
+    assert block_of(ModelBlock, ["name=net", "options.a=2"], "analyze x") == ModelBlock(name="net", options={"a": 2})
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ def test_each_graph_is_counted_and_one_that_is_built_again_has_torchs_reason(
     compiled(torch.zeros(4, 3, 8, 8).contiguous(memory_format=LAST))
     [cause] = compiling.LOG.take().causes
     assert cause.startswith("gradients on 4 images of 8 px again (tensor 'inputs' stride mismatch at index ")
+    compiling.LOG._causes["gradients"] = "forgotten"
+    assert compiling.LOG.take().causes == ("gradients again (torch gives no reason)",)
     assert [text.startswith(" · compiling for ") for text in bars] == [True, True]
     # another compiled model, in the same process
     Compiled(lambda inputs: inputs, model, "default")

@@ -173,7 +173,7 @@ def test_one_of_those_that_wait_speaks(capsys: pytest.CaptureFixture[str]) -> No
     missing = {f"rank_{rank}": watchdog._Beat(process="p", heard=31) for rank in (0, 2)}
     first, other = waiting(1, 4, **missing), waiting(3, 4, **missing)
     assert "waiting for process 0 of 4 (p, before its first step); 2 of 4 (p" in judged(first, capsys, 31)[0]
-    assert judged(other, capsys, 31) == [""]
+    assert judged(other, capsys, 31, 1801) == ["", str(watchdog.LOST), ""]
 
 
 def test_of_many_missing_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:

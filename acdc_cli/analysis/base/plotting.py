@@ -70,8 +70,9 @@ def _literal(figure: Figure) -> None:
     """Dollar signs in names begin no formula."""
     from matplotlib.text import Text
 
-    for text in figure.findobj(lambda artist: isinstance(artist, Text) and "$" in artist.get_text()):
-        text.set_parse_math(False)
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():
+            text.set_parse_math(False)
 
 
 def svg(figure: Figure) -> str:
