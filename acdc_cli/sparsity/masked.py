@@ -226,7 +226,9 @@ class MaskedParameters:
         for name, weight in self.parameters.items():
             # .get, because the state is a defaultdict: reading it must leave no trace in the checkpoint
             state: dict[str, Any] = self._optimizer.state.get(weight, {})
-            yield from ((name, value) for value in state.values())
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    yield name, value
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
