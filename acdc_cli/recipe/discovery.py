@@ -32,7 +32,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """The files' names in alphabetical order, without importing them."""
-        return list(_names_in(tuple((path, _changed(path)) for path in self._paths())))
+        return list(_names_in(tuple((path, os.stat(path).st_mtime_ns) for path in self._paths())))
 
     def described(self) -> dict[str, str]:
         """The first line of each file's docstring, by name, without importing them."""
@@ -77,13 +77,6 @@ def _names_in(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
     a recipe."""
     found = pkgutil.iter_modules([path for path, _ in folders])
     return tuple(sorted(module.name for module in found if not module.ispkg))
-
-
-def _changed(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _first_line(file: Path) -> str:

@@ -43,9 +43,6 @@ def _problem(detail: ErrorDetails, root: Entry, recipe: Shape) -> Problem | None
         return None
     path, here, block = where
     value = root.nearest(path).plain()
-    if not short and detail["loc"] and path[-1:] != detail["loc"][-1:] and kind in ("missing", "extra_forbidden"):
-        # an error of one of the blocks allowed here, but the value is none of them
-        return problem_at(root, path, f"expected {here.in_words()}, found {in_words(value)}")
     if kind == "missing" and not short:
         return problem_at(root, path, f"missing; expected {here.in_words()}")
     if kind == "extra_forbidden":

@@ -220,6 +220,6 @@ def _has_credentials() -> bool:
         return netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host or "") is not None
     except FileNotFoundError:
         return False
-    except NetrcParseError as error:
+    except (NetrcParseError, OSError) as error:
         console.warn(f"W&B's login cannot be read ({error}); it runs offline")
         return False

@@ -76,7 +76,6 @@ def _steps(run: RunDir) -> Iterator[Step]:
         yield Step(f"acdc bench {path}", "what its zeros gain on each engine")
     yield Step(f"acdc export {path} --format onnx", "for other software, checked against this model")
     yield Step(f"acdc analyze curves {path}", f"sparsity, loss and {headline.common.name} over the epochs")
-    yield Step(f"acdc eval --checkpoint {path} --layers", f"{headline.common.name}, and what each layer costs")
 
 
 def _lag(summary: Mapping[str, Any], headline: Quantity) -> str:

@@ -86,10 +86,6 @@ class Series:
         ended = [group for group in self.groups if group.done]
         return bool(ended) and all(group.dense for group in ended)
 
-    @property
-    def runs(self) -> list[Run]:
-        return [run for group in self.groups for run in group.runs]
-
     def best_by(self, accuracy: Callable[[Group], Spread | None]) -> Group | None:
         """The group with the best mean, the first of equals; None while no run has ended."""
         known = [

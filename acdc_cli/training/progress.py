@@ -147,10 +147,10 @@ def _of_validation(key: str, measures: Measures) -> Callable[[dict[str, Any]], s
 
 
 def _loss(value: float | None) -> str:
-    """Always five characters, if it is above -10."""
+    """At most five characters."""
     if value is None:
         return "nan"
-    for limit, digits in ((10 if value >= 0 else 0, 3), (100, 2), (1000, 1)):
-        if value < limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.0e}".replace("e+0", "e")
+    for digits in (3, 2, 1):
+        if len(text := f"{value:.{digits}f}") <= 5:
+            return text
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

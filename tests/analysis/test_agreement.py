@@ -28,6 +28,7 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.errors import DataError, RunError
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.runs.run_dir import Kept, open_run
+from acdc_cli.tasks import multilabel
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.precision import Precision
 
@@ -197,6 +198,16 @@ def test_other_images_are_refused() -> None:
         compare(first, second, Pairs(Drawn(3, LABELS), Drawn(3, [1, *LABELS[1:-1], 1])))
     with pytest.raises(RunError, match="one model has 4 classes, the other 3"):
         compare(first, model(random_logits(2, classes=3)), Pairs(Drawn(3, LABELS)))
+    few.steps = 0
+    with pytest.raises(DataError, match="there are no images to evaluate on"):
+        compare(first, second, Pairs(few))
+
+
+def test_models_of_different_tasks_are_not_compared() -> None:
+    first, second = model(random_logits(1)), model(random_logits(1))
+    second.task = multilabel.Task(names=("a", "b"))
+    with pytest.raises(RunError, match="the models were trained for different tasks"):
+        compare(first, second, Pairs(Drawn(3, LABELS)))
 
 
 def kept(*epochs: tuple[int, str]) -> list[Kept]:
@@ -212,13 +223,21 @@ def test_each_kept_model_meets_the_latest_of_the_other_kind() -> None:
 
 def test_a_map_of_many_classes_shows_those_that_differ_most() -> None:
     names = [f"class {each}" for each in range(200)]
-    differences = [(150, 151, 0, 9), (3, 150, 0, 2)]
+    # and of 80 classes that differ in one image, some
+    differences = [(150, 151, 0, 9), (3, 150, 0, 2), *((each, each + 1, 0, 1) for each in range(20, 100, 2))]
     (panel, *_) = draw_differences("a", {"b": differences}, names).axes
     shown = [label.get_text() for label in panel.get_xticklabels()]
     assert len(shown) == 30
     assert {"class 3", "class 150", "class 151"} <= set(shown)
     cells = panel.images[0].get_array()
     assert cells[shown.index("class 150"), shown.index("class 151")] == 9
+    assert 11 < cells.sum() < 11 + 40
+
+
+def test_each_model_has_a_map_and_what_is_left_of_the_last_row_is_empty() -> None:
+    maps = draw_differences("a", {key: [(0, 1, 0, 1)] for key in "bcde"}, ["x", "y"]).axes[:6]
+    assert [each.get_xlabel() for each in maps] == [*(f"class by B: {name}" for name in "bcde"), "", ""]
+    assert [each.axison for each in maps] == [True] * 4 + [False] * 2
 
 
 def in_batches_of(subject: Checkpoint, size: int, **data: Any) -> Checkpoint:

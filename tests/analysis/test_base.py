@@ -71,6 +71,13 @@ def test_a_pass_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     assert rest.drawn == [3, 4]
 
 
+def test_a_pass_that_ends_before_its_first_batch_keeps_nothing(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "workspace", "model 1")
+    with pytest.raises(KeyboardInterrupt):
+        workspace.sums("pass", Numbers(VALUES, dies_at=0), parts, "numbers")
+    assert not workspace.keeps_something
+
+
 def test_a_finished_pass_is_not_done_again_and_others_are_not_taken_for_it(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "workspace", "model 1")
     workspace.sums("pass", Numbers(VALUES), parts, "numbers")
@@ -93,6 +100,7 @@ def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "workspace", "model 1")
     workspace.keep("pass", {"sum": torch.ones(3)})
     workspace.clear()
+    UNSAVED.clear()
     assert list(tmp_path.iterdir()) == []
 
 

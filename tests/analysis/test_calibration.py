@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acdc_cli.analysis.base.workspace import Workspace
-from acdc_cli.analysis.calibration import Calibration, calibrate, difference, draw, measured, of_sums, sums
+from acdc_cli.analysis.calibration import Calibration, _summary, calibrate, difference, draw, measured, of_sums, sums
 from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.jobs.subjects import Asked, open_subjects
@@ -97,6 +97,16 @@ def test_extreme_logits_give_numbers() -> None:
     found = of(torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0]]), [0, 0])
     assert (found.nll, found.entropy, found.brier) == (1000, 0, 1)
     assert (found.ece, found.mce, found.confidence, found.bins[-1].count) == (0.5, 0.5, 1, 2)
+
+
+def test_one_model_differs_from_nothing() -> None:
+    one = of(chances([0.6, 0.4]), [0])
+    assert [row[0] for row in _summary({"a": one}, None, "top-1").rows] == ["a"]
+    assert [row[0] for row in _summary({"a": one, "b": one}, difference(one, one), "top-1").rows] == [
+        "a",
+        "b",
+        "difference",
+    ]
 
 
 def slowly(logits: Tensor, labels: list[int], bins: int) -> dict[str, float]:

@@ -122,6 +122,13 @@ def test_mean_and_deviation_are_of_the_finished_runs() -> None:
     assert Group("a", group.runs[2:]).spread("top1") == (None, None)
 
 
+def test_a_single_run_that_has_not_ended_is_shown_as_that() -> None:
+    groups = [run("a", 0, 0.9, finished=False), *(run(f"b-{seed}", seed, 0.9, epochs=9) for seed in (0, 1))]
+    groups.append(run("b-2", 2, 0.9, finished=False, epochs=9))
+    (row,) = [row for row in _findings(groups).summary.rows if row[0] == "finished runs"]
+    assert row == ("finished runs", "3 of 8 epochs", "2 of 3")
+
+
 def test_a_run_without_a_number_leaves_its_group_without_a_mean() -> None:
     """A run that diverged would flatter the others."""
     assert Group("a", [run("a", 0, 0.9), run("b", 1, None)]).spread("top1") == (None, None)

@@ -24,7 +24,9 @@ from PIL import Image
 from acdc_cli.analysis.base.subject import Loaded
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.corruptions import (
+    Options,
     Scores,
+    _findings,
     correct,
     corruption_errors,
     relative_corruption_errors,
@@ -40,6 +42,7 @@ from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
 from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.recipe.blocks.images import ImagesBlock
+from acdc_cli.recipe.kinds import measures_of
 
 Pixels = NDArray[np.uint8]
 
@@ -85,6 +88,20 @@ def test_the_mean_top1_is_over_corruptions_and_severities() -> None:
     assert scores.top1("fog") == pytest.approx(0.6)
     assert scores.top1("fog", "snow") == pytest.approx(0.35)
     assert math.isnan(scores.top1())
+
+
+def test_many_models_have_a_row_each_with_means_over_groups() -> None:
+    # the errors of the first are those that all are divided by: 0.2 and 0.4
+    models = {f"m{number}": Scores(0.9, {"fog": {1: 0.8}, "jpeg_compression": {1: 0.6}}) for number in range(7)}
+    models["m6"] = Scores(0.95, {"fog": {1: 0.9}, "jpeg_compression": {1: 0.8}})
+    top1 = measures_of("multiclass").headline
+    options = Options(corruptions=["fog", "jpeg_compression"], severities=[1])
+    table = _findings(models, options, top1).summary
+    assert table.columns == ("top-1 % under", "clean", "weather", "digital", "mean", "mCE")
+    assert [row for row in table.rows if row[0] in ("m0", "m6")] == [
+        ("m0", "90.00", "80.00", "60.00", "70.00", "100.00"),
+        ("m6", "95.00", "90.00", "80.00", "85.00", "50.00"),
+    ]
 
 
 def test_fifteen_corruptions_are_common_and_four_extra() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command import Acdc
+from fixed_images import FixedImages, small_bench
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import stats
 
 from acdc_cli.analysis.base.group_file import read_groups
-from acdc_cli.analysis.base.judgements import Judgements, require_same_images
+from acdc_cli.analysis.base.judgements import Judgements, judge, require_same_images
 from acdc_cli.analysis.base.resampling import estimates, rates
+from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
 from acdc_cli.analysis.groups import Options, compare, draw, groups_of
-from acdc_cli.errors import RunError
+from acdc_cli.errors import DataError, RunError
+from acdc_cli.jobs.setup import ReadyModel
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.tasks import multiclass, multilabel
 
@@ -75,6 +81,62 @@ def test_the_groups_of_a_multiclass_set_are_its_classes_by_default() -> None:
     assert list(groups_of(each, task, 3, Options(by=["y"]))) == ["all images", "y"]
 
 
+def test_the_groups_of_a_file_stand_in_place_of_the_classes(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text("index,age\n0,old\n1,young\n2,old\n")
+    each, task = judged([[0], [2], [2]], [[0], [1], [2]], options=3), multiclass.Task(names=("x", "y", "z"))
+    found = groups_of(each, task, 3, Options(file=str(path)))
+    assert {name: members.tolist() for name, members in found.items()} == {
+        "all images": [True, True, True],
+        "age: old": [True, False, True],
+        "age: young": [False, True, False],
+    }
+    assert list(groups_of(each, task, 3, Options(file=str(path), by=["y"]))) == [
+        "all images",
+        "y",
+        "age: old",
+        "age: young",
+    ]
+
+
+@pytest.mark.parametrize("level", [0, 1, 95])
+def test_the_level_of_an_interval_is_a_share(level: float) -> None:
+    with pytest.raises(ValidationError, match=f"level: expected a share between 0 and 1, found {level}"):
+        Options(level=level)
+
+
+class Judged:
+    """A subject of three classes, whose images are shown to it once; `steps`: batches of 4."""
+
+    name, digest = "m", "0"
+
+    def __init__(self, samples: int) -> None:
+        self.loader, self.shown = FixedImages(samples, 4), 0
+
+    def images(self, split: str) -> AbstractContextManager[FixedImages]:
+        return nullcontext(self.loader)
+
+    def load(self) -> ReadyModel:
+        self.shown += 1
+        return small_bench()
+
+
+def test_images_are_judged_once_in_an_analysis_that_is_interrupted(tmp_path: Path) -> None:
+    subject: Any = Judged(9)
+    workspace = Workspace(tmp_path / "workspace", "a model")
+    first, again = (judge(subject, "val", workspace) for _ in range(2))
+    assert subject.shown == 1
+    assert first.indices.tolist() == again.indices.tolist() == list(range(9))
+    assert first.truth.tolist() == again.truth.tolist() == [[each % 3] for each in range(9)]
+    assert (first.options, again.options) == (3, 3)
+
+
+def test_a_set_without_images_is_refused(tmp_path: Path) -> None:
+    subject: Any = Judged(0)
+    with pytest.raises(DataError, match="m: there are no images to evaluate on; name another set with --data"):
+        judge(subject, "val", UNSAVED)
+
+
 def test_sparse_minus_dense_is_paired_image_by_image() -> None:
     sparse, dense = judged(ANSWERS, TRUTH), judged(TRUTH, TRUTH)
     rows = compare({"dense": dense, "sparse": sparse}, {"all": np.ones(4, bool)}, ("a", "b"), Options(resamples=200))
@@ -127,6 +189,7 @@ def test_a_file_gives_groups_to_the_images_it_lists(tmp_path: Path) -> None:
         ("name,age\n1,old\n", "expected a column index and one for each kind of groups, found ['name', 'age']"),
         ("index\n1\n", "expected a column index and one for each kind of groups, found ['index']"),
         ("index,age\n0,old\n", "1 of the 2 images have no row, image 3 for one"),
+        ("index,age\n0,\udcff\n", "is no CSV file: 'utf-8' codec can't decode"),
         ("index,age\nx,old\n", "line 2: expected an index and 1 values"),
         ("index,age\n0,old,sea\n", "line 2: expected an index and 1 values"),
         ("index,age\n0,old\n0,young\n", "line 3: image 0 has a row already"),
@@ -136,7 +199,7 @@ def test_a_file_gives_groups_to_the_images_it_lists(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "groups.csv"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
     with pytest.raises(RunError) as refused:
         read_groups(str(path), np.array([0, 3]))
     assert message in str(refused.value)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -20,9 +21,24 @@ from acdc_cli.analysis.base.batch_norm import re_estimate
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.path import State, between
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
-from acdc_cli.analysis.interpolate import barrier, draw, estimate, walk
+from acdc_cli.analysis.interpolate import (
+    Options,
+    _chosen,
+    _require_one_architecture,
+    _Stop,
+    analyze,
+    barrier,
+    draw,
+    estimate,
+    missing,
+    walk,
+)
+from acdc_cli.errors import RunError
 from acdc_cli.jobs.setup import ReadyModel
+from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.recipe.kinds import measures_of
+from acdc_cli.recipe.load import load
+from acdc_cli.runs.run_dir import Kept
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.precision import Precision
 
@@ -209,6 +225,35 @@ def test_the_legend_fits_into_the_figure(splits: list[str]) -> None:
     (legend,) = figure.legends
     shown = legend.get_window_extent()
     assert (shown.x0 >= 0, shown.x1 <= figure.bbox.width) == (True, True)
+
+
+def test_several_runs_need_not_keep_models_and_one_takes_all_kinds_if_asked() -> None:
+    kept = [Kept(epoch, kind, Path(str(epoch))) for epoch, kind in enumerate(("dense", "sparse", "dense", "sparse"))]
+    run: Any = SimpleNamespace(name="a", models=kept[:1])
+    assert missing([run], Options())[0].startswith("a: 1 checkpoints were saved, and a path needs two; ")
+    assert missing([run, run], Options()) == []
+    assert [each.epoch for each in _chosen(kept, None, Options())] == [1, 3]
+    assert _chosen(kept, None, Options(all_kinds=True)) == kept
+
+
+def test_models_of_different_shapes_are_told_by_their_first_tensors() -> None:
+    class Stop(_Stop):
+        def state(self) -> State:
+            return {"fc.weight": torch.zeros(len(self.name), 2), "fc.bias": torch.zeros(3)}
+
+    subjects: list[Any] = [SimpleNamespace(name=name, recipe=load("demo")) for name in ("a", "bb")]
+    with pytest.raises(RunError, match=r"a and bb differ in the shape of fc\.weight: models of different"):
+        _require_one_architecture([Stop(subject.name, subject) for subject in subjects])
+
+
+def test_without_batch_norm_nothing_is_re_estimated(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acdc_cli.analysis.interpolate.tracking", lambda model: [])
+    subjects = open_subjects([trained], Asked(overrides=("data.workers=0", "data.val_images=10")))
+    found = analyze(subjects, Options(points=1, splits=["val"], statistics=["re-estimated"]), UNSAVED)
+    assert {row["statistics"] for row in found.numbers["points"]} == {"interpolated"}
+    assert "has no batch norm statistics to re-estimate" in capsys.readouterr().err
 
 
 @pytest.fixture

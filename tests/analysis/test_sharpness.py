@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -22,8 +23,11 @@ from torch.func import functional_call
 from acdc_cli.analysis.base.evenly import Evenly
 from acdc_cli.analysis.base.workspace import Workspace
 from acdc_cli.analysis.sharpness import (
+    Eigenvalue,
     Options,
     Sharpness,
+    _along,
+    _summary,
     hessian_times,
     hutchinson,
     largest_eigenvalue,
@@ -122,6 +126,31 @@ def test_the_trace_s_error_is_that_of_the_mean() -> None:
     mean, error = hutchinson(matrix.mv, torch.tensor([True, True]), samples=400)
     assert error == pytest.approx(0.1, rel=0.02)
     assert abs(mean - 2) < 4 * error
+
+
+def test_a_dominant_eigenvalue_below_zero_has_a_row_of_its_own() -> None:
+    up, down = Eigenvalue([2.0, 3.0], 0.01, True), Eigenvalue([-4.0, -5.0], 0.5, False)
+    sharpness = {"a": Sharpness(up, up, math.nan, math.nan, 1234), "b": Sharpness(up, down, 7.0, 0.123, 9)}
+    assert _summary(sharpness).rows == [
+        ("a", "1,234", "3", "1.0%", "after 2", "-"),
+        ("b", "9", "3", "1.0%", "after 2", "7 ± 0.12"),
+        ("b: largest in modulus", "", "-5", "50.0%", "no", ""),
+    ]
+
+
+def test_several_runs_are_drawn_without_the_phases_of_one() -> None:
+    subjects: list[Any] = [SimpleNamespace(name=name) for name in "ab"]
+    rows = [
+        {"subject": name, "epoch": epoch, "phase": "sparse", "largest": {"value": epoch + shift}}
+        for name, shift in (("a", 0.5), ("b", 2.5))
+        for epoch in (1, 3)
+    ]
+    (panel,) = _along(subjects, rows).axes
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()] == [
+        ([2, 4], [1.5, 3.5]),
+        ([2, 4], [3.5, 5.5]),
+    ]
+    assert not panel.patches
 
 
 def test_the_mask_leaves_out_zero_weights_and_no_other_zeros() -> None:

@@ -150,6 +150,16 @@ def test_a_missing_file_and_a_missing_function_are_named(tmp_path: Path) -> None
         code.named("net.py")
 
 
+@pytest.mark.parametrize("limit", ["_MOST_FILES", "_MOST_BYTES"])
+def test_code_of_very_many_files_or_bytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    written(tmp_path, net="import sizes\n" + MAKE, sizes="half = 0.5\n")
+    monkeypatch.setattr(code, limit, 1)
+    with pytest.raises(RecipeError, match=r"net\.py imports more than"):
+        code.named(f"{tmp_path}/net.py:make")
+
+
 @pytest.mark.parametrize("name", ["\0", "x" * 5000, "~nobody-here/net", "."])
 def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match=r"model.name takes FILE.py:FUNCTION"):

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc_cli.errors import RecipeError
+from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.optim import SGDBlock
 from acdc_cli.recipe.kinds import method_config, methods
-from acdc_cli.recipe.load import from_dict, load, resolved_yaml
+from acdc_cli.recipe.load import block_of, from_dict, load, resolved_yaml
 
 GOOD = """\
 name: foo
@@ -132,6 +133,10 @@ def test_a_recipe_becomes_typed_blocks(in_tmp: Path) -> None:
             "epochs: 100\ntask: {name: multilabel, loss: softmax}",
             ["3: task.loss: multilabel has the loss binary, found softmax"],
         ),
+        ("resnet20", "resnet20\n  code: abc", ["5: model.code: resnet20 is no file; leave it out, or set name: "
+         "FILE.py:FUNCTION"]),
+        ("target: 0.9", "target: 0.9\ncheckpoint: {every_epochs: 0}", ["16: checkpoint.every_epochs: expected a whole "
+         "number above 0, found 0"]),
         # shares are no percentages
         ("0.9", "95", [f"15: sparsity.target: {TARGET}, found 95; it is a share: 0.95, not 95"]),
         ("0.9", "90%", [f'15: sparsity.target: {TARGET}, found "90%"; write 0.9']),
@@ -279,6 +284,22 @@ def test_what_is_said_of_a_mistake_within_a_block_of_the_command_line(in_tmp: Pa
 def test_an_override_is_a_key_and_a_value(in_tmp: Path, override: str) -> None:
     expected = f"--set {override}: expected KEY=VALUE, for example --set optim.lr=0.1"
     assert refusal(GOOD, (override,)) == [expected]
+
+
+def test_a_block_of_overrides_alone_is_told_of_a_key_that_is_given_twice() -> None:
+    with pytest.raises(RecipeError, match=r"^--set options: a: given twice"):
+        block_of(ModelBlock, ["name=net", "options={a: 1, a: 2}"], "analyze x")
+    assert block_of(ModelBlock, ["name=net", "options.a=2"], "analyze x") == ModelBlock(name="net", options={"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("language/bert_glue_dense", {"length": 128}), ("language/kjv_90", {"val_length": 64})],
+)
+def test_an_exported_model_of_texts_sees_its_lengths(name: str, shown: dict[str, int]) -> None:
+    data = load(name).data
+    assert data.shown() == shown
+    assert data.settled(7) == {}
 
 
 def test_every_mistake_is_told_at_once_in_the_order_of_the_file(in_tmp: Path) -> None:

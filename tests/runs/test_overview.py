@@ -8,8 +8,10 @@ import pytest
 from epoch import recorded
 
 from acdc_cli.errors import RunError, Stopped
+from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs import run_table
+from acdc_cli.runs.outcome import outcome
 from acdc_cli.runs.overview import find_runs, overview
 from acdc_cli.runs.removal import removable, remove
 from acdc_cli.runs.run_dir import RunDir
@@ -80,6 +82,26 @@ def test_a_damaged_run_is_a_row_that_says_so(tmp_path: Path, name: str, content:
     assert run_table.facts(seen)[1][1].startswith("damaged: ")
 
 
+def test_a_run_whose_start_is_no_date_has_none(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run.path / "provenance.json").write_text(json.dumps([{"time": "yesterday"}]))
+    assert overview(run.path).begun is None
+
+
+def test_damaged_weights_are_named_with_the_way_out(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    run.model_file("sparse").write_bytes(b"half a file")
+    with pytest.raises(RunError, match=r"sparse\.safetensors is damaged .*; restore a copy"):
+        outcome(run, measures_of("multiclass"))
+
+
+def test_runs_are_looked_for_in_the_usual_folders_and_missed_there(in_tmp: Path) -> None:
+    with pytest.raises(RunError, match="neither a folder runs nor studies here"):
+        run_table.listed(None)
+    begun(in_tmp / "studies/s/runs/a")
+    assert [run.path for run in run_table.listed(None)] == [Path("studies/s/runs/a")]
+
+
 def test_runs_are_filtered_and_sorted(tmp_path: Path) -> None:
     for name, epochs in (("a", 3), ("b", 5), ("c", 4)):
         begun(tmp_path / "deep" / name, epochs)
@@ -125,3 +147,14 @@ def test_only_run_directories_in_which_nothing_trains_can_be_removed(tmp_path: P
     remove(run.path)
     assert list((tmp_path / "runs").iterdir()) != []
     assert not run.path.exists()
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path / "run")
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "masks"))
+
+    monkeypatch.setattr("shutil.rmtree", refused)
+    with pytest.raises(RunError, match=r"run/masks cannot be removed: Permission denied; remove it by hand"):
+        remove(run.path)

@@ -51,10 +51,11 @@ def test_an_unfinished_run_is_refused_with_the_way_to_resume(tmp_path: Path) -> 
 
 
 def test_a_run_that_ended_before_its_first_epoch_did_may_be_started_anew(tmp_path: Path) -> None:
-    started(tmp_path / "run")
+    RunDir(tmp_path / "run").start("", "name: a\n", {}, {"model.py": b"of another recipe"})
     run = started(tmp_path / "run")
     assert len(run.provenance()) == 1
     assert run.records() == []
+    assert not run.code.exists()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -221,6 +222,11 @@ def test_damaged_provenance_is_an_error_with_the_way_out(tmp_path: Path) -> None
     (run.path / "provenance.json").write_text("[{")
     with pytest.raises(RunError, match=r"provenance\.json is damaged .*; restore a copy"):
         run.provenance()
+
+
+def test_a_resolved_recipe_without_its_blocks_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"resolved\.yaml is no resolved recipe \(epochs: .*\); restore a copy"):
+        started(tmp_path / "run").recipe()
 
 
 def test_every_resumption_adds_to_the_provenance(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def log(run: RunDir, records: list[dict[str, Any]]) -> None:
         for tracker in tracking:
             tracker.log(record)
     for tracker in tracking:
+        tracker.alert("collapsing")
         tracker.close()
 
 

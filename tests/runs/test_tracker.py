@@ -11,7 +11,7 @@ from epoch import recorded
 
 from acdc_cli.recipe.blocks.run import TrackBlock
 from acdc_cli.runs.run_dir import RunDir
-from acdc_cli.runs.tracker import trackers, wandb_mode
+from acdc_cli.runs.tracker import Report, publish_report, trackers, wandb_mode
 
 RECORDS: list[dict[str, Any]] = [
     recorded(0, step=5, phase="dense", train_loss=2.25, sparsity=0.0, layers={"conv1": 0.0, "fc": 0.5}),
@@ -33,6 +33,7 @@ def log(run: RunDir, mode: str, records: list[dict[str, Any]], failed: bool = Fa
         for tracker in tracking:
             tracker.log(record)
     for tracker in tracking:
+        tracker.alert("collapsing")
         if not failed:
             tracker.finish({"status": "finished"})
         tracker.close(failed)
@@ -60,10 +61,12 @@ def table(run: RunDir, item: dict[str, Any]) -> dict[str, float]:
 def test_wandb_mirrors_the_file_exactly(tmp_path: Path) -> None:
     run = track(tmp_path / "run", "offline")
     assert run.records() == RECORDS
-    items = mirrored(run)
+    rows = offline_rows(run)
+    items = [row["history"]["item"] for row in rows if row["type"] == "history"]
     assert [item["_step"] for item in items] == [5, 10]
     own = [{key: value for key, value in item.items() if key[0] != "_" and "layers." not in key} for item in items]
     assert [plain | {"layers": table(run, item)} for plain, item in zip(own, items, strict=True)] == RECORDS
+    assert [row["alert"]["text"] for row in rows if row["type"] == "alert"] == ["collapsing"]
 
 
 @pytest.mark.slow
@@ -118,6 +121,14 @@ def test_without_wandb_the_run_goes_on(
     assert capsys.readouterr().err.count("W&B is not available") == 1
 
 
+def test_without_wandb_a_report_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    publish_report(TrackBlock(wandb="offline"), tmp_path, Report("small", tmp_path, {}))
+    assert "; the report is complete" in capsys.readouterr().err
+
+
 def test_a_server_out_of_reach_leaves_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,3 +163,13 @@ def test_auto_is_online_with_a_key_or_a_netrc_entry(tmp_path: Path, monkeypatch:
     assert wandb_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert wandb_mode("auto") == "online"
+
+
+@pytest.mark.parametrize("name", ["netrc", "."])
+def test_a_login_that_cannot_be_read_is_none(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "netrc").write_text("machine wandb.example.org passwort secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / name))
+    assert wandb_mode("auto") == "offline"
+    assert "W&B's login cannot be read" in capsys.readouterr().err

@@ -204,3 +204,11 @@ def test_two_of_four_takes_a_jump() -> None:
 def test_no_interval_is_refused() -> None:
     with pytest.raises(ValidationError):
         config(every=0)
+
+
+def test_a_state_grows_by_the_backward_masks() -> None:
+    made = Quadratic([2.0, -1.0, 0.5, 3.0], [1.0, 1.0, 1.0, 1.0])
+    assert "backward" not in made.method.state_dict()["masks"]
+    made.begin(0)
+    masks = made.method.state_dict()["masks"]["backward"].values()
+    assert made.method.later_bytes(model=0) == sum(mask.nbytes for mask in masks) == 4

@@ -202,6 +202,18 @@ def test_adamw_takes_its_first_step_again_after_a_reset() -> None:
         masked.reset_momentum()
 
 
+def test_what_an_optimizers_state_holds_besides_tensors_stays_as_it_is() -> None:
+    masked = masked_with_gradients()
+    optimizer = SGD(masked.parameters.values(), lr=0.1, momentum=0.9)
+    optimizer.step()
+    masked.attach(optimizer)
+    state = optimizer.state[masked.parameters["a"]]
+    state["steps"] = 3
+    masked.set(MASKS)
+    assert state["steps"] == 3
+    assert state["momentum_buffer"].tolist() == [[1, 0, 1], [0, 1, 1]]
+
+
 def test_an_optimizer_without_state_is_left_without() -> None:
     masked = MaskedParameters(weights())
     optimizer = SGD(masked.parameters.values(), lr=0.1, momentum=0.9)

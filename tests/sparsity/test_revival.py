@@ -51,5 +51,12 @@ def test_where_every_filter_of_every_layer_has_a_weight_nothing_is_clipped() -> 
     assert gradient.flatten(1).tolist() == [[1, 0], [3, 4]]
 
 
+def test_a_layer_that_the_step_did_not_use_has_nothing_to_clip() -> None:
+    masked = layer([[3, 4]])
+    masked.parameters["a"].grad = None
+    clip_filters(masked, {"a": torch.tensor([False])})
+    assert masked.parameters["a"].grad is None
+
+
 def test_an_infinite_gradient_stays_for_the_step_to_be_skipped() -> None:
     assert not torch.tensor(clipped([[1, 0], [float("inf"), 0], [0, 1]], [True, True, True])).isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from acdc_cli.errors import RecipeError
+from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.snip import Config, Method
@@ -160,6 +161,40 @@ def test_batches_must_be_fewer_than_an_epochs_steps() -> None:
     with pytest.raises(RecipeError, match=r"sparsity.batches: expected fewer than the 10 batches of the first epoch"):
         Run([1.0], batches=10).method.on_epoch_start(at(0))
     Run([1.0], batches=9).method.on_epoch_start(at(0))
+
+
+class Given:
+    """Gradients of two layers, however many are asked for."""
+
+    def __init__(self, *gradients: float) -> None:
+        self.left = [{f"{name}.weight": torch.tensor([[1.0, each]]) for name in "ab"} for each in gradients]
+
+    def gradients(self, moment: Moment, batches: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        while self.left and batches:
+            batches -= 1
+            yield self.left.pop(0)
+
+
+def pruned_at_once(training: Any) -> Run:
+    run = Run([1.0, 1.0], [4.0, 1.0], batches=2)
+    run.method.training = training
+    run.method.prune_trained(at(0), batch_size=8)
+    return run
+
+
+def test_a_trained_model_is_pruned_by_gradients_that_move_nothing() -> None:
+    # the mean gradients are 1 and 3
+    training = Given(9.0, -3.0, 7.0)
+    run = pruned_at_once(training)
+    assert run.living == [[1], [0]]
+    assert run.held == [[0.0, 1.0], [4.0, 0.0]]
+    assert [weight.grad for weight in run.weights.values()] == [None, None]
+    assert len(training.left) == 1
+
+
+def test_a_trained_model_without_enough_finite_gradients_is_not_pruned() -> None:
+    with pytest.raises(RunError, match="1 of 2 gradients are finite; the model has diverged"):
+        pruned_at_once(Given(1.0, NAN))
 
 
 @given(

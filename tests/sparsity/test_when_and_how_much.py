@@ -2,8 +2,10 @@
 
 import pytest
 
+from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment, Phase
 from acdc_cli.sparsity.how_much import Cubic
+from acdc_cli.sparsity.methods.gmp import Config
 from acdc_cli.sparsity.when import in_turn, ranks_after
 
 
@@ -36,3 +38,16 @@ def test_the_cubic_starts_late_from_the_sparsity_it_is_given_and_ends_at_the_tar
 
 def test_a_cubic_without_length_jumps() -> None:
     assert [Cubic(3, 3, target=0.9).at(time) for time in (2, 3)] == [0.0, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"begin": 5, "end": 3}, ("begin", "the sparsity would rise from epoch 5 to epoch 3; begin must come before ")),
+        ({"end": "100%"}, ("end", "the sparsity would reach the target at epoch 8, but epoch 7 is the last; ")),
+        ({"initial_sparsity": 0.75, "every_epochs": 1}, ("initial_sparsity", "is above the target, 0.5; lower it")),
+    ],
+)
+def test_a_rise_that_is_none_is_a_problem_of_its_key(keys: dict[str, float | str], said: tuple[str, str]) -> None:
+    (key, text), *_ = Config.model_validate({"method": "gmp", "target": 0.5, **keys}).errors(RunSize(8))
+    assert (key, text[: len(said[1])]) == said

@@ -310,3 +310,13 @@ def test_gradients_of_more_images_than_a_batch_has_are_a_problem_of_the_recipe()
     ]
     with pytest.raises(RecipeError, match=r"sparsity\.fisher_batch_size: 65 images must come from one batch"):
         load("demo_woodfisher", ["sparsity.fisher_batch_size=65"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "proposed"), [(None, None, (400, 10)), (0, 64, (400, 10)), (10, 64, (60, 10)), (10, 4, (10, 4))]
+)
+def test_no_more_samples_are_proposed_than_an_epoch_has(
+    steps: int | None, batch: int | None, proposed: tuple[int, int]
+) -> None:
+    found = Config.proposed(RunSize(30, steps, batch), 0.9)
+    assert (found["samples"], found["fisher_batch_size"]) == proposed

@@ -11,6 +11,7 @@ import pytest
 from command import Acdc
 from made import Made, in_memory, study
 
+from acdc_cli.studies import advise_study
 from acdc_cli.studies.advice import Advice, Lengths, Verdict, advise, lengths
 from acdc_cli.studies.summary import Summary, summarise
 
@@ -156,6 +157,12 @@ def test_lengths_within_a_deviation_of_the_best_are_supported() -> None:
     assert found.note == "8 has the highest mean top-1"
 
 
+def test_that_a_supported_length_is_the_first_or_the_last_is_said() -> None:
+    found = known(runs(0.9, 4, 0.9, 1, 1), runs(0.9, 8, 0.897, 1, 1))
+    assert found.supported == (4, 8)
+    assert found.note == "4 has the highest mean top-1; 8 is the longest tried; 4 is the shortest tried"
+
+
 def test_what_still_rises_at_the_longest_is_said() -> None:
     found = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1))
     assert found.supported == (8,)
@@ -232,6 +239,22 @@ def test_a_run_that_goes_on_is_left_out_and_named(acdc: Acdc, in_tmp: Path) -> N
     going = Made(0.9, 8, 2, done=False, ended=3)
     done = acdc("advise", study(in_tmp / "s", [*DENSE, *runs(0.9, 8, 0.7, 0.2, 0.4, seeds=2), going]))
     assert f"left out, because it is unfinished: {going.key}" in done.stderr.replace("\n", " ")
+
+
+def test_a_loss_that_is_not_finite_is_shown_as_that(in_tmp: Path) -> None:
+    folder = study(in_tmp / "s", [Made("dense", 8, 0), Made(0.9, 8, 0, loss=None)])
+    assert advise_study.group_rows(advise_study.advise([str(folder)])) == [
+        ["dense", "8", "1", "90.00", "0.1000", "0.1000"],
+        ["90 %", "8", "1", "90.00", "not finite", "0.1000"],
+    ]
+
+
+def test_a_study_is_advised_on_alone_and_once_a_run_has_ended(acdc: Acdc, in_tmp: Path) -> None:
+    waits, run = study(in_tmp / "s", [Made(0.9, 8, 0, done=False, ended=3)]), Made("dense", 8, 0).write(in_tmp / "run")
+    for sources, said in (([waits, run], "s is a study; give one study, or run"), ([waits], "none of these runs has")):
+        done = acdc("advise", *sources)
+        assert done.exit_code == 2
+        assert said in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

@@ -224,6 +224,19 @@ def test_an_epoch_is_a_line_with_the_value_itself(capsys: pytest.CaptureFixture[
     assert (cells["ppl"], cells["bpc"]) == ("21.46", "1.250")
 
 
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [(9.9996, "10.00"), (999.94, "999.9"), (12345.0, "1e4"), (-0.5, "-0.50"), (-2e10, "-2e10"), (None, "nan")],
+)
+def test_a_loss_of_any_size_fits_its_column(loss: float | None, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = recorded(0) | {"lr": 0.1, "resolution": 8, "images_per_second": 1.0, "sparsity_all": 0.5}
+    record |= {"train_loss": loss, "val_loss": 3.0, "entropy": 2.0, "top5": 0.9}
+    print_epoch(record, measures_of("multiclass"), ImagesBlock)
+    line = capsys.readouterr().err.rstrip()
+    assert line.split()[4] == shown
+    assert len(line) <= 79
+
+
 def finished(path: Path, task: str, **ends: float) -> RunDir:
     """A finished run with these results of its sparse model."""
     trained = RunDir(path)

@@ -10,6 +10,7 @@ from epoch import recorded
 
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.studies import next_steps as steps_of
 from acdc_cli.studies.next_steps import next_steps
 
 LAYERS = {"conv1": 0.0, "fc": 0.9}
@@ -63,17 +64,20 @@ def test_a_collapse_comes_first_with_its_remedy(tmp_path: Path) -> None:
     assert "--set optim.clip_norm=1" in steps[0]
 
 
-def test_a_run_that_is_under_trained_beside_dense_ones_is_to_be_longer(tmp_path: Path) -> None:
+def test_a_run_that_is_under_trained_beside_dense_ones_is_to_be_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ("epochs=17", "sparsity.warmup_epochs=3")
     for seed in (0, 1, 2):
         spread = seed / 1000
         low = {"train_cross_entropy": 0.1 + spread, "entropy": 0.1 + spread}
         ended(tmp_path / f"dense-{seed}", "sparsity={method: dense}", f"seed={seed}", phase="dense", **low)
         high = {"train_cross_entropy": 0.9 + spread, "entropy": 0.9 + spread, "top1": 0.8}
-        run = ended(tmp_path / f"sparse-{seed}", f"seed={seed}", **high)
-    # 32 epochs with phases of 2 do not fit an odd number of them; the next that fit do
-    assert commands(run)[0].startswith("acdc train RUN/resolved.yaml --set name=demo_")
-    assert load("demo", [commands(run)[0].split()[-1]]).epochs >= 32
-    assert "looks under-trained" in next_steps(run)[0].why
+        run = ended(tmp_path / f"sparse-{seed}", f"seed={seed}", *odd, **high)
+    # in twice 17 epochs, 3 and 8 of which are the first and the last phases, an odd number of phases of 2 does not fit
+    assert commands(run)[0] == "acdc train RUN/resolved.yaml --set name=demo_37 --set epochs=37"
+    monkeypatch.setattr(steps_of, "_SEARCHED_EPOCHS", 1)
+    assert commands(run)[0].startswith("acdc bench ")
 
 
 @pytest.mark.parametrize(("empty", "shrinks"), [(0, False), (7, True)])
@@ -92,3 +96,11 @@ def test_a_damaged_run_beside_it_does_not_matter(tmp_path: Path) -> None:
     run = ended(tmp_path / "run")
     ended(tmp_path / "other").metrics.write_text("no JSON\n")
     assert len(commands(run)) == 3
+
+
+def test_a_run_among_very_many_is_compared_with_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ended(tmp_path / "run")
+    for number in range(2):
+        RunDir(tmp_path / str(number)).start("", "", {})
+    monkeypatch.setattr(steps_of, "_MOST_RUNS", 1)
+    assert commands(run)[0].startswith("acdc bench ")

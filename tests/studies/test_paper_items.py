@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import Acdc
+from pydantic import ValidationError
 from rich.cells import cell_len
 from shipped_runs import recipes
 
@@ -116,3 +117,10 @@ def test_an_entry_plans(in_tmp: Path, study: str) -> None:
     planned = study_plan.sweep_plan(study)
     assert planned.warnings == []
     assert planned.total()["runs"] == len(recipes(study))
+
+
+@pytest.mark.parametrize("trained", [{}, {"study": "table1", "recipe": "demo"}])
+def test_an_entry_is_of_a_study_or_of_a_recipe(trained: dict[str, str]) -> None:
+    entry = {"paper": "P1", "item": "Table 1", "shows": "x", "draws": ["report"], **trained}
+    with pytest.raises(ValidationError, match="Table 1: needs a study or a recipe, not both"):
+        ItemBlock.model_validate(entry)

@@ -156,6 +156,11 @@ def test_last_and_best_epoch_have_tables_of_their_own(tmp_path: Path) -> None:
     assert (run_row["last epoch: top-1 %"], run_row["best epoch: top-1 %"]) == ("45.0", "90.0")
 
 
+def test_a_loss_that_is_not_finite_is_no_number_of_a_run() -> None:
+    (row,) = tables.runs(summarise("s", [in_memory(Made("dense", 2, 0, loss=None))])).rows
+    assert [cell.value for cell in row if cell.text == "not finite"] == ["", ""]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_the_command_names_the_page_and_what_is_missing_and_makes_the_same_bytes_of_the_same_runs(
     acdc: Acdc, folder: Path, tmp_path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -101,6 +102,18 @@ def test_a_run_whose_process_is_gone_is_taken_over_at_once_and_first(queue: RunQ
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(queue: RunQueue) -> None:
     claimed(queue, replace(ME, began=ME.began - 1))
     assert claimed(queue).key == "seed=0"
+
+
+def test_a_process_without_a_trace_is_gone() -> None:
+    # Linux gives no such number
+    assert is_gone(replace(ME, pid=2**22 + 1).id)
+
+
+def test_the_ledger_of_another_version_is_left_alone(queue: RunQueue) -> None:
+    with sqlite3.connect(queue._path) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(RunError, match=r"ledger\.sqlite was written by another version of acdc \(99, not "):
+        RunQueue(queue._path)
 
 
 def test_a_process_of_another_machine_is_dead_when_it_has_been_silent_for_long(

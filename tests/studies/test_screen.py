@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from epoch import recorded
 from rich.console import Console
+from rich.live import Live
 
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.studies.grid import Cell
@@ -88,3 +89,27 @@ def test_the_time_that_is_left_is_told_by_the_epochs_since_the_sweep_began(rows:
 def test_a_run_whose_records_cannot_be_read_does_not_end_the_sweep(rows: list[Row]) -> None:
     (rows[2].directory / "metrics.jsonl").write_text("no json\n")
     assert drawn(Screen("study", lambda row: 8, lambda row: TOP1), rows)[4].split()[-1] == "0/8"
+
+
+def test_a_terminal_is_drawn_on_while_the_sweep_goes_on_and_unchanged_records_are_not_read_again(
+    rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr("acdc_cli.console.screen", lambda: Live(console=terminal, auto_refresh=False))
+    screen = Screen("study", lambda row: 8, lambda row: TOP1)
+
+    def drawn_on() -> str:
+        terminal.file = io.StringIO()
+        screen.draw(rows, {rows[2].key})
+        return terminal.file.getvalue()
+
+    assert drawn_on() == ""
+    with screen.shown():
+        assert "12/32 epochs" in drawn_on()
+        metrics = rows[2].directory / "metrics.jsonl"
+        metrics.write_text("")
+        os.utime(metrics, (1000, 1000))
+        assert "12/32 epochs" in drawn_on()
+        os.utime(metrics, (1001, 1001))
+        assert "8/32 epochs" in drawn_on()
+    assert drawn_on() == ""

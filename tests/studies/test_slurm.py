@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Acdc
@@ -427,6 +431,15 @@ def test_squeue_that_fails_is_silence_and_no_empty_queue(sbatch: Path) -> None:
     assert slurm.queue() == {"7_0": "RUNNING", "7_1": "PENDING"}
 
 
+def test_squeue_that_hangs_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    with pytest.raises(SlurmSilentError, match="no answer within a minute"):
+        slurm.queue()
+
+
 BANNERS = r"""#!/bin/sh
 printf 'Welcome to the cluster: 3 nodes DOWN\n\n  \n'
 printf 'Wartung am M\374rz 7_9\n'
@@ -444,10 +457,85 @@ def test_banners_empty_lines_and_other_encodings_of_squeue_are_not_jobs(sbatch: 
         slurm.queue()
 
 
-def test_without_slurm_its_launcher_says_so(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_its_launcher_says_so(in_tmp: Path, acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(in_tmp))
-    with pytest.raises(RunError, match="Slurm is not available here"):
-        slurm.slurm(Path("slurm"), "lengths", (), lambda states: None)
+    Path("s.yaml").write_text("name: s\nbase: demo\naxes: {seed: [0]}\n")
+    result = acdc("sweep", "--launcher", "slurm", "s.yaml")
+    assert result.exit_code == 2
+    assert "Slurm is not available here" in result.stderr
+
+
+def test_without_submitit_the_launcher_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, slurm.__name__)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(RunError, match=r"pip install 'acdc-cli\[slurm\]'"):
+        importlib.import_module(slurm.__name__)
+
+
+# --- What a job does, without its process -------------------------------------------------------
+
+
+@dataclass
+class Environment:
+    """submitit's, of the first of four tasks on two nodes."""
+
+    cluster: str = "slurm"
+    job_id: str = "7_0"
+    global_rank: int = 0
+    num_nodes: int = 2
+    num_tasks: int = 4
+    requeued: int = 0
+
+    def _requeue(self, countdown: int) -> None:
+        self.requeued += 1
+
+
+@pytest.mark.parametrize(("state", "times"), [("RUNNING", 1), ("COMPLETING", 0)])
+def test_a_signal_while_its_run_starts_ends_the_run_and_slurm_decides_on_a_job_that_it_takes_away(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch, state: str, times: int
+) -> None:
+    (sbatch / "squeue").write_text(f"#!/bin/sh\necho 7_0 {state}\n")
+    job, start = Environment(), subprocess.Popen
+
+    def signalled(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if arguments[0] == ("sleep", "60"):
+            signal.raise_signal(signal.SIGUSR1)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: job)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            slurm.Element("seed=0", ("sleep", "60"), {}, Path("log"))()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert (ended.value.code, job.requeued) == (75, times)
+
+
+def test_a_job_that_cannot_be_requeued_says_so_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(countdown: int) -> None:
+        raise subprocess.CalledProcessError(1, "scontrol")
+
+    job: Any = Environment(cluster="local")
+    monkeypatch.setattr(job, "_requeue", refused)
+    assert slurm._again(job) == 75
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [({}, None), ({"ON_NODE": "16"}, "8"), ({"ON_NODE": "1"}, "1"), ({"ON_NODE": "16", "PER_TASK": "3"}, "3")],
+)
+def test_a_run_has_as_many_threads_as_its_task_has_cores(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], threads: str | None
+) -> None:
+    for name in ("ON_NODE", "PER_TASK"):
+        monkeypatch.delenv(f"SLURM_CPUS_{name}", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_CPUS_{name}", value)
+    job: Any = Environment()
+    assert slurm._threads(job).get("OMP_NUM_THREADS") == threads
 
 
 def test_the_command_line_passes_options_on(acdc: Acdc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,12 @@ def test_the_budget_and_whether_lengths_may_be_doubled_are_told(in_tmp: Path) ->
             ],
         ),
         (
+            "axes: {epochs: {values: [16, 20], until_converged: true}, seed: [0, 1]}\nbudget: {runs: 9}\n"
+            "fork: [{where: {seed: 1}, run: {seed: 0}, after: 4}]",
+            ["5: fork: runs that `until_converged` adds cannot be forks; leave out one of them"],
+        ),
+        ("axes: {'': [1], seed: [0]}", ["3: axes.: expected a name or a key, found nothing"]),
+        (
             "axes: {seed: {values: [0, 1], until_converged: true}}\nbudget: {runs: 9}",
             ["3: axes.seed.until_converged: it applies only to the axis `epochs`, not to seed"],
         ),

@@ -189,6 +189,20 @@ def test_the_runs_of_a_finished_study_are_its_directories(tmp_path: Path) -> Non
         results.trained(str(folder))
 
 
+def test_runs_of_several_tasks_have_no_common_numbers() -> None:
+    labels, texts = in_memory(Made("dense", 2, 0)), in_memory(Made("dense", 2, 1))
+    texts = replace(texts, recipe=texts.recipe | {"task": {"name": "causal_lm"}})
+    with pytest.raises(RunError, match=f"^{labels.key} and {texts.key} were trained for different tasks"):
+        _ = summarise("s", [labels, texts]).measures
+
+
+def test_axes_that_advance_together_are_lists_of_names(tmp_path: Path) -> None:
+    assert results.advancing_together(tmp_path) == []
+    (tmp_path / "study.yaml").write_text("zip: [[epochs, 3]]\n")
+    with pytest.raises(RunError, match=r"study\.yaml: zip: .*; restore a copy"):
+        results.advancing_together(tmp_path)
+
+
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a study directory"):
         results.of_study(tmp_path)

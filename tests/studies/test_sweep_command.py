@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,14 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Acdc
+from epoch import recorded
+from fake_runs import cells
 
+from acdc_cli.errors import RunError, Stopped
+from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import run_study
 from acdc_cli.studies.run_queue import Row, RunQueue
-from acdc_cli.studies.study import Study
+from acdc_cli.studies.study import Study, load_study
 
 STUDY = """name: tiny
 base: {base}
@@ -81,10 +87,9 @@ def sweeping() -> Iterator[Sweeping]:
         process.wait()
 
 
-def rows() -> dict[str, Row]:
-    if not Path("studies/tiny/ledger.sqlite").exists():
-        return {}
-    return {row.key: row for row in RunQueue(Path("studies/tiny/ledger.sqlite")).rows()}
+def rows(study: str = "tiny") -> dict[str, Row]:
+    ledger = Path("studies") / study / "ledger.sqlite"
+    return {row.key: row for row in RunQueue(ledger).rows()} if ledger.exists() else {}
 
 
 def until_half_done(key: str, process: subprocess.Popen[str], records: int) -> None:
@@ -192,3 +197,48 @@ def test_lengths_are_added_until_the_budget_is_spent(study: Path, acdc: Acdc, mo
     study.write_text(text.replace("until_converged: true", "until_converged: false"))
     assert acdc("sweep", study).exit_code == 0
     assert len(rows()) == 4
+
+
+def test_a_length_that_the_recipe_does_not_allow_is_said_when_the_sweep_ends(in_tmp: Path, acdc: Acdc) -> None:
+    # 3 and 8 epochs are the first and the last phases; between them an odd number of phases of 2 must fit
+    (in_tmp / "study.yaml").write_text(
+        "name: odd\nbase: demo\nset: {sparsity.warmup_epochs: 3, device: cpu}\nbudget: {runs: 9}\n"
+        "axes: {epochs: {values: [17, 21], until_converged: true}, seed: [0, 1]}\n"
+    )
+    for key, recipe in load_study("study.yaml").recipes().items():
+        run = RunDir(Path("studies/odd/runs") / key)
+        run.start("", resolved_yaml(recipe), {})
+        # more accurate after more epochs, the seeds alike
+        run.metrics.write_text(json.dumps(recorded(recipe.epochs - 1, top1=recipe.epochs / 100)) + "\n")
+        run.finish({})
+    result = acdc("sweep", "study.yaml")
+    assert result.exit_code == 0
+    said = " ".join(result.stderr.split())
+    assert "epochs=42,seed=0 and its other seeds were not added although accuracy still rises" in said
+    assert "42 epochs leave 31 between" in said
+    assert "all 4 runs are done" in said
+    row = rows("odd")["epochs=21,seed=0"]
+    RunDir(row.directory).metrics.write_text(json.dumps(recorded(20, top1=None)) + "\n")
+    with pytest.raises(
+        RunError, match=r"is done, but its last epoch has no accuracy; restore a copy of metrics\.jsonl"
+    ):
+        run_study._accuracy(row)
+
+
+def test_a_sweep_that_was_stopped_says_how_to_resume_it(in_tmp: Path) -> None:
+    study: Any = None
+    queue = RunQueue(in_tmp / "ledger.sqlite")
+    queue.add(cells(2))
+    with pytest.raises(Stopped, match="stopped; 0 of 2 runs are done; resume with: acdc sweep demo"):
+        run_study._conclude(queue.rows(), study, "demo", in_tmp, stopped=True)
+
+
+def test_runs_are_dealt_to_the_gpus_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    anywhere = load("demo")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run_study._gpus(anywhere) == ["0", "1"]
+    assert run_study._gpus(anywhere.model_copy(update={"device": "cpu"})) == []
+    # the last of them is not there
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a,7")
+    assert run_study._gpus(anywhere) == ["3", "GPU-a"]

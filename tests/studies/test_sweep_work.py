@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_runs import cells
 
+from acdc_cli.errors import RunError
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies import scheduler as sweeps
 from acdc_cli.studies.grid import Cell
@@ -268,3 +269,13 @@ def test_what_follows_from_the_runs_that_are_done_is_run_too(queue: RunQueue) ->
     said = swept(queue, {}, lengthen=lengthen)
     assert "seed=3 is added" in said
     assert [row.state for row in queue.rows()] == 4 * ["done"]
+
+
+def test_a_run_that_cannot_be_started_is_free_for_others(queue: RunQueue) -> None:
+    class Full(Local):
+        def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> LocalJob:
+            raise RunError("no process can be started")
+
+    with pytest.raises(RunError, match="no process can be started"):
+        swept(queue, {}, launcher=Full(workers(1, CORES, [])))
+    assert [(row.state, row.owner) for row in queue.rows()] == 3 * [("waiting", None)]

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from epoch import recorded
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.live import Live
 
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.watch import job
 from acdc_cli.studies.watch.screen import blocks, lines
-from acdc_cli.studies.watch.state import described, look
+from acdc_cli.studies.watch.state import described, gpus, look
 
 
 def begun(path: Path, *top1: float | None) -> RunDir:
@@ -101,6 +105,29 @@ def test_a_damaged_run_is_watched_without_its_curves(tmp_path: Path, capsys: pyt
     job.watch([run.path], tmp_path / "watch.html")
     assert "damaged · epoch 0 of ?" in capsys.readouterr().out
     assert "is damaged" in (tmp_path / "watch.html").read_text()
+
+
+def test_a_terminal_is_drawn_on_until_nothing_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, terminal = begun(tmp_path / "run", 0.5), Console(width=80, file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr("acdc_cli.console.is_terminal", lambda: True)
+    monkeypatch.setattr("acdc_cli.console.screen", lambda: Live(console=terminal, auto_refresh=False))
+    with ExitStack() as training:
+        training.enter_context(run.locked())
+        monkeypatch.setattr(job.time, "sleep", lambda seconds: training.close())
+        job.watch([run.path])
+    assert "running · epoch 1 of 16" in terminal.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_gpus_are_those_that_the_driver_lists_and_none_if_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus() == []
+    smi = tmp_path / "nvidia-smi"
+    for code, shown in ((0, ["GPU 0 A: 93 % busy, 70.0 of 140 GiB"]), (9, [])):
+        smi.write_text(f"#!/bin/sh\necho '0, A, 93, 71680, 143771'; echo; exit {code}\n")
+        smi.chmod(0o755)
+        assert gpus() == shown
 
 
 def test_a_gpu_is_a_line() -> None:

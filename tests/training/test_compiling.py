@@ -18,6 +18,7 @@ from acdc_cli.training import compiling
 from acdc_cli.training.compiling import Compilations, Compiled
 from acdc_cli.training.evaluate import evaluate
 from acdc_cli.training.precision import Precision
+from acdc_cli.training.progress import tell_compiled
 
 CPU = torch.device("cpu")
 LAST = torch.channels_last
@@ -134,6 +135,34 @@ def test_a_line_says_what_was_compiled() -> None:
         "compiled 2 graphs in 64 s: training on 1024 images of 160 px, evaluation on 500 images of 224 px"
     )
     assert str(Compilations(1, 0.2, ("training on 8 images of 8 px",))).startswith("compiled 1 graph in 0 s: ")
+
+
+@pytest.mark.filterwarnings("default")
+def test_each_graph_is_counted_and_one_that_is_built_again_has_torchs_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # graphs without kernels, which take seconds
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: real(forward, dynamic=False, backend="eager"))
+    bars: list[str] = []
+    model = nn.Identity().eval()
+    compiled = Compiled(lambda inputs: model(inputs) + 1, model, "default")
+    callback_handler.register_start_callback(lambda event: bars.append(str(compiling.LOG)))
+    compiled(torch.zeros(4, 3, 8, 8))
+    told = tell_compiled()
+    assert told["compile_seconds"] > 0
+    assert "compiled 1 graph in 0 s: gradients on 4 images of 8 px\n" in capsys.readouterr().err
+    compiled(torch.zeros(4, 3, 8, 8))
+    assert tell_compiled() == {}
+    compiled(torch.zeros(4, 3, 8, 8).contiguous(memory_format=LAST))
+    [cause] = compiling.LOG.take().causes
+    assert cause.startswith("gradients on 4 images of 8 px again (tensor 'inputs' stride mismatch at index ")
+    compiling.LOG._causes["gradients"] = "forgotten"
+    assert compiling.LOG.take().causes == ("gradients again (torch gives no reason)",)
+    assert [text.startswith(" · compiling for ") for text in bars] == [True, True]
+    # another compiled model, in the same process
+    Compiled(lambda inputs: inputs, model, "default")
+    assert len(callback_handler.start_callbacks) == 2
 
 
 # what the compiler has to say about this Python

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from acdc_cli import console
 from acdc_cli.data.augment import WHOLE, Crop
 from acdc_cli.data.batches import Plan
 from acdc_cli.data.shard import Shard
 from acdc_cli.errors import RunError
 from acdc_cli.sparsity.masked import MaskedParameters
+from acdc_cli.training import distributed
 from acdc_cli.training.distributed import ALONE, Ranks, Replica, first_host, is_joining, own_device, process_group
 from acdc_cli.training.running import Losses, over_ranks
 
@@ -92,10 +97,58 @@ def test_alone_nothing_is_wrapped_and_nobody_waited_for() -> None:
     model = nn.Linear(2, 2)
     assert Replica(model, model).forward is model
     assert ALONE.gather(3) == [3]
-    assert ALONE.largest(2.5) == 2.5
+    assert ALONE.largest(2.5) == ALONE.largest_later(2.5)() == 2.5
     assert ALONE.from_first("x") == "x"
     images = torch.zeros(2, 3, 4, 4)
     assert ALONE.whole(images) is images
+
+
+@pytest.fixture
+def one_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What torchrun sets for a single process; the group that such a process may leave to its end is undone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    console.mute(False)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_of_torchrun")
+def test_a_single_process_of_torchruns_is_a_group_of_one_whose_own_errors_are_its_own() -> None:
+    def fail() -> None:
+        with process_group() as ranks:
+            assert (ranks.rank, ranks.size, ranks.local_size, ranks.watchdog) == (0, 1, 1, None)
+            assert torch.distributed.is_initialized()
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
+
+
+def test_a_meeting_that_fails_is_named_with_its_address() -> None:
+    with pytest.raises(RunError, match=r"process 1 of 2 could not join the others at nowhere://host:1: No rendezvous"):
+        distributed._join("nowhere://host:1", 1, 2, 0, None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_once_the_process_that_keeps_the_store_has_ended_the_first_rank_reports(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(torch.distributed.Store):
+        def add(self, key: str, amount: int) -> int:
+            raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(distributed, "_ignore_launcher", lambda: None)
+    with pytest.raises(RunError), distributed._one_report(Ranks(rank, 2, store=Ended())):
+        raise RunError("no images")
+    assert console.muted() == (rank != 0)
+    console.mute(False)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,18 @@ def test_sgd_takes_the_first_two_steps_as_worked_by_hand() -> None:
     assert model.weight.item() == 0.0  # momentum 0.5 · 1 + 0.375 + 0.25 · 0.5 = 1
 
 
+def test_the_scale_of_fp16_is_resumed_and_other_precisions_have_none() -> None:
+    first, resumed = Precision("fp16", CPU), Precision("fp16", CPU)
+    model = nn.Linear(2, 1, bias=False)
+    step(model, build_optimizer(model, OPTIMISERS["sgd"]), first, [1.0, float("inf")])
+    assert first.state_dict()["scale"] == 2.0**15
+    # of a run that began with another precision
+    resumed.load_state_dict(Precision("fp32", CPU).state_dict())
+    assert resumed.state_dict()["scale"] == 2.0**16
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.state_dict() == first.state_dict()
+
+
 def test_auto_is_fp32_on_the_cpu() -> None:
     assert Precision("auto", CPU).name == "fp32"
 

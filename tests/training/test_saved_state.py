@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mini_trainer import ADAMW, SGD, FewImages, MiniRun
 from acdc_cli.errors import CheckpointError
 from acdc_cli.recipe.blocks.run import EMABlock
 from acdc_cli.training import saved_state
+from acdc_cli.training.distributed import Ranks
 
 RIGL = {"method": "rigl", "target": 0.5, "distribution": "erk", "every": 2}
 RUNS: dict[str, dict[str, Any]] = {
@@ -127,6 +129,33 @@ def test_what_a_method_itself_cannot_load_is_told(trained: tuple[dict[str, Any],
     state["processes"][0]["random"]["cpu"] = torch.zeros(3)
     with pytest.raises(CheckpointError, match="is no state of this run"), saved_state.loading(FOLDER, ranks=1):
         trained[1].trainer.load_state_dict(state)
+
+
+def test_a_state_without_the_cost_that_its_run_counts_is_refused(trained: tuple[dict[str, Any], MiniRun]) -> None:
+    state, fresh = trained
+    cost: Any = object()
+    with pytest.raises(CheckpointError, match="no train_flops"):
+        saved_state.require_fit(state | {"metadata": {}}, replace(fresh.parts, cost=cost), FOLDER)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_checkpoint() -> None:
+    with pytest.raises(torch.OutOfMemoryError), saved_state.loading(FOLDER, ranks=1):
+        raise torch.OutOfMemoryError("2 GiB")
+
+
+def test_a_rank_that_the_saved_run_did_not_have_keeps_its_own_random_state(
+    trained: tuple[dict[str, Any], MiniRun], tmp_path: Path
+) -> None:
+    state = copy.deepcopy(trained[0])
+    states = {}
+    for rank in range(2):
+        run = MiniRun(tmp_path / str(rank), 2, RIGL, ema=EMABlock(decay=0.9), ranks=Ranks(rank, 2))
+        torch.manual_seed(rank)
+        run.trainer.load_state_dict(state)
+        states[rank] = torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(states[1], torch.get_rng_state())
+    assert torch.equal(states[0], state["processes"][0]["random"]["cpu"])
 
 
 @pytest.mark.parametrize(

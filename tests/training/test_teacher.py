@@ -74,6 +74,13 @@ def test_the_loss_is_hintons(weight: float, hard: float, temperature: float, see
     assert float(loss) == pytest.approx((1 - weight) * 1.5 + weight * guided, rel=2e-4, abs=1e-5)
 
 
+def test_hard_answers_alone_are_the_cross_entropy_with_them() -> None:
+    theirs = torch.tensor([[0.0, 3.0, 1.0]])
+    teacher = Teacher(nn.Identity(), lambda images: theirs, Task(), DistillationBlock(weight=1, hard=1), "")
+    loss = teacher.loss(torch.tensor(9.0), torch.zeros(1, 3), torch.zeros(1))
+    assert float(loss) == pytest.approx(np.log(3))
+
+
 def test_several_labels_each_have_a_divergence_of_yes_and_no() -> None:
     task = registry.build(TaskBlock(name="multilabel"), ("red", "round"), "bits")
     ours, theirs = torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, -2.0]])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from torch import multiprocessing
-from torch.distributed import TCPStore
+from torch.distributed import Store, TCPStore
 
 from acdc_cli.training import watchdog
 from acdc_cli.training.distributed import Ranks, process_group
@@ -132,3 +134,92 @@ def test_waits_that_were_longer_before_are_allowed_after_a_signal() -> None:
         patch.setattr(os, "_exit", ended.append)
         waits._judge_wait(waits._asked + 61, waits._asked)
     assert ended == [130]
+
+
+def waiting(rank: int, size: int, **missing: watchdog._Beat) -> watchdog.Watchdog:
+    """The watchdog of a process that has waited since time 0, as do the others of which it always hears.
+
+    missing: the last of those that do not wait, by the name `rank_N`.
+    """
+    waits = watchdog.Watchdog(rank, size)
+    waits._own.waits = 1
+    others = {each: watchdog._Beat(waits=1, heard=math.inf) for each in range(size) if each != rank}
+    waits._others = others | {int(name[5:]): beat for name, beat in missing.items()}
+    return waits
+
+
+def judged(waits: watchdog.Watchdog, capsys: pytest.CaptureFixture[str], *times: float) -> list[str]:
+    """What it says at each of these times, and the exit code if it ends the process."""
+    said = []
+    for now in times:
+        waits._beaten = now
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "_exit", lambda code: said.append(str(code)))
+            waits._judge_wait(now, 0.0)
+        said.append(" ".join(capsys.readouterr().err.split()))
+    return said
+
+
+def test_the_missing_are_named_after_half_a_minute_and_then_each_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = waiting(0, 3, rank_1=watchdog._Beat(epoch=2, step=5, process="process 7 on b", heard=85))
+    named = "warning: waiting for process 1 of 3 (process 7 on b, after step 5 of epoch 2"
+    limit = "the limit is 30 minutes"
+    assert judged(waits, capsys, 29, 31, 89, 92) == [
+        "", f"{named}), for 31 s; {limit}", "", f"{named}), for 92 s; {limit}"
+    ]  # fmt: skip
+
+
+def test_one_of_those_that_wait_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = {f"rank_{rank}": watchdog._Beat(process="p", heard=31) for rank in (0, 2)}
+    first, other = waiting(1, 4, **missing), waiting(3, 4, **missing)
+    assert "waiting for process 0 of 4 (p, before its first step); 2 of 4 (p" in judged(first, capsys, 31)[0]
+    assert judged(other, capsys, 31, 1801) == ["", str(watchdog.LOST), ""]
+
+
+def test_of_many_missing_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = {f"rank_{rank}": watchdog._Beat(process=f"p{rank}", heard=10) for rank in range(1, 7)}
+    (said,) = judged(waiting(0, 8, **missing), capsys, 31)
+    assert "; 4 of 8 (p4, before its first step, silent for 21 s) and 2 others, for 31 s" in said
+
+
+def test_at_the_deadline_the_process_ends_and_says_for_whom_it_waited(capsys: pytest.CaptureFixture[str]) -> None:
+    waits = waiting(0, 2)
+    code, said = judged(waits, capsys, 1801)
+    assert code == str(watchdog.LOST)
+    assert said.startswith("error: all 2 processes are waiting for each other, for 30 minutes: this process ends")
+    # the deadline of the recipe holds once a step was taken
+    waits.reached(0, 1)
+    waits.timeout = 60
+    assert judged(waits, capsys, 59) == [""]
+    assert judged(waits, capsys, 61)[0] == str(watchdog.LOST)
+
+
+def test_without_its_launcher_a_process_stops_waiting_and_the_first_request_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watchdog, "FIRST_WORD", 0.01)
+
+    def asked_by() -> str:
+        with watchdog.Watchdog(0, 2) as waits:
+            waits._launcher = -1
+            while not waits._asked:
+                time.sleep(0.01)
+            waits._note(bytes([signal.SIGTERM]))
+        return waits._asked_by
+
+    # in a thread, which may set up no signals
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(asked_by).result(timeout=60) == "its launcher has died"
+
+
+def test_a_process_whose_store_has_ended_hears_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Store):
+        def set(self, key: str, value: str) -> None:
+            raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(watchdog, "BEAT", 0.0)
+    waits = watchdog.Watchdog(0, 2)
+    waits._store, heard = Ended(), waits._beaten  # type: ignore[assignment]
+    waits._exchange_beats()
+    assert waits._beaten == heard
+    assert waits._names_missing(heard + watchdog.SILENT) == "waiting for the process that connects all others"

@@ -30,8 +30,10 @@ def new(width: float, height: float) -> Figure:
 
 def looks() -> Iterator[dict[str, Any]]:
     """A new colour, line style and marker each time: keyword arguments of `Axes.plot`."""
-    for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False):
-        yield {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+    return (
+        {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+        for colour, line, marker in zip(cycle(COLOURS), cycle(LINES), cycle(MARKERS), strict=False)
+    )
 
 
 def log(axes: Axes, which: Literal["x", "y"], shown: Callable[[float], str] = "{:g}".format) -> None:
@@ -67,14 +69,10 @@ def png(figure: Figure) -> bytes:
 def _literal(figure: Figure) -> None:
     """Dollar signs in names begin no formula."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
 
-    texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), FixedFormatter):
-            texts += [tick.label1 for tick in axis.get_major_ticks()]
-    for text in texts:
-        text.set_parse_math(False)
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():
+            text.set_parse_math(False)
 
 
 def svg(figure: Figure) -> str:

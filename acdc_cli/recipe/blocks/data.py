@@ -47,9 +47,9 @@ class DataBlock(Block):
     def val_size(self) -> int:
         """Size of the validation samples."""
 
+    @abstractmethod
     def shown(self) -> dict[str, Any]:
         """The keys with which an exported model sees its samples."""
-        return {}
 
     def settled(self, size: int) -> dict[str, Any]:
         """The keys with which another training sees its samples as this one does at its end, at this size."""
