@@ -58,7 +58,7 @@ def test_engines_answer_as_the_export_did_and_take_turns(exported_as: ExportedAs
     # in this process, too: a process of its own that imports torch takes longest
     first = engines.ENGINES["torch"].open(exported_as("pt2").path, 1)(images)
     assert first.shape == (3, 10)
-    for other in outcome.logits.values():
+    for other in (*outcome.logits.values(), engines.ENGINES["openvino"].open(exported_as("onnx").path, 1)(images)):
         assert parity.difference(torch.from_numpy(first), torch.from_numpy(other)) <= parity.TOLERANCE
     assert len(outcome.records) == 2 * len(entries)
     for record in outcome.records.values():

@@ -200,3 +200,48 @@ def test_a_folder_is_uploaded_with_a_token_only(
     monkeypatch.setattr(timm_format.huggingface_hub, "get_token", lambda: "hf_x")
     assert acdc(*command).exit_code == 0
     assert Hub.uploads == [("someone/digits", ["README.md", "config.json", "model.safetensors"])]
+
+
+OWN = """import torch
+from torch import nn
+
+
+class test_resnet(nn.Linear):
+    def __init__(self, num_classes, width=3):
+        super().__init__(width, num_classes)
+
+    def forward(self, images):
+        return super().forward(images.mean((2, 3)))
+
+
+class undecided(test_resnet):
+    def forward(self, images):
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+class exotic(test_resnet):
+    def forward(self, images):
+        return torch.special.bessel_j0(super().forward(images))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("test_resnet", ("timm",), "timm's test_resnet has other weights than own.py:test_resnet; export another"),
+        ("test_resnet,width: 3", ("timm",), "timm's test_resnet refuses model.options {'width': 3}: "),
+        ("undecided", ("pt2",), "torch cannot trace own.py:undecided: Could not guard on data-dependent expression"),
+        ("exotic", ("onnx", "--batch", "1"), "torch cannot write own.py:exotic as ONNX: No ONNX function"),
+    ],
+)
+def test_ones_own_model_may_not_fit_a_format(
+    run: Path, in_tmp: Path, acdc: Acdc, name: str, words: tuple[str, ...], said: str
+) -> None:
+    (in_tmp / "own.py").write_text(OWN)
+    name, _, options = name.partition(",")
+    changes = (f"model.name=own.py:{name}", f"model.options={{{options}}}", "sparsity.keep_dense=[]")
+    source = save_other_model(run, in_tmp, *changes)
+    done = acdc("export", source, "--format", *words)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert sorted(path.name for path in in_tmp.iterdir()) == ["other.safetensors", "own.py"]
