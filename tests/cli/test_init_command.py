@@ -33,6 +33,17 @@ def test_init_asks_six_questions_and_takes_their_answers(in_tmp: Path) -> None:
     assert run_acdc("init", "--data", images, "--yes").stdout.endswith("images_resnet20_acdc_90.yaml\n")
 
 
+def test_init_warns_of_odd_images_and_of_an_odd_recipe(in_tmp: Path) -> None:
+    images = image_folders(in_tmp, shrink=4)
+    first = min((images / "train/0").iterdir())
+    (images / "train/1/copy.png").write_bytes(first.read_bytes())
+    result = run_acdc("init", "--data", images, "--model", "resnet8", "--sparsity", "0", "--yes")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stderr.split())
+    assert "warning: train: 1 images are copies of others" in said
+    assert "warning: sparsity.target: at 0 no weight is pruned" in said
+
+
 def test_a_model_is_trained_without_a_recipe_and_leaves_one(in_tmp: Path) -> None:
     images = image_folders(in_tmp, shrink=4)
     words = ("--set", "model.name=resnet8", "--set", "track.wandb=disabled", "--set", "data.images=40")

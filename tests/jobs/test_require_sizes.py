@@ -42,6 +42,15 @@ def test_a_size_that_does_not_fit_is_told_with_the_models_own_words() -> None:
         require_sizes(bench(Caching()), [4, 6])
 
 
+def test_an_error_that_no_size_explains_is_not_taken_for_a_misfit() -> None:
+    class Broken(Caching):
+        def forward(self, images: Tensor) -> Tensor:
+            raise KeyError("scale")
+
+    with pytest.raises(KeyError, match="scale"):
+        require_sizes(bench(Broken()), [4])
+
+
 def test_what_the_model_keeps_of_it_can_be_trained_with() -> None:
     model = Caching()
     require_sizes(bench(model), [4, 8])
