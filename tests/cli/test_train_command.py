@@ -608,6 +608,17 @@ def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before
     assert state["epoch"] == 1
 
 
+def test_an_interrupted_run_says_how_it_resumes(acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    result = acdc("train", recipe, "--out", "run")
+    assert result.exit_code == 130
+    assert "interrupted; resume from the last checkpoint with: acdc train run --resume" in flat(result.stderr)
+    assert not RunDir(Path("run")).finished
+
+
 def test_ctrl_c_while_a_command_ends_changes_neither_its_exit_code_nor_its_output() -> None:
     interrupt = "lambda: os.kill(os.getpid(), signal.SIGINT)"
     lines = ["import atexit, os, signal, sys", f"atexit.register({interrupt})", "sys.argv = ['acdc', '--version']"]
