@@ -284,6 +284,13 @@ def test_the_tables_fit_a_terminal(benched: bench_run.Benched) -> None:
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
 
 
+def test_a_gpu_has_engines_of_its_own_and_one_that_all_are_compared_with() -> None:
+    on_gpu, on_cpu = (Setup(device=torch.device(name)).checked() for name in ("cuda", "cpu"))
+    assert on_gpu.engines == ("torch", "compiled", "bf16", "bf16-compiled", "2:4")
+    assert on_cpu.engines == ("torch", "ort", "mnn", "openvino")
+    assert (on_gpu.base, on_cpu.base) == ("torch", "ort")
+
+
 def test_none_of_the_pareto_front_is_beaten() -> None:
     rows = [
         {"latency_ms": latency, "accuracy": top1}
