@@ -39,7 +39,7 @@ def declared() -> Declared:
         packages = [Requirement(line) for line in metadata.requires("acdc-cli") or ()]
         return Declared(package["Version"], package["Requires-Python"], packages)
     except metadata.PackageNotFoundError:
-        return _of_checkout(Path(__file__).parents[3] / "pyproject.toml")
+        return _of_checkout(Path(__file__).parents[2] / "pyproject.toml")
 
 
 def _of_checkout(file: Path) -> Declared:

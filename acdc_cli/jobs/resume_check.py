@@ -164,19 +164,19 @@ def _run_to_end(command: list[str], out: Path) -> float:
 @contextmanager
 def _started(command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
     # a session of its own, so that signals reach its child processes too and Ctrl-C does not
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--out", str(out), "--resume", "auto"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -150,8 +150,6 @@ class _Agent(LocalElasticAgent):
     def _forward(self, number: int, _: FrameType | None) -> None:
         self.asked_to_stop = True
         for pid in self._pids:
-            try:
+            # it may have ended already
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                # it has already ended
-                continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from acdc_cli.analysis.base import analyses, plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.analysis.base.plotting import png
 from acdc_cli.analysis.base.workspace import UNSAVED, Workspace
-from acdc_cli.jobs.analysis_run import _rests_on
+from acdc_cli.jobs.analysis_run import _rests_on, _stem
 from acdc_cli.jobs.subjects import Asked, open_subjects
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.base import Block
@@ -175,6 +176,14 @@ def test_analyses_are_listed_with_what_they_are(acdc: Acdc) -> None:
     assert "shaded" in listed
 
 
+def test_the_options_of_an_analysis_are_listed_with_defaults(acdc: Acdc) -> None:
+    shown = acdc("analyze", "calibration")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.split()[:3] == ["key", "default", "meaning"]
+    assert [line.split()[:2] for line in shown.stdout.splitlines() if line.startswith("bins")] == [["bins", "15"]]
+    assert "acdc analyze calibration RUN… [--set KEY=VALUE]…" in shown.stderr
+
+
 def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
     found = acdc("analyze", "compare", trained, other, "--which", "dense", "--out", "found", "--json")
     assert found.exit_code == 0, found.output
@@ -250,16 +259,35 @@ def test_what_is_no_option_is_refused(acdc: Acdc, trained: Path) -> None:
         assert said in " ".join(found.stderr.split())
 
 
+def test_many_models_share_a_name_of_bounded_length_that_depends_on_each(trained: Path, tmp_path: Path) -> None:
+    for number in range(13):
+        (tmp_path / f"small-{number:02d}").symlink_to(trained)
+    subjects = open_subjects(sorted(tmp_path.iterdir()))
+    one, other = (_stem("curves", part, of_first=False) for part in (subjects[:12], subjects[1:]))
+    assert re.fullmatch("curves-12-models-[0-9a-f]{8}", one)
+    assert re.fullmatch("curves-12-models-[0-9a-f]{8}", other)
+    assert one != other
+    assert _stem("curves", subjects[:2], of_first=False) == "curves-small-00-small-01"
+
+
+def test_a_model_is_not_analysed_together_with_itself(acdc: Acdc, trained: Path) -> None:
+    found = acdc("analyze", "compare", trained, trained)
+    assert found.exit_code == 2
+    assert f"{trained} is named twice; an analysis compares different models" in " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize("begun", [True, False])
 def test_who_breaks_off_is_told_how_to_go_on(
-    acdc: Acdc, trained: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    acdc: Acdc, trained: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     from acdc_cli.analysis import calibration
 
     def broken_off(model: object, images: object, bins: int, workspace: Workspace, *rest: object) -> None:
-        workspace.keep("pass", {"sum": torch.ones(1)})
+        if begun:
+            workspace.keep("pass", {"sum": torch.ones(1)})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(calibration, "calibrate", broken_off)
     found = acdc("analyze", "calibration", trained, "--out", "found")
     assert found.exit_code == 130
-    assert "the same command resumes it" in " ".join(found.stderr.split())
+    assert ("the same command resumes it" in " ".join(found.stderr.split())) is begun

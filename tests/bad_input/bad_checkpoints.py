@@ -331,6 +331,13 @@ CHECKPOINTS = [
         "photos is not a run directory: …",
     ),
     Case(
+        "run without a dense model to start from",
+        removed("run/dense.safetensors"),
+        "train small.yaml --set sparsity.from_checkpoint=run --out new",
+        "sparsity.from_checkpoint: run has no dense model: no dense phase has ended, or its method has none; name "
+        "another run or a file",
+    ),
+    Case(
         "two models to start from",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=run --set model.weights=c.pt",

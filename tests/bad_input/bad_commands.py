@@ -133,6 +133,12 @@ PLACES = [
         "run was started with another recipe (optim.lr: 0.05 there, 1.0 here); use --out for a new run",
     ),
     Case(
+        "run to resume on images that are nowhere",
+        removed("run/summary.json"),
+        "train run --resume --data nowhere",
+        "the data set folder has no train and val: HOME/nowhere has …",
+    ),
+    Case(
         "run of other images to resume",
         removed("run/summary.json", "photos/train/cat/00.png"),
         "train run --resume",
@@ -192,6 +198,24 @@ ARGUMENTS = [
         nothing,
         "eval --checkpoint run --split test",
         "the data set … has no test: …",
+    ),
+    Case(
+        "pruning by no method",
+        nothing,
+        "prune run --target 0.5 --out new",
+        "name --method (…), --target (0.9 or 0.8,0.9) and --out (a folder)",
+    ),
+    Case(
+        "pruning of nothing",
+        nothing,
+        "prune nowhere --method oneshot --target 0.5 --out new",
+        "nowhere does not exist; give a run directory or a checkpoint file",
+    ),
+    Case(
+        "transfer of a study that is none",
+        nothing,
+        "transfer --study nowhere --to photos",
+        "no study nowhere: …",
     ),
     Case("empty batch", nothing, "eval --checkpoint run --batch-size 0", "Invalid value for '--batch-size': …"),
     Case(

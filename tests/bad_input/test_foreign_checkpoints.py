@@ -12,6 +12,10 @@ import torch
 from command import Acdc
 from torch import Tensor
 
+from acdc_cli.models import build
+from acdc_cli.recipe import code
+from acdc_cli.recipe.blocks.model import ModelBlock
+
 Weights = dict[str, Tensor]
 SMALL = [word for key in ("val_resize=28", "val_crop=28", "workers=0") for word in ("--set", f"data.{key}")]
 
@@ -60,3 +64,37 @@ def test_a_wrapped_checkpoint_is_judged_like_the_plain_one(
     for name in wrappings:
         torch.save(WRAPPINGS[name](model.state_dict()), "c.pt")
         assert judged(acdc, f"{source}:resnet18") == plain, name
+
+
+def test_options_that_the_names_of_tensors_ask_for_are_said(acdc: Acdc, home: Path) -> None:
+    torch.save(build.find("resnet8")(num_classes=2, shortcut="conv").state_dict(), "c.pt")
+    result = acdc("eval", "--checkpoint", "c.pt", "--model", "resnet8", "--data", "photos", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "built with {'shortcut': 'conv'}, which the file's tensor names require" in " ".join(result.stderr.split())
+
+
+OWN = """from torch import nn
+
+
+class net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Conv2d(3, 8, 28), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, num_classes))
+
+    def forward(self, images):
+        assert images.sum().item() < 1e9
+        return super().forward(images)
+"""
+
+
+def test_a_model_whose_operations_cannot_be_counted_is_judged_and_pruned(acdc: Acdc, home: Path) -> None:
+    Path("own.py").write_text(OWN)
+    torch.save(build.build(ModelBlock(**code.named("own.py:net")), 2).state_dict(), "c.pt")
+    found = judged(acdc, "own.py:net")
+    assert (found["params"], found["flops"]) == (3 * 8 * 28 * 28 + 8 + 72 + 18, None)
+    asked = ("--method", "oneshot", "--target", "0.5", "--model", "own.py:net", "--data", "photos", "--out", "pruned")
+    result = acdc("prune", "c.pt", *asked, *SMALL, "--set", "data.batch_size=8", "--json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["results"]["targets"]
+    assert (row["flops"], row["sparsity"]) == (None, 0.5)
+    assert "cost" not in json.loads(Path("pruned/summary.json").read_text())
+    assert "FLOPs will not be counted" in " ".join(result.stderr.split())

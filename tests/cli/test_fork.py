@@ -130,6 +130,16 @@ def test_what_cannot_be_forked_is_refused_and_leaves_no_run(
     assert [run.name for run in Path("runs").iterdir()] == ["small-0"]
 
 
+def test_a_fork_has_the_images_of_its_source(acdc: Acdc, source: Path, digits: Path) -> None:
+    Path("swapped").mkdir()
+    for ours, theirs in (("train", "val"), ("val", "train")):
+        for suffix in (".beton", ".beton.json"):
+            shutil.copy(digits / f"{ours}{suffix}", f"swapped/{theirs}{suffix}")
+    result = acdc("train", "--fork", f"{source}@5", "--set", "data.path=swapped")
+    assert result.exit_code == 2
+    assert f"the images are not those that {source} was trained on; set data.path to those" in result.stderr
+
+
 def test_a_recipe_or_a_run_to_fork_is_needed(acdc: Acdc) -> None:
     result = acdc("train")
     assert result.exit_code == 2

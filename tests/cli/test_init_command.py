@@ -17,16 +17,20 @@ from acdc_cli.runs.run_dir import open_run
 WORDS = ("--method", "acdc", "--target", "0.8", "--epochs", "4")
 
 
-def test_init_asks_six_questions_and_takes_their_answers(in_tmp: Path) -> None:
+def test_init_asks_six_questions_takes_their_answers_and_warns_of_what_is_odd(in_tmp: Path) -> None:
     from acdc_cli.cli.app import app
 
     images = image_folders(in_tmp, shrink=6)
-    answers = f"{images}\nresnet8\ngmp\n0.8\n12\ncpu\n"
+    (images / "train/1/copy.png").write_bytes(min((images / "train/0").iterdir()).read_bytes())
+    answers = f"{images}\nresnet8\ngmp\n0\n12\ncpu\n"
     asked = CliRunner().invoke(app, ["init", "--out", "my.yaml"], input=answers)
     assert asked.exit_code == 0, asked.output
     assert asked.stdout.endswith("my.yaml\n")
     recipe = load("my.yaml")
     assert (recipe.model.name, recipe.sparsity.method, recipe.epochs, recipe.device) == ("resnet8", "gmp", 12, "cpu")
+    said = " ".join(asked.stderr.split())
+    assert "warning: train: 1 images are copies of others" in said
+    assert "warning: sparsity.target: at 0 no weight is pruned" in said
     silent = run_acdc("init", "--data", images, "--out", "other.yaml")
     assert silent.exit_code == 2
     assert "--yes" in silent.stderr

@@ -159,6 +159,11 @@ def test_an_unfinished_run_resumes_with_its_copy(run: Path, fresh: Fresh, monkey
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_code_that_has_not_changed_is_not_mentioned(run: Path, fresh: Fresh) -> None:
+    result = fresh("train", "recipe.yaml", "--resume")
+    assert result.stderr == f"error: {run} is finished: there is nothing to resume\n"
+
+
 def test_a_copy_that_was_edited_is_refused(run: Path, fresh: Fresh) -> None:
     (run / "model/blocks.py").write_text(BLOCKS + "# edited\n")
     result = fresh("eval", "--checkpoint", run)

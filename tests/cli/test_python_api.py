@@ -25,7 +25,7 @@ EPOCHS = 16
 class Loop:
     """A linear network on random numbers, trained as a stranger would train it."""
 
-    def __init__(self, recipe: str = "demo", *overrides: str, losses: bool = True) -> None:
+    def __init__(self, recipe: str = "demo", *overrides: str, losses: bool = True, shaped: bool = True) -> None:
         torch.manual_seed(0)
         self.inputs, self.labels = torch.randn(STEPS, 16, 8), torch.randint(4, (STEPS, 16))
         widths = [(8, 12), (12, 20), (20, 12), (12, 4)]
@@ -33,7 +33,7 @@ class Loop:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
         loaded = api.load_recipe(recipe, overrides)
         self.sparse = api.SparseTraining(
-            self.model, self.optimizer, loaded, STEPS, self._losses if losses else None, input_shape=(8,)
+            self.model, self.optimizer, loaded, STEPS, self._losses if losses else None, (8,) if shaped else None
         )
 
     def _losses(self, batch_size: int) -> Iterator[Tensor]:
@@ -169,6 +169,21 @@ def test_a_resumed_loop_ends_as_one_that_was_never_interrupted() -> None:
     assert all(map(torch.equal, resumed.weights(), whole.weights()))
 
 
+def test_a_loop_resumed_within_an_epoch_does_not_begin_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, resumed, started = Loop(), Loop(), []
+    epochs = begun.sparse.epochs()
+    next(epochs)
+    begun.sparse.step()
+    resumed.sparse.load_state_dict(begun.sparse.state_dict())
+    monkeypatch.setattr(resumed.sparse.sparsifier, "on_epoch_start", lambda moment: started.append(moment.epoch))
+    epochs = resumed.sparse.epochs()
+    assert next(epochs) == 0
+    for _ in range(STEPS - 1):
+        resumed.sparse.step()
+    assert next(epochs) == 1
+    assert started == [1]
+
+
 def test_an_epoch_with_another_number_of_steps_is_refused() -> None:
     loop = Loop()
     epochs = loop.sparse.epochs()
@@ -182,3 +197,8 @@ def test_a_method_that_probes_gradients_names_the_argument_it_lacks() -> None:
     loop = Loop("demo_woodfisher", losses=False)
     with pytest.raises(api.AcdcError, match="woodfisher needs SparseTraining"):
         loop.run()
+
+
+def test_a_method_that_probes_a_blank_example_names_the_argument_it_lacks() -> None:
+    with pytest.raises(api.AcdcError, match=r"synflow needs SparseTraining\(input_shape=…\)"):
+        Loop("demo_synflow", shaped=False).run()

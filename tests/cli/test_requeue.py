@@ -15,6 +15,7 @@ from command import Acdc
 from torch import Tensor
 
 from acdc_cli.errors import RESUME_ME
+from acdc_cli.jobs.requeueing import requeue
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training.trainer import Trainer
 
@@ -45,6 +46,12 @@ def signalled(patch: pytest.MonkeyPatch, number: signal.Signals) -> None:
         return losses
 
     patch.setattr(Trainer, "_take_step", interrupted)
+
+
+def test_outside_a_job_nothing_is_requeued(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    requeue()
+    assert not scontrol.exists()
 
 
 @pytest.mark.parametrize(

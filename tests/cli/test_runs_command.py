@@ -29,6 +29,7 @@ def test_runs_lists_shows_and_removes(finished: Finished, acdc: Acdc) -> None:
     shown = acdc("runs", "show", "runs/small-0").stdout
     assert "resnet8 on folder, acdc to 0.9, seed 0" in shown
     assert "sparse.safetensors" in shown
+    assert json.loads(acdc("runs", "show", "runs/small-0", "--json").stdout) == only
     compared = json.loads(acdc("runs", "compare", "runs/small-0", "runs/twice", "--json").stdout)
     assert "runs/twice" in json.dumps(compared)
 

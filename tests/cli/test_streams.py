@@ -6,10 +6,15 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from command import run_acdc
 
+from acdc_cli import streams
+from acdc_cli.cli import app
+from acdc_cli.jobs import model_list
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.streams import OutputError, Stream
 
@@ -95,3 +100,53 @@ def test_a_closed_stream_has_nothing_to_flush_and_loses_what_is_written_once() -
         stream.write("data")
     stream.flush()
     assert stream.write("more") == 4
+
+
+def test_an_end_of_a_file_is_our_error_and_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(word: str | None) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(model_list, "matching", ended)
+    done = run_acdc("models")
+    assert done.exit_code == 1
+    assert str(done.exception) == "unexpected end of a stream"
+    assert "Aborted" not in done.output
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 2), (75, 75)])
+def test_what_the_last_flush_loses_is_an_error_unless_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, expected: int
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(app.os, "_exit", ends.append)
+    monkeypatch.setattr(app.atexit, "_run_exitfuncs", lambda: None)
+    monkeypatch.setattr(app.signal, "signal", lambda number, handler: None)
+    with open("/dev/full", "w") as full:
+        full.write("data")
+        monkeypatch.setattr(app.sys, "stdout", streams.Stream("stdout", full))
+        app._leave(code)
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+    assert ends == [expected]
+    assert capsys.readouterr().err.startswith("error: stdout cannot be written: No space left on device")
+
+
+def test_a_command_ends_by_itself_while_a_thread_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To end the process at once would cut the thread off."""
+    monkeypatch.setattr(app.sys, "argv", ["acdc", "--version"])
+    monkeypatch.setattr(app, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(app, "_leave", lambda code: pytest.fail("the thread was cut off"))
+    monkeypatch.setattr(app.gc, "set_threshold", lambda count: None)
+    monkeypatch.setattr(app.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(streams, "secure", lambda: None)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+    finally:
+        done.set()
+        thread.join()
+    assert ended.value.code == 0

@@ -18,6 +18,7 @@ import torch
 from command import DENSE, Acdc, Finished
 from safetensors.torch import load_file, save_file
 
+from acdc_cli.jobs.training_run import _check_continuity
 from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.training import checkpoint
@@ -79,7 +80,9 @@ def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, finished: Finished
     missing = acdc("eval", "--checkpoint", "runs/small-0", "--which", "sparse-ema")
     assert missing.exit_code == 2
     assert "has no sparse-ema model; it has --which sparse" in flat(missing.stderr)
-    by_file = acdc("eval", "--checkpoint", "runs/small-0/sparse.safetensors", "--batch-size", "7", "--json")
+    by_file = acdc(
+        "eval", "--checkpoint", "runs/small-0/sparse.safetensors", "--batch-size", "7", "--loader", "torch", "--json"
+    )
     by_state = acdc("eval", "--checkpoint", "runs/small-0/checkpoints/last.pt", "--json")
     by_run = acdc("eval", "--checkpoint", "runs/small-0", "--json")
     numbers = [json.loads(result.stdout) for result in (by_run, by_state, by_file)]
@@ -377,6 +380,20 @@ def test_a_run_does_not_go_on_with_other_images(acdc: Acdc, finished: Finished, 
     assert acdc("train", "run", "--resume", "--set", moved, "--set", "optim.lr_batch=50").exit_code == 0
 
 
+def test_a_run_that_resumes_on_another_machine_is_warned_of_what_differs(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished("run")
+    run = RunDir(Path("run"))
+    now = run.last_start() | {"processes": 2, "precision": "bf16"}
+    now["data"] = now["data"] | {"loader": "ffcv"}
+    _check_continuity(run, now)
+    said = flat(capsys.readouterr().err)
+    for what in ("precision fp32 and resumes with bf16", "processes 1 and resumes with 2", "loader torch and resumes"):
+        assert f"warning: the run began with {what}" in said
+    assert said.count("warning: ") == 3
+
+
 def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(acdc: Acdc, in_tmp: Path) -> None:
     result = acdc("train", "recipes/resnet50_95.yaml")
     assert result.exit_code == 2
@@ -589,6 +606,17 @@ def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before
     state = checkpoint.load_state(Path("run/checkpoints"))
     assert state is not None
     assert state["epoch"] == 1
+
+
+def test_an_interrupted_run_says_how_it_resumes(acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    result = acdc("train", recipe, "--out", "run")
+    assert result.exit_code == 130
+    assert "interrupted; resume from the last checkpoint with: acdc train run --resume" in flat(result.stderr)
+    assert not RunDir(Path("run")).finished
 
 
 def test_ctrl_c_while_a_command_ends_changes_neither_its_exit_code_nor_its_output() -> None:

@@ -71,6 +71,25 @@ def test_the_error_says_where_it_looked(acdc: Acdc, home: Path) -> None:
     assert "more. Name the folder with --data" in said
 
 
+def test_a_list_that_cannot_be_read_is_said(acdc: Acdc, home: Path) -> None:
+    (home / "config").write_bytes(b"\xff\xfe")
+    refused = acdc("eval", "--checkpoint", home / "runs/small-0")
+    assert refused.exit_code == 2
+    said = " ".join(refused.stderr.split())
+    assert f"{home}/config cannot be read (" in said
+    assert "it lists folders, one a line" in said
+
+
+def test_a_file_of_a_run_with_a_damaged_recipe_takes_its_data_where_they_are_said_to_be(
+    acdc: Acdc, home: Path, digits: Path
+) -> None:
+    RunDir(home / "runs/small-0").resolved.write_text("{")
+    file = home / "runs/small-0/sparse.safetensors"
+    done = acdc("eval", "--checkpoint", file, "--data", digits, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["top1"] == expected(home)
+
+
 def test_an_unfinished_run_resumes_elsewhere(acdc: Acdc, home: Path, digits: Path) -> None:
     shutil.copytree(digits, home / "data/digits")
     run = RunDir(home / "runs/small-0")

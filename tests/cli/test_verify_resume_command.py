@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -101,17 +103,60 @@ def test_the_same_means_to_the_bit(one: float, other: float, same: bool) -> None
     assert (_of_values(torch.tensor(one), torch.tensor(other), "it") == "") is same
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (torch.zeros(2), torch.zeros(1, 2), "it has another shape or type"),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64), "it has another shape or type"),
+        ({"a": [1, (2, 3)]}, {"a": [1, (2, 3, 4)]}, "it.a[1] has another length"),
+        ({"a": [1, (2, 3)]}, {"a": [1, (2, 4)]}, "it.a[1][1]: 3 and 4"),
+    ],
+)
+def test_a_difference_within_a_state_is_named_by_its_place(one: object, other: object, said: str) -> None:
+    assert _of_values(one, other, "it") == said
+
+
+def stand_in(folder: Path, patch: pytest.MonkeyPatch, script: str) -> None:
+    """For Python: to import torch takes seconds."""
+    program = folder / "stand-in"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    patch.setattr(job.sys, "executable", str(program))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo error: no digits >&2; exit 2", "the run ended with exit code 2: error: no digits"),
+        (
+            'case "$*" in */disturbed*) echo error: no room >&2; exit 1 ;; esac',
+            "the run ended by itself, with exit code 1: error: no room",
+        ),
+    ],
+)
 def test_a_run_that_cannot_be_trained_says_why(
-    acdc: Acdc, recipe: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    acdc: Acdc, recipe: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
-    """Of a stand-in for Python: to import torch takes seconds."""
-    broken = in_tmp / "broken"
-    broken.write_text("#!/bin/sh\necho error: no digits >&2; exit 2\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(job.sys, "executable", str(broken))
+    stand_in(in_tmp, monkeypatch, script)
     result = acdc("verify-resume", recipe)
     assert result.exit_code == 2
-    assert "ended with exit code 2: error: no digits" in " ".join(result.stderr.split())
+    assert said in " ".join(result.stderr.split())
+
+
+def test_a_run_that_ends_before_it_could_be_killed_is_not_trained_again(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(in_tmp, monkeypatch, "echo run >>runs; exit 0")
+    assert job._disturbed([job.sys.executable], in_tmp / "out", 3, 100, 0, random.Random(0)) == []
+    assert "the run finished after 0 kills" in capsys.readouterr().err
+    assert Path("runs").read_text() == "run\n"
+
+
+def test_no_process_outlives_an_interrupted_check(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(in_tmp, monkeypatch, "exec sleep 100")
+    with pytest.raises(KeyboardInterrupt), job._started([job.sys.executable], in_tmp / "out") as process:
+        raise KeyboardInterrupt
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -124,7 +169,7 @@ def test_a_run_that_cannot_be_trained_says_why(
     ],
 )
 def test_a_difference_fails_unless_the_device_alone_explains_it(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], device: str, again: str, fails: bool
+    acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], device: str, again: str, fails: bool
 ) -> None:
     """Runs are made up here: on a device that is not exact, which no CPU is."""
     found = {"disturbed": {"sparse.safetensors": "it.fc.weight by up to 1e-07"}, "again": {}}
@@ -140,4 +185,12 @@ def test_a_difference_fails_unless_the_device_alone_explains_it(
         ):
             job.verify_resume(str(recipe), settings)
     else:
-        assert job.verify_resume(str(recipe), settings).by_itself == found["again"]
+        done = acdc("verify-resume", recipe)
+        assert done.exit_code == 0, done.output
+        said = " ".join(done.stdout.split())
+        assert "sparse.safetensors it.fc.weight by up to 1e-07 it.fc.weight by up to 2e-07" in said
+        assert said.endswith("repeat it with --set deterministic=true")
+        found["disturbed"] = {}
+        assert acdc("verify-resume", recipe).stdout.endswith(
+            "identical to the bit: weights, masks, optimiser, records\n"
+        )

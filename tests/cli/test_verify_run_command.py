@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import Acdc, Finished
 
+from acdc_cli.jobs.run_check import verify_run
 from acdc_cli.models.tensors import load_tensors, save_tensors
 from acdc_cli.training import checkpoint
 
@@ -146,6 +147,20 @@ def test_what_was_changed_is_named(
     wrong = [check for check in json.loads(result.stdout) if check["status"] == "error"]
     assert {check["name"] for check in wrong} == failing
     assert any(said in problem for check in wrong for problem in check["problems"])
+
+
+def test_all_that_is_wrong_is_listed_at_once(finished: Finished) -> None:
+    finished("run")
+    edit_records(lambda records: [records[3].update(train_flops=1), records[1].update(train_loss=None)])
+    for file in ("last.pt", "previous.pt"):
+        (RUN / "checkpoints" / file).unlink()
+    last = max((RUN / "masks").iterdir())
+    last.with_name("epoch-0007-sparse.safetensors").write_bytes(last.read_bytes())
+    assert {check.name: check.problems for check in verify_run(RUN) if check.problems} == {
+        "records": ["train_flops decreases", "no finite training loss in epoch 1"],
+        "checkpoints": ["there is none"],
+        "masks": ["epoch-0007-sparse.safetensors has no record"],
+    }
 
 
 def test_the_table_has_what_is_wrong_below_its_check(acdc: Acdc, finished: Finished) -> None:

@@ -75,6 +75,8 @@ def test_unusual_files_are_counted_by_kind_and_named(tmp_path: Path) -> None:
     said = list(remarks(facts))
     assert said[0].startswith("train: 3 images cannot be read")
     assert any(each.startswith("train: 1 images are CMYK") and "cmyk.jpg" in each for each in said)
+    shown = " ".join(run_acdc("data", "describe", tmp_path, "--workers", "0").stderr.split())
+    assert all(f"warning: {' '.join(each.split())}" in shown for each in said)
 
 
 def test_a_png_of_16_bits_a_channel_is_named_although_pillow_reads_it_as_8(tmp_path: Path) -> None:

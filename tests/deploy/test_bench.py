@@ -6,8 +6,13 @@ import csv
 import importlib.util
 import json
 import multiprocessing
+import shutil
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,8 @@ from command import Acdc
 from torch import nn
 
 from acdc_cli.deploy import contest, engines, parity, random_zeros
-from acdc_cli.deploy.contest import Contestant, Record, Turn
+from acdc_cli.deploy.contest import Contestant, Outcome, Record, Turn
+from acdc_cli.deploy.engines import Engine
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import bench_run
 from acdc_cli.jobs.bench_run import Setup, bench_random, bench_runs
@@ -52,7 +58,7 @@ def test_engines_answer_as_the_export_did_and_take_turns(exported_as: ExportedAs
     # in this process, too: a process of its own that imports torch takes longest
     first = engines.ENGINES["torch"].open(exported_as("pt2").path, 1)(images)
     assert first.shape == (3, 10)
-    for other in outcome.logits.values():
+    for other in (*outcome.logits.values(), engines.ENGINES["openvino"].open(exported_as("onnx").path, 1)(images)):
         assert parity.difference(torch.from_numpy(first), torch.from_numpy(other)) <= parity.TOLERANCE
     assert len(outcome.records) == 2 * len(entries)
     for record in outcome.records.values():
@@ -79,6 +85,71 @@ def test_a_process_that_ends_is_an_error_and_not_a_wait(exported_as: ExportedAs)
         process.kill()
         with pytest.raises(ModelError, match="the process of ort ended with code -9"):
             ask("logits")
+
+
+def test_an_engine_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "_START_SECONDS", 0)
+    entry = Contestant("sparse", "ort", tmp_path / "model.onnx")
+    with (
+        contest._process(entry, np.zeros((1, 3, 8, 8)), 1) as ask,
+        pytest.raises(ModelError, match=r"ort took more than 0 s over model\.onnx"),
+    ):
+        ask("logits")
+
+
+def answers(open: Callable[[Path, int], engines.Runner], *requests: tuple[Any, ...]) -> list[Any]:
+    """What the main loop of an engine's process, run in this process, answers over a real pipe about six images."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def asked() -> list[Any]:
+        got = []
+        with ours:
+            for request in requests:
+                ours.send(request)
+                got.append(ours.recv())
+        return got
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+            patch.setitem(engines.ENGINES, "new", Engine("packed", "numpy", "numpy", open))
+            got = pool.submit(asked)
+            with theirs:
+                contest._serve(theirs, "new", Path("model"), 2, np.arange(12.0).reshape(6, 2))
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            return got.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_answers_until_its_pipe_is_closed() -> None:
+    seen = []
+
+    def open(path: Path, threads: int) -> engines.Runner:
+        assert (path, threads) == (Path("model"), 2)
+
+        def run(images: engines.Array) -> engines.Array:
+            seen.append(len(images))
+            if len(images) == 5:
+                raise MemoryError("too large\nby far")
+            return 2 * images
+
+        return run
+
+    logits, peak, error, turn = answers(open, ("logits",), ("warm_up", 3), ("warm_up", 5), ("turn", 4, 1e-9))
+    assert logits.tolist() == [[4 * at, 4 * at + 2] for at in range(6)]
+    assert peak > 2**24
+    assert error == "too large"
+    assert seen == [1, 1, 1, 1, 1, 1, 3, 3, 5, 4]
+    assert len(turn.walls) == 1
+    assert turn.walls[0] > 0 <= turn.cpu
+
+
+def test_a_process_that_cannot_open_its_file_says_why_and_ends() -> None:
+    def open(path: Path, threads: int) -> engines.Runner:
+        raise ValueError
+
+    assert answers(open, ("logits",)) == ["ValueError"]
 
 
 def small_network() -> nn.Module:
@@ -213,6 +284,13 @@ def test_the_tables_fit_a_terminal(benched: bench_run.Benched) -> None:
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
 
 
+def test_a_gpu_has_engines_of_its_own_and_one_that_all_are_compared_with() -> None:
+    on_gpu, on_cpu = (Setup(device=torch.device(name)).checked() for name in ("cuda", "cpu"))
+    assert on_gpu.engines == ("torch", "compiled", "bf16", "bf16-compiled", "2:4")
+    assert on_cpu.engines == ("torch", "ort", "mnn", "openvino")
+    assert (on_gpu.base, on_cpu.base) == ("torch", "ort")
+
+
 def test_none_of_the_pareto_front_is_beaten() -> None:
     rows = [
         {"latency_ms": latency, "accuracy": top1}
@@ -223,6 +301,60 @@ def test_none_of_the_pareto_front_is_beaten() -> None:
         (2.0, 0.7),
         (4.0, 0.9),
     ]
+
+
+@pytest.fixture
+def on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine runs: the dense model takes 8 ms on `ort`, the sparse one 4 and the shrunk one 2, on 100 MB."""
+    walls = {"dense": 0.008, "sparse": 0.004, "shrunk": 0.002}
+
+    def run(contestants: list[Contestant], images: np.ndarray, batches: tuple[int, ...], *_: object) -> Outcome:
+        classes = 1000 if images.shape[-1] == 16 else 10
+
+        def record(variant: str) -> Record:
+            return Record(10**8, [Turn((walls[variant],), walls[variant])])
+
+        records = {(each, batch): record(each.variant) for each in contestants for batch in batches}
+        logits = np.zeros((16, classes), np.float32)
+        return Outcome(dict.fromkeys(contestants, logits), records)
+
+    monkeypatch.setattr(contest, "run", run)
+    monkeypatch.setitem(engines.ENGINES, "ort", replace(engines.ENGINES["ort"], format="packed"))
+
+
+@pytest.mark.usefixtures("on_paper")
+def test_the_times_of_random_weights_are_shown_and_written(acdc: Acdc, in_tmp: Path) -> None:
+    words = ["--random", "0.95", "--model", "tiny", "--zero-filters", "0.5", "--input-size", "16", "--engines", "ort"]
+    done = acdc("bench", *words, "--out", "times")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line for line in lines if "ort" in line] == [
+        ["dense", "ort", "8.00", "8.00", "125", lines[2][5], "100", "1.00", "1.00", "1e+00"],
+        ["sparse", "ort", "4.00", "4.00", "250", lines[3][5], "100", "2.00", "2.00", "1e+00"],
+        ["shrunk", "ort", "2.00", "2.00", "500", lines[4][5], "100", "4.00", "4.00", "1e+00"],
+    ]
+    # no figure: its accuracy is unknown
+    assert done.stdout.split()[-2:] == ["times/bench.json", "times/bench.csv"]
+
+
+@pytest.mark.usefixtures("on_paper")
+def test_runs_of_one_name_are_told_apart_by_their_folders(tiny_run: Path, tmp_path: Path, acdc: Acdc) -> None:
+    """The second has a dense model of its own, whose accuracy it knows."""
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    shutil.copy(other / "sparse.safetensors", other / "dense.safetensors")
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps({**summary, "dense": {**summary["sparse"], "top1": 0.625}}))
+    done = acdc("bench", tiny_run, other, "--engines", "ort", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["results"]["rows"]
+    assert json.loads((other / "bench.json").read_text())["results"]["rows"] == rows[2:]
+    top1 = summary["sparse"]["top1"]
+    assert [(row["model"], row["variant"], row["accuracy"]) for row in rows] == [
+        (str(tiny_run), "dense", None), (str(tiny_run), "sparse", top1),
+        (str(other), "dense", 0.625), (str(other), "sparse", top1),
+    ]  # fmt: skip
+    # the names stand beside the points of the Pareto front
+    assert str(tiny_run) in (tmp_path / "out" / "bench.svg").read_text()
 
 
 @pytest.mark.slow
@@ -250,11 +382,15 @@ def test_shapes_alone_are_timed_for_planning(acdc: Acdc, tmp_path: Path) -> None
             "--batch takes whole numbers from 1, separated by commas: --batch 1,16; not '1,0'",
         ),
         (["runs/x", "--threads", ""], "--threads takes whole numbers from 1"),
+        (["runs/x", "--device", "cuda"], "--device cuda: torch finds no CUDA device; leave --device out"),
         (["runs/x", "--engines", "onnx"], "there is no engine onnx, only torch, ort, mnn, openvino"),
         (["runs/none"], "runs/none does not exist"),
     ],
 )
-def test_what_cannot_be_timed_is_one_line(words: list[str], message: str, acdc: Acdc) -> None:
+def test_what_cannot_be_timed_is_one_line(
+    words: list[str], message: str, acdc: Acdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = acdc("bench", *words)
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())

@@ -200,3 +200,61 @@ def test_a_folder_is_uploaded_with_a_token_only(
     monkeypatch.setattr(timm_format.huggingface_hub, "get_token", lambda: "hf_x")
     assert acdc(*command).exit_code == 0
     assert Hub.uploads == [("someone/digits", ["README.md", "config.json", "model.safetensors"])]
+
+
+OWN = """from torch import nn
+
+
+class test_resnet(nn.Linear):
+    def __init__(self, num_classes, width=3):
+        super().__init__(width, num_classes)
+
+    def forward(self, images):
+        return super().forward(images.mean((2, 3)))
+
+
+class undecided(test_resnet):
+    def forward(self, images):
+        return super().forward(images if images.sum() > 0 else -images)
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "said"),
+    [
+        ("test_resnet", "timm", "timm's test_resnet has other weights than own.py:test_resnet; export another"),
+        ("test_resnet,width: 3", "timm", "timm's test_resnet refuses model.options {'width': 3}: "),
+        ("undecided", "pt2", "torch cannot trace own.py:undecided: Could not guard on data-dependent expression"),
+    ],
+)
+def test_ones_own_model_may_not_fit_a_format(
+    run: Path, in_tmp: Path, acdc: Acdc, name: str, form: str, said: str
+) -> None:
+    (in_tmp / "own.py").write_text(OWN)
+    name, _, options = name.partition(",")
+    changes = (f"model.name=own.py:{name}", f"model.options={{{options}}}", "sparsity.keep_dense=[]")
+    source = save_other_model(run, in_tmp, *changes)
+    done = acdc("export", source, "--format", form)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert sorted(path.name for path in in_tmp.iterdir()) == ["other.safetensors", "own.py"]
+
+
+def test_what_onnx_cannot_hold_is_named_by_the_first_cause(
+    run: Path, acdc: Acdc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own last error only says which step of the export failed."""
+
+    def fails(*arguments: object, **options: object) -> None:
+        try:
+            raise LookupError("No ONNX function for aten.special_bessel_j0\nmore")
+        except LookupError as cause:
+            raise RuntimeError("Failed to convert the program. This is step 3/3") from cause
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    done = acdc("export", run, "--format", "onnx", "--batch", "1", "--out", tmp_path / "model.onnx")
+    assert done.exit_code == 2
+    assert "torch cannot write timm:test_resnet as ONNX: " in done.stderr
+    assert "No ONNX function for aten.special_bessel_j0" in done.stderr
+    assert "step 3/3" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def test_a_file_of_others_is_refused(name: str, tmp_path: Path, acdc: Acdc) -> N
     done = acdc("eval", "--checkpoint", tmp_path / f"other.{name}")
     assert done.exit_code == 2
     assert "is damaged, or was not written by acdc export" in " ".join(done.stderr.split())
+
+
+def test_a_program_is_not_judged_by_other_classes(exported_as: ExportedAs, run: Path, in_tmp: Path, acdc: Acdc) -> None:
+    Path("model.onnx").symlink_to(exported_as("onnx").path)
+    for split in ("train", "val"):
+        for digit in "07":
+            shutil.copytree(run.parent / "images" / split / digit, f"two/{split}/{digit}")
+    done = acdc("eval", "--checkpoint", "model.onnx", "--data", "two")
+    assert done.exit_code == 2, done.output
+    assert "model.onnx has 10 classes, the data set 2; name its own with --data" in " ".join(done.stderr.split())
+    # a folder of some of its classes asks for their logits alone
+    ours, theirs = (evaluate_checkpoint(each, Options(data="two/val")) for each in (run, Path("model.onnx")))
+    assert theirs["samples"] == 20
+    assert {key: theirs[key] for key in OF_LOGITS} == pytest.approx({key: ours[key] for key in OF_LOGITS}, rel=1e-4)
 
 
 def test_a_file_that_is_missing_is_said_to_be(tmp_path: Path, acdc: Acdc) -> None:

@@ -120,6 +120,13 @@ def test_a_missing_package_says_how_it_is_installed(monkeypatch: pytest.MonkeyPa
         contract.find("onnx")
 
 
+def test_a_module_of_acdc_that_is_missing_is_no_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "acdc_cli.deploy.formats.pt2", raising=False)
+    monkeypatch.setitem(sys.modules, "acdc_cli.deploy.tracing", None)
+    with pytest.raises(ModuleNotFoundError, match=r"acdc_cli\.deploy\.tracing"):
+        contract.find("pt2")
+
+
 IMAGES = torch.arange(48.0).reshape(16, 3)
 
 

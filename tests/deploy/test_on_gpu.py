@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.deploy.on_gpu import is_two_of_four, runners, with_sparse_products
+from acdc_cli.deploy.on_gpu import is_two_of_four, run, runners, with_sparse_products
+from acdc_cli.deploy.parity import difference
 from acdc_cli.errors import RunError
 from acdc_cli.sparsity.patterns import n_of_m
 
@@ -66,3 +67,18 @@ def test_without_a_layer_for_the_kernels_there_is_no_such_engine() -> None:
     assert list(runners(dense, ("torch", "2:4"), CPU)) == ["torch"]
     with pytest.raises(RunError, match=r"there is no engine bf61 on a GPU, only torch, .*did you mean bf16"):
         runners(dense, ("bf61",), CPU)
+
+
+def test_a_model_in_memory_is_timed_in_turns_on_its_device() -> None:
+    """On the CPU here, by its full name: `cpu` alone is for the engines that run files."""
+    model, images = network().float(), torch.randn(3, 64, 7, 5)
+    outcome = run({"sparse": model}, ("torch", "bf16", "2:4"), images, (2, 1), range(2), 1e-9, torch.device("cpu:0"))
+    for each, logits in outcome.logits.items():
+        # bfloat16 has 8 bits
+        assert difference(model(images), torch.from_numpy(logits)) < (1e-6 if each.engine == "torch" else 0.02)
+    assert [(each.engine, batch) for each, batch in outcome.records] == [
+        (engine, batch) for engine in ("torch", "bf16", "2:4") for batch in (1, 2)
+    ]
+    for record in outcome.records.values():
+        assert record.peak_bytes == 0
+        assert [len(turn.walls) for turn in record.turns] == [1, 1]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -37,6 +42,18 @@ def test_a_bare_checkout_declares_what_the_installed_package_does() -> None:
     assert checkout.version == installed.version
     assert SpecifierSet(checkout.python) == SpecifierSet(installed.python)
     assert {str(each) for each in checkout.packages} == {str(each) for each in installed.packages}
+
+
+def test_a_checkout_stands_in_for_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(software.metadata, "metadata", missing)
+    # not what an earlier test had it remember
+    checkout = software.declared.__wrapped__()
+    assert {each.name for each in checkout.packages} >= {"torch", "torchvision", "timm", "wandb", "numpy"}
+    monkeypatch.setattr(software.metadata, "version", missing)
+    assert software._installed(PACKAGES) == {}
 
 
 def test_a_package_without_metadata_and_without_a_checkout_says_so(tmp_path: Path) -> None:
@@ -90,6 +107,26 @@ def test_without_ffcv_or_its_libraries_the_other_loader_is_named(
 
 
 @pytest.mark.parametrize(
+    ("module", "check", "says"),
+    [
+        ("acdc_cli.data.ffcv", software.ffcv, "slower on photographs"),
+        ("acdc_cli.runs.tracker", software.wandb, "W&B cannot be imported"),
+    ],
+)
+def test_what_cannot_be_imported_but_is_not_needed_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, module: str, check: Callable[[], Verdict], says: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert check().status == "warning"
+    assert says in check().result
+
+
+def test_a_torch_without_its_distributed_package_trains_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    assert software.processes().result == "torch has no gloo: training is limited to one process"
+
+
+@pytest.mark.parametrize(
     ("gloo", "nccl", "devices", "status"),
     [(True, True, 8, "ok"), (True, False, 1, "ok"), (True, False, 2, "warning"), (False, True, 1, "warning")],
 )
@@ -116,6 +153,16 @@ def test_gpus_are_named_with_memory_driver_and_cuda() -> None:
 def test_a_gpu_without_bf16_is_a_warning_that_names_the_precision_to_take() -> None:
     verdict = gpu.judge(replace(GPU, devices=[gpu.Device("Tesla V100", 16, bf16=False)]))
     assert (verdict.status, verdict.fix) == ("warning", "--set precision=fp16")
+
+
+def test_the_driver_is_the_one_that_nvidia_smi_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "550.54"\necho "550.54"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu._driver() == "550.54"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert gpu._driver() is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,3 +93,36 @@ def test_a_run_that_was_asked_to_end_before_it_could_save_does_not_start_again(l
     code, agents = launched({-10, -15}, asked=True)
     assert code == 130
     assert len(agents.commands) == 1
+
+
+@pytest.fixture
+def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    logger = logging.getLogger("torch.distributed.elastic")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_every_signal_reaches_the_processes_and_the_agent_waits_for_them(in_tmp: Path) -> None:
+    """Two processes that stand in for ranks: to import torch takes seconds."""
+    script = in_tmp / "rank"
+    script.write_text('trap "exit 75" USR1\ntouch "ready$RANK"\nwhile :; do sleep 0.01; done\n')
+    agent = spawn_ranks._Agent(2, ["-c", f"import os; os.execlp('sh', 'sh', {str(script)!r})"])
+    handler = signal.getsignal(signal.SIGUSR1)
+
+    def ask() -> None:
+        began = time.monotonic()
+        while not all(Path(f"ready{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < began + 60
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with ThreadPoolExecutor(1) as pool, agent.forwarding_signals():
+        asked = pool.submit(ask)
+        codes = agent.exit_codes()
+        asked.result()
+    assert codes == {75}
+    assert agent.asked_to_stop
+    assert signal.getsignal(signal.SIGUSR1) == handler

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from command import run_acdc
@@ -32,7 +33,37 @@ def test_names_are_filtered_in_all_libraries_and_only_some_counted() -> None:
         matching("resnet0")
 
 
+def test_what_cannot_be_built_or_counted_says_why(in_tmp: Path) -> None:
+    (in_tmp / "own.py").write_text(
+        """from torch import nn
+
+
+class odd(nn.Linear):
+    def __init__(self, num_classes):
+        super().__init__(3, num_classes)
+
+    def forward(self, images):
+        raise ValueError("images of 5 pixels only")
+
+
+def none(num_classes):
+    raise ValueError("it needs a licence")
+"""
+    )
+    (unbuilt,) = measured(matching("own.py:none"), 1)
+    assert (unbuilt.params, unbuilt.flops) == (None, None)
+    assert "it needs a licence" in str(unbuilt.problem)
+    shown = run_acdc("models", "own.py:odd")
+    assert shown.exit_code == 0, shown.output
+    # 3 · 1000 weights and 1000 biases
+    assert shown.stdout.splitlines()[1].split()[1:] == ["file", "0.00", "-", "75.0", "224"]
+    said = " ".join(shown.stderr.split())
+    assert "file:own.py:odd is not counted: " in said
+    assert "images of 5 pixels only" in said
+
+
 def test_the_command_prints_a_table_or_json() -> None:
+    assert "acdc models WORD; one of yours: acdc models FILE.py:FUNCTION" in run_acdc("models", "--limit", "1").stderr
     shown = run_acdc("models", "resnet20", "--limit", "1")
     assert shown.stdout.splitlines()[1].split()[:2] == ["resnet20", "local"]
     (first, *_) = json.loads(run_acdc("models", "resnet20", "--json", "--limit", "1").stdout)

@@ -326,6 +326,8 @@ def test_what_the_start_took_to_train_is_not_counted_and_said_so(in_tmp: Path) -
     assert note in planned("demo_woodfisher", "sparsity.from_checkpoint=elsewhere.pt").notes
     assert note in planned("demo_dense", "model.weights=elsewhere.pt").notes
     assert not any("the cost of training" in each for each in planned("demo_woodfisher").notes)
+    taught = planned("demo_dense", "task.teacher=elsewhere")
+    assert "elsewhere was not found: a dense resnet8 is assumed to teach" in taught.notes
 
 
 def test_what_training_would_refuse_is_refused(in_tmp: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.errors import ModelError
-from acdc_cli.jobs.setup import ReadyModel, require_sizes
+from acdc_cli.jobs.setup import ReadyModel, _require_known_tokens, require_sizes
 from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.evaluate import forward_of
 from acdc_cli.training.precision import Precision
@@ -42,9 +42,28 @@ def test_a_size_that_does_not_fit_is_told_with_the_models_own_words() -> None:
         require_sizes(bench(Caching()), [4, 6])
 
 
+def test_an_error_that_no_size_explains_is_not_taken_for_a_misfit() -> None:
+    class Broken(Caching):
+        def forward(self, images: Tensor) -> Tensor:
+            raise KeyError("scale")
+
+    with pytest.raises(KeyError, match="scale"):
+        require_sizes(bench(Broken()), [4])
+
+
 def test_what_the_model_keeps_of_it_can_be_trained_with() -> None:
     model = Caching()
     require_sizes(bench(model), [4, 8])
     model(torch.ones(1, 3, 4, 4)).sum().backward()
     assert model.weight.grad is not None
     assert model.weight.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_model_of_more_tokens_than_the_tokenizer_has_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Caching()
+    model.vocabulary_size = 1200  # type: ignore[assignment]
+    _require_known_tokens(model, 1200)
+    assert capsys.readouterr().err == ""
+    _require_known_tokens(model, 1100)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("warning: the tokenizer has 1,100 tokens, and the model 1,200: some models have spare ones")

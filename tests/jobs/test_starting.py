@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_a_recipe_that_cannot_be_trained_is_not_left_behind(images: Path, facts:
         write_recipe(Answers(images, "resnet8", epochs=2), facts, tmp_path / "my.yaml")
     with pytest.raises(AcdcError, match="no model 'resnet9'"):
         write_recipe(Answers(images, "resnet9"), facts, tmp_path / "my.yaml")
+    without = replace(facts, splits={"val": facts.splits["val"]})
+    with pytest.raises(AcdcError, match=r"has no training images: expected .*/train/CLASS/\*\.jpg"):
+        write_recipe(Answers(images, "resnet8"), without, tmp_path / "my.yaml")
     assert list(tmp_path.iterdir()) == []
 
 

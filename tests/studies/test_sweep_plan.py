@@ -116,11 +116,12 @@ def test_a_budget_that_is_too_small_is_told_and_refused(study: Path) -> None:
     assert sweep_plan("foo.yaml").warnings == []
 
 
-def test_what_acdc_plan_doubts_is_told_with_its_runs(study: Path) -> None:
+def test_what_acdc_plan_doubts_is_told_with_its_runs(study: Path, acdc: Acdc) -> None:
     study.write_text(study.read_text().replace("set: {", "set: {data.batch_size: 32, optim.lr_batch: 64, "))
     (warning,) = sweep_plan("foo.yaml").warnings
     assert warning.startswith("sparsity=dense,epochs=4,seed=0 and 7 more: ")
     assert "batch" in warning
+    assert f"warning: {warning}" in " ".join(acdc("sweep", "foo.yaml", "--dry-run").stderr.split())
 
 
 def test_json_has_every_run_and_the_totals(study: Path, acdc: Acdc) -> None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from command import Acdc
 from epoch import recorded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,11 +66,11 @@ def test_a_running_run_shows_its_phase_its_curves_and_the_time_left(tmp_path: Pa
     assert look([run.path])[0].left is None
 
 
-def test_without_a_terminal_there_is_one_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_there_is_one_snapshot(tmp_path: Path, acdc: Acdc) -> None:
     run = begun(tmp_path / "run")
     with run.locked():
-        job.watch([run.path])
-    assert "running · epoch 0 of 16" in capsys.readouterr().out
+        shown = acdc("watch", run.path)
+    assert "running · epoch 0 of 16" in shown.stdout
     with pytest.raises(RunError, match="is not a run directory"):
         job.watch([tmp_path])
 

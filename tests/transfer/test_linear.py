@@ -56,6 +56,13 @@ def test_logistic_regression_is_a_minimum_which_sgd_approaches(features: Feature
     assert agree.mean() > 0.97
 
 
+def test_a_regression_that_runs_out_of_rounds_is_warned_of(
+    features: Features, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear.best(features, 3, DECAY, CPU, rounds=1)
+    assert "the regression had not converged after 1 rounds: " in " ".join(capsys.readouterr().err.split())
+
+
 def test_scores_are_learned_by_least_squares() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=(200, 4)).astype(np.float32)

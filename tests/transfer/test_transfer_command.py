@@ -12,8 +12,13 @@ import torch
 from command import Acdc, run_acdc
 from digits import TINY, image_folders
 
+from acdc_cli.errors import RecipeError
+from acdc_cli.jobs import downstream, setup, transfer_run
+from acdc_cli.jobs.subjects import Asked, Checkpoint
 from acdc_cli.models.tensors import load_tensors
+from acdc_cli.recipe.load import load
 
+TEXT = "language/kjv_90"
 QUICK = (
     "--set",
     "epochs=2",
@@ -66,10 +71,8 @@ def test_linear_transfer_gathers_models_and_seeds_and_computes_nothing_twice(
 
 
 def test_full_transfer_trains_living_weights_and_keeps_zeros(home: Path, acdc: Acdc, tmp_path: Path) -> None:
-    result = acdc(
-        "transfer", home / "small-0", "--to", home / "other", "--mode", "full", "--seeds", 1, *QUICK,
-        "--out", tmp_path,
-    )  # fmt: skip
+    words = (home / "small-0", "--to", home / "other", "--mode", "full", "--seeds", 1, *QUICK, "--out", tmp_path)
+    result = acdc("transfer", *words)
     assert result.exit_code == 0, result.output
     before, _ = load_tensors(home / "small-0/sparse.safetensors")
     (run,) = (tmp_path / "runs").iterdir()
@@ -89,6 +92,13 @@ def test_full_transfer_trains_living_weights_and_keeps_zeros(home: Path, acdc: A
     labels, predicted = np.load(next((tmp_path / "results").glob("*.npy")))
     assert cell["scores"]["top1"] == (labels == predicted).mean()
     assert not list(tmp_path.glob("*.yaml"))
+    # a run that has ended is judged, not trained again
+    (file,) = (tmp_path / "results").glob("*.json")
+    file.unlink()
+    trained = {each: each.stat().st_mtime_ns for each in run.rglob("*")}
+    assert acdc("transfer", *words).exit_code == 0
+    assert json.loads(file.read_text()) == cell
+    assert {each: each.stat().st_mtime_ns for each in run.rglob("*")} == trained
 
 
 def test_aie_is_taken_against_the_named_baseline(home: Path, acdc: Acdc, tmp_path: Path) -> None:
@@ -116,6 +126,37 @@ def test_a_checkpoint_of_another_project_is_transferred(home: Path, acdc: Acdc, 
     (row,) = json.loads(result.stdout)["results"]["sets"]
     assert row["model"].endswith("theirs")
     assert row["sparsity"] > 0.5
+
+
+def test_who_breaks_off_is_told_how_to_resume(
+    home: Path, acdc: Acdc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer_run, "_compute", broken_off)
+    result = acdc("transfer", home / "small-0", "--to", home / "other", *QUICK, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "interrupted; what is done is saved, and the same command resumes it" in result.stderr
+
+
+def test_models_and_sets_are_of_one_kind_of_inputs() -> None:
+    images, text = (Checkpoint(Path(name), Asked(), name, load(name)) for name in ("demo", TEXT))
+    with pytest.raises(RecipeError, match=f"demo is a model of images, and {TEXT} of text; transfer them"):
+        transfer_run._opened(["other"], [images, text])
+    with pytest.raises(RecipeError, match=r"takes models of images and sentences, and .* is a recipe on text"):
+        transfer_run._opened(["other"], [text])
+
+
+def test_a_model_without_zeros_is_trained_densely() -> None:
+    recipe = load("demo_dense", ["device=cpu"])
+    ready = setup.build(recipe, 10)
+    assert downstream.with_fixed_masks(recipe, ready) is recipe
+    with torch.no_grad():
+        ready.model.get_parameter("layer1.0.conv1.weight")[:4] = 0
+    block = downstream.with_fixed_masks(recipe, ready).sparsity
+    weights = sum(layer.shape.numel() for layer in ready.layers) - 640
+    assert (block.method, block.target) == ("oneshot", 4 * 16 * 9 / weights)  # type: ignore[attr-defined]
 
 
 def test_a_folder_holds_one_protocol_for_each_model_and_set(home: Path, acdc: Acdc, tmp_path: Path) -> None:

@@ -38,7 +38,11 @@ def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
         )
     # of several kinds, which are no public names
     except Exception as error:
-        cause = str(error).strip().partition("\n")[0]
+        first: BaseException = error
+        # the last error only names the steps of the export
+        while first.__cause__ is not None:
+            first = first.__cause__
+        cause = str(first).strip().partition("\n")[0]
         raise ModelError(f"torch cannot write {facts.recipe.model.name} as ONNX: {cause}") from error
     assert program is not None
     program.model.metadata_props.update(facts.metadata())
