@@ -28,7 +28,7 @@ from acdc_cli.tasks.multiclass import Task as Classification
 from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe, forward_of
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.precision import Precision
 from acdc_cli.training.trainer import Trainer

@@ -1,9 +1,11 @@
-"""What keeps `acdc --help` and `acdc plan` quick."""
+"""What keeps `acdc --help` and `acdc plan` quick, and names apart."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,13 @@ def test_a_plan_and_a_local_model_import_neither_torchs_compiler_nor_torchvision
     modules = imported_by(code)
     assert "torch" in modules
     assert not modules & {"torch._dynamo", "torchvision", "timm", "ffcv", "wandb", "matplotlib"}
+
+
+def test_a_file_name_repeats_only_where_files_are_looked_up_by_name() -> None:
+    """By that of a command, an option, a block, a method."""
+    looked_up = {"cli", "data/inputs", "data/policies", "data/sets", "deploy/formats", "recipe/blocks", "tasks"}
+    looked_up |= {"sparsity/methods", "transfer/targets"}
+    root = Path(__file__).parents[1] / "acdc_cli"
+    files = [file.relative_to(root) for file in root.rglob("*.py") if file.name != "__init__.py"]
+    often = Counter(file.name for file in files)
+    assert [str(file) for file in files if often[file.name] > 1 and file.parent.as_posix() not in looked_up] == []

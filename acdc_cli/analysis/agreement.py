@@ -34,7 +34,7 @@ from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.runs.run_dir import Kept
 from acdc_cli.tasks.base import registry as tasks
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from acdc_cli.data.batches import Batch
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.tasks.base import registry as tasks
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

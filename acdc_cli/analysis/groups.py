@@ -28,7 +28,7 @@ from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.suggest import did_you_mean
 from acdc_cli.tasks.base import registry as tasks
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ from acdc_cli.data.image_set import open_set as open_images
 from acdc_cli.errors import CheckpointError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.models import build as models
-from acdc_cli.models import hub, torch_file, weights
-from acdc_cli.models.packed import is_packed
+from acdc_cli.models import hub_weights, torch_file, weights
+from acdc_cli.models.packed_file import is_packed
 from acdc_cli.recipe import code
 from acdc_cli.recipe.blocks.task import is_task
 from acdc_cli.recipe.load import from_dict, load
@@ -30,7 +30,7 @@ def located(source: Path) -> Path:
 
     Raises ModelError if it cannot be fetched.
     """
-    return source if is_run(source) or not hub.is_hub(source) else hub.weight_file(source)
+    return source if is_run(source) or not hub_weights.is_hub(source) else hub_weights.weight_file(source)
 
 
 def recipe_of(
@@ -64,7 +64,7 @@ def recipe_of(
         if model is not None:
             raise RunError(f"{source} records its own architecture, {recorded.model.name}; leave out --model")
         return recorded
-    model = model or hub.architecture_of(source)
+    model = model or hub_weights.architecture_of(source)
     if model is None or data is None:
         raise CheckpointError(
             f"{source} was not written by acdc: name its architecture and data with --model and --data"

@@ -29,7 +29,7 @@ from acdc_cli.runs.run_dir import open_run
 from acdc_cli.sparsity.masked import count_zeros
 from acdc_cli.sparsity.prunable import zero_counts
 from acdc_cli.tasks.base import registry as tasks
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.epoch_record import sparsities
 from acdc_cli.training.evaluate import Forward, Probe, evaluate, further_probes
 from acdc_cli.training.precision import Precision

@@ -18,7 +18,7 @@ from acdc_cli.data.data_set import kind_of
 from acdc_cli.data.labels import Labels
 from acdc_cli.errors import ModelError, RecipeError, RunError
 from acdc_cli.models import build as models
-from acdc_cli.models import hub
+from acdc_cli.models import hub_weights
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.recipe import code
 from acdc_cli.recipe.blocks.data import DataBlock
@@ -33,7 +33,7 @@ from acdc_cli.sparsity.prunable import Layer, layers, pruned
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.sparsity.where import Selector
 from acdc_cli.tasks.base import registry as tasks
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.compiling import Compiled, Mode
 from acdc_cli.training.device_errors import mendable
 from acdc_cli.training.distributed import ALONE, Ranks, own_device
@@ -274,7 +274,7 @@ def _started(recipe: Recipe) -> ModelBlock:
 
 def _dense_model(source: Path) -> Path:
     """The file itself, or the dense model of a run directory. Raises RunError if the run has none."""
-    if not source.is_dir() or hub.is_hub(source):
+    if not source.is_dir() or hub_weights.is_hub(source):
         return source
     file = open_run(source).model_file("dense")
     if not file.exists():

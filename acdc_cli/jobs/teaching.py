@@ -19,7 +19,7 @@ from acdc_cli.errors import CheckpointError, ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import dense_first, located, names_its_model, recipe_of
 from acdc_cli.models import build as models
-from acdc_cli.models import hub
+from acdc_cli.models import hub_weights
 from acdc_cli.recipe import code
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.images import ImagesBlock
@@ -127,7 +127,7 @@ def _source(name: str, architecture: str | None) -> _Source:
             if architecture is not None:
                 raise CheckpointError(f"{name} records its own architecture; remove task.distillation.model")
             return _recorded(path, file)
-    architecture = architecture or hub.architecture_of(file)
+    architecture = architecture or hub_weights.architecture_of(file)
     if architecture is None:
         raise ModelError(f"task.teacher: {name} does not record its architecture; name it in task.distillation.model")
     # imported here because it imports torchvision and timm

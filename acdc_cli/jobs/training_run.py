@@ -44,7 +44,7 @@ from acdc_cli.training import checkpoint, distributed, saved_state
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Probe, further_probes
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.stopping import StopSignals
 from acdc_cli.training.teacher import Teacher

@@ -29,10 +29,10 @@ from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.schedule.learning_rate import learning_rate
 from acdc_cli.transfer import linear
+from acdc_cli.transfer.aie import METRICS, Answers
 from acdc_cli.transfer.cells import Cell, Cells, Identity, Mode, require_clear
+from acdc_cli.transfer.comparison import report
 from acdc_cli.transfer.features import Features, extract
-from acdc_cli.transfer.report import report
-from acdc_cli.transfer.scores import METRICS, Answers
 from acdc_cli.transfer.target import Target, open_target
 
 _FORMAT = 2

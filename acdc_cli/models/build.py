@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from acdc_cli.errors import ModelError
 from acdc_cli.models import encoders, foreign, own_code
 from acdc_cli.models.blurpool import apply_blurpool
-from acdc_cli.models.hub import weight_file
+from acdc_cli.models.hub_weights import weight_file
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.weights import load_weights, plain_state_dict, read, state_dicts
 from acdc_cli.recipe import code, discovery

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acdc_cli.models import build
-from acdc_cli.models.hub import config_of
+from acdc_cli.models.hub_weights import config_of
 
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = tuple[float, float, float]

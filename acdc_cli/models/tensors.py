@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from acdc_cli import files
-from acdc_cli.models.packed import is_packed, read_packed_header
+from acdc_cli.models.packed_file import is_packed, read_packed_header
 
 _DIGEST = "acdc sha256"
 

@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from acdc_cli import console, files
 from acdc_cli.errors import ModelError, NotAFileError
 from acdc_cli.models import foreign, torch_file
-from acdc_cli.models.packed import is_packed, unpack
+from acdc_cli.models.packed_file import is_packed, unpack
 from acdc_cli.models.tensors import load_tensors, read_header
 from acdc_cli.reading import in_words
 

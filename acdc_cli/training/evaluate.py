@@ -12,8 +12,8 @@ from acdc_cli import console, memory
 from acdc_cli.data.batches import Loader
 from acdc_cli.data.data_set import DataSet, Preparation
 from acdc_cli.data.shard import UNDIVIDED, Shard
+from acdc_cli.tasks.base.abstract_task import Measure, Task
 from acdc_cli.tasks.base.further import OnSplit
-from acdc_cli.tasks.base.task import Measure, Task
 from acdc_cli.tasks.base.totals import combined, fetched, over_ranks
 from acdc_cli.training.compiling import COMPILING, LOG
 from acdc_cli.training.device_errors import in_words, mendable

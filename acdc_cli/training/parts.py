@@ -18,7 +18,7 @@ from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.recipe.blocks.run import CheckpointBlock
 from acdc_cli.sparsity.prunable import Layer
 from acdc_cli.sparsity.sparsifier import Sparsifier
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.distributed import ALONE, Ranks
 from acdc_cli.training.ema import Average
 from acdc_cli.training.evaluate import Forward, Probe

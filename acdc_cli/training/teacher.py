@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from acdc_cli.errors import CheckpointError
 from acdc_cli.recipe.blocks.task import DistillationBlock
 from acdc_cli.schedule.time import PhasePlan
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.evaluate import Forward
 

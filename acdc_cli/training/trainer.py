@@ -29,7 +29,7 @@ from acdc_cli.training.backward import Backward
 from acdc_cli.training.device_errors import in_words, mendable
 from acdc_cli.training.epoch_record import charge_probes, epoch_record
 from acdc_cli.training.method_services import MethodServices
-from acdc_cli.training.optim import clip_gradients, set_learning_rate
+from acdc_cli.training.optimizers import clip_gradients, set_learning_rate
 from acdc_cli.training.parts import Parts
 from acdc_cli.training.products import Products
 from acdc_cli.training.progress import RunProgress, print_epoch, print_header, tell_compiled, warn_of_collapse

@@ -13,7 +13,7 @@ import numpy as np
 
 from acdc_cli import files, reading
 from acdc_cli.errors import RunError
-from acdc_cli.transfer.scores import Answers
+from acdc_cli.transfer.aie import Answers
 
 Mode = Literal["linear", "full"]
 

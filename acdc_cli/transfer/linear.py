@@ -18,9 +18,9 @@ from acdc_cli import console
 from acdc_cli.data.order import epoch_order
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.blocks.optim import Optim
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
+from acdc_cli.transfer.aie import Answers
 from acdc_cli.transfer.features import Features
-from acdc_cli.transfer.scores import Answers
 
 _CHUNK = 4096
 """Samples that are in memory at once, apart from SGD's batch."""

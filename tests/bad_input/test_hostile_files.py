@@ -435,7 +435,7 @@ def test_a_packed_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path)
     zstandard = pytest.importorskip("zstandard")
     import hashlib
 
-    from acdc_cli.models.packed import MAGIC, unpack
+    from acdc_cli.models.packed_file import MAGIC, unpack
 
     header = {"tensors": [{"name": "a", "dtype": "float32", "shape": [2**31], "nonzero": None}], "metadata": {}}
     text = json.dumps(header).encode()

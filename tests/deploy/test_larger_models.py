@@ -9,7 +9,7 @@ import torch
 
 from acdc_cli.jobs.export_run import Asked, export
 from acdc_cli.models.build import build
-from acdc_cli.models.packed import pack, unpack
+from acdc_cli.models.packed_file import pack, unpack
 from acdc_cli.recipe.load import load
 from acdc_cli.training.checkpoint import save_model
 

@@ -32,7 +32,7 @@ from acdc_cli.schedule.time import Moment
 from acdc_cli.training import checkpoint
 from acdc_cli.training.distributed import Ranks
 from acdc_cli.training.evaluate import forward_of
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
 from acdc_cli.training.running import Losses, Running
 from acdc_cli.training.trainer import Trainer

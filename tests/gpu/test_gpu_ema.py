@@ -20,7 +20,7 @@ from acdc_cli.recipe.load import load
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.training.ema import Average
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName
 from acdc_cli.training.trainer import Trainer
 

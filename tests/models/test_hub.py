@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from acdc_cli.errors import ModelError
-from acdc_cli.models import build, hub
+from acdc_cli.models import build, hub_weights
 from acdc_cli.models.preprocessing import preprocessing
 from acdc_cli.recipe.blocks.model import ModelBlock
 
@@ -41,23 +41,23 @@ def test_a_local_folder_of_the_hub_is_a_weight_file(folder: Path, above: bool) -
     named = folder.parents[1] if above else folder
     torch.manual_seed(1)
     model = build.build(ModelBlock(name="resnet8", weights=str(named)), 10)
-    file = hub.weight_file(named)
+    file = hub_weights.weight_file(named)
     assert file == folder / "model.safetensors"
     again = build.build(ModelBlock(name="resnet8", weights=str(file)), 10)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-    assert hub.is_hub(named)
-    assert not hub.is_hub(file)
+    assert hub_weights.is_hub(named)
+    assert not hub_weights.is_hub(file)
 
 
 def test_the_folders_config_names_the_architecture_and_the_preprocessing(folder: Path) -> None:
     file = folder / "model.safetensors"
-    assert hub.architecture_of(file) == "timm:resnet18"
+    assert hub_weights.architecture_of(file) == "timm:resnet18"
     shown = preprocessing("timm:resnet18", file)
     assert (shown.resize, shown.crop, shown.interpolation, shown.mean) == (200, 160, "bicubic", (0.5, 0.5, 0.5))
     (folder / "config.json").write_text("[]")
     with pytest.raises(ModelError, match=r"config\.json is damaged"):
-        hub.config_of(file)
+        hub_weights.config_of(file)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_was_downloaded_before_needs_no_network(folder: Path, monkeypatch: 
         return str(folder / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert hub.weight_file("hf-hub:someone/resnet8@v1") == folder / "model.safetensors"
+    assert hub_weights.weight_file("hf-hub:someone/resnet8@v1") == folder / "model.safetensors"
     assert asked == [("someone/resnet8", "model.safetensors", "v1", True)]
 
 
@@ -83,10 +83,10 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(ModelError, match=r"cannot be fetched .*\(no route to host\); download it") as refused:
-        hub.weight_file("hf-hub:someone/resnet8")
+        hub_weights.weight_file("hf-hub:someone/resnet8")
     assert "\n" not in str(refused.value)
     with pytest.raises(ModelError, match="expected hf-hub:OWNER/NAME"):
-        hub.weight_file("hf-hub:resnet8")
+        hub_weights.weight_file("hf-hub:resnet8")
 
 
 @pytest.fixture
@@ -112,23 +112,23 @@ def online(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_weights_of_the_hub_are_fetched_with_their_configuration(folder: Path, online: list[str]) -> None:
     (folder / "README.md").touch()
     (folder / "pytorch_model.bin").touch()
-    assert hub.weight_file("hf-hub:someone/resnet8@v1") == folder / "model.safetensors"
+    assert hub_weights.weight_file("hf-hub:someone/resnet8@v1") == folder / "model.safetensors"
     assert online == ["someone/resnet8/config.json@v1", "someone/resnet8/model.safetensors@v1"]
     tag = timm.list_pretrained("resnet50.*")[0]
-    assert hub.is_hub(Path(f"timm:{tag}"))
-    assert hub.weight_file(f"timm:{tag}") == folder / "model.safetensors"
+    assert hub_weights.is_hub(Path(f"timm:{tag}"))
+    assert hub_weights.weight_file(f"timm:{tag}") == folder / "model.safetensors"
     assert online[-1] == f"timm/{tag}/model.safetensors@None"
 
 
 def test_a_repository_without_weights_is_refused(folder: Path, online: list[str]) -> None:
     (folder / "model.safetensors").rename(folder / "flax_model.msgpack")
     with pytest.raises(ModelError, match=r"someone/resnet8 has neither model\.safetensors nor pytorch_model\.bin"):
-        hub.weight_file("hf-hub:someone/resnet8")
+        hub_weights.weight_file("hf-hub:someone/resnet8")
     assert online == []
 
 
 def test_timms_tags_name_their_repository() -> None:
     tag = timm.list_pretrained("resnet50.*")[0]
-    assert hub._repository(tag) == f"timm/{tag}"
+    assert hub_weights._repository(tag) == f"timm/{tag}"
     with pytest.raises(ModelError, match=r"timm has no pretrained weights resnet50\.nothing"):
-        hub._repository("resnet50.nothing")
+        hub_weights._repository("resnet50.nothing")

@@ -19,7 +19,7 @@ from torch import Tensor
 from acdc_cli.errors import CheckpointError, ModelError
 from acdc_cli.models import weights
 from acdc_cli.models.build import find
-from acdc_cli.models.packed import MAGIC, DType, pack, unpack
+from acdc_cli.models.packed_file import MAGIC, DType, pack, unpack
 from acdc_cli.training.checkpoint import read_metadata
 
 WEIGHTS = {"conv": torch.tensor([0.0, -1.5, 0, 0, 0, 0, 0, 0, 0, 2]).reshape(2, 5), "steps": torch.tensor(7)}

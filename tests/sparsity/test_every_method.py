@@ -27,7 +27,7 @@ from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
 from acdc_cli.sparsity.random_start import RandomStartKeys
 from acdc_cli.sparsity.sparsifier import Sparsifier
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.precision import Precision
 
 EPOCHS, STEPS = 12, 3

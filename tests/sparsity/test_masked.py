@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from acdc_cli.errors import CheckpointError
 from acdc_cli.recipe.blocks.optim import Optim
 from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 
 MASKS = {
     "a": torch.tensor([[True, False, True], [False, True, True]]),

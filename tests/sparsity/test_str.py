@@ -20,7 +20,7 @@ from acdc_cli.recipe.blocks.optim import LinearSchedule, SGDBlock
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.str import Config, Method
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 
 QUARTER = log(0.25 / 0.75)
 """The s whose threshold is 1/4."""

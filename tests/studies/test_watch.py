@@ -18,7 +18,7 @@ from acdc_cli.errors import RunError
 from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.watch import job
-from acdc_cli.studies.watch.screen import blocks, lines
+from acdc_cli.studies.watch.live_lines import blocks, lines
 from acdc_cli.studies.watch.state import described, gpus, look
 
 

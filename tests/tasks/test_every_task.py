@@ -1,4 +1,4 @@
-"""Every task keeps the contract of `tasks/base/task.py`, whatever its metrics are."""
+"""Every task keeps the contract of `tasks/base/abstract_task.py`, whatever its metrics are."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
-from acdc_cli.training.optim import build_optimizer
+from acdc_cli.training.optimizers import build_optimizer
 from acdc_cli.training.precision import Precision, PrecisionName, choose_device
 
 CPU = torch.device("cpu")

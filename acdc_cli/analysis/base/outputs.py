@@ -15,7 +15,7 @@ from acdc_cli.analysis.base.subject import Loaded, Subject
 from acdc_cli.analysis.base.workspace import UNSAVED, Batches, Workspace
 from acdc_cli.data.batches import Batch, Loader
 from acdc_cli.errors import DataError, RunError
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.precision import choose_device
 
 Split = Literal["train", "val"]

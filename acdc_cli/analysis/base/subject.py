@@ -16,7 +16,7 @@ from acdc_cli.errors import RunError
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.sparsity.prunable import Layer
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 from acdc_cli.training.evaluate import Forward
 from acdc_cli.training.precision import Precision
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from acdc_cli.deploy.contract import Facts, Logits
-from acdc_cli.models.packed import pack
+from acdc_cli.models.packed_file import pack
 from acdc_cli.models.weights import plain_state_dict
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.training.checkpoint import model_header

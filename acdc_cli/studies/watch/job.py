@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.text import Text
 
 from acdc_cli import console, files
-from acdc_cli.studies.watch.page import page
-from acdc_cli.studies.watch.screen import lines
+from acdc_cli.studies.watch.live_lines import lines
+from acdc_cli.studies.watch.live_page import page
 from acdc_cli.studies.watch.state import gpus, look
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc_cli.tasks.base.task import Measure
+from acdc_cli.tasks.base.abstract_task import Measure
 
 
 class OnSplit:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.blocks.task import TaskBlock, task_names
 from acdc_cli.recipe.kinds import task_class
-from acdc_cli.tasks.base.task import Task
+from acdc_cli.tasks.base.abstract_task import Task
 
 
 def build(block: TaskBlock, names: Sequence[str] = (), targets: str | None = None) -> Task:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from acdc_cli.recipe.blocks.optim import LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
-from acdc_cli.training.optim import build_optimizer, clip_gradients, parameter_groups
+from acdc_cli.training.optimizers import build_optimizer, clip_gradients, parameter_groups
 from acdc_cli.training.precision import Precision
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
 from acdc_cli.statistics import Spread
+from acdc_cli.transfer.aie import METRICS, Judged, average_increase_in_error, interval, judged
 from acdc_cli.transfer.cells import Cell, Cells, Mode
-from acdc_cli.transfer.scores import METRICS, Judged, average_increase_in_error, interval, judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

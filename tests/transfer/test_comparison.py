@@ -9,7 +9,7 @@ import pytest
 
 from acdc_cli.errors import RunError
 from acdc_cli.transfer.cells import Cell, Cells, Mode
-from acdc_cli.transfer.report import report
+from acdc_cli.transfer.comparison import report
 
 
 def add(cells: Cells, model: str, wrong: int, to: str = "pets", mode: Mode = "linear") -> Cell:

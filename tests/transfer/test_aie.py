@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acdc_cli.tasks.base import scores
-from acdc_cli.transfer.scores import METRICS, Judged, average_increase_in_error, interval, judged
+from acdc_cli.transfer.aie import METRICS, Judged, average_increase_in_error, interval, judged
 
 LABELS = np.array([0, 0, 0, 1, 3, 3])
 PREDICTED = np.array([0, 0, 1, 1, 3, 0])
