@@ -24,15 +24,15 @@ def models(
     from acdc_cli import console
     from acdc_cli.jobs import model_list
 
-    found = model_list.measured(model_list.matching(word), limit)
+    models = model_list.measured(model_list.matching(word), limit)
     if json:
-        console.out_json([model.as_dict() for model in found])
+        console.out_json([model.as_dict() for model in models])
         return
-    console.table(model_list.COLUMNS, model_list.rows(found), whole=1)
-    if len(found) > limit:
-        console.say(f"{limit} of {len(found)} are counted; more with --limit, fewer with a longer WORD")
+    console.table(model_list.COLUMNS, model_list.rows(models), whole=1)
+    if len(models) > limit:
+        console.say(f"{limit} of {len(models)} are counted; more with --limit, fewer with a longer WORD")
     if word is None:
         console.say("torchvision's and timm's: acdc models WORD; one of yours: acdc models FILE.py:FUNCTION")
-    for model in found:
+    for model in models:
         if model.problem:
             console.say(f"{model.library}:{model.name} is not counted: {model.problem}")

@@ -161,13 +161,18 @@ class Shifts(NamedTuple):
 
 
 def shifts(
-    look: Augmentation, times: NDArray[np.int64] | int, indices: NDArray[np.int64], height: int, width: int, size: int
+    augmentation: Augmentation,
+    times: NDArray[np.int64] | int,
+    indices: NDArray[np.int64],
+    height: int,
+    width: int,
+    size: int,
 ) -> Shifts:
     """`crop_box` and `is_flipped` of all samples at `indices`, of images of one size, drawn at once.
 
     The same functions draw them: each word of Philox is an array here, and integers of 64 bits hold every product.
     """
-    crop, flip, seed = look
+    crop, flip, seed = augmentation
     words: Any = indices.astype(np.uint64)
     epoch: Any = np.asarray(times).astype(np.uint64)
     corners = crop_box(crop, seed, epoch, words, height, width, size)[:2]

@@ -44,7 +44,7 @@ KINDS = {
 
 
 @dataclass
-class Look:
+class Inspection:
     """What a process saw of some images."""
 
     digests: list[int] = field(default_factory=list)
@@ -126,16 +126,16 @@ def _described(
     digests, sizes, sums = [], [], np.zeros((2, 3))
     kinds: Counter[str] = Counter()
     examples: dict[str, list[str]] = defaultdict(list)
-    look_at = partial(_look, split.images if isinstance(split.images, BetonFile) else split.images.root)
-    for look in worker.in_order(look_at, _chunks(split, chosen), workers, f"images of {name}"):
-        digests.append(np.asarray(look.digests, np.uint64))
-        sizes.append(np.asarray(look.sizes, np.int32).reshape(-1, 2))
-        sums += look.sums
-        for kind, name in look.remarks:
+    inspect = partial(_inspect_all, split.images if isinstance(split.images, BetonFile) else split.images.root)
+    for inspection in worker.in_order(inspect, _chunks(split, chosen), workers, f"images of {name}"):
+        digests.append(np.asarray(inspection.digests, np.uint64))
+        sizes.append(np.asarray(inspection.sizes, np.int32).reshape(-1, 2))
+        sums += inspection.sums
+        for kind, name in inspection.remarks:
             kinds[kind] += 1
             if len(examples[kind]) < _NAMED:
                 examples[kind].append(name)
-        advance(len(look.digests))
+        advance(len(inspection.digests))
     all_digests = np.concatenate(digests)
     duplicates, two_classes = _duplicates(all_digests, split.labels[chosen])
     counts = np.bincount(split.labels, minlength=len(split.class_names))
@@ -195,8 +195,8 @@ def _name(split: Split, index: int) -> str:
     return f"image {index}" if isinstance(split.images, BetonFile) else str(split.images.images[index])
 
 
-def _look(place: BetonFile | Path, images: Sequence[int | str]) -> Look:
-    look = Look()
+def _inspect_all(place: BetonFile | Path, images: Sequence[int | str]) -> Inspection:
+    inspection = Inspection()
     for image in images:
         name = str(image) if isinstance(image, str) else f"image {image}"
         try:
@@ -204,11 +204,11 @@ def _look(place: BetonFile | Path, images: Sequence[int | str]) -> Look:
         except OSError as cause:
             # what cannot be read is no copy of anything
             data = name.encode()
-            look.remarks.append(("unreadable", f"{name}: {cause.strerror}"))
+            inspection.remarks.append(("unreadable", f"{name}: {cause.strerror}"))
         else:
-            _look_at(look, name, data, raw)
-        look.digests.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
-    return look
+            _inspect(inspection, name, data, raw)
+        inspection.digests.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+    return inspection
 
 
 def _read(place: BetonFile | Path, image: int | str) -> tuple[bytes, Image.Image | None]:
@@ -220,18 +220,18 @@ def _read(place: BetonFile | Path, image: int | str) -> tuple[bytes, Image.Image
     return files.read_bytes(place / str(image)), None
 
 
-def _look_at(look: Look, name: str, data: bytes, raw: Image.Image | None) -> None:
+def _inspect(inspection: Inspection, name: str, data: bytes, raw: Image.Image | None) -> None:
     try:
         if raw is None:
-            look.remarks += [(kind, name) for kind in _kinds(data)]
+            inspection.remarks += [(kind, name) for kind in _kinds(data)]
         pixels = decode_image(data).pixels if raw is None else raw
     except ValueError as cause:
-        look.remarks.append(("unreadable", f"{name}: {cause}"))
+        inspection.remarks.append(("unreadable", f"{name}: {cause}"))
         return
-    look.sizes.append(pixels.size)
+    inspection.sizes.append(pixels.size)
     counts = np.asarray(pixels.histogram(), np.float64).reshape(3, 256) / (pixels.width * pixels.height)
     levels = np.arange(256) / 255
-    look.sums += np.stack([counts @ levels, counts @ levels**2])
+    inspection.sums += np.stack([counts @ levels, counts @ levels**2])
 
 
 def _kinds(data: bytes) -> list[str]:

@@ -297,15 +297,15 @@ class FFCVLoader:
                 self._plan.finish(image, index, time)
 
     def _draw_crops(self, indices: NDArray[np.int64], out: NDArray[np.uint8], times: NDArray[np.int64]) -> None:
-        file, look, done = self._file, self._plan.augmentation, 0
+        file, augmentation, done = self._file, self._plan.augmentation, 0
         layout = (self._bytes, file.starts, file.lengths, file.modes, file.sizes)
         while done < len(indices):
-            failed = _draw(*layout, indices[done:], *look, times[done:], self._scratch(), out[done:])
+            failed = _draw(*layout, indices[done:], *augmentation, times[done:], self._scratch(), out[done:])
             if failed < 0:
                 return
             done += failed
             index = int(indices[done])
-            _show(self._second_opinion(index), *look, int(times[done]), index, out[done])
+            _show(self._second_opinion(index), *augmentation, int(times[done]), index, out[done])
             done += 1
 
     def _second_opinion(self, index: int) -> NDArray[np.uint8]:

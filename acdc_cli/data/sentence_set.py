@@ -171,11 +171,11 @@ def expected_set(block: SentencesBlock) -> tuple[int, int, bool]:
 
 
 def fingerprints(root: Path, thorough: bool) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    digests: dict[str, str | None] = {}
     for known in known_sentences().values():
         if (root / known.files["val"]).is_file():
-            found |= _digests(root, known)
-    return found
+            digests |= _digests(root, known)
+    return digests
 
 
 def vocabulary(block: SentencesBlock) -> int:

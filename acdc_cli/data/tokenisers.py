@@ -65,14 +65,14 @@ class Words:
     def encode(self, lines: Lines) -> Iterator[NDArray[np.int64]]:
         numbers, unknown = self._numbers, self._numbers.get(UNKNOWN)
         for at, line in enumerate(lines, 1):
-            found = [numbers.get(word, unknown) for word in line.split()]
-            if None in found:
-                word = line.split()[found.index(None)]
+            tokens = [numbers.get(word, unknown) for word in line.split()]
+            if None in tokens:
+                word = line.split()[tokens.index(None)]
                 raise DataError(
                     f"line {at}: the vocabulary lacks {word!r} and has no {UNKNOWN}; make a vocabulary with "
                     "--at-least 2, which gives rare words that token"
                 )
-            yield np.array([*found, numbers[END]], np.int64)
+            yield np.array([*tokens, numbers[END]], np.int64)
 
     def as_dict(self) -> dict[str, Any]:
         return {"kind": "words", "words": list(self.words)}

@@ -77,14 +77,14 @@ def summary(facts: Facts) -> Iterator[str]:
 def _texts(known: KnownText, source: Path | None, name: str) -> dict[str, Path]:
     if (folder := source) is None:
         raise DataError(f"{name}: name the folder of its text with --source")
-    found = {}
+    texts = {}
     for split, stems in SPLITS.items():
         names = [file.format(stem) for file in known.files for stem in stems]
         if there := next((folder / each for each in names if (folder / each).is_file()), None):
-            found[split] = there
+            texts[split] = there
         elif split != "test":
             raise DataError(f"{folder} has no {' or '.join(names)}; name the folder of {name} with --source")
-    return found
+    return texts
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -52,15 +52,15 @@ def matching(word: str | None) -> list[Listed]:
         return [Listed(word, "file")]
     sources = build.names_by_source() if word else {"local": build.names()}
     pattern = f"*{word or ''}*" if "*" not in (word or "") else str(word)
-    found = [
+    listed = [
         Listed(name, library)
         for library, names in sources.items()
         for name in names
         if fnmatch.fnmatchcase(name.lower(), pattern.lower())
     ]
-    if not found:
+    if not listed:
         raise ModelError(f"no model's name has {word!r}; `acdc models` lists the local ones, `acdc models '*'` all")
-    return found
+    return listed
 
 
 def measured(models: Sequence[Listed], limit: int) -> list[Listed]:

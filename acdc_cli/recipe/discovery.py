@@ -75,8 +75,8 @@ FORMATS = Folder("acdc_cli.deploy.formats", "format")
 def _names_in(folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
     """The names of the modules in folders, each with the time at which it was changed: it is asked for at every key of
     a recipe."""
-    found = pkgutil.iter_modules([path for path, _ in folders])
-    return tuple(sorted(module.name for module in found if not module.ispkg))
+    modules = pkgutil.iter_modules([path for path, _ in folders])
+    return tuple(sorted(module.name for module in modules if not module.ispkg))
 
 
 def _first_line(file: Path) -> str:

@@ -96,11 +96,11 @@ def _longer(run: RunDir, recipe: Mapping[str, Any]) -> Iterator[Step]:
     siblings = [path for path in find_runs([run.path.absolute().parent]) if path != run.path.absolute()]
     if len(siblings) > _MOST_RUNS:
         return
-    found, has_dense = _advice(run, siblings)
-    if found and found.verdict in ("under-trained", "looks under-trained"):
+    advised, has_dense = _advice(run, siblings)
+    if advised and advised.verdict in ("under-trained", "looks under-trained"):
         epochs = recipe["epochs"]
         for longer in range(2 * epochs, 2 * epochs + _SEARCHED_EPOCHS):
-            step = _again(run, recipe, str(longer), [f"epochs={longer}"], f"it {found.verdict}: {found.reason}")
+            step = _again(run, recipe, str(longer), [f"epochs={longer}"], f"it {advised.verdict}: {advised.reason}")
             if _loads(run, f"epochs={longer}"):
                 yield step
                 return
@@ -115,11 +115,11 @@ def _advice(run: RunDir, siblings: list[Any]) -> tuple[Advice | None, bool]:
         runs = results.of_runs([run.path, *siblings])
         own = runs[0]
         alike = [each for each in runs if each.done and each.images_and_model == own.images_and_model]
-        found = [each for each in advice.advise(summarise("runs", alike, "epochs")) if own in each.group.runs]
+        own_group = [each for each in advice.advise(summarise("runs", alike, "epochs")) if own in each.group.runs]
     # of a run beside it, whose damage is no concern of this one
     except AcdcError:
         return None, True
-    return (found[0] if found else None), any(each.dense for each in alike)
+    return (own_group[0] if own_group else None), any(each.dense for each in alike)
 
 
 def _again(run: RunDir, recipe: Mapping[str, Any], name: str, changes: list[str], why: str) -> Step:
