@@ -40,6 +40,11 @@ def geometric(done: int, rounds: int, target: float) -> float:
     return target if done == rounds else 1 - (1 - target) ** (done / rounds)
 
 
+def above_target(initial_sparsity: float, target: float) -> Iterator[Misfit]:
+    if initial_sparsity > target:
+        yield Misfit("initial_sparsity", f"is above the target, {target:g}; lower it")
+
+
 class CubicKeys(TargetBlock):
     """The sparsity rises to the target along the cubic, in steps of whole epochs."""
 
@@ -58,6 +63,7 @@ class CubicKeys(TargetBlock):
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
+        yield from above_target(self.initial_sparsity, self.target)
         begin, end = self.ramp(run.epochs)
         if end >= run.epochs:
             last = f"epoch {run.epochs - 1} is the last"
@@ -66,8 +72,6 @@ class CubicKeys(TargetBlock):
             yield Misfit(
                 "begin", f"the sparsity would rise from epoch {begin} to epoch {end}; begin must come before end"
             )
-        elif self.initial_sparsity > self.target:
-            yield Misfit("initial_sparsity", f"is above the target, {self.target:g}; lower it")
         elif self.n_of_m and begin < end:
             only = f"{self.pattern} has a single sparsity, but {self.method} reaches its target in steps"
             yield Misfit("pattern", f"{only}; use another method, such as acdc, or another pattern")

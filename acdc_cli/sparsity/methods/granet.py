@@ -9,7 +9,7 @@ from acdc_cli.recipe.blocks.base import Epochs, Sparsity, epochs_of
 from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.exchange import ExchangeKeys, drop_and_grow
-from acdc_cli.sparsity.how_much import Cubic
+from acdc_cli.sparsity.how_much import Cubic, above_target
 from acdc_cli.sparsity.random_start import start_at_random
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 from acdc_cli.sparsity.when import in_turn
@@ -26,8 +26,7 @@ class Config(ExchangeKeys, TargetBlock):
 
     def check(self, run: RunSize) -> Iterator[Misfit]:
         yield from super().check(run)
-        if self.initial_sparsity > self.target:
-            yield Misfit("initial_sparsity", f"is above the target, {self.target:g}; lower it")
+        yield from above_target(self.initial_sparsity, self.target)
         if (reached := epochs_of(self.prune_until, run.epochs)) > run.epochs:
             yield Misfit("prune_until", f"the target would be reached at epoch {reached}, after the end of the run")
 

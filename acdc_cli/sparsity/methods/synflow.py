@@ -21,7 +21,7 @@ from acdc_cli.sparsity.where import warn_of_empty_layers
 class Config(TargetBlock):
     at_once = {}
     rounds: PositiveInt = 100
-    """Rounds of scoring and pruning before the first step; each keeps the same share of the remaining weights."""
+    """Rounds of scoring and pruning before the first step; after k of n, (1 - target)^(k/n) of the weights stay."""
 
     @model_validator(mode="after")
     def _one_round_for_one_sparsity(self) -> Self:
@@ -31,8 +31,7 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Scores |w dR/dw|: R sums the outputs for an input of ones, in eval mode and float64, with absolute parameters and
-    running statistics. The density after round k of n is (1 - target)^(k/n) (algorithm 1)."""
+    """Scores |w dR/dw| (algorithm 1): R sums outputs for an input of ones, all parameters and statistics absolute."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))
