@@ -11,6 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from in_memory import InMemory
+from torch import Tensor
+
+from acdc_cli.data.batches import Batch
 
 NAME = os.environ.get("ACDC_GPU_TESTS_ON", "cuda")
 DEVICE = torch.device(NAME)
@@ -48,3 +52,18 @@ def host_may_wait() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+class Resident(InMemory):
+    """Random images of ten classes, as large as digits, on the device."""
+
+    def __init__(self, samples: int, batch_size: int, device: torch.device = DEVICE, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (samples, 28, 28, 3), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (samples,), generator=generator)
+        super().__init__(images.to(device).permute(0, 3, 1, 2), labels.to(device), batch_size)
+
+    def batch(self, part: Tensor) -> Batch:
+        # by a slice: indices would have to be copied to the device
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        return Batch(self.images[here], self.labels[here], part)

@@ -6,8 +6,6 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ import torch
 from command import Acdc
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import InMemory
 from torch import Tensor
 
 from acdc_cli.analysis import agreement
@@ -36,38 +35,20 @@ CPU = torch.device("cpu")
 NINE = 9
 
 
-class Drawn:
+class Drawn(InMemory):
     """Nine images, each nothing but its number, in batches of any size; it can end early as a killed process does."""
 
-    kind = "torch"
-    samples = NINE
-
     def __init__(self, batch_size: int, labels: list[int], dies_at: int | None = None) -> None:
-        self.batch_size, self.labels, self.dies_at = batch_size, torch.tensor(labels), dies_at
-        self.order = torch.arange(NINE)
-        self.steps = -(-NINE // batch_size)
+        super().__init__(torch.arange(NINE, dtype=torch.uint8).view(-1, 1, 1, 1), torch.tensor(labels), batch_size)
+        self.dies_at = dies_at
         self.drawn: list[int] = []
 
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        yield self._batches(start_step)
-
-    def _batches(self, start: int) -> Iterator[Batch]:
-        for step in range(start, self.steps):
-            if step == self.dies_at:
-                raise KeyboardInterrupt
-            self.drawn.append(step)
-            part = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(part.view(-1, 1, 1, 1).to(torch.uint8), self.labels[part], part)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def batch(self, part: Tensor) -> Batch:
+        step = int(part[0]) // self.batch_size
+        if step == self.dies_at:
+            raise KeyboardInterrupt
+        self.drawn.append(step)
+        return super().batch(part)
 
 
 def model(logits: Tensor) -> Any:
@@ -189,7 +170,7 @@ def test_an_interrupted_comparison_goes_on_to_the_same_bits(tmp_path: Path) -> N
 def test_other_images_are_refused() -> None:
     first, second = model(random_logits(1)), model(random_logits(2))
     few, turned = Drawn(3, LABELS), Drawn(3, LABELS)
-    few.samples, turned.order = 8, torch.arange(NINE).flip(0)
+    few.samples, turned.order = 8, lambda epoch: torch.arange(NINE).flip(0)
     with pytest.raises(DataError, match="one model would be evaluated on 9 images, the other on 8"):
         Pairs(Drawn(3, LABELS), few)
     with pytest.raises(DataError, match="in different orders"):

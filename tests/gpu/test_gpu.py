@@ -12,13 +12,12 @@ import gpu_device
 import numpy as np
 import pytest
 import torch
-from gpu_device import CPU, DEVICE, NAME, host_may_wait, host_never_waits
-from in_memory import InMemory
+from gpu_device import CPU, DEVICE, NAME, Resident, host_may_wait, host_never_waits
 from PIL import Image
 from torch import Tensor, nn
 
 from acdc_cli.data.augment import RANDOM_RESIZED, Crop
-from acdc_cli.data.batches import Batch, Loader, Plan
+from acdc_cli.data.batches import Loader, Plan
 from acdc_cli.data.beton import BetonFile, Sample, write_beton
 from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.data.torch import TorchLoader
@@ -42,21 +41,6 @@ pytestmark = gpu_device.marks
 CLASSES = 10
 
 
-class Resident(InMemory):
-    """Four batches of random digits' size, on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(1)
-        images = torch.randint(0, 256, (4 * 32, 28, 28, 3), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, CLASSES, (4 * 32,), generator=generator)
-        super().__init__(images.to(device).permute(0, 3, 1, 2), labels.to(device), 32)
-
-    def batch(self, part: Tensor) -> Batch:
-        # by a slice: indices would have to be copied to the device
-        here = slice(int(part[0]), int(part[-1]) + 1)
-        return Batch(self.images[here], self.labels[here], part)
-
-
 class Run:
     """The demo's network and AC/DC at 90 %: epochs 0 and 2 dense, 1 and 3 sparse."""
 
@@ -77,7 +61,7 @@ class Run:
         values = demo | {name.replace("__", "."): value for name, value in changes.items()}
         recipe = load("demo", [f"{key}={str(value).lower()}" for key, value in values.items()])
         ready = setup.build(recipe, CLASSES)
-        self.model, self.forward, self.loader = ready.model, ready.forward, Resident(ready.device)
+        self.model, self.forward, self.loader = ready.model, ready.forward, Resident(4 * 32, 32, ready.device)
         self.eager = forward_of(ready.model, normalisation(recipe.images.mean, recipe.images.std, ready.device))
         parts = assemble(recipe, ready, self.loader, self.loader)
         self.optimizer, self.sparsifier = parts.optimizer, parts.sparsifier

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gpu_device
 import pytest
 import torch
-from gpu_device import DEVICE, NAME
+from gpu_device import DEVICE, NAME, Resident
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup, teaching
 from acdc_cli.jobs.training_run import assemble
 from acdc_cli.models import build as models
@@ -45,34 +43,6 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-class Images:
-    """Random images on the device, 16 a batch; without the last partial batch when they are trained on."""
-
-    kind: Literal["ffcv", "torch"] = "torch"
-
-    def __init__(self, samples: int, training: bool, side: int = 28) -> None:
-        generator = torch.Generator().manual_seed(samples)
-        images = torch.randint(0, 256, (samples, side, side, 3), dtype=torch.uint8, generator=generator)
-        self.images = images.to(DEVICE).permute(0, 3, 1, 2)
-        self.labels = torch.randint(0, CLASSES, (samples,), generator=generator).to(DEVICE)
-        self.samples = samples
-        self.steps = samples // 16 if training else -(-samples // 16)
-
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        parts = [slice(16 * step, 16 * (step + 1)) for step in range(start_step, self.steps)]
-        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def built(folder: Path, compile: str, **changes: Any) -> Trainer:
     values = {
         "device": NAME,
@@ -84,7 +54,8 @@ def built(folder: Path, compile: str, **changes: Any) -> Trainer:
     recipe = load("demo_dense", [f"{key}={value}" for key, value in values.items()])
     ready = setup.build(recipe, CLASSES)
     teacher = teaching.teacher(recipe, ready, [str(number) for number in range(CLASSES)], [28])
-    parts = assemble(recipe, ready, Images(64, training=True), Images(39, training=False), teacher=teacher)
+    train, val = Resident(64, 16, seed=64), Resident(39, 16, seed=39)
+    parts = assemble(recipe, ready, train, val, teacher=teacher)
     run = RunDir(folder)
     run.start("", "", {})
     return Trainer(parts, run, [JsonLines(run.metrics)])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gpu_device
 import pytest
 import torch
-from gpu_device import DEVICE, host_never_waits
+from gpu_device import DEVICE, Resident, host_never_waits
 from torch import Tensor, nn
 
-from acdc_cli.data.batches import Batch
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.training_run import assemble
 from acdc_cli.recipe.blocks.optim import LAMBBlock, LARSBlock, LinearSchedule
@@ -95,33 +92,6 @@ def test_neither_optimiser_nor_average_makes_the_host_wait(name: str) -> None:
     assert all(not value[~mask].any() for value in optimizer.state[model[4].weight].values())
 
 
-class Resident:
-    """Two batches of random digits' size, on the device."""
-
-    kind = "torch"
-    steps, samples = 2, 2 * 32
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        images = torch.randint(0, 256, (self.samples, 28, 28, 3), dtype=torch.uint8, generator=generator)
-        self.images = images.to(DEVICE).permute(0, 3, 1, 2)
-        self.labels = torch.randint(0, 10, (self.samples,), generator=generator).to(DEVICE)
-
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
-        yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 # what the compiler has to say about this device and this Python
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -131,7 +101,7 @@ def test_a_run_judges_its_average_without_compiling_anew(tmp_path: Path, compile
     recipe = load("demo", [*keys, "optim.schedule.warmup_epochs=0", *(f"sparsity.{each}_epochs=1" for each in phases)])
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    ready, loader = setup.build(recipe, 10), Resident()
+    ready, loader = setup.build(recipe, 10), Resident(2 * 32, 32)
     parts = assemble(recipe, ready, loader, loader)
     run = RunDir(tmp_path / "run")
     run.start("", "", {})

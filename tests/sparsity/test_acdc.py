@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand, both
 from torch import nn
-from torch.optim import SGD
 
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.acdc import Config, Method
+from acdc_cli.sparsity.methods.acdc import Config
 
 
 def config(**keys: Any) -> Config:
@@ -95,112 +93,88 @@ def test_every_run_without_problems_has_a_plan_of_all_its_epochs() -> None:
     assert all(config().phases(epochs).epochs == epochs for epochs in fitting)
 
 
-class Run:
-    """Two weights a layer, two layers, one step an epoch: dense 0, sparse 1, dense 2, sparse 3."""
+def run_of(weights: dict[str, Any], epochs: int = 4, length: int = 1, **keys: Any) -> ByHand:
+    """One step an epoch, and phases of this length: dense, sparse, dense, and one last sparse epoch."""
+    lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), length)
+    block = {"target": 0.5, "last_sparse_epochs": 1} | lengths | keys
+    return ByHand("acdc", block, weights, epochs=epochs, momentum=0.5)
 
-    def __init__(self, **keys: Any) -> None:
-        lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 1)
-        self.weights = {"a": nn.Parameter(torch.tensor([4.0, -1.0])), "b": nn.Parameter(torch.tensor([2.0, 3.0]))}
-        self.masked = MaskedParameters(self.weights)
-        self.optimizer = SGD(self.weights.values(), lr=1.0, momentum=0.5)
-        self.masked.attach(self.optimizer)
-        self.method = Method(config(**lengths, last_sparse_epochs=1, **keys), self.masked, epochs=4)
 
-    def start(self, epoch: int) -> None:
-        self.method.on_epoch_start(Moment(epoch, epoch, 4, 1))
-
-    def step(self, epoch: int, gradient: float) -> None:
-        for weight in self.weights.values():
-            weight.grad = torch.full((2,), gradient)
-        self.method.on_gradients(Moment(epoch, epoch, 4, 1))
-        self.optimizer.step()
-
-    def momentum(self) -> list[list[float]]:
-        return [self.optimizer.state[weight]["momentum_buffer"].tolist() for weight in self.weights.values()]
-
-    def values(self) -> list[list[float]]:
-        return [weight.tolist() for weight in self.weights.values()]
+def two_layers(**keys: Any) -> ByHand:
+    """Dense 0, sparse 1, dense 2, sparse 3."""
+    return run_of({"a": [4.0, -1.0], "b": [2.0, 3.0]}, **keys)
 
 
 def test_phases_prune_once_free_as_zeros_and_forget_momentum() -> None:
-    run = Run()
+    run = two_layers()
     run.start(0)
-    run.step(0, gradient=1.0)
-    assert run.values() == [[3, -2], [1, 2]]
+    run.step(0, 1.0)
+    assert both(run.values) == [[3, -2], [1, 2]]
     run.start(1)
-    assert run.values() == [[3, -2], [0, 0]]  # 2 ties with 2: the first stays
-    assert run.momentum() == [[1, 1], [0, 0]]
-    run.step(1, gradient=-1.0)
-    assert run.values() == [[3.5, -1.5], [0, 0]]  # momentum 0.5 · 1 - 1
+    assert both(run.values) == [[3, -2], [0, 0]]  # 2 ties with 2: the first stays
+    assert both(run.momentum) == [[1, 1], [0, 0]]
+    run.step(1, -1.0)
+    assert both(run.values) == [[3.5, -1.5], [0, 0]]  # momentum 0.5 · 1 - 1
     run.start(2)
-    assert run.values() == [[3.5, -1.5], [0, 0]]
-    assert run.momentum() == [[0, 0], [0, 0]]
-    run.step(2, gradient=-2.0)
-    assert run.values() == [[5.5, 0.5], [2, 2]]
+    assert both(run.values) == [[3.5, -1.5], [0, 0]]
+    assert both(run.momentum) == [[0, 0], [0, 0]]
+    run.step(2, -2.0)
+    assert both(run.values) == [[5.5, 0.5], [2, 2]]
     run.start(3)
-    assert run.values() == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
+    assert both(run.values) == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
 
 
 def test_entering_a_dense_phase_forgets_the_momentum_of_what_is_never_pruned_too() -> None:
     # P1 4: "We reset SGD momentum at the beginning of every decompression phase"
-    run, bias = Run(), nn.Parameter(torch.tensor([1.0]))
+    run, bias = two_layers(), nn.Parameter(torch.tensor([1.0]))
     run.optimizer.add_param_group({"params": [bias]})
     seen = []
     for epoch, gradient in enumerate([1.0, 2.0, 4.0, 8.0]):
         run.start(epoch)
         bias.grad = torch.tensor([gradient])
-        run.step(epoch, gradient=0.0)
+        run.step(epoch, 0.0)
         seen.append((run.optimizer.state[bias]["momentum_buffer"].item(), bias.item()))
     # momentum 1 | 0.5 · 1 + 2 | 4, from nothing again | 0.5 · 4 + 8
     assert seen == [(1, 0), (2.5, -2.5), (4, -6.5), (10, -16.5)]
 
 
 def test_momentum_lives_on_where_the_recipe_says_so() -> None:
-    run = Run(reset_momentum=False)
+    run = two_layers(reset_momentum=False)
     run.start(0)
-    run.step(0, gradient=1.0)
+    run.step(0, 1.0)
     run.start(1)
     run.start(2)
-    assert run.momentum() == [[1, 1], [0, 0]]
+    assert both(run.momentum) == [[1, 1], [0, 0]]
 
 
 def test_only_the_first_epoch_of_a_phase_does_anything() -> None:
     # dense 0-1, sparse 2-3, dense 4-5, sparse 6
-    weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    masked = MaskedParameters({"a": weight})
-    optimizer = SGD([weight], lr=0.0, momentum=0.5)
-    masked.attach(optimizer)
-    lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 2)
-    method = Method(config(**lengths, last_sparse_epochs=1), masked, epochs=7)
+    run = run_of({"a": [1.0, 2.0, 3.0, 4.0]}, epochs=7, length=2)
+    run.optimizer.param_groups[0]["lr"] = 0.0
     living, momentum = [], []
     for epoch in range(7):
-        method.on_epoch_start(Moment(epoch, epoch, 7, 1))
-        living.append("".join(str(int(lives)) for lives in masked.masks["a"]))
-        momentum.append(optimizer.state[weight]["momentum_buffer"].sum().item() if epoch else 0)
+        run.start(epoch)
+        living.append("".join(str(int(lives)) for lives in run.masked.masks["a"]))
+        momentum.append(sum(run.momentum()) if epoch else 0)
         with torch.no_grad():
-            weight[2] = 0.0  # a living weight that training made zero
-        weight.grad = torch.ones(4)
-        method.on_gradients(Moment(epoch, epoch, 7, 1))
-        optimizer.step()
+            run.weight[2] = 0.0  # a living weight that training made zero
+        run.step(epoch, 1.0)
     assert living == ["1111", "1111", "0101", "0101", "1111", "1111", "0101"]
     assert momentum == [0, 4, 3, 3.5, 0, 4, 3]
-    assert [method.cost(epoch, 1).forward.density for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]
+    assert [run.method.cost(epoch, 1).forward.density for epoch in range(7)] == [1, 1, 0.5, 0.5, 1, 1, 0.5]
 
 
 def test_two_of_four_is_chosen_anew_in_every_sparse_phase() -> None:
     # P1 4, semi-structured sparsity: dense 0, sparse 1, dense 2, sparse 3
-    weight = nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]]))
-    lengths = dict.fromkeys(("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs"), 1)
-    block = config(**lengths, last_sparse_epochs=1, pattern="2:4")
-    method = Method(block, MaskedParameters({"a": weight}), epochs=4)
+    run = run_of({"a": [[4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]]}, pattern="2:4")
     seen = []
     for epoch in range(4):
-        method.on_epoch_start(Moment(epoch, epoch, 4, 1))
-        seen.append(weight.tolist())
+        run.start(epoch)
+        seen.append(run.weight.tolist())
         if epoch == 2:
             with torch.no_grad():
-                weight[:, 3] = 9.0
-    assert block.errors(RunSize(4)) == []
+                run.weight[:, 3] = 9.0
+    assert run.config.errors(RunSize(4)) == []
     assert seen[1] == seen[2] == [[4, 3, 0, 0], [1, 1, 0, 0]]
     assert seen[3] == [[4, 0, 0, 9], [1, 0, 0, 9]]
-    assert [method.cost(epoch, 1).forward.density for epoch in range(4)] == [1, 0.5, 1, 0.5]
+    assert [run.method.cost(epoch, 1).forward.density for epoch in range(4)] == [1, 0.5, 1, 0.5]

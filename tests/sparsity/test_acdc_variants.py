@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.optim import SGD
+from torch import Tensor
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment, Phase
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.acdc import Config, Method
+from acdc_cli.schedule.time import Phase
+from acdc_cli.sparsity.methods.acdc import Config
 
 ONE_EACH = dict.fromkeys(
     ("warmup_epochs", "sparse_epochs", "dense_epochs", "last_dense_epochs", "last_sparse_epochs"), 1
@@ -41,43 +40,16 @@ def refusal(**keys: Any) -> str:
     return str(found["msg"]).removeprefix("Value error, ")
 
 
-class Run:
-    """One layer of ten weights, 1 to 10, and one step an epoch, by a gradient that the test sets; learning rate 1."""
+class Run(ByHand):
+    """One layer of ten weights, 1 to 10, and one step an epoch; notes when the model is copied, and when restored."""
 
     headline = Quantity("top1", "top-1", "top-1", "%")
 
     def __init__(self, epochs: int, **keys: Any) -> None:
-        self.weight = nn.Parameter(torch.arange(1.0, 11.0).view(1, 10))
-        self.optimizer = SGD([self.weight], lr=1.0, momentum=0.5)
-        self.epochs = epochs
-        self.method = Method(config(**ONE_EACH | keys), MaskedParameters({"a.weight": self.weight}), epochs)
-        self.method.attach(self.optimizer, self)
+        weights = {"a.weight": torch.arange(1.0, 11.0).view(1, 10)}
+        block = {"target": 0.8} | ONE_EACH | keys
+        super().__init__("acdc", block, weights, epochs=epochs, training=self, momentum=0.5)
         self.calls: list[str] = []
-
-    def start(self, epoch: int) -> None:
-        self.method.on_epoch_start(Moment(epoch, epoch, self.epochs, 1))
-
-    def step(self, epoch: int, gradient: list[float]) -> None:
-        self.weight.grad = torch.tensor([gradient])
-        self.method.on_gradients(Moment(epoch, epoch, self.epochs, 1))
-        self.optimizer.step()
-
-    def end(self, epoch: int, top1: float = 0.0) -> None:
-        self.method.on_epoch_end(Moment(epoch, epoch, self.epochs, 1), {"top1": top1})
-
-    def values(self) -> list[float]:
-        values: list[float] = self.weight.flatten().tolist()
-        return values
-
-    def living(self) -> list[int]:
-        return self.method.masked.masks["a.weight"].flatten().nonzero().flatten().tolist()
-
-    def momentum(self) -> list[float]:
-        momentum: list[float] = self.optimizer.state[self.weight]["momentum_buffer"].flatten().tolist()
-        return momentum
-
-    def gradients(self, moment: Moment, batches: int, batch_size: int) -> Any:
-        raise AssertionError("AC/DC asks for none")
 
     def snapshot(self) -> dict[str, Tensor]:
         self.calls.append("snapshot")
@@ -185,21 +157,21 @@ def test_a_dense_phase_frees_only_the_weights_that_were_largest_when_the_first_s
 def test_a_ranking_at_any_later_compression_would_free_the_same_weights(distribution: str, pattern: str) -> None:
     noise = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (6, 4, 3, 3), "b.weight": (4, 8), "c.weight": (1, 4)}
-    weights = {name: nn.Parameter(torch.randn(shape, generator=noise).round()) for name, shape in shapes.items()}
-    keys: dict[str, Any] = {"dense_sparsity": 0.5, "distribution": distribution, "pattern": pattern}
-    method = Method(config(**ONE_EACH | keys), MaskedParameters(weights), epochs=8)
+    weights = {name: torch.randn(shape, generator=noise).round() for name, shape in shapes.items()}
+    keys = {"target": 0.8, "dense_sparsity": 0.5, "distribution": distribution, "pattern": pattern}
+    run = ByHand("acdc", ONE_EACH | keys, weights, epochs=8)
     freed: list[dict[str, Tensor]] = []
     for epoch in range(8):
         if epoch in (3, 5, 7):
-            again = method.selector.masks(method.masked.magnitudes(), 0.5)
+            again = run.method.selector.masks(run.masked.magnitudes(), 0.5)
             assert all(torch.equal(again[name], mask) for name, mask in freed[0].items())
-        method.on_epoch_start(Moment(epoch, epoch, 8, 1))
+        run.start(epoch)
         if epoch in (2, 4, 6):
-            freed.append({name: mask.clone() for name, mask in method.masked.masks.items()})
+            freed.append({name: mask.clone() for name, mask in run.masked.masks.items()})
         with torch.no_grad():
-            for weight in weights.values():
+            for weight in run.weights.values():
                 weight.add_(torch.randn(weight.shape, generator=noise).round())
-        method.masked.apply()
+        run.masked.apply()
     assert sum(int(mask.sum()) for mask in freed[0].values()) == 126  # half of 252 weights
     assert all(torch.equal(later[name], mask) for later in freed for name, mask in freed[0].items())
 
@@ -294,7 +266,7 @@ def fine_tuned(last_phase: str, headline: Quantity = Run.headline) -> Run:
     for epoch, top1 in enumerate([0.9, 0.8, 0.2, 0.7, 0.4, 0.4, 0.95]):
         run.start(epoch)
         run.step(epoch, [1.0 if epoch < 6 else 0.0] * 10)
-        run.end(epoch, top1)
+        run.end(epoch, top1=top1)
         if epoch == 4:
             run.calls.append(str(run.values()))
     return run

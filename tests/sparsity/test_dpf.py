@@ -6,18 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.optim import SGD
 
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.dpf import Config, Method
+from acdc_cli.sparsity.methods.dpf import Config
 from acdc_cli.sparsity.sparsifier import Sparsifier
-from acdc_cli.training.precision import Precision
 
 EPOCHS, STEPS = 4, 3
 
@@ -28,63 +24,37 @@ def densities(method: Sparsifier[Any], epoch: int) -> tuple[float | None, float 
     return work.forward.density, work.backward.density
 
 
-def config(**keys: Any) -> Config:
-    return Config(**{"method": "dpf", "target": 0.5, "begin": 0, "end": 0, "every": 2} | keys)
+KEYS = {"target": 0.5, "begin": 0, "end": 0, "every": 2}
 
 
-class Quadratic:
+class Quadratic(ByHand):
     """One layer under the loss |m * w - goal|² / 2, whose gradient is m * w - goal, by SGD."""
 
     def __init__(self, start: list[float], goal: list[float], momentum: float = 0.0, **keys: Any) -> None:
-        self.weight = nn.Parameter(torch.tensor([start], dtype=torch.float32))
-        self.goal = torch.tensor([goal], dtype=torch.float32)
-        masked = MaskedParameters({"fc.weight": self.weight})
-        self.method = Method(config(**keys), masked, EPOCHS)
-        self.optimizer = SGD([self.weight], lr=0.5, momentum=momentum, fused=True)
-        masked.attach(self.optimizer)
-        self.precision = Precision("fp32", torch.device("cpu"))
+        run: dict[str, Any] = {"epochs": EPOCHS, "steps": STEPS, "lr": 0.5, "momentum": momentum}
+        super().__init__("dpf", KEYS | keys, {"fc.weight": [start]}, **run)
+        self.goal = torch.tensor([goal])
 
-    def begin(self, epoch: int) -> None:
-        self.method.on_epoch_start(Moment(epoch, epoch * STEPS, EPOCHS, STEPS))
-
-    def step(self, number: int, bad: float | None = None) -> None:
-        moment = Moment(number // STEPS, number, EPOCHS, STEPS)
-        self.precision.backward((self.weight - self.goal).square().sum() / 2)
-        assert self.weight.grad is not None
-        if bad is not None:
-            self.weight.grad[0, 0] = bad
-        self.precision.unscale(self.optimizer)
-        assert self.method.on_gradients(moment)
-        self.precision.step(self.optimizer)
-        self.method.after_step(moment)
-        self.optimizer.zero_grad()
-
-    @property
-    def dense(self) -> list[float]:
-        return self.method.latent.weights["fc.weight"].flatten().tolist()
-
-    @property
-    def model(self) -> list[float]:
-        return self.weight.flatten().tolist()
-
-    @property
-    def living(self) -> list[int]:
-        return self.method.masked.masks["fc.weight"].flatten().nonzero().flatten().tolist()
+    def descend(self, number: int, bad: float = 0.0) -> None:
+        """bad: added to the first gradient."""
+        gradient = self.weight.detach() - self.goal
+        gradient[0, 0] += bad
+        assert self.step(number, gradient)
 
 
 def test_four_steps_worked_by_hand() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3])
-    run.begin(0)
-    assert (run.dense, run.model) == ([4, 3, 2, -1], [4, 3, 0, 0])
-    run.step(0)  # gradient 4, 3, -8, 3: of the pruned model, whose third and fourth weights are 0
-    assert (run.dense, run.model) == ([2, 1.5, 6, -2.5], [2, 1.5, 0, 0])
-    run.step(1)  # gradient 2, 1.5, -8, 3; then ranked: 10 and -4 come back with what they have gathered
-    assert (run.dense, run.model) == ([1, 0.75, 10, -4], [0, 0, 10, -4])
-    run.step(2)  # gradient 0, 0, 2, -1
-    assert (run.dense, run.model) == ([1, 0.75, 9, -3.5], [0, 0, 9, -3.5])
-    run.begin(1)
-    run.step(3)  # gradient 0, 0, 1, -0.5; ranked, and nothing changes
-    assert (run.dense, run.model) == ([1, 0.75, 8.5, -3.25], [0, 0, 8.5, -3.25])
+    run.start(0)
+    assert (run.latent(), run.values()) == ([4, 3, 2, -1], [4, 3, 0, 0])
+    run.descend(0)  # gradient 4, 3, -8, 3: of the pruned model, whose third and fourth weights are 0
+    assert (run.latent(), run.values()) == ([2, 1.5, 6, -2.5], [2, 1.5, 0, 0])
+    run.descend(1)  # gradient 2, 1.5, -8, 3; then ranked: 10 and -4 come back with what they have gathered
+    assert (run.latent(), run.values()) == ([1, 0.75, 10, -4], [0, 0, 10, -4])
+    run.descend(2)  # gradient 0, 0, 2, -1
+    assert (run.latent(), run.values()) == ([1, 0.75, 9, -3.5], [0, 0, 9, -3.5])
+    run.start(1)
+    run.descend(3)  # gradient 0, 0, 1, -0.5; ranked, and nothing changes
+    assert (run.latent(), run.values()) == ([1, 0.75, 8.5, -3.25], [0, 0, 8.5, -3.25])
 
 
 def reference(start: list[float], goal: list[float], kept: dict[int, int], every: int) -> list[list[float]]:
@@ -122,59 +92,58 @@ def test_the_run_is_that_of_a_slow_reference(
     expected = reference(start, goal, kept, every)
     for step in range(EPOCHS * STEPS):
         if step % STEPS == 0:
-            run.begin(step // STEPS)
-        run.step(step)
-        assert run.model == expected[step]
-    assert len(run.living) == 2
+            run.start(step // STEPS)
+        run.descend(step)
+        assert run.values() == expected[step]
+    assert len(run.living()) == 2
 
 
 def test_pruned_weights_have_gradients_and_momentum_and_the_model_is_pruned_all_the_same() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3], momentum=0.5)
-    run.begin(0)
-    run.step(0)
-    momentum: Tensor = run.optimizer.state[run.weight]["momentum_buffer"]
-    assert momentum.tolist() == [[4, 3, -8, 3]]
-    run.step(1)  # ranked; momentum 0.5 · 4 + 2 = 4, …, -4 - 8 = -12, 1.5 + 3 = 4.5
-    assert run.living == [2, 3]
-    assert momentum.tolist() == [[4, 3, -12, 4.5]], "a mask that moves on takes no momentum away"
-    assert run.model == [0, 0, 12, -4.75]
+    run.start(0)
+    run.descend(0)
+    assert run.momentum() == [4, 3, -8, 3]
+    run.descend(1)  # ranked; momentum 0.5 · 4 + 2 = 4, …, -4 - 8 = -12, 1.5 + 3 = 4.5
+    assert run.living() == [2, 3]
+    assert run.momentum() == [4, 3, -12, 4.5], "a mask that moves on takes no momentum away"
+    assert run.values() == [0, 0, 12, -4.75]
 
 
 def test_while_nothing_is_pruned_a_step_does_nothing_more() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 0, 0], begin=0, end=3)
-    run.begin(0)
+    run.start(0)
     for step in range(STEPS):
-        run.step(step)
-    assert run.model == [0.5, 0.375, 0.25, -0.125]
-    assert run.dense == [4, 3, 2, -1], "no copies are taken yet"
-    run.begin(1)  # 0.5 (1 - (2/3)³) of 4 weights: 1.4
-    assert run.dense == [0.5, 0.375, 0.25, -0.125]
-    assert run.model == [0.5, 0.375, 0.25, 0]
+        run.descend(step)
+    assert run.values() == [0.5, 0.375, 0.25, -0.125]
+    assert run.latent() == [4, 3, 2, -1], "no copies are taken yet"
+    run.start(1)  # 0.5 (1 - (2/3)³) of 4 weights: 1.4
+    assert run.latent() == [0.5, 0.375, 0.25, -0.125]
+    assert run.values() == [0.5, 0.375, 0.25, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_step_moves_nothing_and_ranks_nothing(bad: float) -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3])
-    run.begin(0)
-    run.step(0)
-    before = run.dense, run.model, run.living
-    run.step(1, bad=bad)
-    assert (run.dense, run.model, run.living) == before
-    run.step(2)
-    run.step(3)
-    assert run.living == [2, 3]
+    run.start(0)
+    run.descend(0)
+    before = run.latent(), run.values(), run.living()
+    run.descend(1, bad=bad)
+    assert (run.latent(), run.values(), run.living()) == before
+    run.descend(2)
+    run.descend(3)
+    assert run.living() == [2, 3]
 
 
 def test_the_weights_are_ranked_to_the_end_but_not_after_it() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 0, 0], every=4)
-    run.begin(0)
+    run.start(0)
     for step in range(10):
-        run.step(step)
+        run.descend(step)
     run.goal = torch.tensor([[0.0, 0, 0, 99]])
-    run.step(10)
-    run.step(11)
-    assert 3 not in run.living
-    assert abs(run.dense[3]) > 90
+    run.descend(10)
+    run.descend(11)
+    assert 3 not in run.living()
+    assert abs(run.latent()[3]) > 90
 
 
 def test_the_density_forward_follows_the_cubic_and_backward_is_one() -> None:
@@ -191,24 +160,25 @@ def test_by_default_the_sparsity_rises_every_epoch_and_ranks_every_16_steps() ->
 
 def test_two_of_four_takes_a_jump() -> None:
     run = Quadratic(start=[4, 3, 2, -1], goal=[0, 0, 8, -3], pattern="2:4", begin=1, end=1)
-    assert run.method.config.errors(RunSize(EPOCHS)) == []
+    assert run.config.errors(RunSize(EPOCHS)) == []
     assert densities(run.method, 0) == (1.0, 1.0)
     for step in range(EPOCHS * STEPS):
         if step % STEPS == 0:
-            run.begin(step // STEPS)
-        run.step(step)
-    assert len(run.living) == 2
-    assert [key for key, _ in config(pattern="2:4", end=3).errors(RunSize(EPOCHS))] == ["pattern"]
+            run.start(step // STEPS)
+        run.descend(step)
+    assert len(run.living()) == 2
+    gradual = Config(method="dpf", **KEYS | {"pattern": "2:4", "end": 3})
+    assert [key for key, _ in gradual.errors(RunSize(EPOCHS))] == ["pattern"]
 
 
 def test_no_interval_is_refused() -> None:
     with pytest.raises(ValidationError):
-        config(every=0)
+        Quadratic(start=[4], goal=[0], every=0)
 
 
 def test_a_state_grows_by_the_backward_masks() -> None:
     made = Quadratic([2.0, -1.0, 0.5, 3.0], [1.0, 1.0, 1.0, 1.0])
     assert "backward" not in made.method.state_dict()["masks"]
-    made.begin(0)
+    made.start(0)
     masks = made.method.state_dict()["masks"]["backward"].values()
     assert made.method.later_bytes(model=0) == sum(mask.nbytes for mask in masks) == 4

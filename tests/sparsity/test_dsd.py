@@ -4,56 +4,44 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.optim import SGD
+from by_hand import ByHand
 
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.dsd import Config, Method
+from acdc_cli.sparsity.methods.dsd import Config
 
 
 def config(**keys: Any) -> Config:
     return Config(method="dsd", target=0.5, **keys)
 
 
-class Run:
-    """Four weights, one step an epoch, learning rate 1."""
+def run_of(epochs: int, **keys: Any) -> ByHand:
+    weights = {"a.weight": [[4.0, -1.0], [0.5, -3.0]]}
+    return ByHand("dsd", {"target": 0.5} | keys, weights, epochs=epochs, momentum=0.5)
 
-    def __init__(self, epochs: int, **keys: Any) -> None:
-        self.weight = nn.Parameter(torch.tensor([[4.0, -1.0], [0.5, -3.0]]))
-        self.optimizer = SGD([self.weight], lr=1.0, momentum=0.5)
-        self.epochs = epochs
-        self.masked = MaskedParameters({"a.weight": self.weight})
-        self.masked.attach(self.optimizer)
-        self.method = Method(config(**keys), self.masked, epochs)
 
-    def epoch(self, epoch: int, gradient: float) -> list[float]:
-        """Weights after the epoch's one step."""
-        moment = Moment(epoch, epoch, self.epochs, 1)
-        self.method.on_epoch_start(moment)
-        self.weight.grad = torch.full((2, 2), gradient)
-        self.method.on_gradients(moment)
-        self.optimizer.step()
-        return self.weight.flatten().tolist()
+def after(run: ByHand, epoch: int, gradient: float) -> list[float]:
+    """Weights after the epoch's one step."""
+    run.start(epoch)
+    run.step(epoch, gradient)
+    return run.values()
 
 
 def test_weights_are_pruned_once_and_come_back_as_zeros_without_momentum() -> None:
     # dense 0, sparse 1-2, dense 3
-    run = Run(4, sparse_from=1, dense_from=3)
-    assert run.epoch(0, gradient=1.0) == [3, -2, -0.5, -4]
-    assert run.epoch(1, gradient=-2.0) == [4.5, 0, 0, -2.5]  # momentum 0.5 · 1 - 2 = -1.5
+    run = run_of(4, sparse_from=1, dense_from=3)
+    assert after(run, 0, gradient=1.0) == [3, -2, -0.5, -4]
+    assert after(run, 1, gradient=-2.0) == [4.5, 0, 0, -2.5]  # momentum 0.5 · 1 - 2 = -1.5
     with torch.no_grad():
         run.weight[0, 0] = 0.25
-    assert run.epoch(2, gradient=0.75) == [0.25, 0, 0, -2.5]  # momentum 0.5 · -1.5 + 0.75 = 0
-    assert run.epoch(3, gradient=-1.0) == [1.25, 1, 1, -1.5]
+    assert after(run, 2, gradient=0.75) == [0.25, 0, 0, -2.5]  # momentum 0.5 · -1.5 + 0.75 = 0
+    assert after(run, 3, gradient=-1.0) == [1.25, 1, 1, -1.5]
     assert run.masked.sparsity() == 0
 
 
 def test_what_lived_keeps_its_momentum_when_the_others_are_freed() -> None:
-    run = Run(2, sparse_from=0, dense_from=1)
-    assert run.epoch(0, gradient=1.0) == [3, 0, 0, -4]
-    assert run.epoch(1, gradient=0.0) == [2.5, 0, 0, -4.5]
+    run = run_of(2, sparse_from=0, dense_from=1)
+    assert after(run, 0, gradient=1.0) == [3, 0, 0, -4]
+    assert after(run, 1, gradient=0.0) == [2.5, 0, 0, -4.5]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +54,7 @@ def test_what_lived_keeps_its_momentum_when_the_others_are_freed() -> None:
 def test_the_phases_are_dense_sparse_dense(
     keys: dict[str, Any], kinds: list[tuple[str, int, int]], densities: list[float]
 ) -> None:
-    method = Run(8, **keys).method
+    method = run_of(8, **keys).method
     assert [(phase.kind, phase.start, phase.end) for phase in method.phases.phases] == kinds
     assert [method.cost(epoch, 1).backward.density for epoch in range(8)] == densities
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from by_hand import ByHand
+from torch import Tensor
 
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.gmp import Config, Method
+from acdc_cli.sparsity.methods.gmp import Config
 
 ONCE = "begin must come before end (to prune all at once, use method oneshot)"
 LATE = "the sparsity would reach the target at epoch 20, but epoch 19 is the last; make it earlier"
@@ -64,21 +63,24 @@ def test_a_ramp_outside_the_run_is_a_problem(keys: dict[str, Any], key: str, mes
     assert config().errors(RunSize(20)) == []
 
 
-def start(method: Method, epoch: int) -> dict[str, Tensor]:
-    method.on_epoch_start(Moment(epoch, epoch, method.epochs, 1))
-    return {name: mask.clone() for name, mask in method.masked.masks.items()}
+def run_of(weights: dict[str, Any], epochs: int, target: float, every: int, **keys: Any) -> ByHand:
+    return ByHand("gmp", {"target": target, "every_epochs": every} | keys, weights, epochs=epochs)
+
+
+def start(run: ByHand, epoch: int) -> dict[str, Tensor]:
+    run.start(epoch)
+    return {name: mask.clone() for name, mask in run.masked.masks.items()}
 
 
 def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
     # T = 3, one update an epoch: 8 weights, sparsities 0.75 · (19/27, 26/27, 1) leave 3.8, 2.2 and 2
-    weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]))
-    method = Method(config(0.75, every_epochs=1), MaskedParameters({"a": weight}), epochs=4)
-    assert start(method, 0)["a"].all()
-    assert start(method, 1)["a"].tolist() == [False] * 4 + [True] * 4
+    run = run_of({"a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}, epochs=4, target=0.75, every=1)
+    assert start(run, 0)["a"].all()
+    assert start(run, 1)["a"].tolist() == [False] * 4 + [True] * 4
     with torch.no_grad():
-        weight.copy_(torch.zeros(8))
-    assert start(method, 2)["a"].tolist() == [False] * 4 + [True, True, False, False]
-    assert start(method, 3)["a"].tolist() == [False] * 4 + [True, True, False, False]
+        run.weight.zero_()
+    assert start(run, 2)["a"].tolist() == [False] * 4 + [True, True, False, False]
+    assert start(run, 3)["a"].tolist() == [False] * 4 + [True, True, False, False]
 
 
 def test_a_pattern_with_one_sparsity_only_cannot_be_reached_gradually() -> None:
@@ -103,18 +105,15 @@ def test_a_pattern_with_one_sparsity_only_cannot_be_reached_gradually() -> None:
 )
 def test_pruned_weights_never_return(keys: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: nn.Parameter(torch.randn(shape, generator=generator))
-        for name, shape in (("a.weight", (7, 5)), ("b.weight", (31, 1)))
-    }
-    masked = MaskedParameters(weights)
-    method = Method(config(0.9, every_epochs=3, **keys), masked, epochs=20)
-    before, living = start(method, 0), [66]
+    shapes = {"a.weight": (7, 5), "b.weight": (31, 1)}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    run = run_of(weights, epochs=20, target=0.9, every=3, **keys)
+    before, living = start(run, 0), [66]
     for epoch in range(1, 20):
         with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(torch.randn(weight.shape, generator=generator) * masked.masks[name])
-        after = start(method, epoch)
+            for name, weight in run.weights.items():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * run.masked.masks[name])
+        after = start(run, epoch)
         assert not any((after[name] & ~before[name]).any() for name in after)
         living.append(sum(int(mask.sum()) for mask in after.values()))
         before = after
@@ -125,9 +124,9 @@ def test_pruned_weights_never_return(keys: dict[str, Any]) -> None:
 
 def test_blocks_are_pruned_whole_and_never_return() -> None:
     # 4 blocks of 2, T = 3: sparsities 0.75 · (19/27, 26/27, 1) leave 1.89, 1.11 and 1 block
-    weight = nn.Parameter(torch.tensor([[1.0, 9.0, 4.0, 5.0], [7.0, 0.0, 4.0, 4.0]]))
-    method = Method(config(0.75, every_epochs=1, pattern="block2"), MaskedParameters({"a": weight}), epochs=4)
-    living = [start(method, epoch)["a"][:, ::2].tolist() for epoch in range(4)]
+    weights = {"a": [[1.0, 9.0, 4.0, 5.0], [7.0, 0.0, 4.0, 4.0]]}
+    run = run_of(weights, epochs=4, target=0.75, every=1, pattern="block2")
+    living = [start(run, epoch)["a"][:, ::2].tolist() for epoch in range(4)]
     assert living[1] == [[True, True], [False, False]]
     assert living[2] == living[3] == [[True, False], [False, False]]
-    assert weight.tolist() == [[1, 9, 0, 0], [0, 0, 0, 0]]
+    assert run.weight.tolist() == [[1, 9, 0, 0], [0, 0, 0, 0]]

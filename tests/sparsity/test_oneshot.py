@@ -4,43 +4,40 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from by_hand import ByHand
 
 from acdc_cli.recipe.blocks.sparsity import RunSize
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.oneshot import Config, Method
+from acdc_cli.sparsity.methods.oneshot import Config
 
 
-def method(epochs: int, **keys: Any) -> Method:
-    weight = nn.Parameter(torch.tensor([[4.0, -1.0], [0.5, -3.0]]))
-    return Method(Config(method="oneshot", target=0.5, **keys), MaskedParameters({"a.weight": weight}), epochs)
+def run_of(epochs: int, **keys: Any) -> ByHand:
+    return ByHand("oneshot", {"target": 0.5} | keys, {"a.weight": [[4.0, -1.0], [0.5, -3.0]]}, epochs=epochs)
 
 
-def masks_at_each_epoch(made: Method) -> list[list[bool]]:
+def masks_at_each_epoch(run: ByHand) -> list[list[bool]]:
     found = []
-    for epoch in range(made.epochs):
-        made.on_epoch_start(Moment(epoch, epoch, made.epochs, 1))
-        found.append(made.masked.masks["a.weight"].flatten().tolist())
+    for epoch in range(run.epochs):
+        run.start(epoch)
+        found.append(run.masked.masks["a.weight"].flatten().tolist())
         with torch.no_grad():
             # what lives shrinks: magnitudes would choose others now
-            made.masked.parameters["a.weight"].mul_(0.01)
+            run.weight.mul_(0.01)
     return found
 
 
 @pytest.mark.parametrize(("at", "dense"), [("50%", 2), (3, 3), (0, 0)])
 def test_the_smallest_weights_are_pruned_once(at: int | str, dense: int) -> None:
-    made = method(epochs=4, at=at)
-    assert masks_at_each_epoch(made) == [[True] * 4] * dense + [[True, False, False, True]] * (4 - dense)
-    assert [made.cost(epoch, 1).backward.density for epoch in range(4)] == [1.0] * dense + [0.5] * (4 - dense)
+    run = run_of(epochs=4, at=at)
+    assert masks_at_each_epoch(run) == [[True] * 4] * dense + [[True, False, False, True]] * (4 - dense)
+    assert [run.method.cost(epoch, 1).backward.density for epoch in range(4)] == [1.0] * dense + [0.5] * (4 - dense)
 
 
 def test_the_phases_are_dense_then_sparse() -> None:
-    assert [(phase.kind, phase.start, phase.end) for phase in method(epochs=5).phases.phases] == [
+    assert [(phase.kind, phase.start, phase.end) for phase in run_of(epochs=5).method.phases.phases] == [
         ("dense", 0, 3),
         ("sparse", 3, 5),
     ]
-    assert [(phase.kind, phase.start, phase.end) for phase in method(epochs=5, at=0).phases.phases] == [
+    assert [(phase.kind, phase.start, phase.end) for phase in run_of(epochs=5, at=0).method.phases.phases] == [
         ("sparse", 0, 5)
     ]
 

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.exchange import exchange
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.rigl import Config, Method
+from acdc_cli.sparsity.methods.rigl import Config
 
 
 def config(**keys: Any) -> Config:
@@ -28,52 +26,34 @@ def at(step: int, epochs: int = 8, steps_per_epoch: int = 1) -> Moment:
     return Moment(step // steps_per_epoch, step, epochs, steps_per_epoch)
 
 
-class Layer:
+def layer_of(steps: int = 1, **keys: Any) -> ByHand:
     """Two rows of five weights, four of which live, under SGD whose momentum is 0.5 everywhere that lives."""
-
-    def __init__(self, **keys: Any) -> None:
-        self.weight = nn.Parameter(torch.tensor([[5.0, -1.0, 2.0, -4.0, 0.0], [0.0] * 5]))
-        self.optimizer = SGD([self.weight], lr=0.1, momentum=0.9)
-        masked = MaskedParameters({"a.weight": self.weight})
-        masked.attach(self.optimizer)
-        self.method = Method(config(fraction=0.8, **keys), masked, epochs=8)
-        masked.set({"a.weight": torch.arange(10).view(2, 5) < 4})
-        self.optimizer.state[self.weight]["momentum_buffer"] = 0.5 * masked.masks["a.weight"]
-
-    def step(self, number: int, gradient: list[float]) -> bool:
-        self.weight.grad = torch.tensor(gradient).view(2, 5)
-        return self.method.on_gradients(at(number))
-
-    @property
-    def living(self) -> list[int]:
-        return self.method.masked.masks["a.weight"].flatten().nonzero().flatten().tolist()
-
-    @property
-    def momentum(self) -> Tensor:
-        momentum: Tensor = self.optimizer.state[self.weight]["momentum_buffer"]
-        return momentum
+    block = {"target": 0.6, "distribution": "uniform", "fraction": 0.8, "every": 1} | keys
+    weights = {"a.weight": [[5.0, -1.0, 2.0, -4.0, 0.0], [0.0] * 5]}
+    layer = ByHand("rigl", block, weights, epochs=8, steps=steps, lr=0.1, momentum=0.9)
+    layer.masked.set({"a.weight": torch.arange(10).view(2, 5) < 4})
+    layer.optimizer.state[layer.weight]["momentum_buffer"] = 0.5 * layer.masked.masks["a.weight"]
+    return layer
 
 
 def test_one_update_worked_by_hand() -> None:
     # t/T = 2/6: 0.8/2 (1 + cos(pi/3)) = 0.6 of 4 weights, so 2 drop: -1 and 2. Of all but those that stay, the largest
     # gradients are -7 (of -1, which so stays after all) and the first of the two sixes.
-    layer = Layer()
+    layer = layer_of()
     steps = layer.step(2, [9, -7, 0.5, 8, 0, 3, -6, 6, -1, 2])
     assert not steps
-    assert layer.living == [0, 1, 3, 6]
+    assert layer.living() == [0, 1, 3, 6]
     assert layer.weight.tolist() == [[5, -1, 0, -4, 0], [0] * 5]
-    assert layer.momentum.tolist() == [[0.5, 0.5, 0, 0.5, 0], [0] * 5]
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.flatten().tolist() == [9, -7, 0, 8, 0, 0, -6, 0, 0, 0]
+    assert layer.momentum() == [0.5, 0.5, 0, 0.5, 0, *[0] * 5]
+    assert layer.gradient() == [9, -7, 0, 8, 0, 0, -6, 0, 0, 0]
     assert layer.method.metrics() == {"mask_sparsity": pytest.approx(0.6), "mask_updates": 1.0}
 
 
 def test_between_updates_the_gradient_is_masked_and_the_optimiser_steps() -> None:
-    layer = Layer(every=3)
+    layer = layer_of(every=3)
     assert layer.step(2, [1.0] * 10)
-    assert layer.living == [0, 1, 2, 3]
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.flatten().tolist() == [1.0] * 4 + [0.0] * 6
+    assert layer.living() == [0, 1, 2, 3]
+    assert layer.gradient() == [1.0] * 4 + [0.0] * 6
 
 
 def test_as_many_drop_as_grow() -> None:
@@ -111,39 +91,39 @@ def test_no_update_comes_at_step_0_nor_in_the_last_quarter() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_no_number_changes_no_mask_and_counts_for_nothing_later(value: float) -> None:
-    layer = Layer(every=4, average_batches=2)
+    layer = layer_of(every=4, average_batches=2)
     assert layer.step(3, [value] * 10)
     assert layer.step(4, [value] + [1.0] * 9), "left to the optimiser, which is told on the device to skip it"
-    assert layer.living == [0, 1, 2, 3]
+    assert layer.living() == [0, 1, 2, 3]
     assert layer.method.metrics()["mask_updates"] == 0
 
 
 def test_bad_batches_are_left_out_of_the_mean() -> None:
-    layer = Layer(every=2, average_batches=2)
+    layer = layer_of(every=2, average_batches=2)
     assert layer.step(1, [float("nan")] * 10)
     assert not layer.step(2, [0.0] * 8 + [2.0, 1.0])
-    assert layer.living == [0, 3, 8, 9]
+    assert layer.living() == [0, 3, 8, 9]
 
 
 def test_the_mean_over_batches_decides_what_grows() -> None:
     # weight 8 has the largest gradient of each batch, of opposite signs
     gradients = [[0.0] * 4 + [1.0, 0, 0, 0, 9, 1.5], [0.0] * 4 + [1.0, 0, 0, 0, -9, 1.5]]
-    averaged, last_only = Layer(every=2, average_batches=2), Layer(every=2)
+    averaged, last_only = layer_of(every=2, average_batches=2), layer_of(every=2)
     for layer in (averaged, last_only):
         assert [layer.step(number, gradients[number - 1]) for number in (1, 2)] == [True, False]
-    assert averaged.living == [0, 3, 4, 9]
-    assert last_only.living == [0, 3, 8, 9]
+    assert averaged.living() == [0, 3, 4, 9]
+    assert last_only.living() == [0, 3, 8, 9]
 
 
 def test_a_mean_that_was_begun_is_part_of_the_state() -> None:
-    whole, resumed = Layer(every=2, average_batches=2), Layer(every=2, average_batches=2)
+    whole, resumed = layer_of(every=2, average_batches=2), layer_of(every=2, average_batches=2)
     whole.step(1, [0.0] * 7 + [9.0, 0, 0])
     state = copy.deepcopy(whole.method.state_dict())
     assert state["gradients"]["a.weight"].flatten().tolist() == [0.0] * 7 + [9.0, 0, 0]
     whole.step(2, [0.0] * 9 + [1.0])
     resumed.method.load_state_dict(state)
     resumed.step(2, [0.0] * 9 + [1.0])
-    assert resumed.living == whole.living == [0, 3, 7, 9]
+    assert resumed.living() == whole.living() == [0, 3, 7, 9]
     assert whole.method.state_dict()["gradients"] == {}
 
 
@@ -189,7 +169,6 @@ def test_updates_outside_the_run_are_a_problem(keys: dict[str, Any], key: str, m
 
 
 def test_an_interval_longer_than_the_run_is_refused_when_the_steps_are_known() -> None:
-    made = Layer(every=30).method
     with pytest.raises(RecipeError, match=r"sparsity.every: the first update would be at step 30, .* before step 30"):
-        made.on_epoch_start(at(0, steps_per_epoch=5))
-    Layer(every=29).method.on_epoch_start(at(0, steps_per_epoch=5))
+        layer_of(steps=5, every=30).start(0)
+    layer_of(steps=5, every=29).start(0)

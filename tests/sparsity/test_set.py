@@ -1,50 +1,32 @@
 """SET: the smallest weights drop, others grow at random, the same on every rank."""
 
 import torch
-from torch import nn
-from torch.optim import SGD
-
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.set import Config, Method
-
-EPOCHS, STEPS = 4, 5
+from by_hand import ByHand
 
 
-def method(seed: int) -> Method:
-    generator = torch.Generator().manual_seed(1)
-    weights = {"a.weight": nn.Parameter(torch.randn(40, 50, generator=generator))}
-    made = Method(
-        Config(method="set", target=0.9, every_epochs=1, distribution="uniform"),
-        MaskedParameters(weights),
-        EPOCHS,
-        seed,
-    )
-    made.on_epoch_start(Moment(0, 0, EPOCHS, STEPS))
-    return made
+def started(seed: int) -> ByHand:
+    """Weights that SGD leaves as they are."""
+    weights = {"a.weight": torch.randn(40, 50, generator=torch.Generator().manual_seed(1))}
+    keys = {"target": 0.9, "every_epochs": 1, "distribution": "uniform"}
+    run = ByHand("set", keys, weights, epochs=4, steps=5, seed=seed, lr=0.0)
+    run.start(0)
+    return run
 
 
-def update(made: Method, step: int, gradient: float = 1.0) -> None:
-    for weight in made.masked.parameters.values():
-        weight.grad = torch.full_like(weight, gradient)
-    moment = Moment(step // STEPS, step, EPOCHS, STEPS)
-    assert made.on_gradients(moment), "the optimiser takes its step"
-    made.after_step(moment)
+def update(run: ByHand, step: int, gradient: float = 1.0) -> None:
+    assert run.step(step, gradient), "the optimiser takes its step"
 
 
 def test_the_weights_are_ranked_after_the_optimisers_step() -> None:
     # 1 of 4 drops: 0.3/2 (1 + cos 0) · 4 would be 1.2 at step 0; at step 1 of 20, (1 + cos(pi/15)) · 0.15 · 4 = 1.19
-    weight = nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]]))
-    made = Method(
-        Config(method="set", target=0.5, every=1, distribution="uniform"), MaskedParameters({"a.weight": weight}), 4, 0
-    )
-    optimizer, moment = SGD([weight], lr=1.0), Moment(0, 1, 4, 5)
-    made.masked.attach(optimizer)
+    keys = {"target": 0.5, "every": 1, "distribution": "uniform"}
+    run = ByHand("set", keys, {"a.weight": [[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]]}, epochs=4, steps=5)
+    weight, made, moment = run.weight, run.method, run.at(1)
     made.masked.set({"a.weight": torch.arange(8).view(1, 8) < 4})
     # the smallest after the step is the first, which was the largest before it
-    weight.grad = torch.tensor([[3.5, 0.0, 0.0, -1.0, 5.0, 5.0, 5.0, 5.0]])
+    run.set_gradients([3.5, 0.0, 0.0, -1.0, 5.0, 5.0, 5.0, 5.0])
     assert made.on_gradients(moment)
-    optimizer.step()
+    run.optimizer.step()
     assert weight.tolist() == [[0.5, 3, 2, 2, 0, 0, 0, 0]]
     made.after_step(moment)
     assert weight[0, 1:4].tolist() == [3, 2, 2]
@@ -55,10 +37,10 @@ def test_the_weights_are_ranked_after_the_optimisers_step() -> None:
 
 
 def test_the_smallest_weights_drop_and_others_grow_as_zeros() -> None:
-    made = method(seed=0)
-    weight, mask = made.masked.parameters["a.weight"], made.masked.masks["a.weight"]
+    run = started(seed=0)
+    weight, mask = run.weight, run.masked.masks["a.weight"]
     before, old = weight.detach().clone(), mask.clone()
-    update(made, step=5)
+    update(run, step=5)
     # 200 live; t/T = 5/15, 0.15 (1 + cos(pi/3)) = 0.225
     cut = before[old].abs().sort().values[45]
     assert int(mask.sum()) == 200
@@ -69,10 +51,10 @@ def test_the_smallest_weights_drop_and_others_grow_as_zeros() -> None:
 
 
 def test_what_grows_follows_from_the_seed_not_from_the_gradients() -> None:
-    first, other_data, other_seed = method(seed=0), method(seed=0), method(seed=1)
+    first, other_data, other_seed = started(seed=0), started(seed=0), started(seed=1)
     other_seed.masked.set(first.masked.masks)
     with torch.no_grad():
-        other_seed.masked.parameters["a.weight"].copy_(first.masked.parameters["a.weight"])
+        other_seed.weight.copy_(first.weight)
     update(first, step=5)
     torch.rand(3)
     update(other_data, step=5, gradient=-2.0)
@@ -82,7 +64,7 @@ def test_what_grows_follows_from_the_seed_not_from_the_gradients() -> None:
 
 
 def test_every_update_draws_anew() -> None:
-    at_five, at_ten = method(seed=0), method(seed=0)
+    at_five, at_ten = started(seed=0), started(seed=0)
     start = at_five.masked.masks["a.weight"].clone()
     update(at_five, step=5)
     update(at_ten, step=10)

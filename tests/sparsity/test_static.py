@@ -4,38 +4,35 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.static import Config, Method
+from acdc_cli.sparsity.methods.static import Config
 from acdc_cli.sparsity.which import random_scores
 
 
-def method(seed: int = 0, **keys: Any) -> Method:
-    weights = {"a.weight": nn.Parameter(torch.ones(10, 30)), "b.weight": nn.Parameter(torch.ones(20, 5, 3, 3))}
-    return Method(Config(method="static", target=0.9, **keys), MaskedParameters(weights), epochs=4, seed=seed)
+def run_of(seed: int = 0, **keys: Any) -> ByHand:
+    weights = {"a.weight": torch.ones(10, 30), "b.weight": torch.ones(20, 5, 3, 3)}
+    return ByHand("static", {"target": 0.9} | keys, weights, epochs=4, steps=5, seed=seed)
 
 
 def started(seed: int = 0, **keys: Any) -> dict[str, Tensor]:
-    made = method(seed, **keys)
-    made.on_epoch_start(Moment(0, 0, 4, 5))
-    return {name: mask.clone() for name, mask in made.masked.masks.items()}
+    run = run_of(seed, **keys)
+    run.start(0)
+    return {name: mask.clone() for name, mask in run.masked.masks.items()}
 
 
 def test_it_is_sparse_before_the_first_step_and_stays_as_it_is() -> None:
-    made = method()
-    made.on_epoch_start(Moment(0, 0, 4, 5))
-    before = {name: mask.clone() for name, mask in made.masked.masks.items()}
+    run = run_of()
+    run.start(0)
+    before = {name: mask.clone() for name, mask in run.masked.masks.items()}
     for step in range(20):
         if step % 5 == 0:
-            made.on_epoch_start(Moment(step // 5, step, 4, 5))
-        for weight in made.masked.parameters.values():
-            weight.grad = torch.ones_like(weight)
-        assert made.on_gradients(Moment(step // 5, step, 4, 5))
-    assert all(torch.equal(mask, before[name]) for name, mask in made.masked.masks.items())
-    assert [(phase.kind, phase.start, phase.end) for phase in made.phases.phases] == [("sparse", 0, 4)]
+            run.start(step // 5)
+        assert run.step(step, 1.0)
+    assert all(torch.equal(mask, before[name]) for name, mask in run.masked.masks.items())
+    assert [(phase.kind, phase.start, phase.end) for phase in run.method.phases.phases] == [("sparse", 0, 4)]
 
 
 @pytest.mark.parametrize(

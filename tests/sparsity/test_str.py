@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.blocks.optim import LinearSchedule, SGDBlock
@@ -30,76 +31,56 @@ def at(step: int) -> Moment:
     return Moment(step // 10, step, 8, 10)
 
 
-class Layer:
+def layer_of(weights: list[float], lr: float = 0.1, weight_decay: float = 0.0, **keys: Any) -> ByHand:
     """One layer of a row of weights, under SGD without momentum."""
+    run = {"epochs": 8, "steps": 10, "lr": lr, "weight_decay": weight_decay}
+    layer = ByHand("str", {"s_init": QUARTER} | keys, {"a.weight": [weights]}, **run)
+    layer.start(0)
+    return layer
 
-    def __init__(self, weights: list[float], lr: float = 0.1, weight_decay: float = 0.0, **keys: Any) -> None:
-        self.weight = nn.Parameter(torch.tensor([weights]))
-        masked = MaskedParameters({"a.weight": self.weight})
-        self.method = Method(Config(**{"method": "str", "s_init": QUARTER} | keys), masked, epochs=8)
-        groups = [*self.method.parameter_groups(weight_decay), {"params": [self.weight], "weight_decay": weight_decay}]
-        self.optimizer: Optimizer = SGD(groups, lr=lr, fused=True)
-        masked.attach(self.optimizer)
-        self.method.on_epoch_start(at(0))
 
-    def step(self, gradient: list[float]) -> None:
-        self.weight.grad = torch.tensor([gradient])
-        assert self.method.on_gradients(at(0))
-        self.optimizer.step()
-        self.method.after_step(at(0))
-
-    @property
-    def latent(self) -> list[float]:
-        return self.method.latent.weights["a.weight"].flatten().tolist()
-
-    @property
-    def held(self) -> list[float]:
-        return self.weight.flatten().tolist()
-
-    @property
-    def s(self) -> float:
-        return self.method.s.item()
+def s_of(layer: ByHand) -> float:
+    s: float = layer.method.s.item()
+    return s
 
 
 def test_a_run_starts_with_weights_less_the_threshold() -> None:
-    layer = Layer([0.5, -0.3, 0.25, -0.1, 0.0])
-    assert layer.held == pytest.approx([0.25, -0.05, 0, 0, 0])
-    assert layer.held[2:] == [0, 0, 0]
-    assert layer.latent == pytest.approx([0.5, -0.3, 0.25, -0.1, 0.0])
+    layer = layer_of([0.5, -0.3, 0.25, -0.1, 0.0])
+    assert layer.values() == pytest.approx([0.25, -0.05, 0, 0, 0])
+    assert layer.values()[2:] == [0, 0, 0]
+    assert layer.latent() == pytest.approx([0.5, -0.3, 0.25, -0.1, 0.0])
 
 
 def test_one_step_worked_by_hand() -> None:
     # dL/ds = -1/4 · 3/4 · (1 · 1 + 2 · -1): what the two zeros would have added does not count
-    layer = Layer([0.5, -0.3, 0.2, -0.1])
-    layer.step([1.0, 2.0, 3.0, 4.0])
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.tolist() == [[1.0, 2.0, 0.0, 0.0]]
-    assert layer.method.s.grad is not None
+    layer = layer_of([0.5, -0.3, 0.2, -0.1])
+    assert layer.step(0, [1.0, 2.0, 3.0, 4.0])
+    assert layer.gradient() == [1.0, 2.0, 0.0, 0.0]
     assert layer.method.s.grad.tolist() == pytest.approx([3 / 16])
-    assert layer.latent == pytest.approx([0.4, -0.5, 0.2, -0.1])
-    assert layer.s == pytest.approx(QUARTER - 0.1 * 3 / 16)
-    threshold = torch.tensor(layer.s).sigmoid().item()
-    assert layer.held == pytest.approx([0.4 - threshold, threshold - 0.5, 0, 0])
+    assert layer.latent() == pytest.approx([0.4, -0.5, 0.2, -0.1])
+    assert s_of(layer) == pytest.approx(QUARTER - 0.1 * 3 / 16)
+    threshold = torch.tensor(s_of(layer)).sigmoid().item()
+    assert layer.values() == pytest.approx([0.4 - threshold, threshold - 0.5, 0, 0])
 
 
 def test_far_below_zero_s_moves_by_its_decay_alone() -> None:
-    layer = Layer([0.5, -0.3, 0.2, -0.1], weight_decay=0.01, s_init=-3200.0)
+    layer = layer_of([0.5, -0.3, 0.2, -0.1], weight_decay=0.01, s_init=-3200.0)
     for lr in (0.1, 0.2, 0.05):
         for group in layer.optimizer.param_groups:
             group["lr"] = lr
-        layer.step([1.0, -1.0, 5.0, -7.0])
+        assert layer.step(0, [1.0, -1.0, 5.0, -7.0])
     # 1 - lr · decay: 0.999 · 0.998 · 0.9995
-    assert layer.s == pytest.approx(-3200 * 0.996503499, rel=1e-6)
-    assert layer.held == layer.latent, "a threshold of 0 leaves the training dense"
-    assert layer.latent[0] == pytest.approx(0.5 * 0.996503499 - 0.1 * 0.998 * 0.9995 - 0.2 * 0.9995 - 0.05)
+    assert s_of(layer) == pytest.approx(-3200 * 0.996503499, rel=1e-6)
+    assert layer.values() == layer.latent(), "a threshold of 0 leaves the training dense"
+    assert layer.latent()[0] == pytest.approx(0.5 * 0.996503499 - 0.1 * 0.998 * 0.9995 - 0.2 * 0.9995 - 0.05)
 
 
 def test_the_decay_of_s_is_that_of_the_weights_unless_it_is_given() -> None:
     def decayed(**keys: Any) -> float:
-        layer = Layer([0.5], weight_decay=0.01, s_init=-50.0, **keys)
-        layer.step([0.0])
-        assert layer.latent == pytest.approx([0.5 * 0.999])
-        return layer.s
+        layer = layer_of([0.5], weight_decay=0.01, s_init=-50.0, **keys)
+        assert layer.step(0, [0.0])
+        assert layer.latent() == pytest.approx([0.5 * 0.999])
+        return s_of(layer)
 
     assert decayed() == pytest.approx(-50 * 0.999)
     assert decayed(s_decay=1.0) == pytest.approx(-50 * 0.9)
@@ -107,35 +88,35 @@ def test_the_decay_of_s_is_that_of_the_weights_unless_it_is_given() -> None:
 
 
 def test_a_weight_below_the_threshold_decays_and_takes_no_gradient() -> None:
-    layer = Layer([0.5, 0.2], weight_decay=0.1, s_decay=0.0)
-    layer.step([0.0, 100.0])
-    assert layer.latent == pytest.approx([0.495, 0.198])
-    assert layer.s == pytest.approx(QUARTER)
+    layer = layer_of([0.5, 0.2], weight_decay=0.1, s_decay=0.0)
+    assert layer.step(0, [0.0, 100.0])
+    assert layer.latent() == pytest.approx([0.495, 0.198])
+    assert s_of(layer) == pytest.approx(QUARTER)
 
 
 def test_a_weight_returns_when_the_threshold_falls() -> None:
-    layer = Layer([1.0, 0.2], lr=1.0)
-    layer.step([-5.0, 0.0])  # dL/ds = 15/16: the threshold falls from 0.25 to 0.116
-    assert layer.held[1] == pytest.approx(0.2 - torch.tensor(QUARTER - 15 / 16).sigmoid().item())
-    assert layer.held[1] > 0
+    layer = layer_of([1.0, 0.2], lr=1.0)
+    assert layer.step(0, [-5.0, 0.0])  # dL/ds = 15/16: the threshold falls from 0.25 to 0.116
+    assert layer.values()[1] == pytest.approx(0.2 - torch.tensor(QUARTER - 15 / 16).sigmoid().item())
+    assert layer.values()[1] > 0
 
 
 def test_a_step_that_the_optimiser_skips_leaves_everything_as_it_was() -> None:
-    layer = Layer([0.5, -0.3, 0.2, -0.1], weight_decay=0.1)
+    layer = layer_of([0.5, -0.3, 0.2, -0.1], weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    before = layer.held, layer.latent, layer.s
+    before = layer.values(), layer.latent(), s_of(layer)
     scaler.scale(torch.ones(()))
     layer.weight.grad = torch.tensor([[1.0, float("inf"), 1.0, 1.0]])
     scaler.unscale_(layer.optimizer)
     layer.method.on_gradients(at(0))
     scaler.step(layer.optimizer)
     layer.method.after_step(at(0))
-    assert (layer.held, layer.latent, layer.s) == before
+    assert (layer.values(), layer.latent(), s_of(layer)) == before
 
 
 def test_a_scaled_loss_moves_s_as_an_unscaled_one() -> None:
-    plain, scaled = Layer([0.5, -0.3, 0.2, -0.1]), Layer([0.5, -0.3, 0.2, -0.1])
-    plain.step([1.0, 2.0, 3.0, 4.0])
+    plain, scaled = layer_of([0.5, -0.3, 0.2, -0.1]), layer_of([0.5, -0.3, 0.2, -0.1])
+    assert plain.step(0, [1.0, 2.0, 3.0, 4.0])
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for factor in (1.0, 0.0):  # after the first step, s.grad is there when the scaler looks
         scaled.optimizer.zero_grad()
@@ -146,17 +127,17 @@ def test_a_scaled_loss_moves_s_as_an_unscaled_one() -> None:
         scaler.step(scaled.optimizer)
         scaler.update()
         scaled.method.after_step(at(0))
-    assert (scaled.held, scaled.latent, scaled.s) == (plain.held, plain.latent, plain.s)
+    assert (scaled.values(), scaled.latent(), s_of(scaled)) == (plain.values(), plain.latent(), s_of(plain))
 
 
 def test_a_layer_that_no_gradient_reaches_is_let_be() -> None:
-    layer = Layer([0.5, -0.3, 0.2], weight_decay=0.1, s_decay=0.0)
+    layer = layer_of([0.5, -0.3, 0.2], weight_decay=0.1, s_decay=0.0)
     assert layer.weight.grad is None
     layer.method.on_gradients(at(0))
     layer.optimizer.step()
     layer.method.after_step(at(0))
-    assert layer.latent == pytest.approx([0.5, -0.3, 0.2])
-    assert layer.s == pytest.approx(QUARTER)
+    assert layer.latent() == pytest.approx([0.5, -0.3, 0.2])
+    assert s_of(layer) == pytest.approx(QUARTER)
 
 
 @given(
@@ -164,14 +145,14 @@ def test_a_layer_that_no_gradient_reaches_is_let_be() -> None:
     st.floats(-200, -(2.0**-20), width=32),
 )
 def test_what_the_model_holds_is_the_soft_threshold_to_the_bit(layers: list[list[float]], s_init: float) -> None:
-    weights = {str(number): nn.Parameter(torch.tensor(row)) for number, row in enumerate(layers)}
+    weights = {str(number): torch.tensor(row) for number, row in enumerate(layers)}
     expected = {
         name: weight.sign() * torch.relu(weight.abs() - torch.tensor(s_init).sigmoid())
         for name, weight in weights.items()
     }
-    method = Method(Config(method="str", s_init=s_init), MaskedParameters(weights), epochs=8)
-    method.on_epoch_start(at(0))
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+    run = ByHand("str", {"s_init": s_init}, weights, epochs=8, weight_decay=0.1)
+    run.start(0)
+    assert all(torch.equal(weight, expected[name]) for name, weight in run.weights.items())
 
 
 class Reference(nn.Module):
@@ -281,21 +262,21 @@ def test_the_sparsity_rises_as_s_decays() -> None:
 
 
 def test_a_copy_of_the_state_restores_the_method() -> None:
-    layer, other = Layer([0.5, -0.3, 0.2, -0.1]), Layer([9.0, 9.0, 9.0, 9.0], s_init=-5.0)
+    layer, other = layer_of([0.5, -0.3, 0.2, -0.1]), layer_of([9.0, 9.0, 9.0, 9.0], s_init=-5.0)
     state, held = copy.deepcopy(layer.method.state_dict()), layer.weight.detach().clone()
-    layer.step([1.0, 2.0, 3.0, 4.0])
+    assert layer.step(0, [1.0, 2.0, 3.0, 4.0])
     other.method.load_state_dict(state)
     other.weight.data.copy_(held)
-    assert other.latent == pytest.approx([0.5, -0.3, 0.2, -0.1])
-    assert other.s == pytest.approx(QUARTER)
+    assert other.latent() == pytest.approx([0.5, -0.3, 0.2, -0.1])
+    assert s_of(other) == pytest.approx(QUARTER)
     place = other.method.s
-    other.step([1.0, 2.0, 3.0, 4.0])
+    assert other.step(0, [1.0, 2.0, 3.0, 4.0])
     assert other.optimizer.param_groups[0]["params"][0] is place
-    assert (other.held, other.latent, other.s) == (layer.held, layer.latent, layer.s)
+    assert (other.values(), other.latent(), s_of(other)) == (layer.values(), layer.latent(), s_of(layer))
 
 
 def test_an_epochs_record_has_the_true_sparsity_and_the_thresholds() -> None:
-    assert Layer([0.5, -0.3, 0.2, 0.0]).method.metrics() == {
+    assert layer_of([0.5, -0.3, 0.2, 0.0]).method.metrics() == {
         "mask_sparsity": 0.5,
         "threshold_min": pytest.approx(0.25),
         "threshold_mean": pytest.approx(0.25),
@@ -311,7 +292,7 @@ def test_keys_that_make_no_sense_are_refused(keys: dict[str, Any]) -> None:
 
 def test_an_s_that_nothing_moves_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"sparsity.s_decay: without decay s stays at -3200"):
-        Layer([1.0], weight_decay=0.0, s_init=-3200.0)
+        layer_of([1.0], weight_decay=0.0, s_init=-3200.0)
     with pytest.raises(RecipeError, match=r"sparsity.s_decay: without decay"):
-        Layer([1.0], weight_decay=0.1, s_init=-3200.0, s_decay=0.0).step([0.0])
-    Layer([1.0], weight_decay=0.0, s_init=-10.0)
+        layer_of([1.0], weight_decay=0.1, s_init=-3200.0, s_decay=0.0).step(0, [0.0])
+    layer_of([1.0], weight_decay=0.0, s_init=-10.0)

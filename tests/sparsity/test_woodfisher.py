@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import ByHand
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.optim import SGD
+from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.recipe.load import load
 from acdc_cli.schedule.time import Moment
-from acdc_cli.sparsity.masked import MaskedParameters
-from acdc_cli.sparsity.methods.woodfisher import Config, Method
+from acdc_cli.sparsity.methods.woodfisher import Config
 
 ONCE = {"begin": 0, "end": 0, "damping": 1e-4}
 
@@ -42,19 +41,13 @@ class Given:
         raise NotImplementedError
 
 
-def method(
+def run_of(
     weights: dict[str, Tensor], gradients: list[dict[str, Tensor]], target: float, epochs: int = 4, **keys: Any
-) -> tuple[Method, Given]:
-    config = Config(method="woodfisher", target=target, **{"samples": len(gradients)} | keys)
-    assert config.errors(RunSize(epochs)) == []
-    masked = MaskedParameters({name: nn.Parameter(weight.clone()) for name, weight in weights.items()})
-    made, run = Method(config, masked, epochs), Given(gradients)
-    made.attach(SGD(masked.parameters.values(), lr=0.1, momentum=0.9), run)
+) -> tuple[ByHand, Given]:
+    block, run = {"target": target, "samples": len(gradients)} | keys, Given(gradients)
+    made = ByHand("woodfisher", block, weights, epochs=epochs, training=run, momentum=0.9)
+    assert made.config.errors(RunSize(epochs)) == []
     return made, run
-
-
-def start(made: Method, epoch: int = 0) -> None:
-    made.on_epoch_start(Moment(epoch, epoch, made.epochs, 1))
 
 
 def noise(weights: dict[str, Tensor], samples: int, seed: int = 0, scale: float = 0.1) -> list[dict[str, Tensor]]:
@@ -74,41 +67,41 @@ def test_the_weight_of_least_consequence_goes_and_the_others_make_up_for_it() ->
     # F = H = [[2, 2], [2, 5]], F^-1 = [[5, -2], [-2, 2]] / 6: scores 9 · 6/10 = 5.4 and 2.25 · 6/4 = 3.375
     weights = {"a": torch.tensor([[3.0, 1.5]])}
     gradients = [{"a": torch.tensor([[2.0, 2.0]])}, {"a": torch.tensor([[0.0, 6.0**0.5]])}]
-    made, run = method(weights, gradients, 0.5, **ONCE, fisher_batch_size=7)
-    start(made)
+    made, run = run_of(weights, gradients, 0.5, **ONCE, fisher_batch_size=7)
+    made.start(0)
     assert made.masked.masks["a"].tolist() == [[True, False]]
     # without the second, the first is best at 3 + 1.5: 2 (w - 3) = 2 · 1.5
-    assert made.masked.parameters["a"][0].tolist() == [pytest.approx(4.5, rel=1e-3), 0]
+    assert made.weights["a"][0].tolist() == [pytest.approx(4.5, rel=1e-3), 0]
     assert run.asked == [(0, 2, 7)]
 
 
 def test_it_prunes_another_weight_than_magnitude() -> None:
     weights = {"a": torch.tensor([[2.0, 1.0]])}
     gradients = [{"a": torch.tensor([[1.0, 0.0]])}, {"a": torch.tensor([[0.0, 10.0]])}]
-    made, _ = method(weights, gradients, 0.5, **ONCE)
-    start(made)
+    made, _ = run_of(weights, gradients, 0.5, **ONCE)
+    made.start(0)
     assert made.masked.masks["a"].tolist() == [[False, True]]
-    assert made.masked.parameters["a"].tolist() == [[0, 1]]
+    assert made.weights["a"].tolist() == [[0, 1]]
 
 
 def test_weights_of_other_blocks_and_layers_stay_as_they_are() -> None:
     weights = {"a": torch.tensor([[0.01, 1.0, 1.0, 1.0]]), "b": torch.tensor([[1.0]])}
-    made, _ = method(weights, noise(weights, 8), 0.2, **ONCE, fisher_block=2)
-    start(made)
-    [[first, second, *others]] = made.masked.parameters["a"].tolist()
+    made, _ = run_of(weights, noise(weights, 8), 0.2, **ONCE, fisher_block=2)
+    made.start(0)
+    [[first, second, *others]] = made.weights["a"].tolist()
     assert (first, others) == (0, [1, 1])
     assert second != 1
-    assert made.masked.parameters["b"].tolist() == [[1]]
+    assert made.weights["b"].tolist() == [[1]]
 
 
 def test_pruned_weights_never_return_and_stay_zero() -> None:
     weights = random_weights()
-    made, run = method(weights, noise(weights, 6), 0.8, epochs=12, every_epochs=2, fisher_block=5)
+    made, run = run_of(weights, noise(weights, 6), 0.8, epochs=12, every_epochs=2, fisher_block=5)
     before, living = {name: torch.ones_like(weight).bool() for name, weight in weights.items()}, []
     for epoch in range(12):
-        start(made, epoch)
+        made.start(epoch)
         for name, mask in made.masked.masks.items():
-            weight = made.masked.parameters[name].detach()
+            weight = made.weights[name].detach()
             assert not (mask & ~before[name]).any()
             assert not weight[~mask].any()
             # what lives becomes smaller than anything: by its score it would go before what has gone
@@ -120,7 +113,7 @@ def test_pruned_weights_never_return_and_stay_zero() -> None:
     counts = [round(42 * share) for share in shares]
     assert living == [count for count in counts[:4] for _ in range(2)] + [counts[4]] + [counts[5]] * 3
     assert [epoch for epoch, _, _ in run.asked] == [2, 4, 6, 8, 9]
-    assert [epoch for epoch in range(12) if made.cost(epoch, 1).probed_images] == [2, 4, 6, 8, 9]
+    assert [epoch for epoch in range(12) if made.method.cost(epoch, 1).probed_images] == [2, 4, 6, 8, 9]
 
 
 def test_gradients_of_pruned_weights_do_not_count() -> None:
@@ -132,19 +125,19 @@ def test_gradients_of_pruned_weights_do_not_count() -> None:
         for gradient in gradients:
             for name, part in gradient.items():
                 part[gone[name]] *= factor
-        made, _ = method(weights, gradients, 0.8, **ONCE, fisher_block=50)
+        made, _ = run_of(weights, gradients, 0.8, **ONCE, fisher_block=50)
         made.masked.set({name: ~mask for name, mask in gone.items()})
-        start(made)
-        return [weight.detach() for weight in made.masked.parameters.values()]
+        made.start(0)
+        return [weight.detach() for weight in made.weights.values()]
 
     assert all(torch.equal(left, right) for left, right in zip(pruned(1.0), pruned(1e3), strict=True))
 
 
 def test_living_zeros_outlive_the_pruned() -> None:
     weights = {"a": torch.tensor([[0.0, 0.0, 0.0, 5.0]])}
-    made, _ = method(weights, noise(weights, 3), 0.5, epochs=4, **ONCE)
+    made, _ = run_of(weights, noise(weights, 3), 0.5, epochs=4, **ONCE)
     made.masked.set({"a": torch.tensor([[False, True, False, True]])})
-    start(made)
+    made.start(0)
     assert made.masked.masks["a"].tolist() == [[False, True, False, True]]
 
 
@@ -152,15 +145,15 @@ def test_living_zeros_outlive_the_pruned() -> None:
 def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> None:
     # blocks of 25 numbers, 4 bytes each: 5 of the first layer and 4 of the second, in groups of 10, 5 and 1
     weights = random_weights()
-    whole, _ = method(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5)
-    parted, run = method(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5, memory_gib=memory)
-    start(whole)
-    start(parted)
+    whole, _ = run_of(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5)
+    parted, run = run_of(weights, noise(weights, 6), 0.6, **ONCE, fisher_block=5, memory_gib=memory)
+    whole.start(0)
+    parted.start(0)
     assert len(run.asked) == passes
-    assert parted.cost(0, 1).probed_images == 6 * parted.config.fisher_batch_size * passes
+    assert parted.method.cost(0, 1).probed_images == 6 * parted.config.fisher_batch_size * passes
     for name, mask in whole.masked.masks.items():
         assert torch.equal(mask, parted.masked.masks[name])
-        torch.testing.assert_close(whole.masked.parameters[name], parted.masked.parameters[name])
+        torch.testing.assert_close(whole.weights[name], parted.weights[name])
 
 
 @pytest.mark.parametrize(
@@ -168,22 +161,20 @@ def test_groups_give_the_same_masks_and_weights(memory: float, passes: int) -> N
 )
 def test_patterns_hold(keys: dict[str, Any], kept: int) -> None:
     weights = {"a.weight": torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(0))}
-    made, _ = method(weights, noise(weights, 4), 0.5, **ONCE, fisher_block=60, **keys)
-    start(made)
+    made, _ = run_of(weights, noise(weights, 4), 0.5, **ONCE, fisher_block=60, **keys)
+    made.start(0)
     alive = made.masked.masks["a.weight"].unflatten(1, (2, 4)).sum(2).flatten().tolist()
     assert set(alive) == ({2} if kept == 2 else {0, 4})
 
 
 def test_the_momentum_of_weights_that_stay_is_kept() -> None:
     weights = random_weights()
-    made, _ = method(weights, noise(weights, 4), 0.5, **ONCE)
-    optimizer = made.masked._optimizer
-    assert optimizer is not None
-    for weight in made.masked.parameters.values():
-        optimizer.state[weight]["momentum_buffer"] = torch.full_like(weight, 7)
-    start(made)
-    for name, weight in made.masked.parameters.items():
-        assert torch.equal(optimizer.state[weight]["momentum_buffer"], 7.0 * made.masked.masks[name])
+    made, _ = run_of(weights, noise(weights, 4), 0.5, **ONCE)
+    for weight in made.weights.values():
+        made.optimizer.state[weight]["momentum_buffer"] = torch.full_like(weight, 7)
+    made.start(0)
+    for name, weight in made.weights.items():
+        assert torch.equal(made.optimizer.state[weight]["momentum_buffer"], 7.0 * made.masked.masks[name])
 
 
 @given(
@@ -196,27 +187,27 @@ def test_the_count_is_exact_whatever_the_weights(shape: tuple[int, int], target:
     made_of = {"random": torch.randn, "zero": torch.zeros, "tied": torch.ones}[kind]
     weights = {"a": made_of(shape), "b": torch.zeros(1, 1)}
     gradients = [{name: torch.zeros_like(weight) for name, weight in weights.items()}, *noise(weights, 2)]
-    made, _ = method(weights, gradients, target, **ONCE, fisher_block=block)
-    start(made)
+    made, _ = run_of(weights, gradients, target, **ONCE, fisher_block=block)
+    made.start(0)
     living = sum(int(mask.sum()) for mask in made.masked.masks.values())
-    assert made.cost(0, 1).backward.density == living / made.masked.total
+    assert made.method.cost(0, 1).backward.density == living / made.masked.total
     assert abs(living - (1 - target) * made.masked.total) <= 0.5
     for name, mask in made.masked.masks.items():
-        weight = made.masked.parameters[name].detach()
+        weight = made.weights[name].detach()
         assert weight.isfinite().all()
         assert not weight[~mask].any()
 
 
 def test_a_set_too_small_for_the_samples_is_a_recipe_error_and_changes_nothing() -> None:
     weights = random_weights()
-    made, _ = method(weights, noise(weights, 3), 0.5, **ONCE, samples=5, fisher_batch_size=16)
+    made, _ = run_of(weights, noise(weights, 3), 0.5, **ONCE, samples=5, fisher_batch_size=16)
     with pytest.raises(RecipeError) as error:
-        start(made)
+        made.start(0)
     assert str(error.value) == (
         "sparsity.samples: an epoch gives 3 gradients, not 5: 3 from each of its 1 batches, each of 16 images "
         "(fisher_batch_size); the rest of a batch is left out. Lower samples or fisher_batch_size"
     )
-    assert all(torch.equal(weight, made.masked.parameters[name]) for name, weight in weights.items())
+    assert all(torch.equal(weight, made.weights[name]) for name, weight in weights.items())
     assert made.masked.sparsity() == 0
 
 
@@ -224,30 +215,30 @@ def test_a_set_too_small_for_the_samples_is_a_recipe_error_and_changes_nothing()
 def test_a_gradient_that_is_no_number_counts_as_zero(value: float, caplog: pytest.LogCaptureFixture) -> None:
     weights = random_weights()
     gradients = noise(weights, 4)
-    clean, _ = method(weights, [*gradients, {name: 0 * weight for name, weight in weights.items()}], 0.5, **ONCE)
+    clean, _ = run_of(weights, [*gradients, {name: 0 * weight for name, weight in weights.items()}], 0.5, **ONCE)
     broken = noise(weights, 1, seed=1)[0]
     broken["b"][0, 0] = value
-    made, _ = method(weights, [*gradients, broken], 0.5, **ONCE)
-    start(clean)
+    made, _ = run_of(weights, [*gradients, broken], 0.5, **ONCE)
+    clean.start(0)
     with caplog.at_level(logging.WARNING):
-        start(made)
+        made.start(0)
     assert caplog.messages == ["epoch 0: 1 of 5 gradients are NaN or infinite and are left out"]
-    for name, weight in clean.masked.parameters.items():
-        assert torch.equal(weight, made.masked.parameters[name])
+    for name, weight in clean.weights.items():
+        assert torch.equal(weight, made.weights[name])
 
 
 def test_no_gradient_that_is_a_number_stops_the_run() -> None:
     weights = random_weights()
-    made, _ = method(weights, [{name: weight / 0 for name, weight in weights.items()}] * 3, 0.5, **ONCE)
+    made, _ = run_of(weights, [{name: weight / 0 for name, weight in weights.items()}] * 3, 0.5, **ONCE)
     with pytest.raises(RunError, match="at the start of epoch 0 all 3 gradients are NaN or infinite"):
-        start(made)
+        made.start(0)
 
 
 def test_gradients_too_large_for_the_damping_stop_the_run() -> None:
     weights = random_weights()
-    made, _ = method(weights, noise(weights, 20, scale=1e6), 0.5, **ONCE)
+    made, _ = run_of(weights, noise(weights, 20, scale=1e6), 0.5, **ONCE)
     with pytest.raises(RunError, match=r"sparsity.damping: 0.0001 is too small for gradients this large"):
-        start(made)
+        made.start(0)
 
 
 def test_a_damping_that_is_far_too_small_is_refused_after_the_first_gradients() -> None:
@@ -260,10 +251,10 @@ def test_a_damping_that_is_far_too_small_is_refused_after_the_first_gradients() 
                 yield gradient
 
     gradients = noise(weights, 64, scale=1e6)
-    made, _ = method(weights, gradients, 0.5, **ONCE)
-    made.attach(SGD(made.masked.parameters.values(), lr=0.1), Counting(gradients))
+    made, _ = run_of(weights, gradients, 0.5, **ONCE)
+    made.method.training = Counting(gradients)
     with pytest.raises(RunError, match=r"sparsity.damping: 0.0001 is too small"):
-        start(made)
+        made.start(0)
     assert len(given) == 1
 
 
@@ -271,12 +262,12 @@ def test_gradients_of_a_few_images_that_the_model_does_not_fit_are_a_warning(cap
     weights = random_weights()
     fitted, others = noise(weights, 18, scale=1e-6), noise(weights, 2, seed=1, scale=1.0)
     with caplog.at_level(logging.WARNING):
-        start(method(weights, [*fitted, *others], 0.5, **ONCE | {"damping": 0.1})[0])
+        run_of(weights, [*fitted, *others], 0.5, **ONCE | {"damping": 0.1})[0].start(0)
     [message] = caplog.messages
     assert "epoch 0: the Fisher matrix rests on about 2 of its 20 gradients" in message
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        start(method(weights, noise(weights, 20), 0.5, **ONCE)[0])
+        run_of(weights, noise(weights, 20), 0.5, **ONCE)[0].start(0)
     assert not caplog.messages
 
 

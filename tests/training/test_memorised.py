@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from in_memory import InMemory
 from mini_trainer import MiniRun, StopAtCall
 from torch import Tensor
 
@@ -32,32 +31,20 @@ TRUE = torch.tensor([0, 1, 2, 0, 1])
 GIVEN = torch.tensor([1, 2, 0, 2, 0])
 
 
-class Corrupted:
+class Corrupted(InMemory):
     """Five images in batches of two, whose labels are their numbers."""
-
-    kind = "torch"
-    samples, steps = 5, 3
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        super().__init__(images, torch.arange(5), 2)
 
-    @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        yield (Batch(self.images[part], part, 7 * part) for part in torch.arange(5).split(2))
-
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        pass
-
-    def warm_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def batch(self, part: Tensor) -> Batch:
+        return Batch(self.images[part], part, 7 * part)
 
 
 def probe() -> Probe:
-    return Probe("corrupted samples", Corrupted(), Memorisation(TRUE, GIVEN))  # type: ignore[arg-type]
+    return Probe("corrupted samples", Corrupted(), Memorisation(TRUE, GIVEN))
 
 
 def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
