@@ -27,7 +27,7 @@ from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run, with_own_code
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import code
-from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing, conflicts, differences
 from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock
 from acdc_cli.recipe.load import load, resolved_yaml
@@ -283,12 +283,11 @@ def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | N
             )
         return None
     saved_state.require_form(state, run.checkpoints)
-    saved, current = bearing(state["metadata"]["recipe"], MAY_CHANGE_ON_RESUME), _bearing(recipe)
-    # only keys that both have, because the versions of acdc may differ
-    if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
-        key = min(differing)
+    saved = bearing(state["metadata"]["recipe"], MAY_CHANGE_ON_RESUME)
+    if differing := conflicts(saved, _bearing(recipe)):
+        key, (there, here) = next(iter(differing.items()))
         raise CheckpointError(
-            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {saved[key]} there, {current[key]} "
+            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {there} there, {here} "
             "here); restore this run's own, or start a new run with --out"
         )
     saved_state.require_fit(state, parts, run.checkpoints)
@@ -307,12 +306,8 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
 
 def changes(run: RunDir, recipe: Recipe) -> list[str]:
     """Where the recipe differs from the run's, in keys that affect its numbers."""
-    before, now = _bearing(load(run.resolved)), _bearing(recipe)
-    return [
-        f"{key}: {before.get(key)} there, {now.get(key)} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    changed = differences(_bearing(load(run.resolved)), _bearing(recipe))
+    return [f"{key}: {before} there, {now} here" for key, (before, now) in changed.items()]
 
 
 def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:
