@@ -75,13 +75,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
     launcher = os.getppid()
     ranks.limit_waiting(recipe.distributed.timeout_minutes)
-    if ranks.first:
-        if resume:
-            _check_resumable(run, recipe)
-        else:
-            run.refuse_if_taken()
-    if ranks.size > 1:
-        setup.split(recipe, ranks)
+    _check_start(recipe, run, resume, ranks)
     data = open_found(recipe.data, run.path) if resume else open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
@@ -104,11 +98,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         cost = costs.measured_cost(recipe, data.classes, sides)
         parts = assemble(recipe, ready, train_loader, val_loader, cost, probes, teacher)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
-        facts = data.facts() | {"loader": train_loader.kind}
-        entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
-        if teacher:
-            entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
-        entry |= code.facts(recipe.model.code)
+        entry = _provenance_entry(recipe, ready, data, train_loader.kind, teacher)
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
@@ -128,6 +118,28 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             if recipe.checkpoint.requeue and ranks.largest(stop.asked == signal.SIGUSR1) and ranks.first:
                 requeueing.requeue()
             raise
+
+
+def _check_start(recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
+    """Raises an AcdcError, before any data is opened, if the run cannot start or resume here with these ranks."""
+    if ranks.first:
+        if resume:
+            _check_resumable(run, recipe)
+        else:
+            run.refuse_if_taken()
+    if ranks.size > 1:
+        setup.split(recipe, ranks)
+
+
+def _provenance_entry(
+    recipe: Recipe, ready: setup.ReadyModel, data: DataSet, loader: str, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What this start records in provenance.json: machine, data, teacher and the recipe's own code."""
+    facts = data.facts() | {"loader": loader}
+    entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ready.ranks.size}
+    if teacher:
+        entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
+    return entry | code.facts(recipe.model.code)
 
 
 def _open_run(
