@@ -1,11 +1,28 @@
-"""Statistics over seeds: mean, sample deviation, pooled deviation, and the paired t-test."""
+"""Statistics over runs: mean, sample deviation, pooled deviation, the paired t-test, and bootstrap intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 from statistics import fmean, stdev, variance
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean; NaN of no values."""
+    given = list(values)
+    return fmean(given) if given else nan
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None if all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ def rises(before: Sequence[float], last: Sequence[float]) -> bool:
         return False
     pooled = pooled_std(Spread(tuple(before)), Spread(tuple(last)))
     assert pooled is not None
-    return fmean(last) - fmean(before) > pooled
+    return mean(last) - mean(before) > pooled
 
 
 @dataclass(frozen=True)
@@ -99,3 +116,21 @@ def paired(above: Mapping[int, float], below: Mapping[int, float]) -> Paired:
     student, error = stats.t(len(seeds) - 1), std / sqrt(len(seeds))
     t, reach = mean / error, float(student.ppf(0.975)) * error
     return Paired(seeds, mean, std, t, float(2 * student.sf(abs(t))), mean - reach, mean + reach)
+
+
+def percentile_interval(
+    samples: NDArray[np.float64] | Sequence[float], ends: tuple[float, float] = (0.025, 0.975)
+) -> tuple[float, float] | None:
+    """The percentiles of bootstrap samples, of those that are finite (Efron and Tibshirani 1993, 13.3); None without
+    any.
+
+    ends: as fractions; by default those of the 95 % interval.
+    """
+    # here, because commands that need no interval start without it
+    import numpy as np
+
+    defined = np.asarray(samples)[np.isfinite(samples)]
+    if not defined.size:
+        return None
+    low, high = np.quantile(defined, ends).tolist()
+    return low, high

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +26,7 @@ from acdc_cli.data.imagenet_c import Folders, MadeAnew
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.kinds import measures_of
+from acdc_cli.statistics import mean
 from acdc_cli.training.precision import choose_device
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Scores:
 
     def top1(self, *corruptions: str) -> float:
         """Mean over these corruptions and all severities; NaN if there are none."""
-        return _mean([fmean(self.under[name].values()) for name in corruptions])
+        return mean(mean(self.under[name].values()) for name in corruptions)
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
@@ -156,7 +156,7 @@ def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
 
     NaN if the baseline makes no error. The mean over the 15 common corruptions is mCE.
     """
-    return {name: _ratio(fmean(each), fmean(baseline[name])) for name, each in errors.items()}
+    return {name: _ratio(mean(each), mean(baseline[name])) for name, each in errors.items()}
 
 
 def relative_corruption_errors(
@@ -165,7 +165,7 @@ def relative_corruption_errors(
     """The same for the increase of the errors over those on clean images, `clean`; NaN if the baseline's do not
     increase."""
     return {
-        name: _ratio(fmean(error - clean for error in each), fmean(error - baseline_clean for error in baseline[name]))
+        name: _ratio(mean(error - clean for error in each), mean(error - baseline_clean for error in baseline[name]))
         for name, each in errors.items()
     }
 
@@ -173,10 +173,6 @@ def relative_corruption_errors(
 def _ratio(part: float, whole: float) -> float:
     # anything smaller is rounding: errors are multiples of one image's share
     return part / whole if whole > 1e-12 else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
 
 
 def _say_what_severities_mean(sides: set[int]) -> None:
@@ -256,7 +252,7 @@ def _by_group(scores: Mapping[str, Scores], models: Mapping[str, Mapping[str, An
         ratios = models[name].get("corruption_error", {})
         for group, members in GROUPS.items():
             if there := [each for each in members if each in score.under]:
-                error = _mean([ratios[each] for each in there if each in ratios])
+                error = mean(ratios[each] for each in there if each in ratios)
                 rows.append((name, group, len(there), score.top1(*there), error))
     return Table(("run", "group", "corruptions", key, "corruption_error"), rows)
 
@@ -274,9 +270,9 @@ def _numbers(score: Scores, baseline: Scores | None, over: Mapping[str, Sequence
     relative = relative_corruption_errors(score.errors, 1 - score.clean, baseline.errors, 1 - baseline.clean)
     return numbers | {
         "corruption_error": ratios,
-        "mce": {name: _mean([ratios[each] for each in members]) for name, members in over.items()},
+        "mce": {name: mean(ratios[each] for each in members) for name, members in over.items()},
         "relative_corruption_error": relative,
-        "relative_mce": {name: _mean([relative[each] for each in members]) for name, members in over.items()},
+        "relative_mce": {name: mean(relative[each] for each in members) for name, members in over.items()},
     }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acdc_cli.cli.eval import Data, Model, Rename, Set, changes
+
+if TYPE_CHECKING:
+    from acdc_cli.jobs.bench_run import Benched
 
 
 class Device(StrEnum):
@@ -89,13 +92,20 @@ def bench(
     if json:
         console.out_json(done.document)
         return
+    _print(done, how.base)
+
+
+def _print(done: Benched, base: str) -> None:
+    """The tables, the meaning of their columns, and the files that were written."""
+    from acdc_cli import console
+
     for title, table in done.tables.items():
         console.table(table.columns, table.rows, title)
         console.out("")
     console.say(
         "ms, p90: median and 90th percentile of a batch; MB: the file; peak: MB of memory of the engine's process"
     )
-    console.say(f"× own, × base: how many times faster than the dense model on the same engine, and on {how.base}")
+    console.say(f"× own, × base: how many times faster than the dense model on the same engine, and on {base}")
     for file in done.files:
         console.out(str(file))
 

@@ -10,6 +10,10 @@ import typer
 app = typer.Typer(no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
+]
 
 
 @app.command("list")
@@ -64,10 +68,7 @@ def write(
         ),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable images.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
-    ] = None,
+    workers: Workers = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision fetch the set, where it can.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     tokenizer: Annotated[
@@ -103,10 +104,7 @@ def describe(
     images: Annotated[
         int | None, typer.Option(min=1, help="Look at this many images of each split.", show_default="all")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Worker processes; 0 uses this process alone.", show_default="one per core"),
-    ] = None,
+    workers: Workers = None,
     json: Json = False,
 ) -> None:
     """Measure a set of images: classes, sizes, mean and std, copies, unreadable and unusual files."""

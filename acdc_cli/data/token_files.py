@@ -45,7 +45,7 @@ def _vocabulary(values: dict[str, Any]) -> dict[str, Any]:
     raise ValueError("this is no vocabulary")
 
 
-class Facts(reading.Form):
+class TextManifest(reading.Form):
     version: Literal[1]
     name: str
     tokeniser: Annotated[dict[str, Any], AfterValidator(_vocabulary)]
@@ -64,12 +64,12 @@ def fingerprints(root: Path, thorough: bool) -> dict[str, str | None]:
         return {"train": ""}
 
 
-def fingerprint(facts: Facts) -> dict[str, str]:
+def fingerprint(facts: TextManifest) -> dict[str, str]:
     vocabulary = vocabulary_digest(facts)
     return {name: f"{split.sha256}-{vocabulary[:16]}" for name, split in facts.splits.items()}
 
 
-def read_facts(root: Path, name: str = "text") -> Facts:
+def read_facts(root: Path, name: str = "text") -> TextManifest:
     """Raises DataError if the folder holds no written text, or one of its files has another size."""
     file = root / FACTS
     if not os.path.isfile(file):
@@ -78,8 +78,8 @@ def read_facts(root: Path, name: str = "text") -> Facts:
             f"the text {name} is not written: {root.absolute()} has no {FACTS}.{raw} Write it: `acdc data write {name} "
             f"--source FOLDER --out {root}`, or give its location: --set data.path=FOLDER"
         )
-    values = reading.read_json(file, Facts, DataError, "write the text again")
-    facts = Facts.model_validate(values)
+    values = reading.read_json(file, TextManifest, DataError, "write the text again")
+    facts = TextManifest.model_validate(values)
     for split, known in facts.splits.items():
         mapped(root, split, known)
     return facts
@@ -105,7 +105,7 @@ def written_tokens(root: Path) -> dict[str, int]:
     return {name: split.tokens for name, split in read_facts(root).splits.items()}
 
 
-def check(root: Path) -> Facts:
+def check(root: Path) -> TextManifest:
     """Compares every byte with the checksums. Raises DataError."""
     facts = read_facts(root)
     names = tokeniser_of(facts.tokeniser).names
@@ -118,5 +118,5 @@ def check(root: Path) -> Facts:
     return facts
 
 
-def vocabulary_digest(facts: Facts) -> str:
+def vocabulary_digest(facts: TextManifest) -> str:
     return hashlib.sha256(repr(sorted(facts.tokeniser.items())).encode()).hexdigest()

@@ -14,7 +14,7 @@ from acdc_cli.data.known_texts import known_texts
 from acdc_cli.data.labels import Labels
 from acdc_cli.data.segments import Segments, all_rows, equal_rows, grouped, single_segments
 from acdc_cli.data.shard import UNDIVIDED, Shard
-from acdc_cli.data.token_files import FACTS, Facts, Tokens, fingerprint, mapped, read_facts, vocabulary_digest
+from acdc_cli.data.token_files import FACTS, TextManifest, Tokens, fingerprint, mapped, read_facts, vocabulary_digest
 from acdc_cli.data.tokenisers import Tokeniser, tokeniser_of
 from acdc_cli.errors import DataError
 from acdc_cli.recipe.blocks.text import TextBlock
@@ -23,7 +23,7 @@ from acdc_cli.recipe.blocks.text import TextBlock
 @dataclass(frozen=True)
 class TokenSet(DataSet):
     block: TextBlock
-    facts_: Facts = field(kw_only=True)
+    facts_: TextManifest = field(kw_only=True)
 
     @cached_property
     def tokeniser(self) -> Tokeniser:

@@ -13,7 +13,7 @@ import numpy as np
 
 from acdc_cli import __version__, console, files
 from acdc_cli.data.known_texts import KnownText, known_texts
-from acdc_cli.data.token_files import FACTS, VERSION, Facts, check, read_facts
+from acdc_cli.data.token_files import FACTS, VERSION, TextManifest, check, read_facts
 from acdc_cli.data.tokenisers import Tokeniser, learnt, tokeniser_of
 from acdc_cli.errors import DataError
 
@@ -68,7 +68,7 @@ def write_text_set(
         console.say(f"{out}: {line}")
 
 
-def summary(facts: Facts) -> Iterator[str]:
+def summary(facts: TextManifest) -> Iterator[str]:
     yield f"a vocabulary of {len(tokeniser_of(facts.tokeniser).names):,} tokens"
     for split, each in facts.splits.items():
         yield f"{split}: {each.tokens:,} tokens, {each.characters:,} characters"

@@ -64,7 +64,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measurements:
     logits: Mapping[Contestant, Array]
     """Logits of the images."""
     records: Mapping[tuple[Contestant, int], Record]
@@ -78,7 +78,7 @@ def run(
     threads: int,
     rounds: Iterable[int],
     turn_seconds: float,
-) -> Outcome:
+) -> Measurements:
     """images: as many as the largest batch, or more.  turn_seconds: a turn takes one pass, or as many as fit.
 
     Raises ModelError where an engine cannot run its file.
@@ -96,7 +96,7 @@ def run(
             for batch in batches:
                 for each, runner in runners.items():
                     records[each, batch].turns.append(runner("turn", batch, turn_seconds))
-    return Outcome(logits, records)
+    return Measurements(logits, records)
 
 
 @contextmanager

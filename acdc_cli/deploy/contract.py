@@ -27,7 +27,7 @@ from acdc_cli.recipe.load import from_dict
 from acdc_cli.recipe.schema import Recipe
 
 Logits = Callable[[Tensor], Tensor]
-"""A batch, as `Facts.inputs` gives it, to logits (batch, classes) on the CPU."""
+"""A batch, as `ModelDescription.inputs` gives it, to logits (batch, classes) on the CPU."""
 
 _RAW = "uint8 RGB"
 """The input of a model with preprocessing, in its metadata."""
@@ -36,7 +36,7 @@ _EXTRAS = {"onnxscript": "deploy", "onnxruntime": "deploy", "MNN": "mnn", "_tool
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelDescription:
     """The facts about a model besides its weights."""
 
     name: str
@@ -86,14 +86,14 @@ class Format(Protocol):
     SUFFIX: str
     """Ending of the name of a file or folder of this format."""
 
-    def write(self, model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
+    def write(self, model: nn.Module, facts: ModelDescription, options: Block, out: Path) -> None:
         """model: in eval mode, on the CPU; it takes `facts.inputs`.  out: does not exist; it lies in an empty temporary
         folder, where other files may be left.
 
         Raises ModelError for a model that the format cannot hold.
         """
 
-    def read(self, path: Path, facts: Facts) -> Logits:
+    def read(self, path: Path, facts: ModelDescription) -> Logits:
         """The written model, run as its users run it.
 
         A format may also have `publish(path, facts, options)`, which is called after the check has passed.
@@ -109,7 +109,7 @@ class _Header(reading.Form):
     shown: _Shown
 
 
-def recorded(path: Path) -> tuple[Program, Facts] | None:
+def recorded(path: Path) -> tuple[Program, ModelDescription] | None:
     """The format of an exported file that an engine runs, and what the file says of itself; None for any other file.
 
     Raises RunError where its packages are missing, and CheckpointError for a file that says nothing of itself.
@@ -131,7 +131,7 @@ def recorded(path: Path) -> tuple[Program, Facts] | None:
         raise CheckpointError(f"{path} is damaged, or was not written by acdc export: {_cause(error)}") from error
     batch = shown.pop("batch")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=shown)})
-    return program, Facts(path.stem, recipe, classes, header, {}, about["input"] == _RAW, batch)
+    return program, ModelDescription(path.stem, recipe, classes, header, {}, about["input"] == _RAW, batch)
 
 
 def _cause(error: Exception) -> str:
@@ -142,7 +142,7 @@ class Program(Format, Protocol):
     """A format whose files are run, and say what they are."""
 
     def metadata(self, path: Path) -> Mapping[str, str]:
-        """`Facts.metadata` of the model that was written. May raise anything for another file."""
+        """`ModelDescription.metadata` of the model that was written. May raise anything for another file."""
 
 
 class Converted(Format, Protocol):
@@ -151,7 +151,7 @@ class Converted(Format, Protocol):
     SOURCE: str
     """The other's name."""
 
-    def convert(self, source: Path, facts: Facts, out: Path) -> None:
+    def convert(self, source: Path, facts: ModelDescription, out: Path) -> None:
         """As `write`, from a file of the other format, of the same model and options."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from jinja2 import Template
 
 from acdc_cli.data.labels import Labels
-from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.contract import ModelDescription
 from acdc_cli.recipe.discovery import METHODS
 from acdc_cli.recipe.kinds import measures_of, task_class
 from acdc_cli.recipe.syntax import dump
@@ -59,7 +59,7 @@ Pruned weights are stored as exact zeros.
 )
 
 
-def model_card(facts: Facts) -> str:
+def model_card(facts: ModelDescription) -> str:
     method = facts.recipe.sparsity.method
     card: str = _CARD.render(
         facts=facts,
@@ -73,7 +73,7 @@ def model_card(facts: Facts) -> str:
     return card
 
 
-def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
+def _rows(facts: ModelDescription) -> Iterator[tuple[str, str]]:
     """What is known of the model, measured at the end of its last epoch, and of its run."""
     metrics = facts.header.get("metrics") or {}
     headline = measures_of(facts.recipe.task.name).headline

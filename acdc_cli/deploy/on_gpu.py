@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acdc_cli.deploy.contest import Contestant, Outcome, Record, Turn
+from acdc_cli.deploy.contest import Contestant, Measurements, Record, Turn
 from acdc_cli.errors import RunError
 from acdc_cli.recipe.suggest import did_you_mean
 
@@ -117,7 +117,7 @@ def run(
     rounds: Iterable[int],
     turn_seconds: float,
     device: torch.device,
-) -> Outcome:
+) -> Measurements:
     """As `contest.run`, in this process, with the images already on the device.
 
     Peak memory is what torch allocated on the device.
@@ -138,7 +138,7 @@ def run(
         for batch in batches:
             for each, runner in made.items():
                 records[each, batch].turns.append(_turn(runner, on_device[:batch], turn_seconds, device))
-    return Outcome({each: answer.float().cpu().numpy() for each, answer in logits.items()}, records)
+    return Measurements({each: answer.float().cpu().numpy() for each, answer in logits.items()}, records)
 
 
 def _warm_up(runner: Run, images: Tensor, device: torch.device) -> int:

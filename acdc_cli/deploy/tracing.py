@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from acdc_cli.data.inputs.images import normalised
-from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.contract import ModelDescription
 from acdc_cli.errors import ModelError
 from acdc_cli.recipe.blocks.base import Block
 from acdc_cli.recipe.schema import Recipe
@@ -44,7 +44,7 @@ class Preprocessed(nn.Module):
         return logits
 
 
-def trace(model: nn.Module, facts: Facts, options: Traced) -> ExportedProgram:
+def trace(model: nn.Module, facts: ModelDescription, options: Traced) -> ExportedProgram:
     """Raises ModelError for a model whose operations depend on more than the sizes of its input."""
     dynamic = options.batch == "dynamic"
     # of two: torch takes a single image's dimension for a constant

@@ -22,7 +22,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CudaInstallation:
     driver: str | None
     """Version of the NVIDIA driver, if `nvidia-smi` detects a GPU."""
     cuda: str | None
@@ -49,10 +49,12 @@ def gpu() -> Verdict:
                 problem = str(cause).partition(". ")[0].strip()
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [_device(index) for index in range(count)]
-    return judge(Facts(_driver(), torch.version.cuda, devices, problem, os.environ.get("CUDA_VISIBLE_DEVICES")))
+    return judge(
+        CudaInstallation(_driver(), torch.version.cuda, devices, problem, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    )
 
 
-def judge(facts: Facts) -> Verdict:
+def judge(facts: CudaInstallation) -> Verdict:
     if not facts.devices:
         return _judge_absence(facts)
     each = ", ".join(f"{device.name} ({device.memory_gib:.0f} GiB)" for device in facts.devices)
@@ -62,7 +64,7 @@ def judge(facts: Facts) -> Verdict:
     return ok(f"{result}, bf16")
 
 
-def _judge_absence(facts: Facts) -> Verdict:
+def _judge_absence(facts: CudaInstallation) -> Verdict:
     if facts.driver is None:
         fix = "none needed without a GPU; otherwise install NVIDIA's driver (in a container: docker run --gpus all)"
         return warning(f"no NVIDIA GPU with a driver was detected: {_CPU}", fix)

@@ -41,7 +41,7 @@ _RECIPE = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class TrialRun:
     device: str
     precision: str
     losses: tuple[float, ...]
@@ -63,7 +63,7 @@ def training() -> Verdict:
         return judge(_train(RunDir(Path(scratch))))
 
 
-def judge(facts: Facts) -> Verdict:
+def judge(facts: TrialRun) -> Verdict:
     where = f"on {facts.device}, {facts.precision}"
     fix = "try --set device=cpu, then --set precision=fp32: the one that helps shows the cause"
     first, last = facts.losses[0], facts.losses[-1]
@@ -82,7 +82,7 @@ def judge(facts: Facts) -> Verdict:
     return ok(f"{result}, {facts.sparsity:.0%} of the weights exactly zero, checkpoint read back")
 
 
-def _train(run: RunDir) -> Facts:
+def _train(run: RunDir) -> TrialRun:
     began = time.perf_counter()
     recipe = load("demo", _RECIPE)
     for folder in (run.checkpoints, run.masks):
@@ -92,7 +92,7 @@ def _train(run: RunDir) -> Facts:
     parts = assemble(recipe, ready, images, images)
     Trainer(parts, run, [records]).fit()
     masked = parts.sparsifier.masked
-    return Facts(
+    return TrialRun(
         device=ready.device.type,
         precision=ready.precision.name,
         losses=tuple(records.losses),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acdc_cli import console
 from acdc_cli.deploy import random_zeros
-from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.contract import ModelDescription
 from acdc_cli.deploy.shrinking import shrunk
 from acdc_cli.deploy.tracing import Traced
 from acdc_cli.jobs.export_run import Asked, open_model
@@ -49,7 +49,7 @@ class Entrant:
 
     name: str
     variants: Mapping[str, nn.Module]
-    facts: Facts
+    facts: ModelDescription
     inputs: Tensor
     """At least as many as the largest batch."""
     accuracy: Mapping[str, float | None]
@@ -95,11 +95,13 @@ def drawn(random: Random, batch: int) -> Entrant:
     sparse = copy.deepcopy(dense)
     random_zeros.prune(layers(sparse, random.keep_dense), random.sparsity, random.zero_filters)
     random_zeros.settle(sparse, inputs)
-    facts = Facts(random.model, recipe, tuple(map(str, range(random.classes))), {"recipe": recipe.as_dict()}, {})
+    facts = ModelDescription(
+        random.model, recipe, tuple(map(str, range(random.classes))), {"recipe": recipe.as_dict()}, {}
+    )
     return Entrant(random.model, _variants(dense, sparse, facts), facts, inputs, {})
 
 
-def _variants(dense: nn.Module, sparse: nn.Module, facts: Facts) -> dict[str, nn.Module]:
+def _variants(dense: nn.Module, sparse: nn.Module, facts: ModelDescription) -> dict[str, nn.Module]:
     smaller = shrunk(sparse, facts.recipe.images.val_crop)
     console.say(smaller.described(facts.name))
     return {"dense": dense, "sparse": sparse} | ({"shrunk": smaller.model} if smaller.removed else {})

@@ -17,7 +17,7 @@ from acdc_cli.cost.count import Operation, operations
 from acdc_cli.data import relatives
 from acdc_cli.data.data_set import DataSet
 from acdc_cli.deploy import contract
-from acdc_cli.deploy.contract import Facts, Logits, Program
+from acdc_cli.deploy.contract import Logits, ModelDescription, Program
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.checkpoints import Which, classes_of, judged, located, recipe_of, weights_of
@@ -101,7 +101,7 @@ def _of_classes(forward: Forward, chosen: Sequence[int]) -> Forward:
     return restricted
 
 
-def _evaluate_exported(source: Path, program: Program, facts: Facts, options: Options) -> dict[str, Any]:
+def _evaluate_exported(source: Path, program: Program, facts: ModelDescription, options: Options) -> dict[str, Any]:
     if options.which or options.model:
         raise RunError(f"{source} is an exported program, which holds one model; leave out --which and --model")
     recipe = from_dict(judged(facts.recipe, source, options.data).as_dict(), str(source), options.overrides)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acdc_cli import console
 from acdc_cli.data.data_set import DataSet, kind_of
 from acdc_cli.deploy import contract, parity
-from acdc_cli.deploy.contract import Facts
+from acdc_cli.deploy.contract import ModelDescription
 from acdc_cli.deploy.shrinking import Shrunk, shrunk
 from acdc_cli.deploy.tracing import Preprocessed, Traced
 from acdc_cli.errors import RunError
@@ -103,7 +103,7 @@ def export(
 class Opened:
     model: nn.Module
     """In eval mode, on the CPU; it takes `facts.inputs`."""
-    facts: Facts
+    facts: ModelDescription
     data: DataSet
     shrunk: Shrunk | None = None
     """The same function without dead channels, where that is asked for; it takes `facts.inputs`, too."""
@@ -135,7 +135,7 @@ def open_model(source: Path, asked: Asked, overrides: Sequence[str], traced: Tra
     ready = setup.build(recipe, data.labelled)
     setup.require_sizes(ready, [recipe.data.val_size])
     is_result = source.is_dir() and weights == weights_of(source)
-    facts = Facts(
+    facts = ModelDescription(
         name=f"{recipe.name}-{recipe.seed}",
         recipe=recipe,
         classes=data.class_names,

@@ -14,7 +14,7 @@ from typing import Any
 
 from acdc_cli import files
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.bearing import FORKS_OWN, MAY_CHANGE_ON_RESUME, bearing, differences
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir, open_run
@@ -35,14 +35,12 @@ class Fork:
     def provenance(self, recipe: Recipe) -> dict[str, Any]:
         """The fork's entry: the source and its own provenance, the FLOPs spent before the fork (None if not counted),
         and the keys that differ, with both values."""
-        before, now = self._recipe(), bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
-        keys = sorted((before.keys() | now.keys()) - {"fork", "name"})
-        changed = {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
+        changed = self._changed(recipe)
         return {
             "run": str(self.source.path.resolve()),
             "epochs": self.epochs,
             "train_flops": self._records()[-1].get("train_flops"),
-            "changed": changed,
+            "changed": {key: list(values) for key, values in changed.items() if key not in FORKS_OWN},
             "source": self.source.provenance(),
         }
 
@@ -59,15 +57,11 @@ class Fork:
             raise RunError(
                 f"{path}@{self.epochs}: nothing is left to train of {recipe.epochs} epochs; set epochs higher"
             )
-        before, now = self._recipe(), bearing(recipe.as_dict(), MAY_CHANGE_ON_RESUME)
-        for key in sorted(before.keys() | now.keys()):
-            differs = before.get(key) != now.get(key)
+        for key, (before, now) in self._changed(recipe).items():
             # momentum may change, but has no state where it is 0
-            if (key.startswith(_SHAPE) and differs) or (
-                key == "optim.momentum" and bool(before.get(key)) != bool(now.get(key))
-            ):
+            if key.startswith(_SHAPE) or (key == "optim.momentum" and bool(before) != bool(now)):
                 raise RunError(
-                    f"{key}: {before.get(key)} in {path}, {now.get(key)} here; a fork has the model, the optimiser and "
+                    f"{key}: {before} in {path}, {now} here; a fork has the model, the optimiser and "
                     "the method of its source. To start from its weights alone, set model.weights"
                 )
         if self.source.last_start()["data"]["fingerprint"] != fingerprint:
@@ -102,8 +96,10 @@ class Fork:
     def _records(self) -> list[dict[str, Any]]:
         return [record for record in self.source.records() if record["epoch"] < self.epochs]
 
-    def _recipe(self) -> dict[str, Any]:
-        return bearing(load(self.source.resolved).as_dict(), MAY_CHANGE_ON_RESUME)
+    def _changed(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Where the recipe differs from the source's, in keys that affect the numbers."""
+        both = (bearing(each.as_dict(), MAY_CHANGE_ON_RESUME) for each in (load(self.source.resolved), recipe))
+        return differences(*both)
 
 
 def _take_settings(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from acdc_cli.jobs.checkpoints import Which
 from acdc_cli.jobs.data_search import open_found
 from acdc_cli.jobs.evaluation import Options, evaluate_checkpoint
 from acdc_cli.models.tensors import load_tensors
-from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing, conflicts
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.runs.forms import Record
@@ -169,9 +169,7 @@ def _checkpoints(run: _Run) -> Result:
 def _of_another_recipe(run: _Run, metadata: Mapping[str, Any], what: str) -> list[str]:
     own = bearing(run.recipe.as_dict(), MAY_CHANGE_ON_RESUME)
     saved = bearing(metadata["recipe"], MAY_CHANGE_ON_RESUME)
-    # only keys that both have, because the versions of acdc may differ
-    differing = [key for key in own.keys() & saved.keys() if own[key] != saved[key]]
-    return [f"{what} is of another recipe ({min(differing)})"] if differing else []
+    return [f"{what} is of another recipe ({key})" for key in conflicts(saved, own)][:1]
 
 
 def _masks(run: _Run) -> Result:

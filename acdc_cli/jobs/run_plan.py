@@ -85,7 +85,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryFootprint:
     """Bytes on the training device, without activations."""
 
     weights: int
@@ -108,7 +108,7 @@ class Plan:
     epochs: list[PlannedEpoch]
     layers: list[PlannedLayer]
     totals: Totals
-    memory: Memory
+    memory: MemoryFootprint
     checkpoint: int
     """Bytes of checkpoints/last.pt; the previous checkpoint is kept as well."""
     inference_resolution: int
@@ -287,14 +287,14 @@ def _kept_dense(layer: Layer, recipe: Recipe) -> str | None:
 
 def _memory(
     recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], works: Sequence[EpochWork], teacher: int
-) -> Memory:
+) -> MemoryFootprint:
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
     masked = list(sparsifier.masked.parameters.values())
     has_backward_masks = any(work.backward.density != work.forward.density for work in works)
     one_mask = sum(weight.numel() for weight in masked) + _bytes(masked)
     weights = _bytes([*model.parameters(), *model.buffers()])
     state = {key: value for key, value in sparsifier.state_dict().items() if key != "masks"}
-    return Memory(
+    return MemoryFootprint(
         weights=weights,
         gradients=_bytes(parameters),
         optimizer=recipe.optim.state_per_parameter * _bytes(parameters),
@@ -305,7 +305,7 @@ def _memory(
     )
 
 
-def _checkpoint(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], memory: Memory) -> int:
+def _checkpoint(recipe: Recipe, model: nn.Module, sparsifier: Sparsifier[Any], memory: MemoryFootprint) -> int:
     saved = _tensors([model.state_dict(), sparsifier.state_dict()])
     tensors = len(saved) + recipe.optim.state_per_parameter * len(list(model.parameters()))
     own_teacher = recipe.task.teacher == LAST_DENSE

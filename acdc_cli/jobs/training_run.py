@@ -27,7 +27,7 @@ from acdc_cli.jobs.lint import lint
 from acdc_cli.jobs.opening import Resume, recipe_and_run, with_own_code
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import code
-from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing
+from acdc_cli.recipe.bearing import MAY_CHANGE_ON_RESUME, bearing, conflicts, differences
 from acdc_cli.recipe.blocks.base import epochs_of
 from acdc_cli.recipe.blocks.sparsity import PrunedBlock
 from acdc_cli.recipe.load import load, resolved_yaml
@@ -75,13 +75,7 @@ def train(source: str, overrides: Sequence[str] = (), out: Path | None = None, r
 def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
     launcher = os.getppid()
     ranks.limit_waiting(recipe.distributed.timeout_minutes)
-    if ranks.first:
-        if resume:
-            _check_resumable(run, recipe)
-        else:
-            run.refuse_if_taken()
-    if ranks.size > 1:
-        setup.split(recipe, ranks)
+    _check_start(recipe, run, resume, ranks)
     data = open_found(recipe.data, run.path) if resume else open_set(recipe.data)
     ranks.require_same({"recipe": _bearing(recipe), "data set": data.fingerprint})
     # a resumed run takes its weights from its checkpoint: the file it started from may be gone
@@ -104,11 +98,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
         cost = costs.measured_cost(recipe, data.classes, sides)
         parts = assemble(recipe, ready, train_loader, val_loader, cost, probes, teacher)
         warnings = lint(recipe, parts.sparsifier, train_loader.steps)
-        facts = data.facts() | {"loader": train_loader.kind}
-        entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ranks.size}
-        if teacher:
-            entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
-        entry |= code.facts(recipe.model.code)
+        entry = _provenance_entry(recipe, ready, data, train_loader.kind, teacher)
         state: dict[str, Any] | None = None
         if ranks.first:
             state = _open_run(source, recipe, run, resume, parts, data, entry, stack)
@@ -128,6 +118,28 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
             if recipe.checkpoint.requeue and ranks.largest(stop.asked == signal.SIGUSR1) and ranks.first:
                 requeueing.requeue()
             raise
+
+
+def _check_start(recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks) -> None:
+    """Raises an AcdcError, before any data is opened, if the run cannot start or resume here with these ranks."""
+    if ranks.first:
+        if resume:
+            _check_resumable(run, recipe)
+        else:
+            run.refuse_if_taken()
+    if ranks.size > 1:
+        setup.split(recipe, ranks)
+
+
+def _provenance_entry(
+    recipe: Recipe, ready: setup.ReadyModel, data: DataSet, loader: str, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What this start records in provenance.json: machine, data, teacher and the recipe's own code."""
+    facts = data.facts() | {"loader": loader}
+    entry = provenance(ready.device, ready.precision.name, facts, command_line()) | {"processes": ready.ranks.size}
+    if teacher:
+        entry["teacher"] = {"source": recipe.task.teacher, "sha256": teacher.digest}
+    return entry | code.facts(recipe.model.code)
 
 
 def _open_run(
@@ -283,12 +295,11 @@ def _last_state(run: RunDir, recipe: Recipe, parts: Parts) -> dict[str, Any] | N
             )
         return None
     saved_state.require_form(state, run.checkpoints)
-    saved, current = bearing(state["metadata"]["recipe"], MAY_CHANGE_ON_RESUME), _bearing(recipe)
-    # only keys that both have, because the versions of acdc may differ
-    if differing := [key for key in current.keys() & saved.keys() if current[key] != saved[key]]:
-        key = min(differing)
+    saved = bearing(state["metadata"]["recipe"], MAY_CHANGE_ON_RESUME)
+    if differing := conflicts(saved, _bearing(recipe)):
+        key, (there, here) = next(iter(differing.items()))
         raise CheckpointError(
-            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {saved[key]} there, {current[key]} "
+            f"the checkpoint in {run.checkpoints} belongs to another run ({key}: {there} there, {here} "
             "here); restore this run's own, or start a new run with --out"
         )
     saved_state.require_fit(state, parts, run.checkpoints)
@@ -307,12 +318,8 @@ def _check_resumable(run: RunDir, recipe: Recipe) -> None:
 
 def changes(run: RunDir, recipe: Recipe) -> list[str]:
     """Where the recipe differs from the run's, in keys that affect its numbers."""
-    before, now = _bearing(load(run.resolved)), _bearing(recipe)
-    return [
-        f"{key}: {before.get(key)} there, {now.get(key)} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    changed = differences(_bearing(load(run.resolved)), _bearing(recipe))
+    return [f"{key}: {before} there, {now} here" for key, (before, now) in changed.items()]
 
 
 def _check_continuity(run: RunDir, now: dict[str, Any]) -> None:

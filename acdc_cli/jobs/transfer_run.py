@@ -23,7 +23,7 @@ from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.jobs import downstream, setup
 from acdc_cli.jobs.subjects import Asked, Checkpoint, open_subjects
 from acdc_cli.jobs.training_run import train
-from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.bearing import SAME_EXPERIMENT, WEIGHTS_AND_SAMPLES, bearing
 from acdc_cli.recipe.load import resolved_yaml
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.runs.run_dir import RunDir
@@ -78,8 +78,7 @@ class _Transfer:
     @property
     def protocol(self) -> dict[str, Any]:
         """What decides over the numbers, apart from the weights, the samples and the seed."""
-        keys = bearing(self.recipe.as_dict(), SAME_EXPERIMENT)
-        return {key: value for key, value in keys.items() if key not in ("model.weights", "data.name")}
+        return bearing(self.recipe.as_dict(), SAME_EXPERIMENT, WEIGHTS_AND_SAMPLES)
 
     @property
     def key(self) -> str:

@@ -168,16 +168,7 @@ def read(path: Path) -> Any:
 
     Raises ModelError if it is missing, damaged or could run code.
     """
-    if not os.path.exists(path):
-        raise ModelError(
-            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
-            "packed or torch file"
-        )
-    if path.suffix in _PROGRAMS:
-        raise ModelError(
-            f"{path} is an exported program: acdc eval and acdc bench run it; everything else takes the run or "
-            "checkpoint that it was made from"
-        )
+    _require_weight_file(path)
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         # safetensors reports a file that may not be read as missing
@@ -211,6 +202,20 @@ def read(path: Path) -> Any:
             f"cannot read the weights in {path} (not a {kind} file, or a damaged one: {cause}); fetch or write the "
             "file again"
         ) from error
+
+
+def _require_weight_file(path: Path) -> None:
+    """Raises ModelError if there is no file, or a program in place of weights."""
+    if not os.path.exists(path):
+        raise ModelError(
+            f"there is no weight file {path}; `model.weights` and `sparsity.from_checkpoint` take a .safetensors, "
+            "packed or torch file"
+        )
+    if path.suffix in _PROGRAMS:
+        raise ModelError(
+            f"{path} is an exported program: acdc eval and acdc bench run it; everything else takes the run or "
+            "checkpoint that it was made from"
+        )
 
 
 class _Inert:

@@ -21,16 +21,45 @@ MAY_CHANGE_ON_RESUME = frozenset({Bears.NOTHING})
 SAME_EXPERIMENT = frozenset({Bears.NOTHING, Bears.EXECUTION, Bears.REPETITION})
 """Runs that differ only in keys of these classes are repetitions of one experiment; means are taken over them."""
 
+LENGTH = frozenset({"epochs"})
+"""Studies compare runs of several lengths."""
+BATCHING = frozenset({"data.batch_size"})
+"""Losses and entropies are comparable between runs that differ in it."""
+WEIGHTS_AND_SAMPLES = frozenset({"model.weights", "data.name"})
+"""Transfers that differ in these alone follow one protocol."""
+FORKS_OWN = frozenset({"fork", "name"})
+"""Keys in which every fork differs from its source."""
 
-def bearing(recipe: Mapping[str, Any], ignored: Collection[Bears]) -> dict[str, Any]:
-    """The recipe's values by dotted key, without the keys of the `ignored` classes.
+
+def bearing(recipe: Mapping[str, Any], ignored: Collection[Bears], apart_from: Collection[str] = ()) -> dict[str, Any]:
+    """The recipe's values by dotted key, without the keys of the `ignored` classes and those in `apart_from`.
 
     recipe: nested or with dotted keys, perhaps from another version of acdc; an unknown key affects the numbers.
     """
     values = {key: value for key, value in flat(recipe).items() if bears_on(key) not in ignored}
     if (task := values.get("task.name")) in OLDER_TASKS:
         values["task.name"] = OLDER_TASKS[task]
-    return values
+    return {key: value for key, value in values.items() if key not in apart_from}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, sorted, with both values; a key that one side lacks counts as None there."""
+    return _differing(before, now, before.keys() | now.keys())
+
+
+def conflicts(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The differences in keys that both sides have, where another version of acdc may have written one of them."""
+    return _differing(before, now, before.keys() & now.keys())
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], keys: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (before.get(key), now.get(key)) for key in sorted(keys)}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def all_but_the_seed(recipe: Recipe) -> str:
+    """Equal for recipes that differ in their seed alone."""
+    return recipe.model_copy(update={"seed": 0}).model_dump_json()
 
 
 def bears_on(key: str) -> Bears:

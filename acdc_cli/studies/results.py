@@ -11,7 +11,7 @@ from typing import Any
 from acdc_cli import console, reading
 from acdc_cli.errors import RunError
 from acdc_cli.quantities import Measures, Quantity
-from acdc_cli.recipe.bearing import SAME_EXPERIMENT, bearing
+from acdc_cli.recipe.bearing import BATCHING, LENGTH, SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.syntax import read_file
 from acdc_cli.runs.forms import Bench
@@ -91,8 +91,8 @@ class Run:
     def images_and_model(self) -> Mapping[str, Any]:
         """Losses and entropies are comparable only between runs that agree in these."""
         assert self.recipe is not None
-        keys = bearing({block: self.recipe[block] for block in ("model", "data", "task")}, SAME_EXPERIMENT)
-        return {key: value for key, value in keys.items() if key != "data.batch_size"}
+        blocks = {block: self.recipe[block] for block in ("model", "data", "task")}
+        return bearing(blocks, SAME_EXPERIMENT, BATCHING)
 
 
 def folder_of(study: str) -> Path:
@@ -218,7 +218,7 @@ def _axes(run: Run, keys: Mapping[str, Any], varying: Sequence[str]) -> dict[str
 def _bearing(run: Run) -> dict[str, Any]:
     assert run.recipe is not None
     # the length is a separate axis
-    return {key: value for key, value in bearing(run.recipe, SAME_EXPERIMENT).items() if key != "epochs"}
+    return bearing(run.recipe, SAME_EXPERIMENT, LENGTH)
 
 
 def _a_length(key: str) -> bool:

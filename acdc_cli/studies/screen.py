@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -22,6 +21,7 @@ from acdc_cli import console
 from acdc_cli.errors import RunError
 from acdc_cli.quantities import Quantity
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.statistics import mean
 from acdc_cli.studies.run_queue import Row
 
 
@@ -44,6 +44,11 @@ class Progress:
     def left(self) -> float | None:
         """Remaining seconds; None before the end of the first epoch."""
         return max(0.0, (self.epochs - self.done) * self.seconds - self.since) if self.done else None
+
+
+def seconds_per_epoch(records: Sequence[Mapping[str, Any]]) -> float:
+    """Mean duration of the epochs of a run that has records."""
+    return mean(record["seconds"] for record in records)
 
 
 class Screen:
@@ -146,7 +151,7 @@ class Screen:
             done=len(records),
             train_loss=records[-1]["train_loss"],
             accuracy="" if (share := records[-1].get(headline.key)) is None else headline.shown(share),
-            seconds=fmean(record["seconds"] for record in records),
+            seconds=seconds_per_epoch(records),
             since=self._clock() - changed,
         )
 

@@ -12,6 +12,7 @@ from acdc_cli.errors import AcdcError, RecipeError, RunError
 from acdc_cli.jobs import setup
 from acdc_cli.jobs.analysis_run import Analysed, analyze
 from acdc_cli.jobs.subjects import Asked
+from acdc_cli.recipe.bearing import all_but_the_seed
 from acdc_cli.recipe.load import block_of, sorted_overrides
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.suggest import did_you_mean
@@ -72,7 +73,7 @@ class _Forecasts:
         return Forecast(cell.key, recipe, lambda: self._phases(recipe))
 
     def _phases(self, recipe: Recipe) -> PhasePlan:
-        unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
+        unseeded = all_but_the_seed(recipe)
         if unseeded not in self._known:
             model = setup.without_weights(recipe, _CLASSES)
             self._known[unseeded] = setup.sparsifier(recipe, layers(model, setup.keep_dense(recipe))).phases

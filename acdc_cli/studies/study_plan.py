@@ -10,6 +10,7 @@ from typing import Any, Literal
 from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.quantities import ACCURACY
+from acdc_cli.recipe.bearing import all_but_the_seed
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe
@@ -82,7 +83,7 @@ class Costs:
 
     def __call__(self, recipe: Recipe) -> tuple[float, float, list[str]]:
         """Training FLOPs, their ratio to dense training, and warnings."""
-        unseeded = recipe.model_copy(update={"seed": 0}).model_dump_json()
+        unseeded = all_but_the_seed(recipe)
         if unseeded not in self._known:
             priced = plan(recipe)
             flops, ratio = float(priced.totals.train_flops), priced.totals.train_ratio

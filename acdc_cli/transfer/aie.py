@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc_cli.statistics import mean, percentile_interval
 from acdc_cli.tasks.base import scores
 
 Answers = NDArray[Any]
@@ -78,7 +79,7 @@ def average_increase_in_error(errors: Mapping[str, float], baseline: Mapping[str
     assert errors.keys() == baseline.keys()
     if not errors or not all(baseline.values()):
         return None
-    return float(np.mean([(errors[task] - baseline[task]) / baseline[task] for task in baseline]))
+    return mean((errors[task] - baseline[task]) / baseline[task] for task in baseline)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Judged:
         if metric.weighted is not None:
             return 1 - metric.weighted(self.truth, self.right, weights.astype(float))
         truth = np.repeat(self.truth, weights)
-        return 1 - float(np.mean([metric.score(np.repeat(each, weights), truth) for each in self.answers]))
+        return 1 - mean(metric.score(np.repeat(each, weights), truth) for each in self.answers)
 
 
 def interval(
@@ -120,8 +121,7 @@ def interval(
         if value is None:
             return None
         values.append(value)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return percentile_interval(values)
 
 
 def judged(metric: str, answers: Sequence[Answers]) -> Judged:

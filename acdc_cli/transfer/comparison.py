@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from acdc_cli.analysis.base import plotting
 from acdc_cli.analysis.base.findings import Findings, Table
-from acdc_cli.statistics import Spread
+from acdc_cli.statistics import Spread, mean, mean_of_known
 from acdc_cli.transfer.aie import METRICS, Judged, average_increase_in_error, interval, judged
 from acdc_cli.transfer.cells import Cell, Cells, Mode
 
@@ -76,7 +74,6 @@ def _groups(cells: Sequence[Cell]) -> list[_Group]:
 
 def _row(group: _Group, to: str) -> dict[str, Any]:
     spread, cells = group.spread(to), group.sets[to]
-    checks = [cell.logistic for cell in cells if cell.logistic is not None]
     return {
         "mode": group.mode,
         "set": to,
@@ -85,8 +82,8 @@ def _row(group: _Group, to: str) -> dict[str, Any]:
         "mean": spread.mean,
         "std": spread.std,
         "repetitions": spread.n,
-        "logistic": float(np.mean(checks)) if checks else None,
-        "sparsity": float(np.mean([cell.sparsity for cell in cells])),
+        "logistic": mean_of_known(cell.logistic for cell in cells),
+        "sparsity": mean(cell.sparsity for cell in cells),
     }
 
 

@@ -18,7 +18,7 @@ from acdc_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Training:
+class Hyperparameters:
     """The keys of a recipe that make up a protocol."""
 
     epochs: int
@@ -29,7 +29,7 @@ class Training:
     """For this many epochs."""
 
 
-def by_sgd(lr: float) -> Training:
+def by_sgd(lr: float) -> Hyperparameters:
     """The protocol of Iofinova et al. (2022), which P2 E follows; the rate drops at a third and at two thirds."""
     epochs, drops = 150, (50, 100)
 
@@ -38,7 +38,7 @@ def by_sgd(lr: float) -> Training:
         return {"name": "step", "milestones": milestones}
 
     optim = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": 5e-4, "decay_norm_and_bias": True}
-    return Training(epochs, 64, optim, schedule)
+    return Hyperparameters(epochs, 64, optim, schedule)
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Target(ABC):
     data: DataSet
     metrics: tuple[str, ...]
     """Of `scores.METRICS`; the first is the one of AIE."""
-    finetuning: Training
+    finetuning: Hyperparameters
     """How all weights are trained."""
 
-    linear: ClassVar[Training] = by_sgd(0.01)
+    linear: ClassVar[Hyperparameters] = by_sgd(0.01)
     """How a new classifier on fixed features is trained."""
 
     @classmethod

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
 from acdc_cli.recipe.blocks.base import part_of
+from acdc_cli.statistics import Spread
 
 MODELS = ("wideresnet16_4", "resnet20")
 """The largest first."""
@@ -109,7 +109,8 @@ def rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
-    return {"mean": mean(values), "std": stdev(values)} if len(values) > 1 else {"mean": values[0]}
+    spread = Spread(tuple(values))
+    return {"mean": spread.mean} | ({} if spread.std is None else {"std": spread.std})
 
 
 def markdown(table: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from command import Acdc
 from torch import nn
 
 from acdc_cli.deploy import contest, engines, parity, random_zeros
-from acdc_cli.deploy.contest import Contestant, Outcome, Record, Turn
+from acdc_cli.deploy.contest import Contestant, Measurements, Record, Turn
 from acdc_cli.deploy.engines import Engine
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.jobs import bench_run
@@ -308,7 +308,7 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """No engine runs: the dense model takes 8 ms on `ort`, the sparse one 4 and the shrunk one 2, on 100 MB."""
     walls = {"dense": 0.008, "sparse": 0.004, "shrunk": 0.002}
 
-    def run(contestants: list[Contestant], images: np.ndarray, batches: tuple[int, ...], *_: object) -> Outcome:
+    def run(contestants: list[Contestant], images: np.ndarray, batches: tuple[int, ...], *_: object) -> Measurements:
         classes = 1000 if images.shape[-1] == 16 else 10
 
         def record(variant: str) -> Record:
@@ -316,7 +316,7 @@ def on_paper(monkeypatch: pytest.MonkeyPatch) -> None:
 
         records = {(each, batch): record(each.variant) for each in contestants for batch in batches}
         logits = np.zeros((16, classes), np.float32)
-        return Outcome(dict.fromkeys(contestants, logits), records)
+        return Measurements(dict.fromkeys(contestants, logits), records)
 
     monkeypatch.setattr(contest, "run", run)
     monkeypatch.setitem(engines.ENGINES, "ort", replace(engines.ENGINES["ort"], format="packed"))

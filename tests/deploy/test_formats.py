@@ -63,7 +63,7 @@ def test_a_packed_file_is_a_checkpoint(run: Path, acdc: Acdc, tmp_path: Path) ->
 
 
 def test_another_model_is_not_kept(run: Path, acdc: Acdc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(path: Path, facts: contract.Facts) -> contract.Logits:
+    def spoilt(path: Path, facts: contract.ModelDescription) -> contract.Logits:
         model = facts.rebuilt(path)
         return lambda inputs: model(inputs) * 1.01
 

@@ -143,7 +143,7 @@ def test_wandb_that_is_not_logged_in_is_a_warning_unless_it_was_asked_for() -> N
 
 
 H100 = gpu.Device("NVIDIA H100", 79.2, bf16=True)
-GPU = gpu.Facts("550.54", "12.8", [H100, H100])
+GPU = gpu.CudaInstallation("550.54", "12.8", [H100, H100])
 
 
 def test_gpus_are_named_with_memory_driver_and_cuda() -> None:
@@ -168,14 +168,19 @@ def test_the_driver_is_the_one_that_nvidia_smi_names(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("facts", "status", "says", "fix"),
     [
-        (gpu.Facts(None, "12.8", [], "Found no NVIDIA driver"), "warning", "no NVIDIA GPU", "--gpus all"),
-        (gpu.Facts("550.54", None, []), "error", "built without CUDA", "pip install"),
-        (gpu.Facts("450.1", "12.8", [], "The driver is too old"), "error", "(The driver is too old)", "update"),
-        (gpu.Facts("550.54", "12.8", [], visible=""), "warning", "CUDA_VISIBLE_DEVICES=''", "unset"),
+        (gpu.CudaInstallation(None, "12.8", [], "Found no NVIDIA driver"), "warning", "no NVIDIA GPU", "--gpus all"),
+        (gpu.CudaInstallation("550.54", None, []), "error", "built without CUDA", "pip install"),
+        (
+            gpu.CudaInstallation("450.1", "12.8", [], "The driver is too old"),
+            "error",
+            "(The driver is too old)",
+            "update",
+        ),
+        (gpu.CudaInstallation("550.54", "12.8", [], visible=""), "warning", "CUDA_VISIBLE_DEVICES=''", "unset"),
     ],
 )
 def test_without_a_usable_gpu_training_is_on_the_cpu_and_why_is_said(
-    facts: gpu.Facts, status: str, says: str, fix: str
+    facts: gpu.CudaInstallation, status: str, says: str, fix: str
 ) -> None:
     verdict = gpu.judge(facts)
     assert verdict.status == status
@@ -304,7 +309,7 @@ def test_no_limit_is_said_in_three_ways(tmp_path: Path) -> None:
     assert cgroup.memory_limit(root) is None
 
 
-TRAINED = self_test.Facts("cpu", "fp32", (2.3, 1.1), 0.9, 0.9, masked_nonzero=0, read_back=True, seconds=1.8)
+TRAINED = self_test.TrialRun("cpu", "fp32", (2.3, 1.1), 0.9, 0.9, masked_nonzero=0, read_back=True, seconds=1.8)
 
 
 def test_training_that_learns_prunes_and_saves_is_ok() -> None:

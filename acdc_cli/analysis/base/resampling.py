@@ -1,4 +1,4 @@
-"""Rates of models over a group of images, with bootstrap intervals (Efron and Tibshirani 1993, 13.3)."""
+"""Rates of models over a group of images, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc_cli.analysis.base.judgements import Columns
+from acdc_cli.statistics import percentile_interval
 
 _AT_ONCE = 1 << 22
 """Most draws of images in memory."""
@@ -94,7 +95,6 @@ def _estimates(values: NDArray[np.float64], samples: NDArray[np.float64], level:
     ends = (1 - level) / 2, (1 + level) / 2
     results: list[Estimate | None] = []
     for value, drawn in zip(values.tolist(), samples.T, strict=True):
-        defined = drawn[np.isfinite(drawn)]
-        known = np.isfinite(value) and defined.size
-        results.append(Estimate(value, *np.quantile(defined, ends).tolist()) if known else None)
+        between = percentile_interval(drawn, ends) if np.isfinite(value) else None
+        results.append(Estimate(value, *between) if between else None)
     return results

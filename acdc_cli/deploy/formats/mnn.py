@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from acdc_cli.console import unprinted
-from acdc_cli.deploy.contract import Facts, Logits, engine_logits
+from acdc_cli.deploy.contract import Logits, ModelDescription, engine_logits
 from acdc_cli.deploy.formats import onnx
 from acdc_cli.errors import CheckpointError, ModelError
 from acdc_cli.reading import parse_json
@@ -25,13 +25,13 @@ _MARK = "acdc export "
 Options = onnx.Options
 
 
-def write(model: nn.Module, facts: Facts, options: onnx.Options, out: Path) -> None:
+def write(model: nn.Module, facts: ModelDescription, options: onnx.Options, out: Path) -> None:
     source = out.with_name("source-of-mnn.onnx")
     onnx.write(model, facts, options, source)
     convert(source, facts, out)
 
 
-def convert(source: Path, facts: Facts, out: Path) -> None:
+def convert(source: Path, facts: ModelDescription, out: Path) -> None:
     """Raises ModelError for a model that MNN cannot hold."""
     # the one text of the user's that the file keeps
     about = ["--bizCode", _MARK + json.dumps(facts.metadata())]
@@ -43,7 +43,7 @@ def convert(source: Path, facts: Facts, out: Path) -> None:
         raise ModelError(f"MNN cannot convert {facts.recipe.model.name}; its ONNX export may run elsewhere")
 
 
-def read(path: Path, facts: Facts) -> Logits:
+def read(path: Path, facts: ModelDescription) -> Logits:
     return engine_logits("mnn", path)
 
 

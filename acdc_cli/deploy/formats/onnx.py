@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits, engine_logits
+from acdc_cli.deploy.contract import Logits, ModelDescription, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
 from acdc_cli.errors import ModelError
 
@@ -25,7 +25,7 @@ class Options(Traced):
     """Version of the operators; null: the one that torch's exporter prefers."""
 
 
-def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
+def write(model: nn.Module, facts: ModelDescription, options: Options, out: Path) -> None:
     traced = trace(model, facts, options)
     try:
         program = torch.onnx.export(
@@ -49,7 +49,7 @@ def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
     program.save(out, external_data=False)
 
 
-def read(path: Path, facts: Facts) -> Logits:
+def read(path: Path, facts: ModelDescription) -> Logits:
     return engine_logits("ort", path)
 
 

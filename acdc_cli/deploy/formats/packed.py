@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Logits, ModelDescription
 from acdc_cli.models.packed_file import pack
 from acdc_cli.models.weights import plain_state_dict
 from acdc_cli.recipe.blocks.base import Block
@@ -15,9 +15,9 @@ from acdc_cli.training.checkpoint import model_header
 SUFFIX = ".packed"
 
 
-def write(model: nn.Module, facts: Facts, options: Block, out: Path) -> None:
+def write(model: nn.Module, facts: ModelDescription, options: Block, out: Path) -> None:
     out.write_bytes(pack(plain_state_dict(model), model_header(facts.header)))
 
 
-def read(path: Path, facts: Facts) -> Logits:
+def read(path: Path, facts: ModelDescription) -> Logits:
     return facts.rebuilt(path)

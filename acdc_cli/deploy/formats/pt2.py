@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits, engine_logits
+from acdc_cli.deploy.contract import Logits, ModelDescription, engine_logits
 from acdc_cli.deploy.tracing import Traced, trace
 from acdc_cli.errors import CheckpointError
 from acdc_cli.reading import parse_json
@@ -19,14 +19,14 @@ Options = Traced
 _ABOUT = "acdc.json"
 
 
-def write(model: nn.Module, facts: Facts, options: Traced, out: Path) -> None:
+def write(model: nn.Module, facts: ModelDescription, options: Traced, out: Path) -> None:
     program = trace(model, facts, options)
     # a file, because torch warns of a path that does not end in .pt2
     with out.open("wb") as file:
         torch.export.save(program, file, extra_files={_ABOUT: json.dumps(facts.metadata())})
 
 
-def read(path: Path, facts: Facts) -> Logits:
+def read(path: Path, facts: ModelDescription) -> Logits:
     return engine_logits("torch", path)
 
 

@@ -10,7 +10,7 @@ import huggingface_hub
 import timm
 from torch import nn
 
-from acdc_cli.deploy.contract import Facts, Logits
+from acdc_cli.deploy.contract import Logits, ModelDescription
 from acdc_cli.deploy.model_card import model_card
 from acdc_cli.errors import ModelError, RunError
 from acdc_cli.recipe.blocks.base import Block
@@ -24,7 +24,7 @@ class Options(Block):
     """Repository of the Hugging Face Hub, such as USER/NAME, that the folder is uploaded to; null: none."""
 
 
-def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
+def write(model: nn.Module, facts: ModelDescription, options: Options, out: Path) -> None:
     if options.push is not None and huggingface_hub.get_token() is None:
         raise RunError("--push needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
     timm_model = _timm_model(facts)
@@ -39,23 +39,23 @@ def write(model: nn.Module, facts: Facts, options: Options, out: Path) -> None:
     (out / "README.md").write_text(model_card(facts))
 
 
-def read(path: Path, facts: Facts) -> Logits:
+def read(path: Path, facts: ModelDescription) -> Logits:
     model: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True)
     return model.eval()
 
 
-def publish(path: Path, facts: Facts, options: Options) -> None:
+def publish(path: Path, facts: ModelDescription, options: Options) -> None:
     if options.push is not None:
         api = huggingface_hub.HfApi()
         repository = api.create_repo(options.push, exist_ok=True).repo_id
         api.upload_folder(repo_id=repository, folder_path=path, commit_message=f"{facts.name}, exported by acdc")
 
 
-def _name(facts: Facts) -> str:
+def _name(facts: ModelDescription) -> str:
     return facts.recipe.model.name.rpartition(":")[2]
 
 
-def _timm_model(facts: Facts) -> nn.Module:
+def _timm_model(facts: ModelDescription) -> nn.Module:
     """timm's model of the same name. Raises ModelError if there is none, or its architecture differs."""
     block, name = facts.recipe.model, _name(facts)
     if not timm.is_model(name):
@@ -70,7 +70,7 @@ def _timm_model(facts: Facts) -> nn.Module:
     return model
 
 
-def _config(facts: Facts, timm_model: Any) -> dict[str, object]:
+def _config(facts: ModelDescription, timm_model: Any) -> dict[str, object]:
     data = facts.recipe.images
     known = {key: value for key, value in timm_model.pretrained_cfg.items() if key in ("first_conv", "classifier")}
     seen = {

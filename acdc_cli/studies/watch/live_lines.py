@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from statistics import fmean
 from typing import Any
 
 from acdc_cli.quantities import Quantity
 from acdc_cli.runs.run_table import percent, result, since, span
+from acdc_cli.statistics import mean_of_known
 from acdc_cli.studies.watch.state import Watched
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -71,7 +71,7 @@ def blocks(values: Sequence[float | None], width: int) -> str:
 
     The lowest block is the smallest of the drawn values, the highest the largest.
     """
-    means = [_mean(part) for part in _parts(values, width)]
+    means = [mean_of_known(part) for part in _parts(values, width)]
     known = [mean for mean in means if mean is not None]
     if not known:
         return " " * len(means)
@@ -79,11 +79,6 @@ def blocks(values: Sequence[float | None], width: int) -> str:
     steps = len(_BLOCKS) - 2
     spread = high - low or math.inf
     return "".join(" " if mean is None else _BLOCKS[1 + round(steps * (mean - low) / spread)] for mean in means)
-
-
-def _mean(part: Sequence[float | None]) -> float | None:
-    known = [value for value in part if value is not None]
-    return fmean(known) if known else None
 
 
 def _parts(values: Sequence[Any], width: int) -> list[Sequence[Any]]:

@@ -8,14 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from acdc_cli.errors import AcdcError
 from acdc_cli.runs.overview import Overview
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.runs.run_table import one
-from acdc_cli.studies.screen import Progress
+from acdc_cli.studies.screen import Progress, seconds_per_epoch
 
 _QUERY = "index,name,utilization.gpu,memory.used,memory.total"
 
@@ -42,7 +41,7 @@ def _looked(path: Path, now: float) -> Watched:
         records = []
     if seen.status != "running" or not records or seen.epochs is None:
         return Watched(seen, records, None)
-    seconds = fmean(record["seconds"] for record in records)
+    seconds = seconds_per_epoch(records)
     since = now - run.metrics.stat().st_mtime
     return Watched(seen, records, Progress(seen.epochs, len(records), seconds=seconds, since=since).left)
 

@@ -19,11 +19,11 @@ _LARGE = 50_000
 """Training examples from which fewer epochs are enough."""
 
 
-def _finetuning(examples: int) -> target.Training:
+def _finetuning(examples: int) -> target.Hyperparameters:
     """The protocol of the recipes `language/bert_glue_*` and of the study `glue`."""
     epochs = 10 if examples >= _LARGE else 30
     optim = {"name": "adamw", "lr": 5e-5, "weight_decay": 0.01, "clip_norm": 1.0}
-    return target.Training(epochs, 32, optim, lambda asked: {"name": "linear", "warmup_epochs": asked / 15})
+    return target.Hyperparameters(epochs, 32, optim, lambda asked: {"name": "linear", "warmup_epochs": asked / 15})
 
 
 @dataclass(frozen=True)
