@@ -56,7 +56,7 @@ def _run_of(source: Path) -> RunDir | None:
 
 
 def _fingerprint(run: RunDir) -> Mapping[str, str]:
-    """Of each split, by the provenance; empty if it is damaged or missing, as its readers report."""
+    """Fingerprint of each split, by the provenance; empty if that file is damaged or missing, as its readers report."""
     try:
         last: Mapping[str, Mapping[str, str]] = run.last_start()["data"]
     except AcdcError:

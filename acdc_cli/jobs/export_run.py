@@ -49,7 +49,7 @@ class Asked:
 class Exported:
     path: Path
     bytes: int
-    """Of the file, or of all files of the folder."""
+    """Size of the file, or of all files of the folder."""
     parity: parity.Parity
     shrunk: Shrunk | None
     """None where that was not asked for."""

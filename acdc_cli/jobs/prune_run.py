@@ -169,7 +169,7 @@ def _judged(parts: Parts) -> dict[str, Any]:
 
 
 def _flops(parts: Parts) -> int | None:
-    """Of one validation image; None for a model whose operations cannot be counted."""
+    """FLOPs of one validation image; None for a model whose operations cannot be counted."""
     if parts.cost is None:
         return None
     flops: int = costs.cost_after_pruning(parts, parts.cost, parts.resolution(0))["measured"]["inference_flops"]

@@ -22,7 +22,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.syntax import Entry, Problem, shown
 
 FOLDER = "model"
-"""Of a run directory: it holds the copy."""
+"""Folder of a run directory that holds the copy of the code."""
 _NAME = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _INSTALLED = sys.stdlib_module_names | {"acdc_cli", "numpy", "timm", "torch", "torchvision"}
 """Packages that a file beside the model's never stands for."""

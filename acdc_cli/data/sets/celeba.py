@@ -31,7 +31,7 @@ class _Listed:
     """What the two lists say of all images, in their order."""
 
     names: tuple[str, ...]
-    """Of the image files."""
+    """Names of the image files."""
     labels: tuple[str, ...]
     targets: NDArray[np.int64]
     partition: NDArray[np.int64]
