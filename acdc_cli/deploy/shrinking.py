@@ -78,8 +78,8 @@ class Shrunk:
         if self.dead == 0:
             return f"nothing to shrink: no channel of {name} is dead"
         return (
-            f"nothing to shrink: {self.dead:,} channels of {name} are dead, but residual streams keep theirs, and "
-            f"widths stay multiples of {MULTIPLE}"
+            f"nothing to shrink: {self.dead:,} channels of {name} are dead, but residual streams keep their channels, "
+            f"and widths stay multiples of {MULTIPLE}"
         )
 
 

@@ -13,7 +13,7 @@ from acdc_cli.runs.overview import is_run
 from acdc_cli.runs.run_dir import RunDir
 
 SEARCHED = Path("~/.config/acdc/data-folders")
-"""A file with one folder a line: data sets are looked for in these folders."""
+"""A file with one folder per line: data sets are looked for in these folders."""
 _MOST = 1000
 """Entries of a searched folder that are tried."""
 _NAMED = 8
@@ -93,7 +93,7 @@ def _searched() -> list[Path]:
     try:
         lines = [line.strip() for line in files.read_bytes(file).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); it lists folders, one a line") from error
+        raise DataError(f"{file} cannot be read ({error}); it lists folders, one per line") from error
     return [Path(line).expanduser() for line in lines if line and not line.startswith("#")]
 
 

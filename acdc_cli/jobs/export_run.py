@@ -1,4 +1,4 @@
-"""`acdc export`: a run's model, or anybody's checkpoint, in a format that others read, checked against the original."""
+"""`acdc export`: a run's model, or any checkpoint, in a format that others read, checked against the original."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def prune(asked: Asked, out: Path, bn_images: int) -> Pruned:
     """Writes a run directory for each target: `out` itself for a single one, otherwise a folder in it.
 
     bn_images: training images on which batch norm's statistics are estimated anew, in whole batches; 0: they stay.
-    Raises an AcdcError for what the user can mend.
+    Raises an AcdcError for what the user can fix.
     """
     weights = _weights(asked)
     planned = recipes(asked, weights)

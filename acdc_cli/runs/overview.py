@@ -46,7 +46,7 @@ class Overview:
     begun: float | None = None
     """Unix time of the first start; `seen` likewise."""
     seen: float | None = None
-    """Last sign of life: the newest change of its records, its checkpoints or its provenance."""
+    """Unix time of the newest change of its records, its checkpoints or its provenance."""
     headline: Quantity = ACCURACY
     """Headline of the run's task, as far as the task is known."""
 
