@@ -35,7 +35,10 @@ RANGES: dict[str, tuple[str, str]] = {
     "queue": ("", "an estimate"),
     "device_copy": ("", "an estimate"),
     "failures": ("to 100 times", "Llama 3: 419 unexpected interruptions of 2,048 machines in 54 days [7]"),
-    "detection": ("1 s to 1 h", "an estimate; acdc waits an hour for a process that hangs"),
+    "detection": (
+        "1 s to 1 h",
+        "an estimate; acdc waits 10 minutes for a process that hangs, 30 before the first step",
+    ),
     "compilation": ("", "an estimate"),
     "price": ("2 to 4", "clouds' list prices, 2026"),
     "agree_every": ("", "acdc as it is"),
