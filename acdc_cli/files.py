@@ -58,7 +58,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, in hexadecimal. Raises NotAFileError."""
+    """SHA-256 of the file's content, in hexadecimal. Raises NotAFileError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -33,7 +33,7 @@ class Resident:
         labels = torch.randint(0, classes, (batch_size,), generator=generator)
         self.batch = Batch(images.to(device).permute(0, 3, 1, 2), labels.to(device), torch.arange(batch_size))
         self.steps = steps
-        """Of an epoch; may be changed between two."""
+        """Steps of an epoch; may be changed between two epochs."""
 
     @property
     def samples(self) -> int:

@@ -24,7 +24,7 @@ from benchmarks.trainer import bar_drawn
 
 _CLASSES, _LAYERS = 10, 53
 _SPARSE_EPOCH = 11
-"""Of P1's phases: masks are applied at every step."""
+"""An epoch in a sparse phase of P1, in which masks are applied at every step."""
 
 
 PAIR = ("acdc train", "bare loop")

@@ -16,7 +16,7 @@ class Timing:
 
     wall: float
     cpu: float
-    """Of all threads of the process that did it."""
+    """CPU time of all threads of the process that did it."""
 
     def per(self, count: float) -> Timing:
         return Timing(self.wall / count, self.cpu / count)

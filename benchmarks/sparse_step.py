@@ -119,7 +119,7 @@ def _contestant(case: Case, method: str, device: str) -> Contestant:
 
 
 def updates_of(assembly: Assembly, count: int = 7) -> list[Timing]:
-    """Of AC/DC's masks: one global ranking of all weights, and zeroing what it drops. The first is not counted."""
+    """Times of AC/DC's mask updates: one global ranking of all weights, and zeroing. The first is not counted."""
     epoch = next(phase.start for phase in assembly.parts.sparsifier.phases.phases if phase.kind == "sparse")
     assembly.steps(0, 1)
     found = []
@@ -139,7 +139,7 @@ def _assembled(case: Case, method: str, device: str) -> Assembly:
 
 
 def _epochs(method: str) -> int:
-    """Of the run that the method's recipe is made for: its phases must fit."""
+    """Epochs of the run that the method's recipe is made for: its phases must fit."""
     return 100 if method == "dense" else load(_RECIPES.get(method, f"{method}_resnet50_95")).epochs
 
 

@@ -188,7 +188,7 @@ class _Row:
     inference: str
     training: str
     price: Price
-    """Of the run that the row stands for."""
+    """Cost of the run that the row stands for."""
     counter: Counter = "A"
     """For ours, where none gives the printed digits."""
     learned: str = ""

@@ -4,7 +4,7 @@ An input channel is dead if no image can change it, because every path from the 
 (`base/reach.py` explains how this is tested). It may still be a nonzero constant, from a bias or from batch norm's
 shift; the layer's weights on it then act as one more bias. Weights on dead input channels are called idle: they can be
 removed without changing the function, once that constant is folded into what follows. Attention heads and feed-forward
-neurons are counted in models that describe theirs (`base/dead_units.py` says when one is dead).
+neurons are counted in models that describe them (`base/dead_units.py` says when one is dead).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def analyze(subjects: Sequence[Subject], options: Block, workspace: Workspace) -
     tasks = {run.recipe["task.name"]: run.name for run in runs}
     if len(tasks) > 1:
         listed = ", ".join(f"{run} {task}" for task, run in tasks.items())
-        raise RunError(f"the runs were trained for different tasks ({listed}), whose numbers do not compare")
+        raise RunError(f"the runs were trained for different tasks ({listed}); name runs of one task")
     return _findings(runs)
 
 

@@ -134,7 +134,7 @@ def sharpness_of(
     mask = measured_entries(loaded.model, loaded.layers, options.parameters)
     entries = int(mask.sum())
     if not entries:
-        raise RunError(f"{name}: all its weights are zero, so it has no curvature")
+        raise RunError(f"{name}: all its weights are zero, so it has no curvature; name another model")
     if options.batch_norm == "train" and min(data.sizes) < 2:
         raise RunError(f"{name}: batch_norm=train needs at least 2 images per batch; raise batch_size and images")
     product = partial(

@@ -74,11 +74,13 @@ def write(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Of a text: words, bpe:SIZE, or a written text whose vocabulary is used.", show_default="the set's"
+            help="Tokenizer of a text: words, bpe:SIZE, or a written text whose vocabulary is used.",
+            show_default="the set's",
         ),
     ] = None,
     at_least: Annotated[
-        int | None, typer.Option(min=1, help="Of a text: rarer words become <unk>.", show_default="the set's")
+        int | None,
+        typer.Option(min=1, help="Words of a text that occur less often become <unk>.", show_default="the set's"),
     ] = None,
 ) -> None:
     """Write a data set: images as .beton files, a text as tokens, with manifests; GLUE as tables."""

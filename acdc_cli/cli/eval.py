@@ -85,7 +85,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, loss, entropy, sparsity and FLOPs of a run's model or of any checkpoint, exactly.
 
-    Of a multilabel model: the mean accuracy, the uncertainty in place of the entropy, and the accuracy of each label.
+    A multilabel model has a mean accuracy, an uncertainty in place of the entropy, and an accuracy for each label.
     """
     from acdc_cli import console
     from acdc_cli.jobs.evaluation import LAYERS, Options, evaluate_checkpoint, layer_rows, rows

@@ -25,7 +25,7 @@ BnImages = Annotated[int, typer.Option(min=2, help="Training images that batch n
 BnReset = Annotated[bool, typer.Option(help="Estimate batch norm's statistics anew after pruning.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Run directory; with several targets, the folder that holds theirs.", show_default=False),
+    typer.Option(help="Run directory; with several targets, a folder of run directories.", show_default=False),
 ]
 
 

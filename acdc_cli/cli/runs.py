@@ -49,7 +49,7 @@ Match = Annotated[
         metavar="TEXT", help="Only runs with this text in path, model, data set or method.", show_default=False
     ),
 ]
-Sort = Annotated[Order, typer.Option(help="Order of the rows; seen: the latest sign of life first.")]
+Sort = Annotated[Order, typer.Option(help="Order of the rows; seen: the most recently changed first.")]
 Reverse = Annotated[bool, typer.Option("--reverse", help="The other way round.")]
 
 

@@ -45,7 +45,7 @@ Slurm = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost and its state.")]
 Json = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Retry runs that failed for good.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Also retry failed runs.")]
 
 
 class Command(TyperCommand):

@@ -45,7 +45,7 @@ Fork = Annotated[
     str | None,
     typer.Option(
         metavar="RUN@EPOCHS",
-        help="Start from the state that a run kept after so many epochs (checkpoint.keep_states).",
+        help="Start from the state that a run kept after EPOCHS epochs (checkpoint.keep_states).",
         show_default=False,
     ),
 ]

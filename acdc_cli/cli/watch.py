@@ -21,8 +21,8 @@ Html = Annotated[
 def watch(
     runs: Runs,
     html: Html = None,
-    every: Annotated[int, typer.Option(min=1, help="Seconds between two looks.")] = 5,
-    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Seconds between two updates.")] = 5,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
 ) -> None:
     """Watch runs while they train: curves, phase, remaining time, GPU. Ends when none of them is training.
 

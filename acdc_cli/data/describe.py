@@ -71,7 +71,7 @@ class SplitFacts:
     """Median of the shorter sides."""
     one_size: bool
     mean: tuple[float, ...] | None
-    """Of the channels red, green and blue in the range 0 to 1; each image counts the same."""
+    """Mean of the channels red, green and blue in the range 0 to 1; each image counts the same."""
     std: tuple[float, ...] | None
     kinds: dict[str, int]
     """Images of each of `KINDS` that occurs."""

@@ -16,7 +16,7 @@ class CachedForm:
     repositories: Sequence[str]
     """The set is a configuration of its own name of one of these; the first is where it is today."""
     columns: Sequence[str] = ()
-    """Of the sentences; empty: named as in the tables."""
+    """Names of the columns that hold sentences; empty: named as in the tables."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"val": "validation"})
     """Its names of splits, by ours, where they differ."""
 

@@ -20,7 +20,7 @@ def proposed_keys(facts: SetFacts) -> dict[str, Any]:
     """Raises DataError if no training image can be read."""
     train = facts.splits.get("train") or next(iter(facts.splits.values()))
     if train.side is None or train.mean is None or train.std is None:
-        raise DataError(f"{facts.path}: none of {train.looked_at:,} images can be read")
+        raise DataError(f"{facts.path}: none of {train.looked_at:,} images can be read; convert them to JPEG or PNG")
     if is_small(train):
         sizes = {"resolution": train.side, "val_resize": train.side, "val_crop": train.side}
         keys: dict[str, Any] = {"augment": "pad_crop", "padding": max(1, train.side // 8), **sizes}

@@ -30,7 +30,7 @@ class Sentences:
 
     encoded: Encoded
     targets: NDArray[Any]
-    """Of the whole split."""
+    """Targets of the whole split."""
     used: NDArray[np.int64]
     """The positions of the examples that are used."""
     batch_size: int

@@ -30,10 +30,10 @@ Dtype = Literal["<u2", "<u4"]
 class Split(reading.Form):
     tokens: PositiveInt
     characters: PositiveInt
-    """Of the text that the tokens stand for."""
+    """Length of the text that the tokens stand for."""
     dtype: Dtype
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     source: str
     """SHA-256 of the text."""
 

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from acdc_cli.cost.count import operations
 
 MULTIPLE = 16
-"""Of widths: ONNX Runtime runs a layer of 250 channels slower than one of 256."""
+"""Widths stay multiples of this: ONNX Runtime runs a layer of 250 channels slower than one of 256."""
 _MODULES_BY_CHANNEL = (
     *(_BatchNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Dropout, nn.Identity),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten),
@@ -78,8 +78,8 @@ class Shrunk:
         if self.dead == 0:
             return f"nothing to shrink: no channel of {name} is dead"
         return (
-            f"nothing to shrink: {self.dead:,} channels of {name} are dead, but residual streams keep theirs, and "
-            f"widths stay multiples of {MULTIPLE}"
+            f"nothing to shrink: {self.dead:,} channels of {name} are dead, but residual streams keep their channels, "
+            f"and widths stay multiples of {MULTIPLE}"
         )
 
 

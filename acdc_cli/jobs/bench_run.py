@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STEM = "bench"
-"""Of the files' names."""
+"""Stem of the names of the files that are written."""
 _COLUMNS = ("variant", "engine", "ms", "p90", "img/s", "MB", "peak", "× own", "× base", "differs")
 _HEADS = (
     "model", "variant", "engine", "batch", "threads", "accuracy", "latency_ms", "latency_p90_ms", "cpu_ms",

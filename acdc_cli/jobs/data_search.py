@@ -13,7 +13,7 @@ from acdc_cli.runs.overview import is_run
 from acdc_cli.runs.run_dir import RunDir
 
 SEARCHED = Path("~/.config/acdc/data-folders")
-"""A file with one folder a line: data sets are looked for in these folders."""
+"""A file with one folder per line: data sets are looked for in these folders."""
 _MOST = 1000
 """Entries of a searched folder that are tried."""
 _NAMED = 8
@@ -56,7 +56,7 @@ def _run_of(source: Path) -> RunDir | None:
 
 
 def _fingerprint(run: RunDir) -> Mapping[str, str]:
-    """Of each split, by the provenance; empty if it is damaged or missing, as its readers report."""
+    """Fingerprint of each split, by the provenance; empty if that file is damaged or missing, as its readers report."""
     try:
         last: Mapping[str, Mapping[str, str]] = run.last_start()["data"]
     except AcdcError:
@@ -93,7 +93,7 @@ def _searched() -> list[Path]:
     try:
         lines = [line.strip() for line in files.read_bytes(file).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); it lists folders, one a line") from error
+        raise DataError(f"{file} cannot be read ({error}); it lists folders, one per line") from error
     return [Path(line).expanduser() for line in lines if line and not line.startswith("#")]
 
 

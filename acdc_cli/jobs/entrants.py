@@ -55,7 +55,7 @@ class Entrant:
     accuracy: Mapping[str, float | None]
     """By the task's headline, by variant; empty where it is not known."""
     headline: Quantity = ACCURACY
-    """Of the model's task."""
+    """Headline of the model's task."""
     run: Path | None = None
     """The run directory that it is the result of."""
 

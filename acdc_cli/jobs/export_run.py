@@ -1,4 +1,4 @@
-"""`acdc export`: a run's model, or anybody's checkpoint, in a format that others read, checked against the original."""
+"""`acdc export`: a run's model, or any checkpoint, in a format that others read, checked against the original."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Asked:
 class Exported:
     path: Path
     bytes: int
-    """Of the file, or of all files of the folder."""
+    """Size of the file, or of all files of the folder."""
     parity: parity.Parity
     shrunk: Shrunk | None
     """None where that was not asked for."""

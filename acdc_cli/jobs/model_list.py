@@ -33,7 +33,7 @@ class Listed:
     """Side of the images whose cost is counted, in pixels."""
     params: int | None = None
     flops: int | None = None
-    """Of one image's forward pass; None if it cannot be counted."""
+    """FLOPs of one image's forward pass; None if it cannot be counted."""
     prunable: float | None = None
     """Share of the parameters that are weights of convolutions and linear layers."""
     problem: str | None = None

@@ -60,7 +60,7 @@ def prune(asked: Asked, out: Path, bn_images: int) -> Pruned:
     """Writes a run directory for each target: `out` itself for a single one, otherwise a folder in it.
 
     bn_images: training images on which batch norm's statistics are estimated anew, in whole batches; 0: they stay.
-    Raises an AcdcError for what the user can mend.
+    Raises an AcdcError for what the user can fix.
     """
     weights = _weights(asked)
     planned = recipes(asked, weights)
@@ -169,7 +169,7 @@ def _judged(parts: Parts) -> dict[str, Any]:
 
 
 def _flops(parts: Parts) -> int | None:
-    """Of one validation image; None for a model whose operations cannot be counted."""
+    """FLOPs of one validation image; None for a model whose operations cannot be counted."""
     if parts.cost is None:
         return None
     flops: int = costs.cost_after_pruning(parts, parts.cost, parts.resolution(0))["measured"]["inference_flops"]

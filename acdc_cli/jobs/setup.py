@@ -222,7 +222,7 @@ _WORKSPACES = (":4096:8", ":16:8")
 def _choose_algorithms(deterministic: bool, compiled: bool = False) -> None:
     """Chooses the fastest algorithms that cuDNN and torch's compiler find by benchmarking, or deterministic ones.
 
-    Raises RunError if the environment rules out the latter.
+    Raises RunError if the environment rules out deterministic ones.
     """
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic

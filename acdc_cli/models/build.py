@@ -31,7 +31,7 @@ Constructor = Callable[..., nn.Module]
 _MOST_MODULES = 20_000
 """The largest models of torchvision and timm have a few thousand."""
 _OURS = {
-    "num_classes": "it follows from the data",
+    "num_classes": "it follows from the data; leave it out",
     "pretrained": "`model.weights` takes a file, hf-hub:OWNER/NAME or timm:TAG",
     "weights": "`model.weights` takes a file, hf-hub:OWNER/NAME or timm:TAG",
     "checkpoint_path": "`model.weights` takes a file",
@@ -211,7 +211,7 @@ def _construct(block: ModelBlock, classes: int) -> nn.Module:
         if not block.options or code.is_own(block.name):
             raise
         given = ", ".join(f"{key}: {value!r}" for key, value in block.options.items())
-        raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}") from error
+        raise ModelError(f"{block.name} rejects model.options {{{given}}}: {error}; correct or remove them") from error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from acdc_cli.models.units import Units, heads, neurons
 
 PREFIX = "hf:"
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-"""Of checkpoints that were converted from TensorFlow."""
+"""Tensor names of checkpoints that were converted from TensorFlow, and today's."""
 _SPARE = re.compile(r"\.pooler\.|\.position_ids$")
 """What some models leave out of others' checkpoints: a head's input, and numbers that nobody trains."""
 _OURS = ("num_labels", "id2label", "label2id", "problem_type", "torchscript", "return_dict", "attn_implementation")
@@ -31,7 +31,7 @@ _OURS = ("num_labels", "id2label", "label2id", "problem_type", "torchscript", "r
 
 @dataclass(frozen=True)
 class _Names:
-    """Of the linear modules within a layer of an encoder."""
+    """Names of the linear modules within a layer of an encoder."""
 
     value: str = "attention.self.value"
     output: str = "attention.output.dense"
@@ -140,7 +140,7 @@ class _Encoder:
         }
 
     def heads_and_neurons(self) -> Iterator[Units]:
-        """Of a type that is not in `_NAMES`, none."""
+        """Yields nothing for an encoder of a type that is not in `_NAMES`."""
         assert isinstance(self, nn.Module)
         linear = {name: each for name, each in self.named_modules() if isinstance(each, nn.Linear)}
         if (names := _NAMES.get(self.config.model_type)) is None:

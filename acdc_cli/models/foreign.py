@@ -21,7 +21,7 @@ _IN_PATH = re.compile(rf"(?<![^.])({'|'.join(WRAPPERS)})\.")
 _COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 """Counters of batch norm, torch's averaged models and thop; the model's output does not depend on them."""
 _MOST_RULES, _MOST_PAIRS = 8, 250_000
-"""Of a suggestion, and of names that are compared for it."""
+"""Most rules of a suggestion, and most pairs of names that are compared for it."""
 _MASKS = (
     ("{}.weight_orig", "{}.weight_mask"),
     ("{}.parametrizations.weight.original", "{}.parametrizations.weight.0.mask"),

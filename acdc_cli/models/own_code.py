@@ -51,7 +51,7 @@ def _called(name: str, code: Code, **arguments: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def _running(name: str, code: Code) -> Iterator[None]:
-    """Within it, the file's imports find the modules beside it; an error of theirs becomes a ModelError.
+    """Within it, the file's imports find the modules beside it; an error in this code becomes a ModelError.
 
     What it prints is no data, so that it goes to stderr.
     """

@@ -14,7 +14,7 @@ from acdc_cli.models.foreign import flatten
 from acdc_cli.reading import require_bounds
 
 _LARGEST_PICKLE = 16 << 20
-"""Most bytes of the pickle beside a file's tensors: theirs have a few hundred each."""
+"""Most bytes of the pickle beside a file's tensors: it has a few hundred for each tensor."""
 _MOST_OPERATIONS = 1_000_000
 _MOST_MEMBERS = 200_000
 _REPEATED, _SPARE = 4, 256 << 20

@@ -22,7 +22,7 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.recipe.syntax import Entry, Problem, shown
 
 FOLDER = "model"
-"""Of a run directory: it holds the copy."""
+"""Folder of a run directory that holds the copy of the code."""
 _NAME = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 _INSTALLED = sys.stdlib_module_names | {"acdc_cli", "numpy", "timm", "torch", "torchvision"}
 """Packages that a file beside the model's never stands for."""
@@ -111,7 +111,10 @@ def read(file: Path) -> Code:
             continue
         contents[path] = _content(folder / path)
         if len(contents) > _MOST_FILES or sum(map(len, contents.values())) > _MOST_BYTES:
-            raise RecipeError(f"{shown(file.absolute())} imports more than {_MOST_FILES} files or 5 MB from its folder")
+            raise RecipeError(
+                f"{shown(file.absolute())} imports more than {_MOST_FILES} files or 5 MB from its folder; "
+                "give the model a folder of its own"
+            )
         waiting += _imported(folder, path, contents[path])
     code = Code(folder, file.name, contents)
     return _known.setdefault(code.digest, code)
@@ -177,7 +180,7 @@ def _imported(folder: Path, path: str, content: bytes) -> Iterator[str]:
     # a file with null bytes is a ValueError before Python 3.12
     except (SyntaxError, ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise RecipeError(f"{place}{line}: not valid Python: {_first_line(error)}") from error
+        raise RecipeError(f"{place}{line}: not valid Python: {_first_line(error)}; correct it") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -57,7 +57,7 @@ class Recipe(Block):
     fork: Annotated[str | None, Bears.REPETITION] = Field(
         default=None, pattern=r"^.+@[1-9]\d*$", json_schema_extra={"expected": "RUN@EPOCHS such as resnet50_95-0@85"}
     )
-    """Start from the state that another run kept after so many epochs (`checkpoint.keep_states`): RUN@EPOCHS, where RUN
+    """Start from the state that another run kept after EPOCHS epochs (`checkpoint.keep_states`): RUN@EPOCHS, where RUN
     is the run's directory, absolute or relative to the folder that holds this run. `acdc train --fork` sets it."""
     sync_bn: bool = False
     """Compute batch-norm statistics over the batch of all GPUs together, for parts of a few images. It costs time at

@@ -39,16 +39,16 @@ class Overview:
     phase: str | None = None
     """Kind of the latest epoch's phase."""
     accuracy: float | None = None
-    """By the task's headline: top-1, the mean over labels, or whatever else the task ranks models by."""
-    """Of the run's main model, the sparse one if it makes one; of the latest validated epoch while it is unfinished."""
+    """By the task's headline: top-1, the mean over labels, or whatever else the task ranks models by. The model is the
+    run's main one, the sparse model if it makes one; while the run is unfinished, its latest validated epoch counts."""
     sparsity: float | None = None
     """Zero share of the layers that the recipe prunes, of the same model."""
     begun: float | None = None
     """Unix time of the first start; `seen` likewise."""
     seen: float | None = None
-    """Last sign of life: the newest change of its records, its checkpoints or its provenance."""
+    """Unix time of the newest change of its records, its checkpoints or its provenance."""
     headline: Quantity = ACCURACY
-    """Of the run's task, as far as that is known."""
+    """Headline of the run's task, as far as the task is known."""
 
     def as_dict(self) -> dict[str, Any]:
         """`accuracy` has the key of the headline if that is no accuracy."""

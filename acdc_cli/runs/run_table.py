@@ -125,7 +125,7 @@ def facts(run: Overview, now: float | None = None) -> list[tuple[str, str]]:
         ("recipe", f"{run.model} on {run.data}, {run.method}{target}, seed {run.seed}" if run.model else "-"),
         ("epochs", f"{run.epoch} of {run.epochs or '?'}" + (f", {run.phase} phase" if run.phase else "")),
         (f"{accuracy.name}, zeros{unit}", f"{result(run)}, {zeros}"),
-        ("begun, last sign", f"{since(run.begun, now)} ago, {since(run.seen, now)} ago"),
+        ("begun, last change", f"{since(run.begun, now)} ago, {since(run.seen, now)} ago"),
         ("models", ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in directory.models()) or "-"),
         ("kept", _kept(directory)),
     ]

@@ -27,7 +27,7 @@ class Group:
 
     @property
     def measures(self) -> Measures:
-        """Of a group with a run that has begun."""
+        """Measures of the group's task. At least one of its runs must have begun."""
         return next(run.measures for run in self.runs if run.recipe)
 
     @property

@@ -128,8 +128,8 @@ class Ranks:
         for rank, others in enumerate(everyone):
             if differing := [what for what in facts if others[what] != everyone[0][what]]:
                 raise RunError(
-                    f"the {differing[0]} of process {rank} of {self.size} differs from that of process 0: give all "
-                    "processes the same command, recipe and data"
+                    f"the {differing[0]} of rank {rank} of {self.size} differs from that of rank 0: give all "
+                    "ranks the same command, recipe and data"
                 )
 
     def broadcast_(self, tensors: Iterable[Tensor], source: int = 0) -> None:
@@ -314,7 +314,7 @@ def _join(url: str, rank: int, size: int, local_rank: int, watchdog: Watchdog | 
                 watchdog.meet(store)
             distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_WAITING)
     except (RuntimeError, TimeoutError) as e:
-        raise RunError(f"process {rank} of {size} could not join the others at {url}: {str(e).splitlines()[0]}") from e
+        raise RunError(f"rank {rank} of {size} could not join the others at {url}: {str(e).splitlines()[0]}") from e
     hosts = Ranks(rank, size, watchdog=watchdog).gather(socket.gethostname())
     if watchdog:
         watchdog.hear()

@@ -1,4 +1,4 @@
-"""Watches a process that trains together with others: it never waits for them for ever, and never without a word."""
+"""Limits how long a process waits for the others that train with it, and names those that are missing."""
 
 from __future__ import annotations
 
@@ -208,9 +208,9 @@ class Watchdog:
         if not (missing := self._missing(now)):
             if not self._hears(now):
                 return "waiting for the process that connects all others"
-            return f"all {self._size} processes are waiting for each other"
+            return f"all {self._size} ranks are waiting for each other"
         shown = "; ".join(f"{rank} of {self._size} ({self._state(rank, now)})" for rank in missing[:4])
-        return f"waiting for process {shown}" + (f" and {len(missing) - 4} others" if len(missing) > 4 else "")
+        return f"waiting for rank {shown}" + (f" and {len(missing) - 4} others" if len(missing) > 4 else "")
 
     def _state(self, rank: int, now: float) -> str:
         beat = self._others[rank]

@@ -44,7 +44,7 @@ class Cell(reading.Form):
     to: str
     """The set's name."""
     fingerprint: dict[str, str]
-    """Of the set's samples."""
+    """Fingerprint of the set's samples."""
     metric: str
     """The one of AIE."""
     mode: Mode

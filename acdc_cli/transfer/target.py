@@ -48,7 +48,7 @@ class Target(ABC):
     name: str
     data: DataSet
     metrics: tuple[str, ...]
-    """Of `scores.METRICS`; the first is the one of AIE."""
+    """Keys of `aie.METRICS`; the first is the one of AIE."""
     finetuning: Hyperparameters
     """How all weights are trained."""
 
@@ -65,7 +65,7 @@ class Target(ABC):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Of the samples, apart from their preparation."""
+        """Fingerprint of the samples, apart from their preparation."""
         return self.data.fingerprint
 
     @abstractmethod

@@ -68,9 +68,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="default: %(default)s")
     names = ",".join(part.name for part in PARTS)
     parser.add_argument("--parts", type=_names, metavar="NAME,…", help=f"only these; default: {names}")
-    parser.add_argument(
-        "--rounds", type=int, help="at most so many in each part; default: as many as fit, with --smoke 1"
-    )
+    parser.add_argument("--rounds", type=int, help="most rounds of each part; default: as many as fit, with --smoke 1")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on a CPU too: measures nothing")
     return parser.parse_args(arguments)
 

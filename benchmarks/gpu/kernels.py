@@ -90,7 +90,7 @@ def _one_channel(shape: Any) -> bool:
 
 
 def shares_of(rows: Iterable[dict[str, Any]], blur_ms: float) -> dict[str, float]:
-    """Of the time of all rows, by kind, the largest first. The blur's convolutions are none of the others."""
+    """Share of each kind in the time of all rows, the largest first. The blur's convolutions count as `blur` alone."""
     totals: dict[str, float] = {}
     for row in rows:
         # a kernel's name does not always tell what it convolves

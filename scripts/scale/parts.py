@@ -51,7 +51,7 @@ class Assumed:
     device_copy: float = 5e9
     """Bytes a second from the GPU to the host's memory, pageable."""
     failures: float = 419 / (54 * 24 * 2048)
-    """Of a machine of eight GPUs, an hour."""
+    """Failures of a machine of eight GPUs per hour."""
     detection: float = 60.0
     """Seconds until a lost machine is noticed and another is there."""
     compilation: float = 60.0
@@ -137,7 +137,7 @@ class Machine:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Steps of an epoch."""
         return IMAGES // self.batch
 
     def exchange(self) -> float:

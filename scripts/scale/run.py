@@ -48,7 +48,7 @@ class Work:
 @dataclass(frozen=True)
 class Failures:
     per_hour: float = 0.0
-    """Of all machines together."""
+    """Failures of all machines together."""
     restart: float = 0.0
     """Seconds from a failure to the first step after it: detection, start, compilation, reading the checkpoint."""
     at: tuple[float, ...] = ()

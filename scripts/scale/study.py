@@ -29,7 +29,7 @@ class Cell:
 
     key: str
     sides: tuple[int, ...]
-    """Of the training images, by epoch."""
+    """Sides of the training images, by epoch."""
 
     @property
     def epochs(self) -> int:
@@ -58,7 +58,7 @@ def resnet50() -> Model:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of training a run on a group of GPUs."""
+    """Speed of training a run on a group of GPUs."""
 
     step: dict[int, float]
     """Seconds, by side."""

@@ -18,7 +18,7 @@ GPUS = (1, 8, 64, 512)
 BATCH = parts.BATCH
 ALL = 512
 TOLERANCE = 0.15
-"""Of predictions of what two processes do on a shared machine."""
+"""Largest relative error of predictions of what two processes do on a shared machine."""
 RANGES: dict[str, tuple[str, str]] = {
     "flops": ("60e12 to 120e12", "FFCV's ResNet-50, 160 to 192 px: 88 epochs in 77.2 min on 8 A100 [1], times 2 [2]"),
     "launch": ("5 to 20 ms", "an estimate; on a V100 a forward pass of up to 16 images takes 13 to 14 ms [3]"),
@@ -35,12 +35,15 @@ RANGES: dict[str, tuple[str, str]] = {
     "queue": ("", "an estimate"),
     "device_copy": ("", "an estimate"),
     "failures": ("to 100 times", "Llama 3: 419 unexpected interruptions of 2,048 machines in 54 days [7]"),
-    "detection": ("1 s to 1 h", "an estimate; acdc waits an hour for a process that hangs"),
+    "detection": (
+        "1 s to 1 h",
+        "an estimate; acdc waits 10 minutes for a process that hangs, 30 before the first step",
+    ),
     "compilation": ("", "an estimate"),
     "price": ("2 to 4", "clouds' list prices, 2026"),
     "agree_every": ("", "acdc as it is"),
 }
-"""Of each assumed part: range, and where the value is from."""
+"""Range of each assumed part, and where its value is from."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -116,7 +119,7 @@ def joints(steps: dict[str, Any]) -> list[Joint]:
 
 
 def error(joints: Sequence[Joint]) -> float:
-    """Of the prediction: the median of the rounds' own."""
+    """Relative error of the prediction: the median of the rounds' errors."""
     return median(joint.predicted / joint.measured for joint in joints) - 1
 
 
@@ -162,7 +165,7 @@ def losses(result: dict[str, Any]) -> list[Loss]:
 
 
 def loss_error(losses: Sequence[Loss]) -> float:
-    """Of the prediction: the median of the pairs' own."""
+    """Relative error of the prediction: the median of the pairs' errors."""
     return median(loss.predicted / loss.measured for loss in losses) - 1
 
 

@@ -189,7 +189,7 @@ def test_a_file_gives_groups_to_the_images_it_lists(tmp_path: Path) -> None:
         ("name,age\n1,old\n", "expected a column index and one for each kind of groups, found ['name', 'age']"),
         ("index\n1\n", "expected a column index and one for each kind of groups, found ['index']"),
         ("index,age\n0,old\n", "1 of the 2 images have no row, image 3 for one"),
-        ("index,age\n0,\udcff\n", "is no CSV file: 'utf-8' codec can't decode"),
+        ("index,age\n0,\udcff\n", "is no CSV file ('utf-8' codec can't decode"),
         ("index,age\nx,old\n", "line 2: expected an index and 1 values"),
         ("index,age\n0,old,sea\n", "line 2: expected an index and 1 values"),
         ("index,age\n0,old\n0,young\n", "line 3: image 0 has a row already"),

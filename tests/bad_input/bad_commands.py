@@ -50,7 +50,7 @@ MODELS = [
         "option that follows from the data",
         nothing,
         f"{TRAIN} --set 'model.options={{num_classes: 3}}'",
-        "model.options.num_classes cannot be set: it follows from the data",
+        "model.options.num_classes cannot be set: it follows from the data; leave it out",
     ),
     Case(
         "layer to keep that is none",

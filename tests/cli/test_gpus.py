@@ -112,7 +112,7 @@ def test_processes_of_which_one_hangs_are_started_again_at_the_deadline(
     os.kill(worker(process.pid, rank=1), signal.SIGSTOP)
     said = said_by(process)
     assert process.returncode == 0, said
-    assert "waiting for process 1 of 2" in said
+    assert "waiting for rank 1 of 2" in said
     assert "all processes restart from the last checkpoint, attempt 1 of 3" in said
     assert_finished_as(undisturbed, run)
 

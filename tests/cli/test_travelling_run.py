@@ -77,7 +77,7 @@ def test_a_list_that_cannot_be_read_is_said(acdc: Acdc, home: Path) -> None:
     assert refused.exit_code == 2
     said = " ".join(refused.stderr.split())
     assert f"{home}/config cannot be read (" in said
-    assert "it lists folders, one a line" in said
+    assert "it lists folders, one per line" in said
 
 
 def test_a_file_of_a_run_with_a_damaged_recipe_takes_its_data_where_they_are_said_to_be(

@@ -323,7 +323,7 @@ def test_batch_norm_is_not_synchronised_over_cpus(two: Found) -> None:
 
 def test_processes_with_other_images_do_not_train_together(two: Found) -> None:
     for raised in two.raised["wrong images"]:
-        assert raised.startswith("RunError: the data set of process 1 of 2 differs from that of process 0")
+        assert raised.startswith("RunError: the data set of rank 1 of 2 differs from that of rank 0")
     assert not (two.folder / "wrong images").exists()
 
 

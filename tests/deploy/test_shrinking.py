@@ -232,7 +232,7 @@ def test_grouped_layers_and_layers_that_are_called_twice_stay() -> None:
     assert smaller.dead > 0
     assert smaller.removed == 0
     assert smaller.model is model
-    assert "channels of small are dead, but residual streams keep theirs" in smaller.described("small")
+    assert "channels of small are dead, but residual streams keep their channels" in smaller.described("small")
 
 
 def test_what_the_analysis_calls_dead_is_gone_but_for_a_carrier() -> None:

@@ -132,7 +132,7 @@ def test_a_single_process_of_torchruns_is_a_group_of_one_whose_own_errors_are_it
 
 
 def test_a_meeting_that_fails_is_named_with_its_address() -> None:
-    with pytest.raises(RunError, match=r"process 1 of 2 could not join the others at nowhere://host:1: No rendezvous"):
+    with pytest.raises(RunError, match=r"rank 1 of 2 could not join the others at nowhere://host:1: No rendezvous"):
         distributed._join("nowhere://host:1", 1, 2, 0, None)
 
 

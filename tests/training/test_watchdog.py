@@ -104,7 +104,7 @@ def test_the_missing_process_is_named_and_at_the_deadline_the_other_ends_to_be_r
     hung.start(how, 4 / 60)
     assert hung.ends_with() == 1
     said = hung.said()
-    named = f"waiting for process 1 of 2 (process {hung.pair[1].pid} on "
+    named = f"waiting for rank 1 of 2 (process {hung.pair[1].pid} on "
     assert f"warning: {named}" in said
     assert f"after step {LAST_STEP} of epoch 2{state}" in said
     assert "the limit is 0.0667 minutes" in said
@@ -120,7 +120,7 @@ def test_a_signal_ends_a_process_that_waits_for_one_that_hangs(hung: Hung, signa
         os.kill(hung.pair[0].pid, each)
         time.sleep(0.1)
     assert hung.ends_with() == 130
-    assert f"error: {signals[0].name} received while waiting for process 1 of 2" in hung.said()
+    assert f"error: {signals[0].name} received while waiting for rank 1 of 2" in hung.said()
 
 
 def test_waits_that_were_longer_before_are_allowed_after_a_signal() -> None:
@@ -162,7 +162,7 @@ def judged(waits: watchdog.Watchdog, capsys: pytest.CaptureFixture[str], *times:
 
 def test_the_missing_are_named_after_half_a_minute_and_then_each_minute(capsys: pytest.CaptureFixture[str]) -> None:
     waits = waiting(0, 3, rank_1=watchdog._Beat(epoch=2, step=5, process="process 7 on b", heard=85))
-    named = "warning: waiting for process 1 of 3 (process 7 on b, after step 5 of epoch 2"
+    named = "warning: waiting for rank 1 of 3 (process 7 on b, after step 5 of epoch 2"
     limit = "the limit is 30 minutes"
     assert judged(waits, capsys, 29, 31, 89, 92) == [
         "", f"{named}), for 31 s; {limit}", "", f"{named}), for 92 s; {limit}"
@@ -172,7 +172,7 @@ def test_the_missing_are_named_after_half_a_minute_and_then_each_minute(capsys: 
 def test_one_of_those_that_wait_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     missing = {f"rank_{rank}": watchdog._Beat(process="p", heard=31) for rank in (0, 2)}
     first, other = waiting(1, 4, **missing), waiting(3, 4, **missing)
-    assert "waiting for process 0 of 4 (p, before its first step); 2 of 4 (p" in judged(first, capsys, 31)[0]
+    assert "waiting for rank 0 of 4 (p, before its first step); 2 of 4 (p" in judged(first, capsys, 31)[0]
     assert judged(other, capsys, 31, 1801) == ["", str(watchdog.LOST), ""]
 
 
@@ -186,7 +186,7 @@ def test_at_the_deadline_the_process_ends_and_says_for_whom_it_waited(capsys: py
     waits = waiting(0, 2)
     code, said = judged(waits, capsys, 1801)
     assert code == str(watchdog.LOST)
-    assert said.startswith("error: all 2 processes are waiting for each other, for 30 minutes: this process ends")
+    assert said.startswith("error: all 2 ranks are waiting for each other, for 30 minutes: this process ends")
     # the deadline of the recipe holds once a step was taken
     waits.reached(0, 1)
     waits.timeout = 60

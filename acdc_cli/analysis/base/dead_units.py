@@ -30,7 +30,7 @@ COLUMNS = ("layer", "kind", "total", "dead")
 
 @dataclass(frozen=True)
 class UnitCount:
-    """Of one layer or several."""
+    """All units and dead units of one layer or several."""
 
     total: int
     dead: int

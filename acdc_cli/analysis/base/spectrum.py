@@ -49,8 +49,8 @@ def largest_eigenvalue(
     workspace: Workspace = UNSAVED,
     key: str = "eigenvalue",
 ) -> tuple[Eigenvalue, Eigenvalue]:
-    """(the largest eigenvalue, the one of largest modulus). If the latter, λ, is negative, a second iteration finds the
-    largest eigenvalue of H + |λ|I, which is H's largest plus |λ| and its own largest in modulus.
+    """(the largest eigenvalue, the one of largest modulus, λ). If λ is negative, a second iteration finds the largest
+    eigenvalue of H + |λ|I, which is H's largest plus |λ| and its own largest in modulus.
 
     start: (entries,), float64.
     """

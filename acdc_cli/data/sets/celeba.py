@@ -24,6 +24,7 @@ _ATTRIBUTES, _PARTITION, _IMAGES = "list_attr_celeba.txt", "list_eval_partition.
 _PARTITIONS = {"celeba": {"train": 0, "val": 1}, "celeba_test": {"train": 0, "val": 2}}
 """The number of each split in `list_eval_partition.txt`, whose 0 is for training, 1 for validation, 2 for tests."""
 _ORIGINAL = Settings(original=True)
+_REFETCH = "fetch another copy"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class _Listed:
     """What the two lists say of all images, in their order."""
 
     names: tuple[str, ...]
-    """Of the image files."""
+    """Names of the image files."""
     labels: tuple[str, ...]
     targets: NDArray[np.int64]
     partition: NDArray[np.int64]
@@ -80,15 +81,17 @@ def _listed(home: Path, *versions: tuple[int, int]) -> _Listed:
     count, header, *lines = _lines(where)
     labels = tuple(header.split())
     if len(labels) != _LABELS or len(set(labels)) != _LABELS:
-        raise DataError(f"{where}: line 2 names {len(set(labels))} attributes, but CelebA has {_LABELS}")
+        raise DataError(f"{where}: line 2 names {len(set(labels))} attributes, but CelebA has {_LABELS}; {_REFETCH}")
     if count.strip() != str(len(lines)):
-        raise DataError(f"{where}: line 1 announces {count.strip()[:20]} images, but {len(lines)} follow")
+        raise DataError(f"{where}: line 1 announces {count.strip()[:20]} images, but {len(lines)} follow; {_REFETCH}")
     names, bits = _columns(where, lines, _LABELS, {"-1": "0", "1": "1"}, first_line=3)
     parts = home / _PARTITION
     others, partition = _columns(parts, _lines(parts), 1, {part: part for part in "012"}, first_line=1)
     if names != others:
         differing = sorted(set(names) ^ set(others)) or ["the order"]
-        raise DataError(f"{home}: {_ATTRIBUTES} and {_PARTITION} list different images: {differing[0]} differs")
+        raise DataError(
+            f"{home}: {_ATTRIBUTES} and {_PARTITION} list different images: {differing[0]} differs; {_REFETCH}"
+        )
     targets = np.array([int(each[::-1], 2) for each in bits], np.int64)
     return _Listed(names, labels, targets, np.array([int(each) for each in partition], np.int64))
 
@@ -99,10 +102,10 @@ def _lines(path: Path) -> list[str]:
     except OSError as cause:
         raise DataError(f"{path}: {cause.strerror}") from cause
     except UnicodeDecodeError as cause:
-        raise DataError(f"{path}: is no text file; fetch another copy") from cause
+        raise DataError(f"{path}: is no text file; {_REFETCH}") from cause
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 3:
-        raise DataError(f"{path}: has {len(lines)} lines and lists no images; fetch another copy")
+        raise DataError(f"{path}: has {len(lines)} lines and lists no images; {_REFETCH}")
     return lines
 
 
@@ -117,12 +120,14 @@ def _columns(
     for number, line in enumerate(lines, first_line):
         name, *values = line.split()
         if len(values) != columns:
-            raise DataError(f"{path}: line {number} has {len(values)} values, expected {columns}")
+            raise DataError(f"{path}: line {number} has {len(values)} values, expected {columns}; {_REFETCH}")
         try:
             texts.append("".join([characters[value] for value in values]))
         except KeyError as wrong:
             expected = " or ".join(characters)
-            raise DataError(f"{path}: line {number} has the value {wrong.args[0]}, expected {expected}") from wrong
+            raise DataError(
+                f"{path}: line {number} has the value {wrong.args[0]}, expected {expected}; {_REFETCH}"
+            ) from wrong
         names.append(name)
     return tuple(names), texts
 
@@ -148,9 +153,11 @@ def _is_image(name: str) -> bool:
 
 def _require_match(home: Path, listed: Sequence[str], there: dict[str, int]) -> None:
     if missing := [name for name in listed if name not in there]:
-        raise DataError(f"{home}: {len(missing)} of the {len(listed)} listed images are missing, {missing[0]} for one")
+        raise DataError(
+            f"{home}: {len(missing)} of the {len(listed)} listed images are missing, {missing[0]} for one; unpack again"
+        )
     if unlisted := sorted(there.keys() - set(listed)):
-        raise DataError(f"{home}: {len(unlisted)} images are not in {_ATTRIBUTES}, {unlisted[0]} for one")
+        raise DataError(f"{home}: {len(unlisted)} images are not in {_ATTRIBUTES}, {unlisted[0]} for one; remove them")
 
 
 def _is_here(folder: Path) -> bool:

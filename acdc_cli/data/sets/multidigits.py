@@ -20,7 +20,7 @@ _PICTURES = {"train": 4_000, "val": 1_000}
 _SEED = 20_231_015
 _QUARTERS = 4
 _EMPTY = 64
-"""Of 256 quarters, how many are empty on average."""
+"""Average number of empty quarters in 256."""
 _SIDE = 28
 
 

@@ -22,7 +22,7 @@ Listing = tuple[Sequence[str], Sequence[int], Sequence[str]]
 Reader = Callable[[Path, str, bool], Listing]
 """(folder of --source, split, whether it may be downloaded) -> the split's images."""
 SEED = 0
-"""Of the splits that acdc draws; they are the same everywhere."""
+"""Seed of the splits that acdc draws; they are the same everywhere."""
 _MALFORMED = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """What torchvision's readers raise over files that are missing or not as they expect."""
 

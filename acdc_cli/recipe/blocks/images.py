@@ -111,8 +111,8 @@ class AugmentationBlock(Block):
     """Paste a rectangle of another image of the batch into each one, and mix the labels by its area, drawn for each
     batch from Beta(cutmix, cutmix). With `mixup` too, each batch takes one of them at random. 0: never."""
     repeats: Annotated[PositiveInt, at_most(100)] = 1
-    """Show so many versions of an image in one batch, each drawn on its own. An epoch has as many steps as without, so
-    it shows one in `repeats` images."""
+    """Show N versions of an image in one batch, each drawn on its own. An epoch has as many steps as without, so
+    it shows one in N images."""
 
 
 class ImagesBlock(DataBlock):

@@ -49,11 +49,11 @@ class CheckpointBlock(Block):
     keep_phases: bool = False
     """Keep the model of every phase end in checkpoints/, not only the last sparse and the last dense one."""
     keep_every: PositiveInt | None = None
-    """Also keep the model, and its masks in masks/, every so many epochs. Default: never."""
+    """Also keep the model, and its masks in masks/, every N epochs. Default: never."""
     keep_states: list[Epochs] = []
-    """Keep the whole state after so many epochs, `[85]` or `[85%]` of the run, for `acdc train --fork`."""
+    """Keep the whole state after these epochs, `[85]` or `[85%]` of the run, for `acdc train --fork`."""
     keep_masks_every: PositiveInt | None = None
-    """Keep the masks alone, one bit per weight, every so many epochs outside dense phases. Default: only at phase
+    """Keep the masks alone, one bit per weight, every N epochs outside dense phases. Default: only at phase
     ends and with kept models."""
     requeue: bool = False
     """In a Slurm job that is to be signalled before its end (`#SBATCH --signal=USR1@120`): once saved, requeue the job,

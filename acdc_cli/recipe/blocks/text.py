@@ -43,9 +43,9 @@ class TextBlock(DataBlock):
     roll: bool = False
     """Shift each row of the training text cyclically by a random number of tokens in each epoch."""
     tokens: PositiveInt | None = None
-    """Train on the first so many tokens only, for a quick trial. Default: all."""
+    """Train on the first N tokens only, for a quick trial. Default: all."""
     val_tokens: PositiveInt | None = None
-    """Validate on the first so many tokens only. Default: all."""
+    """Validate on the first N tokens only. Default: all."""
 
     def shown(self) -> dict[str, Any]:
         return {"val_length": self.val_size}

@@ -30,7 +30,7 @@ def _of_run(run: Watched, width: int, now: float) -> list[str]:
         seen.status,
         f"epoch {seen.epoch} of {seen.epochs or '?'}",
         *([f"{seen.phase} phase"] if seen.phase else []),
-        f"last sign {since(seen.seen, now)} ago",
+        f"changed {since(seen.seen, now)} ago",
         *([f"about {span(run.left)} left"] if run.left is not None else []),
     ]
     head = [str(seen.path), "  " + " · ".join(facts), *([f"  {seen.note}"] if seen.note else [])]

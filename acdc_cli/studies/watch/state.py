@@ -23,7 +23,7 @@ _QUERY = "index,name,utilization.gpu,memory.used,memory.total"
 class Watched:
     seen: Overview
     records: Sequence[Mapping[str, Any]]
-    """Of its epochs; empty if they cannot be read."""
+    """Records of its epochs; empty if they cannot be read."""
     left: float | None
     """Estimate of the remaining seconds; None for a run that is not training, or before its first epoch has ended."""
 
