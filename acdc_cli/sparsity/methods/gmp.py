@@ -23,6 +23,13 @@ class Config(CubicKeys):
 
 
 class Method(Sparsifier[Config]):
+    """The smallest weights are pruned, at a sparsity that rises from epoch t0 (`begin`) to epoch t1 (`end`), eq. 1:
+
+        s(t) = s_f + (s_0 - s_f) (1 - (t - t0) / (t1 - t0))^3
+
+    s_0 is `initial_sparsity`, s_f the target.
+    """
+
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 

@@ -32,7 +32,7 @@ class Config(ExchangeKeys, TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """An update prunes by magnitude, then drops and grows by |gradient|; the optimiser skips the step (algorithm 1)."""
+    """Updates prune to s = s_f + (s_0 - s_f) (1 - t/T)^3, drop, grow by |dL/dw|, and skip the step (algorithm 1)."""
 
     def plan(self) -> PhasePlan:
         reached = epochs_of(self.config.prune_until, self.epochs)

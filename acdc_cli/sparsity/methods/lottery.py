@@ -93,7 +93,14 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Every round starts with zero optimiser state and has its own orders of the images."""
+    """The i-th pruning, by p (`prune`), keeps the weights that are largest at the end of a round, and rewinds them to
+    their values w_k of epoch k (`rewind_to`):
+
+        s_i = 1 - (1 - p)^i        w <- m * w_k
+
+    s_i is the sparsity of the masks m, and after the last pruning the target.
+    Every round starts with zero optimiser state and has its own orders of the images.
+    """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         self.rounds = config.rounds(epochs)

@@ -32,8 +32,8 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Ranks the weights by connection sensitivity, |w dL/dw| of the mean gradient (the paper's normalisation changes no
-    rank). At a high sparsity a global ranking may leave a layer without weights; acdc then prints a warning.
+    """Ranks the weights by connection sensitivity, s = |w dL/dw| of the mean gradient (the paper's normalisation
+    changes no rank). At a high sparsity a global ranking may leave a layer without weights; acdc then prints a warning.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:

@@ -87,7 +87,12 @@ class Config(CubicKeys):
 
 
 class Method(Sparsifier[Config]):
-    """Weights that stay keep their momentum, although the compensation moves them a little."""
+    """The weights with the smallest ρ go; for each, the others move by δw (sections 3 and 4):
+
+        F = λI + 1/N Σ g gᵀ        ρ_q = w_q² / (2 [F^-1]_qq)        δw = -w_q F^-1 e_q / [F^-1]_qq
+
+    Weights that stay keep their momentum, although the compensation moves them a little.
+    """
 
     _warned_at = -1
     """The latest epoch whose gradients were weighed."""
