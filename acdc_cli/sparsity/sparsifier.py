@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acdc_cli.quantities import Quantity
-from acdc_cli.recipe.blocks.sparsity import RunSize, SparsityBlock, TargetBlock
+from acdc_cli.recipe.blocks.base import RunSize
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.when import in_turn

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.quantities import Quantity
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Moment, Phase
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.acdc import Config, Method

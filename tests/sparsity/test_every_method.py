@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import kinds
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
-from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity import sparsifier
 from acdc_cli.sparsity.distributions import kept_per_layer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.methods.gmp import Config, Method

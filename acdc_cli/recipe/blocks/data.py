@@ -58,7 +58,3 @@ class DataBlock(Block):
     def notes(self) -> list[str]:
         """What `acdc plan` should say of the samples."""
         return []
-
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -14,7 +15,19 @@ from pydantic import (
     model_validator,
 )
 
-from acdc_cli.recipe.blocks.base import THREADS, Bears, Block, Epochs, Pixels, Share, at_most, epochs_of, part_of
+from acdc_cli.recipe.blocks.base import (
+    THREADS,
+    Bears,
+    Block,
+    Epochs,
+    Misfit,
+    Pixels,
+    RunSize,
+    Share,
+    at_most,
+    epochs_of,
+    part_of,
+)
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.discovery import POLICIES
 from acdc_cli.recipe.explain import unknown_name
@@ -48,14 +61,13 @@ class ResolutionRamp(Block):
                 )
         return self
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        begin, end = epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        begin, end = epochs_of(self.begin, run.epochs), epochs_of(self.end, run.epochs)
         if begin >= end:
-            return [("end", f"the ramp begins at epoch {begin} and ends at epoch {end}; it must end later")]
-        if end > epochs:
-            return [("end", f"the ramp would end at epoch {end}, but the run has {epochs} epochs; make it earlier")]
-        return []
+            yield Misfit("end", f"the ramp begins at epoch {begin} and ends at epoch {end}; it must end later")
+        elif end > run.epochs:
+            last = f"the run has {run.epochs} epochs"
+            yield Misfit("end", f"the ramp would end at epoch {end}, but {last}; make it earlier")
 
     def size_at(self, epoch: int, epochs: int) -> int:
         """FFCV's ImageNet script: the line from one size to the other, at the nearest multiple of `step`.
@@ -204,7 +216,7 @@ class ImagesBlock(DataBlock):
             return []
         return [f"an epoch shows one in {repeats} images, {repeats} times each (data.augmentation.repeats)"]
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        if not isinstance(self.resolution, ResolutionRamp):
-            return []
-        return [(f"resolution.{key}", text) for key, text in self.resolution.problems(epochs)]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        if isinstance(self.resolution, ResolutionRamp):
+            for key, text in self.resolution.errors(run):
+                yield Misfit(f"resolution.{key}", text)

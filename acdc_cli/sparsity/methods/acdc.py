@@ -11,8 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.base import Sparsity
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters

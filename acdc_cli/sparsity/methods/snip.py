@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import PositiveInt
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier

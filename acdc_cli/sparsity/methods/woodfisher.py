@@ -13,7 +13,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.fisher import Fisher, passes
 from acdc_cli.sparsity.how_much import CubicKeys
