@@ -43,10 +43,10 @@ class Corrupted:
         self.images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         yield (Batch(self.images[part], part, 7 * part) for part in torch.arange(5).split(2))
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         pass
 
     def warm_up(self) -> None:
