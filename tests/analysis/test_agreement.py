@@ -49,7 +49,7 @@ class Drawn:
         self.drawn: list[int] = []
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         yield self._batches(start_step)
 
     def _batches(self, start: int) -> Iterator[Batch]:
@@ -60,7 +60,7 @@ class Drawn:
             part = self.order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Batch(part.view(-1, 1, 1, 1).to(torch.uint8), self.labels[part], part)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         pass
 
     def warm_up(self) -> None:

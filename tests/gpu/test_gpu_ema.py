@@ -108,11 +108,11 @@ class Resident:
         self.labels = torch.randint(0, 10, (self.samples,), generator=generator).to(DEVICE)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         parts = [slice(32 * step, 32 * (step + 1)) for step in range(start_step, self.steps)]
         yield (Batch(self.images[part], self.labels[part], torch.arange(self.samples)[part]) for part in parts)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         pass
 
     def warm_up(self) -> None:
