@@ -86,7 +86,7 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
                     "resolution": side,
                 }
             )
-            loader = open_set(block).train_loader(seed=0, epochs=100, device=torch.device("cpu"))
+            loader = open_set(block).train_loader(seed=0, sizes=[side] * 1000, device=torch.device("cpu"))
             return epochs_of(stack.enter_context(closing(loader)))
 
         found = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}

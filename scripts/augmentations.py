@@ -17,6 +17,7 @@ from torch import Tensor
 from acdc_cli.data.data_set import open_set
 from acdc_cli.data.image_loaders import train_loader
 from acdc_cli.recipe.load import load
+from acdc_cli.schedule.sizes import sizes
 
 CPU = torch.device("cpu")
 SHOWN = 12
@@ -44,7 +45,7 @@ def main(recipe: str = "demo", out: str = "docs/augmentations.png", *overrides: 
 def _row(recipe: str, row: dict[str, str], overrides: tuple[str, ...]) -> Tensor:
     settings = [f"data.augmentation.{key}={value}" for key, value in row.items()]
     wanted = load(recipe, [*overrides, f"data.batch_size={SHOWN}", "data.workers=0", *settings])
-    loader = train_loader(open_set(wanted.data), wanted.seed, wanted.epochs, CPU)
+    loader = train_loader(open_set(wanted.data), wanted.seed, sizes(wanted), CPU)
     with closing(loader), loader.epoch(0) as batches:
         return next(batches).inputs.float()
 

@@ -10,11 +10,9 @@ from torch import Tensor
 from acdc_cli.data.batches import Loader
 
 
-def drawn(
-    loader: Loader, epoch: int = 2, start_step: int = 0, resolution: int | None = None
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def drawn(loader: Loader, epoch: int = 2, start_step: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(images, labels, indices) of each batch."""
-    with loader.epoch(epoch, start_step, resolution) as batches:
+    with loader.epoch(epoch, start_step) as batches:
         return [(batch.inputs.clone(), batch.targets.clone(), batch.indices.clone()) for batch in batches]
 
 

@@ -25,14 +25,14 @@ class InMemory:
         return torch.arange(len(self.labels))
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         parts = self.order(epoch).split(self.batch_size)[start_step : self.steps]
         yield (self.batch(part) for part in parts)
 
     def batch(self, part: Tensor) -> Batch:
         return Batch(self.images[part], self.labels[part], part)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         pass
 
     def warm_up(self) -> None:

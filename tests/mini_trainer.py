@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from in_memory import InMemory
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from acdc_cli.data.batches import Batch, Loader
+from acdc_cli.data.batches import Loader
 from acdc_cli.data.inputs.images import normalisation
 from acdc_cli.recipe import kinds
 from acdc_cli.recipe.blocks.base import epochs_of
@@ -46,17 +45,9 @@ class FewImages(InMemory):
         images = torch.randint(0, 256, (samples, 3, 8, 8), dtype=torch.uint8, generator=generator)
         super().__init__(images, torch.randint(0, 3, (samples,), generator=generator), batch_size)
         self.steps = samples // batch_size
-        self.resolutions: list[int | None] = []
-        """What each call of `epoch` asked for."""
 
     def order(self, epoch: int) -> Tensor:
         return torch.from_numpy(np.random.default_rng(epoch).permutation(self.samples))
-
-    def epoch(
-        self, epoch: int, start_step: int = 0, resolution: int | None = None
-    ) -> AbstractContextManager[Iterator[Batch]]:
-        self.resolutions.append(resolution)
-        return super().epoch(epoch, start_step, resolution)
 
 
 class StopAtCall:

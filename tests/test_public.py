@@ -52,12 +52,14 @@ def method_pages() -> str:
 
 
 @pytest.mark.parametrize("method", methods())
-def test_a_methods_section_has_its_own_keys_and_a_paper_or_is_a_baseline(method: str, method_pages: str) -> None:
+def test_a_methods_section_has_its_equation_keys_and_paper_or_is_a_baseline(method: str, method_pages: str) -> None:
     _, _, section = method_pages.partition(f"## `{method}`")
     section, _, _ = section.partition("\n## ")
     shared = {*SparsityBlock.model_fields, *PrunedBlock.model_fields, *TargetBlock.model_fields}
     own = set(method_config(method).model_fields) - shared
     assert [key for key in sorted(own) if f"\n| `sparsity.{key}` | " not in section] == []
+    before, _, _ = section.partition("\n| key |")
+    assert method in ("dense", "static") or re.search(r"\S (=|<-) \S", before)
     assert method in ("dense", "static", "acdc") or "https://arxiv.org/abs/" in section
     assert "Recipes: `" in section
 

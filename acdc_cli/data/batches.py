@@ -48,20 +48,17 @@ class Loader(Protocol):
     def samples(self) -> int:
         """Images in the split, over all ranks."""
 
-    def epoch(
-        self, epoch: int, start_step: int = 0, resolution: int | None = None
-    ) -> AbstractContextManager[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> AbstractContextManager[Iterator[Batch]]:
         """The batches of an epoch from `start_step` on; leaving the context early is safe.
 
-        resolution: side of the crops in pixels; None keeps the loader's own.
         Only one epoch of a loader may be open at a time. Raises DataError when an image cannot be decoded.
         """
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         """Begin to draw the first batches of an epoch in the background; call it between epochs only.
 
-        The next `epoch` uses them if it has the same arguments and starts at step 0; any other call, or `close`, drops
-        them. Batches do not depend on it; `epoch` or its batches raise what fails here.
+        The next `epoch` uses them if it is that epoch and starts at step 0; any other call, or `close`, drops them.
+        Batches do not depend on it; `epoch` or its batches raise what fails here.
         """
 
     def warm_up(self) -> None:

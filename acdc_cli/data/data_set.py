@@ -6,7 +6,7 @@ A kind of inputs is one file of `data/inputs`, a module that is a `Kind`; the re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -81,8 +81,11 @@ class DataSet(ABC):
         }
 
     @abstractmethod
-    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
-        """The training loader. Raises DataError if an epoch would have no step."""
+    def train_loader(self, seed: int, sizes: Sequence[int], device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+        """The training loader. Raises DataError if an epoch would have no step.
+
+        sizes: of the samples, in each epoch of the run.
+        """
 
     @abstractmethod
     def val_loader(

@@ -220,10 +220,10 @@ class FFCVLoader:
         nothing = np.zeros(1, np.int64)
         self._draw_chunk(nothing, np.empty((1, side, side, 3), np.uint8), nothing)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         self._refuse_if_open()
         self._drop_prepared()
-        self._prepared = self._begin(epoch, 0, resolution or self._plan.size(epoch))
+        self._prepared = self._begin(epoch, 0, self._plan.size(epoch))
         self._prepared.draw_ahead(_AHEAD)
 
     def close(self) -> None:
@@ -233,9 +233,9 @@ class FFCVLoader:
         self._ring = torch.empty(0)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         self._refuse_if_open()
-        request = (epoch, start_step, resolution or self._plan.size(epoch))
+        request = (epoch, start_step, self._plan.size(epoch))
         if self._prepared is None or self._prepared.request != request:
             self._drop_prepared()
             self._prepared = self._begin(*request)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,13 +36,17 @@ FFCV_HINT = (
 _CROPS = {"random_resized_crop": augment.RANDOM_RESIZED, "pad_crop": augment.PADDED, "none": augment.WHOLE}
 
 
-def train_loader(data: ImageSet, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
-    """The training loader: shuffled and augmented, with the recipe's resolution in each epoch and its corrupted
-    labels."""
+def train_loader(
+    data: ImageSet, seed: int, sizes: Sequence[int], device: torch.device, shard: Shard = UNDIVIDED
+) -> Loader:
+    """The training loader: shuffled and augmented, with the recipe's corrupted labels.
+
+    sizes: sides of the crops in each epoch.
+    """
     block, wrong = data.block, data.corrupted_labels
     plan = Plan(
         batch_size=block.batch_size,
-        size=partial(block.size_at, epochs=epochs),
+        size=sizes.__getitem__,
         crop=Crop(_CROPS[block.augment], *block.crop_scale, *block.crop_ratio, padding=block.padding),
         flip=block.flip,
         seed=seed,
@@ -56,7 +60,7 @@ def train_loader(data: ImageSet, seed: int, epochs: int, device: torch.device, s
     steps_per_epoch(block, plan.samples(len(data.split("train").labels)))
     wanted = block.augmentation
     if not (wanted.mixup or wanted.cutmix):
-        return _loader(data, "train", plan, device, epochs)
+        return _loader(data, "train", plan, device, len(sizes))
     if plan.largest_batch == 1:
         raise DataError(
             f"data.augmentation: mixup and cutmix mix an image with another of the same process, and data.batch_size "
@@ -65,7 +69,7 @@ def train_loader(data: ImageSet, seed: int, epochs: int, device: torch.device, s
     # here because it imports torchvision
     from acdc_cli.data.mixing import MixingLoader
 
-    return MixingLoader(_loader(data, "train", plan, device, epochs), wanted, seed, data.labelled)
+    return MixingLoader(_loader(data, "train", plan, device, len(sizes)), wanted, seed, data.labelled)
 
 
 def first_size(data: ImageSet, split: str = "val") -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,10 +99,10 @@ class ImageSet(DataSet):
 
     # the loaders are imported here because they need this class
 
-    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+    def train_loader(self, seed: int, sizes: Sequence[int], device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
         from acdc_cli.data.image_loaders import train_loader
 
-        return train_loader(self, seed, epochs, device, shard)
+        return train_loader(self, seed, sizes, device, shard)
 
     def val_loader(
         self, device: torch.device, split: str = "val", shard: Shard = UNDIVIDED, count: int | None = None

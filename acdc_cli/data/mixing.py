@@ -47,8 +47,8 @@ class MixingLoader:
     def samples(self) -> int:
         return self._loader.samples
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
-        self._loader.prepare(epoch, resolution)
+    def prepare(self, epoch: int) -> None:
+        self._loader.prepare(epoch)
 
     def warm_up(self) -> None:
         self._loader.warm_up()
@@ -57,8 +57,8 @@ class MixingLoader:
         self._loader.close()
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        with self._loader.epoch(epoch, start_step, resolution) as batches:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
+        with self._loader.epoch(epoch, start_step) as batches:
             yield (self._mixed(batch, epoch, step) for step, batch in enumerate(batches, start_step))
 
     def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:

@@ -64,7 +64,7 @@ class ResidentLoader:
     def steps(self) -> int:
         return self._plan.steps(self._stored)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         """Nothing: the first batch takes a thousandth of a second."""
 
     def warm_up(self) -> None:
@@ -74,8 +74,8 @@ class ResidentLoader:
         self._padded = self._padded.new_empty(0)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        size = resolution or self._plan.size(epoch)
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
+        size = self._plan.size(epoch)
         augment.require_room(self._plan.crop, min(self._height, self._width), size)
         assert augment.only_shifts(self._plan.crop, self._height, self._width, size), "crops of this size are resized"
         yield self._batches(self._plan.batches(self._stored, epoch, start_step), size)

@@ -56,11 +56,11 @@ class Sentences:
 
     def close(self) -> None: ...
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         """Nothing: a batch is cut from memory."""
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         order = self.used
         if self.shuffle_seed is not None:
             order = order[epoch_order(len(order), self.shuffle_seed, epoch)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +116,7 @@ class SentenceSet(DataSet):
                 )
         return self._encoded[split]
 
-    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+    def train_loader(self, seed: int, sizes: Sequence[int], device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
         used = self._used("train", None)
         steps_per_epoch(self.block, len(used))
         return self._loader("train", used, self.block.batch_size, device, shard, seed)
@@ -128,7 +128,7 @@ class SentenceSet(DataSet):
         return self._loader(split, self._used(split, count), size, device, shard)
 
     def calibration_loader(self, seed: int, device: torch.device) -> Loader:
-        return self.train_loader(seed, 1, device)
+        return self.train_loader(seed, [self.block.length], device)
 
     def _used(self, split: str, count: int | None) -> NDArray[np.int64]:
         stored = len(self.rows(split).texts)

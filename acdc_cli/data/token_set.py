@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -53,7 +54,7 @@ class TokenSet(DataSet):
         stored = mapped(self.path, split, self.facts_.splits[split])
         return stored[: self.block.tokens if split == "train" else self.block.val_tokens]
 
-    def train_loader(self, seed: int, epochs: int, device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
+    def train_loader(self, seed: int, sizes: Sequence[int], device: torch.device, shard: Shard = UNDIVIDED) -> Loader:
         return self._training(device, shard, seed if self.block.roll else None)
 
     def calibration_loader(self, seed: int, device: torch.device) -> Loader:

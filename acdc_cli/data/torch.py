@@ -216,17 +216,17 @@ class TorchLoader:
             with _explained():
                 iter(self._workers)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         if self._workers is not None:
-            self._prepared = self._begin(epoch, 0, resolution or self._plan.size(epoch))
+            self._prepared = self._begin(epoch, 0, self._plan.size(epoch))
 
     def close(self) -> None:
         # the workers end with the last reference to their loader
         self._workers = self._prepared = None
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
-        start = (epoch, start_step, resolution or self._plan.size(epoch))
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
+        start = (epoch, start_step, self._plan.size(epoch))
         drawing, self._prepared = self._prepared, None
         if drawing is None or drawing.start != start:
             drawing = self._begin(*start)

@@ -136,11 +136,11 @@ class _Patterns:
         self._labels = labels.to(device)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         parts = [torch.arange(step * _BATCH, (step + 1) * _BATCH) for step in range(start_step, _STEPS)]
         yield (Batch(self._images[part], self._labels[part], part) for part in parts)
 
-    def prepare(self, epoch: int, resolution: int | None = None) -> None:
+    def prepare(self, epoch: int) -> None:
         pass
 
     def warm_up(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.base import epochs_of
-from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import RunSize, epochs_of
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.recipe.blocks.task import LAST_DENSE
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.schedule.sizes import sizes

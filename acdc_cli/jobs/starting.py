@@ -18,10 +18,11 @@ from acdc_cli.errors import RecipeError
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.models import build
 from acdc_cli.recipe import code, shipped
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.model import ModelBlock
 from acdc_cli.recipe.blocks.optim import CosineSchedule, SGDBlock
-from acdc_cli.recipe.blocks.sparsity import RunSize, TargetBlock
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import load
 from acdc_cli.recipe.schema import Recipe

@@ -85,7 +85,7 @@ def _train(source: str, recipe: Recipe, run: RunDir, resume: bool, ranks: Ranks)
     setup.require_sizes(ready, sides)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        train_loader = data.train_loader(recipe.seed, recipe.epochs, ready.device, ranks.shard)
+        train_loader = data.train_loader(recipe.seed, sizes(recipe), ready.device, ranks.shard)
         stack.callback(train_loader.close)
         val_loader = data.val_loader(ready.device, shard=ranks.shard)
         stack.callback(val_loader.close)

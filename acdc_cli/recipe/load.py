@@ -11,18 +11,18 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.reading import require_bounds
-from acdc_cli.recipe.blocks.base import Block, EpochCount
+from acdc_cli.recipe.blocks.base import Block, EpochCount, RunSize
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, Schedule, StepSchedule
 from acdc_cli.recipe.blocks.run import CheckpointBlock, EMABlock
-from acdc_cli.recipe.blocks.sparsity import PrunedBlock, RunSize, SparsityBlock
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock, SparsityBlock
 from acdc_cli.recipe.blocks.task import DEFAULT_TASK, TaskBlock, is_task
 from acdc_cli.recipe.explain import explain, problem_at, unknown_name
 from acdc_cli.recipe.inherit import Draft, draft, overridden
 from acdc_cli.recipe.kinds import data_class, method_config, methods, recipe_class, shape_of, task_class
 from acdc_cli.recipe.schema import Recipe
 from acdc_cli.recipe.shape import either
-from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, Place, Problem, dump
+from acdc_cli.recipe.syntax import DEEPEST, MOST_VALUES, Entry, KeyPath, Place, Problem, dump
 
 B = TypeVar("B", bound=Block)
 T = TypeVar("T")
@@ -147,28 +147,27 @@ def _misfits(root: Entry, config: type[SparsityBlock], inputs: type[DataBlock]) 
     data = _valid(TypeAdapter(inputs), given.get("data"))
     if data and (task := _valid(TypeAdapter(TaskBlock), given.get("task", {}))):
         kind = task_class(task.name)
-        problems += [problem_at(root, ("data", key), text) for key, text in kind.misfits(data)]
+        problems += [problem_at(root, ("data", key), text) for key, text, _ in kind.check(data)]
         if task.loss not in (None, *kind.losses):
             text = f"{task.name} has the loss {either(kind.losses)}, found {task.loss}"
             problems.append(problem_at(root, ("task", "loss"), text))
     ema = _valid(TypeAdapter(EMABlock), given.get("ema"))
+    keeping = _valid(TypeAdapter(CheckpointBlock), given.get("checkpoint", {}))
     if epochs is None:
         return problems
     size = RunSize(epochs, batch_size=data.batch_size if data else None)
-    misfits = sparsity.errors(size) if sparsity else []
-    problems += [problem_at(root, ("sparsity", key), text) for key, text in misfits]
-    if ema:
-        problems += [problem_at(root, ("ema", key), text) for key, text in ema.problems(epochs)]
-    if keeping := _valid(TypeAdapter(CheckpointBlock), given.get("checkpoint", {})):
-        problems += [problem_at(root, ("checkpoint", key), text) for key, text in keeping.problems(epochs)]
+    misfits = _errors(root, ("sparsity",), sparsity, size)
+    problems += [*misfits, *_errors(root, ("ema",), ema, size), *_errors(root, ("checkpoint",), keeping, size)]
     if misfits:
         return problems
     _, clocked = sparsity.clock(0, epochs) if sparsity else (0, epochs)
-    if schedule:
-        problems += [problem_at(root, ("optim", "schedule", key), text) for key, text in schedule.problems(clocked)]
-    if data:
-        problems += [problem_at(root, ("data", *key.split(".")), text) for key, text in data.problems(clocked)]
-    return problems
+    size = RunSize(clocked)
+    return [*problems, *_errors(root, ("optim", "schedule"), schedule, size), *_errors(root, ("data",), data, size)]
+
+
+def _errors(root: Entry, path: KeyPath, block: Block | None, run: RunSize) -> list[Problem]:
+    """What does not fit the run in the block at this path; an invalid block, None, is skipped."""
+    return [problem_at(root, (*path, *key.split(".")), text) for key, text in (block.errors(run) if block else [])]
 
 
 def _without_weights(root: Entry, sparsity: SparsityBlock | None) -> list[Problem]:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from acdc_cli.recipe.blocks.base import Epochs, Share, epochs_of
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize, Share, epochs_of
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.when import PhaseLength, in_turn
 

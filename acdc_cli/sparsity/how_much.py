@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from acdc_cli.recipe.blocks.base import Epochs, Sparsity, epochs_of
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize, Sparsity, epochs_of
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import PhasePlan
 from acdc_cli.sparsity.when import in_turn
 

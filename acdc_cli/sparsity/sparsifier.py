@@ -3,7 +3,8 @@
 The training loop, with every hook at its place:
 
     method = Method(config, masked, epochs, seed)           # -> plan()
-    for each epoch: method.cost() -> sparsity()             # at any time, for `acdc plan` and the measured cost
+    for each epoch: method.cost() -> sparsity(), living()   # at any time, for `acdc plan` and the measured cost
+    method.later_bytes(model)                               # at any time, for the memory that `acdc plan` shows
     optimizer over method.parameter_groups(weight_decay) and the other parameters
     method.attach(optimizer, training)
     method.load_state_dict(state)                           # a resumed run only
@@ -21,6 +22,9 @@ The training loop, with every hook at its place:
         validate
         method.on_epoch_end(moment, validation metrics)
         record method.metrics()
+        perhaps save method.support()                       # as the epoch's masks
+
+    method.prune_trained(moment, batch_size)                # `acdc prune`, in place of all epochs
 
 A method answers four questions: *when* it acts (`when`: phases and update times), *how much* it prunes (`how_much`:
 sparsity over time), *which* weights stay (`which`: scores), and *where* (`where.Selector`: distribution and pattern).
@@ -36,7 +40,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acdc_cli.quantities import Quantity
-from acdc_cli.recipe.blocks.sparsity import RunSize, SparsityBlock, TargetBlock
+from acdc_cli.recipe.blocks.base import RunSize
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock, TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.when import in_turn

@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from acdc_cli.recipe.blocks.base import Epochs, epochs_of
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, SparsityBlock, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize, epochs_of
+from acdc_cli.recipe.blocks.sparsity import SparsityBlock, TargetBlock
 from acdc_cli.schedule.time import Moment, Phase, PhasePlan
 
 PhaseLength = tuple[Literal["dense", "ramp", "sparse"], int]

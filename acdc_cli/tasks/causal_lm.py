@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
+from acdc_cli.recipe.blocks.base import Misfit
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.recipe.blocks.text import IGNORED
@@ -39,8 +40,8 @@ class Task:
         self._characters = torch.tensor([len(name) for name in names], dtype=torch.float64)
 
     @staticmethod
-    def misfits(data: DataBlock) -> list[tuple[str, str]]:
-        return []
+    def check(data: DataBlock) -> Iterator[Misfit]:
+        yield from ()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats over the predicted tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.quantities import ACCURACY, Measures, Quantity
+from acdc_cli.recipe.blocks.base import Misfit
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 from acdc_cli.tasks import sentence_class
@@ -19,10 +20,10 @@ from acdc_cli.tasks.sentence_class import ENTROPY
 _F1 = Quantity("f1", "F1", "F1", "%", counts_answers=False)
 
 
-def _misfits(task: str, data: DataBlock) -> list[tuple[str, str]]:
-    if data.name == task:
-        return []
-    return [("name", f"glue/{task} is judged on {task}, found {data.name}; take it, or task.name: sentence_class")]
+def _check(task: str, data: DataBlock) -> Iterator[Misfit]:
+    if data.name != task:
+        text = f"glue/{task} is judged on {task}, found {data.name}; take it, or task.name: sentence_class"
+        yield Misfit("name", text)
 
 
 class _Accuracy(sentence_class.Task):
@@ -33,8 +34,8 @@ class _Accuracy(sentence_class.Task):
     scores = {"accuracy": scores.accuracy}
 
     @classmethod
-    def misfits(cls, data: DataBlock) -> list[tuple[str, str]]:
-        return _misfits(cls.of, data)
+    def check(cls, data: DataBlock) -> Iterator[Misfit]:
+        return _check(cls.of, data)
 
 
 class Rte(_Accuracy):
@@ -98,8 +99,8 @@ class Stsb:
             raise RecipeError("task.label_smoothing: glue/stsb predicts a score, not classes; leave it out")
 
     @staticmethod
-    def misfits(data: DataBlock) -> list[tuple[str, str]]:
-        return _misfits("stsb", data)
+    def check(data: DataBlock) -> Iterator[Misfit]:
+        return _check("stsb", data)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error; logits: (batch, 1), targets: (batch,) float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
+from acdc_cli.recipe.blocks.base import Misfit
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 
@@ -32,8 +33,8 @@ class Task:
         self._classes = tuple(names)
 
     @staticmethod
-    def misfits(data: DataBlock) -> list[tuple[str, str]]:
-        return []
+    def check(data: DataBlock) -> Iterator[Misfit]:
+        yield from ()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean smoothed cross entropy in nats; logits: (batch, classes), targets: (batch,) int64, or mixed: (batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc_cli.quantities import Measures, Quantity
+from acdc_cli.recipe.blocks.base import Misfit
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.images import ImagesBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
@@ -40,11 +41,10 @@ class Task:
         return ("loss", "uncertainty", "accuracy", *(f"accuracy/{label}" for label in self._labels))
 
     @staticmethod
-    def misfits(data: DataBlock) -> list[tuple[str, str]]:
+    def check(data: DataBlock) -> Iterator[Misfit]:
         assert isinstance(data, ImagesBlock)
-        if data.corrupt_labels is None:
-            return []
-        return [("corrupt_labels", "replaces an image's one class, and a multilabel image has none; remove it")]
+        if data.corrupt_labels:
+            yield Misfit("corrupt_labels", "replaces an image's one class, and a multilabel image has none; remove it")
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross entropy in nats; logits: (batch, labels), targets: (batch,) int64, or mixed: (batch,

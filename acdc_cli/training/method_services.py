@@ -73,7 +73,7 @@ class MethodServices:
             parts.model.train(was_training)
 
     def _epoch(self, moment: Moment) -> AbstractContextManager[Iterator[Batch]]:
-        return self._parts.train.epoch(moment.epoch, resolution=self._parts.resolution(moment.epoch))
+        return self._parts.train.epoch(moment.epoch)
 
     def _in_turn(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The gradients of at most one piece per rank: each rank computes one, and broadcasts it to the others."""

@@ -107,7 +107,7 @@ class Trainer:
         running.start_clock()
         self._train()
         if epoch + 1 < parts.epochs:
-            parts.train.prepare(epoch + 1, parts.resolution(epoch + 1))
+            parts.train.prepare(epoch + 1)
         elif not self._finished:
             parts.sparsifier.finish()
             self._finished = True
@@ -128,7 +128,7 @@ class Trainer:
         parts.model.train()
         with (
             self._stopping(),
-            parts.train.epoch(epoch, self._step, parts.resolution(epoch)) as batches,
+            parts.train.epoch(epoch, self._step) as batches,
             self._progress.epoch(epoch, parts.sparsifier.phases.at(epoch).kind, self._step),
         ):
             for batch in batches:

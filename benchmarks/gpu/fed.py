@@ -53,7 +53,7 @@ def run(trial: Trial) -> None:
     }
     recipe = load("resnet50_95", [f"{key}={value}" for key, value in settings.items()])
     trial.record(photos=images.facts)
-    with closing(open_set(recipe.data).train_loader(recipe.seed, recipe.epochs, trial.device)) as loader:
+    with closing(open_set(recipe.data).train_loader(recipe.seed, [side] * 1000, trial.device)) as loader:
         loader.warm_up()
         resident = Resident(batch_size, side, loader.steps, trial.device)
         assembly = assemble(recipe, resident)

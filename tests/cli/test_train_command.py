@@ -17,10 +17,13 @@ import pytest
 import torch
 from command import DENSE, Acdc, Finished
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from acdc_cli.data.batches import Batch
 from acdc_cli.jobs.training_run import _check_continuity
 from acdc_cli.models import build
 from acdc_cli.runs.run_dir import RunDir
+from acdc_cli.schedule.time import Moment
 from acdc_cli.training import checkpoint
 from acdc_cli.training.trainer import Trainer
 
@@ -526,6 +529,26 @@ def test_resolution_grows_over_the_run(acdc: Acdc, recipe: Path) -> None:
     result = acdc("train", recipe, *sets("epochs=5", "sparsity={method: dense}", crops, sizes))
     assert result.exit_code == 0, result.output
     assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [4, 4, 4, 4, 5]
+
+
+def test_the_images_have_the_sizes_of_the_methods_clock(
+    acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[int, set[int]] = {}
+    take_step = Trainer._take_step
+
+    def seen(self: Trainer, batch: Batch, moment: Moment, learning_rate: float) -> Tensor:
+        shown.setdefault(moment.epoch, set()).add(batch.inputs.shape[-1])
+        return take_step(self, batch, moment, learning_rate)
+
+    monkeypatch.setattr(Trainer, "_take_step", seen)
+    sizes = "data.resolution=[{since: 0, size: 4}, {since: 0.5, size: 5}]"
+    lottery = "sparsity={method: lottery, target: 0.5, prune: 0.5, keep_dense: []}"
+    # two rounds of two epochs
+    result = acdc("train", recipe, *sets("epochs=4", lottery, "data.augment=random_resized_crop", sizes))
+    assert result.exit_code == 0, result.output
+    assert shown == {0: {4}, 1: {5}, 2: {4}, 3: {5}}
+    assert [record["resolution"] for record in untimed(Path("runs/small-0"))] == [4, 5, 4, 5]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from acdc_cli.cost.conventions import Convention, forward_flops
 from acdc_cli.cost.count import Operation, operations
 from acdc_cli.cost.training_cost import EpochCost, Measured, kept_weights, nominal, training_flops
 from acdc_cli.recipe import kinds
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned

@@ -157,7 +157,7 @@ def labels_seen(loader: Loader, epoch: int = 0) -> dict[int, int]:
 
 
 def train(opened: list[Loader], asked: ImagesBlock, shard: Shard = UNDIVIDED) -> Loader:
-    opened.append(open_set(asked).train_loader(0, 2, CPU, shard))
+    opened.append(open_set(asked).train_loader(0, [32, 32], CPU, shard))
     return opened[-1]
 
 
@@ -207,7 +207,7 @@ def test_of_a_trial_only_samples_that_are_used_are_chosen(kind: str, opened: lis
     seen = labels_seen(train(opened, asked))
     assert seen == dict(zip(wrong.indices.tolist(), wrong.given.tolist(), strict=True))
     with pytest.raises(DataError, match="at most the 20 training images, found 21"):
-        open_set(block(root, 21, images=20, loader=kind)).train_loader(0, 2, CPU)
+        open_set(block(root, 21, images=20, loader=kind)).train_loader(0, [32, 32], CPU)
     with pytest.raises(DataError, match="at most the 20 training images, found 21"):
         expected_set(block(root, 21, images=20, loader=kind))
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -215,10 +216,10 @@ def test_two_loaders_run_at_once(load: Any, waves: Path, photographs: Path) -> N
 def test_a_second_loader_and_another_resolution_compile_nothing(ffcv: ModuleType, load: Any, waves: Path) -> None:
     load(waves, AS_STORED).warm_up()
     compiled = ffcv._draw.signatures.copy()
-    loader = load(waves, SHUFFLED)
+    loader = load(waves, replace(SHUFFLED, size=(32, 48, 64).__getitem__))
     loader.warm_up()
     for epoch, size in enumerate((32, 48, 64)):
-        with loader.epoch(epoch, resolution=size) as batches:
+        with loader.epoch(epoch) as batches:
             assert {batch.inputs.shape[2:] for batch in batches} == {(size, size)}
     assert ffcv._draw.signatures == compiled
 

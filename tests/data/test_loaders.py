@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from acdc_cli.data.resident import ResidentLoader
 from acdc_cli.data.shard import Shard
 from acdc_cli.data.write_beton import Settings, Source, write
 from acdc_cli.errors import DataError
-from acdc_cli.recipe.blocks.images import ImagesBlock, ResolutionStep
+from acdc_cli.recipe.blocks.images import ImagesBlock
 
 CPU = torch.device("cpu")
 NAMES = ("zero", "one", "two")
@@ -56,8 +57,8 @@ def _block(path: Path | None, **values: Any) -> ImagesBlock:
     return ImagesBlock(**{"name": "tiny", "path": None if path is None else str(path)} | sizes | values)
 
 
-def _train(opened: list[Loader], block: ImagesBlock, epochs: int = 10) -> Loader:
-    opened.append(open_set(block).train_loader(0, epochs, CPU))
+def _train(opened: list[Loader], block: ImagesBlock, sizes: Sequence[int] = [32] * 10) -> Loader:
+    opened.append(open_set(block).train_loader(0, sizes, CPU))
     return opened[-1]
 
 
@@ -103,7 +104,7 @@ def test_a_split_that_is_not_there_is_missed_when_it_is_asked_for(folders: Path)
     (folders / "train").rename(folders / "elsewhere")
     assert open_set(_block(folders)).stored("train") == 0
     with pytest.raises(DataError, match="the data set tiny has no train"):
-        open_set(_block(folders)).train_loader(0, 1, CPU)
+        open_set(_block(folders)).train_loader(0, [32], CPU)
 
 
 def test_the_path_defaults_to_the_sets_name_below_data(in_tmp: Path, folders: Path) -> None:
@@ -152,13 +153,12 @@ def test_jpegs_of_one_size_lie_on_the_device_only_where_ffcv_does_not_decode_the
 def test_a_set_whose_resolution_becomes_one_that_needs_resizing_does_not_stay_on_the_device(
     opened: list[Loader], root: Path
 ) -> None:
-    steps = [ResolutionStep(since=0.0, size=32), ResolutionStep(since=0.5, size=24)]
-    block = _block(root, loader="torch", augment="none", resolution=steps)
-    loader = _train(opened, block, epochs=4)
-    with loader.epoch(3) as batches:
+    block = _block(root, loader="torch", augment="none")
+    loader = _train(opened, block, [32, 24])
+    with loader.epoch(1) as batches:
         assert next(batches).inputs.shape[2:] == (24, 24)
     assert not isinstance(loader, ResidentLoader)
-    assert isinstance(_train(opened, block, epochs=1), ResidentLoader)
+    assert isinstance(_train(opened, block, [32]), ResidentLoader)
 
 
 def test_auto_takes_torchvision_for_folders_and_says_why(
@@ -205,17 +205,17 @@ def test_auto_does_without_ffcv_and_says_why_once(
 @pytest.mark.usefixtures("without_ffcv")
 def test_ffcv_asked_for_but_not_there_is_an_error(root: Path) -> None:
     with pytest.raises(DataError, match=r"FFCV cannot be used.*pip install 'acdc-cli\[ffcv\]'.*data\.loader=torch"):
-        open_set(_block(root, loader="ffcv")).train_loader(0, 1, CPU)
+        open_set(_block(root, loader="ffcv")).train_loader(0, [32], CPU)
 
 
 def test_ffcv_asked_for_a_folder_is_an_error(folders: Path) -> None:
     with pytest.raises(DataError, match=r"holds images: .*acdc data write folder --source.*data\.loader=torch"):
-        open_set(_block(folders, batch_size=2, loader="ffcv")).train_loader(0, 1, CPU)
+        open_set(_block(folders, batch_size=2, loader="ffcv")).train_loader(0, [32], CPU)
 
 
 def test_a_batch_larger_than_the_set_is_an_error(kind: str, root: Path) -> None:
     with pytest.raises(DataError, match=r"batch_size 51 is more than the 50 images"):
-        open_set(_block(root, batch_size=51, loader=kind)).train_loader(0, 1, CPU)
+        open_set(_block(root, batch_size=51, loader=kind)).train_loader(0, [32], CPU)
 
 
 def test_training_drops_the_last_partial_batch(kind: str, opened: list[Loader], root: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_started_epoch_goes_on_where_it_stopped(kind: str, opened: list[Loader
 
 def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: list[Loader], root: Path) -> None:
     block = _block(root, loader=kind, images=20, val_images=5)
-    train, val = open_set(block).train_loader(0, 2, CPU), open_set(block).val_loader(CPU)
+    train, val = open_set(block).train_loader(0, [32, 32], CPU), open_set(block).val_loader(CPU)
     opened += [train, val]
     assert (train.samples, train.steps, val.samples, val.steps) == (20, 2, 5, 1)
     with val.epoch(0) as batches:
@@ -255,7 +255,7 @@ def test_a_trial_uses_some_images_spread_evenly_over_the_set(kind: str, opened: 
     assert len(seen) > 16
     assert expected_set(block) == (3, 20, True)
     with pytest.raises(DataError, match="more than the 7 images"):
-        open_set(_block(root, loader=kind, images=7)).train_loader(0, 2, CPU)
+        open_set(_block(root, loader=kind, images=7)).train_loader(0, [32, 32], CPU)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 100])
@@ -274,16 +274,14 @@ def test_validation_gives_every_image_once_in_its_order(
     assert len(given) == loader.steps
 
 
-def test_the_resolution_follows_the_recipe_without_a_new_loader(kind: str, opened: list[Loader], root: Path) -> None:
-    steps = [ResolutionStep(since=0.0, size=16), ResolutionStep(since=0.8, size=24)]
-    loader = _train(opened, _block(root, loader=kind, augment="random_resized_crop", resolution=steps), epochs=10)
+def test_every_epoch_has_its_size_without_a_new_loader(kind: str, opened: list[Loader], root: Path) -> None:
+    loader = _train(opened, _block(root, loader=kind, augment="random_resized_crop"), [16, 16, 24, 40])
 
-    def side(epoch: int, resolution: int | None = None) -> tuple[int, ...]:
-        with loader.epoch(epoch, resolution=resolution) as batches:
+    def side(epoch: int) -> tuple[int, ...]:
+        with loader.epoch(epoch) as batches:
             return tuple(next(batches).inputs.shape[2:])
 
-    assert [side(epoch) for epoch in (0, 7, 8, 9, 0)] == [(16, 16), (16, 16), (24, 24), (24, 24), (16, 16)]
-    assert side(0, resolution=40) == (40, 40)
+    assert [side(epoch) for epoch in (0, 1, 2, 3, 0)] == [(16, 16), (16, 16), (24, 24), (40, 40), (16, 16)]
 
 
 def test_the_recipes_crop_and_flip_reach_the_images(kind: str, opened: list[Loader], root: Path) -> None:

@@ -159,7 +159,7 @@ def test_one_image_per_process_is_refused(digits: Path) -> None:
         augmentation=AugmentationBlock(mixup=0.2),
     )  # fmt: skip
     with pytest.raises(DataError, match="batch_size 2 gives each of 2 only one"):
-        open_set(block).train_loader(0, 1, CPU, Shard(0, 2))
+        open_set(block).train_loader(0, [7], CPU, Shard(0, 2))
 
 
 def test_validation_is_not_augmented(digits: Path) -> None:
@@ -172,7 +172,7 @@ def test_validation_is_not_augmented(digits: Path) -> None:
     for make in (lambda data, device: data.val_loader(device), lambda data, device: data.calibration_loader(0, device)):
         ours, augmented = (drawn(make(each, CPU), 0) for each in data)
         assert same(ours, augmented)
-    train, augmented = (each.train_loader(0, 1, CPU) for each in data)
+    train, augmented = (each.train_loader(0, [7] * 3, CPU) for each in data)
     assert (train.steps, train.samples) == (augmented.steps, augmented.samples)
     assert not same(drawn(train), drawn(augmented))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -94,11 +95,12 @@ def test_ffcv_shows_the_same_pixels_of_raw_images(ffcv: ModuleType, noise: Path,
 
 
 def test_the_resolution_may_change_from_epoch_to_epoch(noise: Path) -> None:
-    loader = ResidentLoader(BetonFile(noise), plan(Crop(PADDED), 32), CPU)
-    for size in (40, 8):
-        with loader.epoch(0, resolution=size) as batches:
-            assert {batch.inputs.shape for batch in batches} == {(16, 3, size, size)}
-    with pytest.raises(DataError, match=r"no crop of 41 fits"), loader.epoch(0, 0, 41):
+    sizes = (40, 8, 41)
+    loader = ResidentLoader(BetonFile(noise), replace(plan(Crop(PADDED), 32), size=sizes.__getitem__), CPU)
+    for epoch in (0, 1):
+        with loader.epoch(epoch) as batches:
+            assert {batch.inputs.shape for batch in batches} == {(16, 3, sizes[epoch], sizes[epoch])}
+    with pytest.raises(DataError, match=r"no crop of 41 fits"), loader.epoch(2):
         pass
 
 

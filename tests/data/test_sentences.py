@@ -87,13 +87,13 @@ def test_longer_examples_are_cut_the_longer_sentence_first(folder: Path, capsys:
 
 
 def test_batches_are_as_long_as_their_longest_example(folder: Path) -> None:
-    for batch in drawn(opened(folder, batch_size=4).train_loader(0, 1, CPU)):
+    for batch in drawn(opened(folder, batch_size=4).train_loader(0, [8], CPU)):
         longest = int(batch.inputs[:, 1].sum(dim=1).max())
         assert batch.inputs.shape[2] == (8 if longest <= 8 else 16)
 
 
 def test_an_epoch_can_be_resumed_at_any_step(folder: Path) -> None:
-    loader = opened(folder).train_loader(3, 2, CPU)
+    loader = opened(folder).train_loader(3, [8], CPU)
     whole = drawn(loader, epoch=1)
     assert len(whole) == loader.steps == 6
     assert sorted(torch.cat([batch.indices for batch in whole]).tolist()) == list(range(48))
@@ -106,7 +106,7 @@ def test_ranks_see_together_what_one_sees(folder: Path, training: bool) -> None:
     data = opened(folder, batch_size=4, val_batch_size=2 if not training else None)
 
     def loader(shard: Shard) -> Loader:
-        return data.train_loader(0, 1, CPU, shard) if training else data.val_loader(CPU, shard=shard)
+        return data.train_loader(0, [8], CPU, shard) if training else data.val_loader(CPU, shard=shard)
 
     alone = drawn(loader(UNDIVIDED))
     ranks = [drawn(loader(Shard(rank, 2))) for rank in range(2)]
@@ -125,7 +125,7 @@ def test_a_trial_uses_examples_evenly_spread(folder: Path) -> None:
     data = opened(folder, examples=12, val_examples=5)
     assert torch.cat([batch.indices for batch in drawn(data.val_loader(CPU))]).tolist() == [0, 2, 4, 6, 8]
     assert torch.cat([batch.indices for batch in drawn(data.val_loader(CPU, count=2))]).tolist() == [0, 4]
-    assert data.train_loader(0, 1, CPU).samples == 12
+    assert data.train_loader(0, [8], CPU).samples == 12
     assert expected_set(data.block) == (2, 12, True)
 
 
@@ -185,7 +185,7 @@ def test_the_mismatched_table_is_a_further_split(folder: Path) -> None:
 
 def _read_all(folder: Path) -> None:
     data = opened(folder, batch_size=1)
-    data.train_loader(0, 1, CPU)
+    data.train_loader(0, [8], CPU)
     data.val_loader(CPU)
 
 
@@ -223,7 +223,7 @@ def test_a_label_out_of_range_is_refused_with_its_line(folder: Path, name: str, 
     for table in ("train", "dev"):
         (folder / f"words/{table}.tsv").write_text(content)
     with pytest.raises(DataError, match=f"train.tsv, line 2: {said}"):
-        opened(folder, name=name, batch_size=1).train_loader(0, 1, CPU)
+        opened(folder, name=name, batch_size=1).train_loader(0, [8], CPU)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_label_out_of_range_is_refused_with_its_line(folder: Path, name: str, 
 )
 def test_what_is_missing_is_named(folder: Path, keys: dict[str, str], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        opened(folder, **keys).train_loader(0, 1, CPU)
+        opened(folder, **keys).train_loader(0, [8], CPU)
 
 
 def test_broken_lines_of_a_table_that_has_some_are_left_out_and_counted(
@@ -261,7 +261,7 @@ def test_a_split_that_the_set_never_has_and_a_table_that_is_a_folder_are_refused
 
 def test_calibration_sees_training_examples_in_shuffled_batches(folder: Path) -> None:
     data = opened(folder)
-    assert equal(drawn(data.calibration_loader(3, CPU)), drawn(data.train_loader(3, 1, CPU)))
+    assert equal(drawn(data.calibration_loader(3, CPU)), drawn(data.train_loader(3, [8], CPU)))
 
 
 def test_a_tokenizer_may_name_its_own_padding(folder: Path) -> None:

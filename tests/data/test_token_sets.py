@@ -100,7 +100,7 @@ def test_a_written_text_is_whole_and_opens(source: Path, tokenizer: str, size: i
     data = open_set(block)
     assert data.classes == size
     assert "class_names" not in data.facts()
-    loader = data.train_loader(0, 1, torch.device("cpu"))
+    loader = data.train_loader(0, [8], torch.device("cpu"))
     assert loader.samples == expected_set(block)[1] == 2 * loader.steps > 0
 
 
@@ -222,7 +222,7 @@ def test_a_text_that_is_not_written_says_how(source: Path) -> None:
 def test_rows_shorter_than_a_segment_are_refused(source: Path) -> None:
     data = open_set(TextBlock(name="text", path=str(written(source)), batch_size=4, length=2))
     with pytest.raises(DataError, match=r"cuts the 11 training tokens of text into rows shorter than data.length 2"):
-        data.train_loader(0, 1, torch.device("cpu"))
+        data.train_loader(0, [8], torch.device("cpu"))
 
 
 def test_splits_that_are_missing_or_too_short_are_refused(source: Path) -> None:
@@ -237,7 +237,7 @@ def test_calibration_sees_the_training_rows_as_they_are(source: Path) -> None:
     block = TextBlock(name="text", path=str(written(source)), batch_size=2, length=2, roll=True)
     data, cpu = open_set(block), torch.device("cpu")
     plain = open_set(block.model_copy(update={"roll": False}))
-    with data.calibration_loader(3, cpu).epoch(5) as seen, plain.train_loader(0, 9, cpu).epoch(5) as expected:
+    with data.calibration_loader(3, cpu).epoch(5) as seen, plain.train_loader(0, [8], cpu).epoch(5) as expected:
         for batch, other in zip(seen, expected, strict=True):
             assert torch.equal(batch.inputs, other.inputs)
             assert torch.equal(batch.targets, other.targets)

@@ -14,7 +14,7 @@ from acdc_cli.errors import AcdcError, RecipeError
 from acdc_cli.jobs import starting
 from acdc_cli.jobs.run_plan import plan
 from acdc_cli.jobs.starting import Answers, has_target, measured, named, recipe_text, without_recipe, write_recipe
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.recipe.kinds import method_config, methods
 from acdc_cli.recipe.load import load
 

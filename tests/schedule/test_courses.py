@@ -5,14 +5,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from acdc_cli.recipe.blocks.images import ImagesBlock, ResolutionRamp, ResolutionStep
+from acdc_cli.recipe.blocks.course import ResolutionRamp, ResolutionStep
 from acdc_cli.recipe.blocks.optim import CosineSchedule, LinearSchedule, StepSchedule
 from acdc_cli.schedule.learning_rate import share_of_peak
-
-
-def resolution_of(setting: int | list[ResolutionStep] | ResolutionRamp, epoch: int, epochs: int) -> int:
-    return ImagesBlock.model_construct(name="any", batch_size=1, resolution=setting).size_at(epoch, epochs)
-
+from acdc_cli.schedule.sizes import size_at
 
 P1 = CosineSchedule(name="cosine", warmup_epochs=5)
 P2 = LinearSchedule(name="linear", warmup_epochs=2, warmup_start=1e-4)
@@ -58,27 +54,27 @@ def test_a_run_that_is_all_warm_up_stays_below_the_peak() -> None:
 
 
 def test_one_resolution_holds_throughout() -> None:
-    assert resolution_of(224, epoch=99, epochs=100) == 224
+    assert size_at(224, epoch=99, epochs=100) == 224
 
 
 PROGRESSIVE = [ResolutionStep(since=0.0, size=160), ResolutionStep(since=0.8, size=192)]
 
 
 def test_p2_trains_at_160_for_the_first_80_percent_of_100_epochs() -> None:
-    assert [resolution_of(PROGRESSIVE, epoch, 100) for epoch in (0, 79, 80, 99)] == [160, 160, 192, 192]
+    assert [size_at(PROGRESSIVE, epoch, 100) for epoch in (0, 79, 80, 99)] == [160, 160, 192, 192]
 
 
 def test_80_percent_of_any_number_of_epochs_is_the_nearest_whole_number() -> None:
     for epochs in range(1, 301):
         smaller = (8 * epochs + 5) // 10
-        beside = [resolution_of(PROGRESSIVE, epoch, epochs) for epoch in (0, smaller - 1, min(smaller, epochs - 1))]
+        beside = [size_at(PROGRESSIVE, epoch, epochs) for epoch in (0, smaller - 1, min(smaller, epochs - 1))]
         assert beside == [160, 160, 192 if smaller < epochs else 160]
 
 
 def test_half_an_epoch_is_rounded_up_in_decimals() -> None:
     # 0.35 · 90 is 31.5, though 31.499999999999996 in binary fractions
     steps = [ResolutionStep(since=0.0, size=1), ResolutionStep(since=0.35, size=2)]
-    assert [resolution_of(steps, epoch, 90) for epoch in (31, 32)] == [1, 2]
+    assert [size_at(steps, epoch, 90) for epoch in (31, 32)] == [1, 2]
 
 
 # ffcv-imagenet's rn50_88_epochs.yaml: start_ramp 65, end_ramp 76, min_res 160, max_res 192
@@ -87,20 +83,20 @@ FFCV = ResolutionRamp(start_size=160, end_size=192, begin=65, end=76)
 
 def test_ffcvs_ramp_from_160_to_192_jumps_where_it_is_nearer_to_192() -> None:
     # 176, which is half way, is passed between epochs 70 and 71: 160 + 32 · 5/11 = 174.5…, 160 + 32 · 6/11 = 177.5…
-    sizes = [resolution_of(FFCV, epoch, 88) for epoch in range(88)]
+    sizes = [size_at(FFCV, epoch, 88) for epoch in range(88)]
     assert sizes == [160] * 71 + [192] * 17
 
 
 def test_a_ramp_passes_through_every_multiple_of_its_step_and_halves_go_to_the_even_one() -> None:
     ramp = ResolutionRamp(start_size=128, end_size=224, begin=0, end=6)
     # 128, 144, 160, 176, 192, 208, 224 are 4, 4.5, 5, 5.5, 6, 6.5 and 7 times 32
-    assert [resolution_of(ramp, epoch, 8) for epoch in range(8)] == [128, 128, 160, 192, 192, 192, 224, 224]
+    assert [size_at(ramp, epoch, 8) for epoch in range(8)] == [128, 128, 160, 192, 192, 192, 224, 224]
 
 
 def test_a_ramp_in_shares_of_the_run_follows_its_length() -> None:
     ramp = ResolutionRamp(start_size=160, end_size=192, begin="35%", end="85%", step=16)
     for epochs in (20, 100):
-        sizes = [resolution_of(ramp, epoch, epochs) for epoch in range(epochs)]
+        sizes = [size_at(ramp, epoch, epochs) for epoch in range(epochs)]
         assert sizes[: 35 * epochs // 100 + 1] == [160] * (35 * epochs // 100 + 1)
         assert sizes[85 * epochs // 100 :] == [192] * (epochs - 85 * epochs // 100)
         assert set(sizes) == {160, 176, 192}
@@ -126,4 +122,4 @@ def test_a_ramp_is_that_of_ffcvs_script(begin: int, length: int, smallest: int, 
     assume(sizes[1] <= 10_000)
     ramp = ResolutionRamp(start_size=sizes[0], end_size=sizes[1], begin=begin, end=end, step=step)
     for epoch in range(end + 2):
-        assert resolution_of(ramp, epoch, end + 2) == ffcvs(epoch, begin, end, *sizes, step)
+        assert size_at(ramp, epoch, end + 2) == ffcvs(epoch, begin, end, *sizes, step)

@@ -7,7 +7,7 @@ import torch
 from by_hand import ByHand, both
 from torch import nn
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.sparsity.methods.acdc import Config
 
 

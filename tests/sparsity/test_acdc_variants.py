@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acdc_cli.errors import RecipeError
 from acdc_cli.quantities import Quantity
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Phase
 from acdc_cli.sparsity.methods.acdc import Config
 

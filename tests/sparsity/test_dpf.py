@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.sparsity.methods.dpf import Config
 from acdc_cli.sparsity.sparsifier import Sparsifier
 

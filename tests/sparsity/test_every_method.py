@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from acdc_cli.quantities import Quantity
 from acdc_cli.recipe import kinds
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.recipe.blocks.optim import AdamWBlock, LAMBBlock, LARSBlock, LinearSchedule, SGDBlock
-from acdc_cli.recipe.blocks.sparsity import RunSize
 from acdc_cli.schedule.time import Moment
+from acdc_cli.sparsity import sparsifier
 from acdc_cli.sparsity.distributions import kept_per_layer
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.prunable import layers, pruned
@@ -245,6 +246,12 @@ def bits(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {key: bits(value) for key, value in state.items()}
     return [bits(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+def test_the_loop_at_the_top_of_the_contract_shows_every_hook() -> None:
+    hooks = [name for name, value in vars(Sparsifier).items() if callable(value) and not name.startswith("_")]
+    assert len(hooks) > 15
+    assert [name for name in hooks if f"{name}(" not in (sparsifier.__doc__ or "")] == []
 
 
 def test_every_method_is_tested() -> None:

@@ -7,7 +7,7 @@ import torch
 from by_hand import ByHand
 from torch import Tensor
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.sparsity.methods.gmp import Config
 
 ONCE = "begin must come before end (to prune all at once, use method oneshot)"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from by_hand import ByHand
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Phase
 from acdc_cli.sparsity.methods.granet import Config
 

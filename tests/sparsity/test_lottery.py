@@ -15,8 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.base import epochs_of
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize, epochs_of
 from acdc_cli.recipe.load import load
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.masked import MaskedParameters

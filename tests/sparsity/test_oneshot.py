@@ -6,7 +6,7 @@ import pytest
 import torch
 from by_hand import ByHand
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.sparsity.methods.oneshot import Config
 
 

@@ -11,7 +11,7 @@ from by_hand import ByHand
 from pydantic import ValidationError
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.exchange import exchange
 from acdc_cli.sparsity.methods.rigl import Config

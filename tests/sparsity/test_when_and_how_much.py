@@ -2,7 +2,7 @@
 
 import pytest
 
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.schedule.time import Moment, Phase
 from acdc_cli.sparsity.how_much import Cubic
 from acdc_cli.sparsity.methods.gmp import Config

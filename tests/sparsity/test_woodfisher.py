@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.blocks.sparsity import RunSize
+from acdc_cli.recipe.blocks.base import RunSize
 from acdc_cli.recipe.load import load
 from acdc_cli.schedule.time import Moment
 from acdc_cli.sparsity.methods.woodfisher import Config

@@ -37,8 +37,8 @@ def test_every_task_has_its_set_and_takes_no_other() -> None:
     for name, task in VARIANTS.items():
         block = SentencesBlock(name=name, batch_size=8, length=8, tokenizer="tokens")
         known = known_sentences()[name]
-        assert task.misfits(block) == []
-        assert [key for key, _ in task.misfits(block.model_copy(update={"name": "sentences"}))] == ["name"]
+        assert list(task.check(block)) == []
+        assert [key for key, *_ in task.check(block.model_copy(update={"name": "sentences"}))] == ["name"]
         assert (task.targets == "score") == (known.scores is not None)
 
 

@@ -38,7 +38,7 @@ def test_a_run_that_trains_once_has_its_own_clock(tmp_path: Path) -> None:
     run, rates = trained(tmp_path / "run", "epochs=4", "sparsity={method: dense}")
     down = [0.09 * left / 9 for left in range(9, 0, -1)]
     assert rates == pytest.approx([0, 0.03, 0.06, *down])
-    assert run.train.resolutions == [6, 6, 8, 8]
+    assert [record["resolution"] for record in run.directory.records()] == [6, 6, 8, 8]
 
 
 def test_each_round_of_a_lottery_has_the_learning_rates_and_the_resolutions_of_a_run_of_its_length(
@@ -48,11 +48,10 @@ def test_each_round_of_a_lottery_has_the_learning_rates_and_the_resolutions_of_a
     run, rates = trained(tmp_path / "run", "epochs=10", LOTTERY)
     down = [0.09 * left / 9 for left in range(9, 0, -1)]
     assert rates == pytest.approx([0, 0.03, 0.06, *down, *down, *down])
-    assert run.train.resolutions == [6, 6, 8, 8, 6, 8, 8, 6, 8, 8]
     records = run.directory.records()
     assert [record["phase"] for record in records] == ["dense"] * 4 + ["ramp"] * 3 + ["sparse"] * 3
     assert [record["lr"] for record in records] == pytest.approx([0.06, *[0.07, 0.04, 0.01] * 3])
-    assert [record["resolution"] for record in records] == run.train.resolutions
+    assert [record["resolution"] for record in records] == [6, 6, 8, 8, 6, 8, 8, 6, 8, 8]
 
 
 def test_the_trainer_restores_the_whole_model_in_place_and_forgets_the_optimisers_state(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Sevenths(FewImages):
         self.images = self.images.contiguous(memory_format=LAST)
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         parts = torch.arange(7).split(3)
         yield (Batch(self.images[part], self.labels[part], part) for part in parts)
 

@@ -132,7 +132,7 @@ class Counting(InMemory):
         self.stop_after, self.drawn = stop_after, 0
 
     @contextmanager
-    def epoch(self, epoch: int, start_step: int = 0, resolution: int | None = None) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Iterator[Batch]]:
         with super().epoch(epoch, start_step) as batches:
             yield self._counted(batches)
 

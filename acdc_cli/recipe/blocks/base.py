@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from math import floor
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
@@ -63,9 +65,35 @@ class Bears(Enum):
     """Which repetition of an experiment this is."""
 
 
+@dataclass(frozen=True)
+class RunSize:
+    """The size of a run, which a block's keys must fit."""
+
+    epochs: int
+    steps_per_epoch: int | None = None
+    """None if only the data set can tell."""
+    batch_size: int | None = None
+
+
+class Misfit(NamedTuple):
+    key: str
+    """A key of the block, such as `end` or `resolution.end`."""
+    text: str
+    stops: bool = True
+    """Whether it stops the run; otherwise it is a warning."""
+
+
 class Block(BaseModel):
     """Frozen, strict (no `"3"` for 3, no `true` for 1), and without unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        """Everything of this block that does not fit a run of this size."""
+        yield from ()
+
+    def errors(self, run: RunSize) -> list[tuple[str, str]]:
+        """(key, message) for everything that would stop the run."""
+        return [(key, text) for key, text, stops in self.check(run) if stops]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import PositiveInt
 
 from acdc_cli.recipe.blocks.base import Bears, Block
+from acdc_cli.recipe.blocks.course import SizeCourse
 
 
 class DataBlock(Block):
@@ -38,9 +39,10 @@ class DataBlock(Block):
         """What the speed of training is called in records."""
         return f"{cls.noun}_per_second"
 
+    @property
     @abstractmethod
-    def size_at(self, epoch: int, epochs: int) -> int:
-        """Size of the training samples in this epoch: the side of crops in pixels, the length of text in tokens."""
+    def train_size(self) -> SizeCourse:
+        """Size of the training samples: the side of crops in pixels, the length of text in tokens."""
 
     @property
     @abstractmethod
@@ -57,8 +59,4 @@ class DataBlock(Block):
 
     def notes(self) -> list[str]:
         """What `acdc plan` should say of the samples."""
-        return []
-
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -14,62 +15,11 @@ from pydantic import (
     model_validator,
 )
 
-from acdc_cli.recipe.blocks.base import THREADS, Bears, Block, Epochs, Pixels, Share, at_most, epochs_of, part_of
+from acdc_cli.recipe.blocks.base import THREADS, Bears, Block, Misfit, Pixels, RunSize, Share, at_most
+from acdc_cli.recipe.blocks.course import ResolutionRamp, ResolutionStep, SizeCourse
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.discovery import POLICIES
 from acdc_cli.recipe.explain import unknown_name
-
-
-class ResolutionStep(Block):
-    since: Share
-    """Share of the run at which this size begins: 0.8 of 100 epochs is epoch 80."""
-    size: Pixels
-    """Side of the training crops, in pixels."""
-
-
-class ResolutionRamp(Block):
-    start_size: Pixels
-    """Side of the training crops up to and including epoch `begin`, in pixels."""
-    end_size: Pixels
-    """Side of the training crops from epoch `end` on, in pixels."""
-    begin: Epochs = 0
-    """Last epoch with `start_size`, as a number or a share of the run such as 35%."""
-    end: Epochs
-    """First epoch with `end_size`."""
-    step: Pixels = 32
-    """All sizes are multiples of this number of pixels; `start_size` and `end_size` must be, too."""
-
-    @model_validator(mode="after")
-    def _in_steps(self) -> Self:
-        for key in ("start_size", "end_size"):
-            if getattr(self, key) % self.step:
-                raise ValueError(
-                    f"{key}: {getattr(self, key)} is not a multiple of step, {self.step}; change one of them"
-                )
-        return self
-
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        begin, end = epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
-        if begin >= end:
-            return [("end", f"the ramp begins at epoch {begin} and ends at epoch {end}; it must end later")]
-        if end > epochs:
-            return [("end", f"the ramp would end at epoch {end}, but the run has {epochs} epochs; make it earlier")]
-        return []
-
-    def size_at(self, epoch: int, epochs: int) -> int:
-        """FFCV's ImageNet script: the line from one size to the other, at the nearest multiple of `step`.
-
-        Halves go to the even multiple, as NumPy rounds them: 176 is 5.5 times 32 and becomes 6 times 32.
-        """
-        begin, end = epochs_of(self.begin, epochs), epochs_of(self.end, epochs)
-        if epoch <= begin:
-            return self.start_size
-        if epoch >= end:
-            return self.end_size
-        # in the order of np.interp, so that the same epochs give halves
-        slope = (self.end_size - self.start_size) / (end - begin)
-        return round((slope * (epoch - begin) + self.start_size) / self.step) * self.step
 
 
 class CorruptLabelsBlock(Block):
@@ -182,12 +132,9 @@ class ImagesBlock(DataBlock):
                 raise ValueError("resolution: the steps must begin with `since: 0` and rise")
         return self
 
-    def size_at(self, epoch: int, epochs: int) -> int:
-        if isinstance(self.resolution, int):
-            return self.resolution
-        if isinstance(self.resolution, ResolutionRamp):
-            return self.resolution.size_at(epoch, epochs)
-        return [step.size for step in self.resolution if part_of(step.since, epochs) <= epoch][-1]
+    @property
+    def train_size(self) -> SizeCourse:
+        return self.resolution
 
     @property
     def val_size(self) -> int:
@@ -204,7 +151,7 @@ class ImagesBlock(DataBlock):
             return []
         return [f"an epoch shows one in {repeats} images, {repeats} times each (data.augmentation.repeats)"]
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        if not isinstance(self.resolution, ResolutionRamp):
-            return []
-        return [(f"resolution.{key}", text) for key, text in self.resolution.problems(epochs)]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        if isinstance(self.resolution, ResolutionRamp):
+            for key, text in self.resolution.errors(run):
+                yield Misfit(f"resolution.{key}", text)

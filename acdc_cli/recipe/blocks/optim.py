@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from acdc_cli.recipe.blocks.base import Bears, Block, Decay, Share
+from acdc_cli.recipe.blocks.base import Bears, Block, Decay, Misfit, RunSize, Share
 
 
 class _Warmup(Block):
@@ -16,16 +17,10 @@ class _Warmup(Block):
     warmup_start: Share = 0.0
     """Share of the peak at the first step of the warm-up."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        if self.warmup_epochs < epochs:
-            return []
-        return [
-            (
-                "warmup_epochs",
-                f"the peak would come at epoch {self.warmup_epochs:g}, but there are {epochs} epochs; make it earlier",
-            )
-        ]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        if self.warmup_epochs >= run.epochs:
+            peak = f"the peak would come at epoch {self.warmup_epochs:g}, but there are {run.epochs} epochs"
+            yield Misfit("warmup_epochs", f"{peak}; make it earlier")
 
 
 class LinearSchedule(_Warmup):
@@ -50,10 +45,10 @@ class StepSchedule(_Warmup):
     gamma: PositiveFloat = 0.1
     """Factor on the learning rate at a milestone."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        late = [str(milestone) for milestone in self.milestones if milestone >= epochs]
-        message = f"the run ends after {epochs} epochs, before {', '.join(late)}"
-        return super().problems(epochs) + ([("milestones", message)] if late else [])
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        yield from super().check(run)
+        if late := [str(milestone) for milestone in self.milestones if milestone >= run.epochs]:
+            yield Misfit("milestones", f"the run ends after {run.epochs} epochs, before {', '.join(late)}")
 
 
 Schedule = Annotated[LinearSchedule | CosineSchedule | StepSchedule, Field(discriminator="name")]

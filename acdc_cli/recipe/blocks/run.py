@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from acdc_cli.recipe.blocks.base import Block, Decay, Epochs, epochs_of
+from acdc_cli.recipe.blocks.base import Block, Decay, Epochs, Misfit, RunSize, epochs_of
 
 
 class EMABlock(Block):
@@ -15,13 +16,10 @@ class EMABlock(Block):
     begin: Epochs = 0
     """Epoch in which the average begins, from the weights after its first step; 85% averages the last phase only."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        if (begin := epochs_of(self.begin, epochs)) < epochs:
-            return []
-        return [
-            ("begin", f"the average would begin at epoch {begin}, but the run has {epochs} epochs; make it earlier")
-        ]
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        if (begin := epochs_of(self.begin, run.epochs)) >= run.epochs:
+            epochs = f"the run has {run.epochs} epochs"
+            yield Misfit("begin", f"the average would begin at epoch {begin}, but {epochs}; make it earlier")
 
 
 class TrackBlock(Block):
@@ -59,11 +57,10 @@ class CheckpointBlock(Block):
     """In a Slurm job that is to be signalled before its end (`#SBATCH --signal=USR1@120`): once saved, requeue the job,
     whose command needs `--resume auto`."""
 
-    def problems(self, epochs: int) -> list[tuple[str, str]]:
-        """(key, message) for everything that does not fit a run of `epochs` epochs."""
-        outside = [str(each) for each in self.keep_states if not 0 < epochs_of(each, epochs) < epochs]
-        text = f"{', '.join(outside)}: expected lengths between the start and the end of the run's {epochs} epochs"
-        return [("keep_states", text)] if outside else []
+    def check(self, run: RunSize) -> Iterator[Misfit]:
+        if outside := [str(each) for each in self.keep_states if not 0 < epochs_of(each, run.epochs) < run.epochs]:
+            between = f"expected lengths between the start and the end of the run's {run.epochs} epochs"
+            yield Misfit("keep_states", f"{', '.join(outside)}: {between}")
 
 
 class DistributedBlock(Block):

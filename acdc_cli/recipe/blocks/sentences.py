@@ -37,7 +37,8 @@ class SentencesBlock(DataBlock):
     def shown(self) -> dict[str, Any]:
         return {"length": self.length}
 
-    def size_at(self, epoch: int, epochs: int) -> int:
+    @property
+    def train_size(self) -> int:
         return self.length
 
     @property

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import isclose
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.base import Block, Distribution, Sparsity
-
-
-@dataclass(frozen=True)
-class RunSize:
-    """The size of a run, which a method's keys must fit."""
-
-    epochs: int
-    steps_per_epoch: int | None = None
-    """None if only the data set can tell."""
-    batch_size: int | None = None
-
-
-class Misfit(NamedTuple):
-    key: str
-    """A key of the sparsity block."""
-    text: str
-    stops: bool = True
-    """Whether it stops the run; otherwise it is a warning."""
+from acdc_cli.recipe.blocks.base import Block, Distribution, RunSize, Sparsity
 
 
 class SparsityBlock(Block):
@@ -44,14 +25,6 @@ class SparsityBlock(Block):
     def proposed(cls, run: RunSize, target: float) -> dict[str, Any]:
         """The keys, besides method and target, with which `acdc init` begins a recipe for a run of this size."""
         return {}
-
-    def check(self, run: RunSize) -> Iterator[Misfit]:
-        """Everything of this block that does not fit a run of this size."""
-        yield from ()
-
-    def errors(self, run: RunSize) -> list[tuple[str, str]]:
-        """(key, message) for everything that would stop the run."""
-        return [(key, text) for key, text, stops in self.check(run) if stops]
 
     def require(self, run: RunSize) -> None:
         """Raises RecipeError, with a line for each error."""

@@ -50,7 +50,8 @@ class TextBlock(DataBlock):
     def shown(self) -> dict[str, Any]:
         return {"val_length": self.val_size}
 
-    def size_at(self, epoch: int, epochs: int) -> int:
+    @property
+    def train_size(self) -> int:
         return self.length
 
     @property

@@ -11,8 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.base import Sparsity
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize, Sparsity
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.alternation import AlternationBlock
 from acdc_cli.sparsity.masked import MaskedParameters
@@ -74,6 +73,13 @@ class Config(AlternationBlock):
 
 
 class Method(Sparsifier[Config]):
+    """Every sparse phase begins with new masks, and a dense phase with none (P1 algorithm 1):
+
+        sparse: m = 1[|w| is among the k largest]        dense: m = 1        w <- m * (w - lr dL/dw)
+
+    k = (1 - s) N of the N weights, where s is the phase's sparsity.
+    """
+
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)
         self._dense_masks: dict[str, Tensor] = {}

@@ -34,7 +34,10 @@ class Config(UpdateKeys, RandomStartKeys):
 
 
 class Method(Sparsifier[Config]):
-    """Every living weight has a sign: that of its initial value, or a random one if it is born later.
+    """Every living weight has a sign z: that of its initial value, or a random one if it is born later. It moves
+    with the L1 penalty α and normal noise ν, and dies where zw < 0:
+
+        w <- w - lr (dL/dw + αz) + sqrt(2 lr T) ν
 
     At an update, weights of the wrong sign die, and as many dormant weights of the same layer are born, all with the
     same probability, including those that just died (algorithm 1). A weight is born as a living 0.

@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.latent import LatentWeights

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from acdc_cli.recipe.blocks.base import Epochs, epochs_of
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize, epochs_of
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.sparsifier import Sparsifier
 from acdc_cli.sparsity.when import in_turn
@@ -31,7 +31,12 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """The optimiser's state is kept, as in the paper's algorithm 1: freed weights return without momentum."""
+    """The sparse phase keeps the k = (1 - s) N largest of the N weights, dense phases train all (algorithm 1):
+
+        sparse: m = 1[|w| is among the k largest]        dense: m = 1        w <- m * (w - lr dL/dw)
+
+    The optimiser's state is kept, as in the paper: freed weights return without momentum.
+    """
 
     def plan(self) -> PhasePlan:
         pruned, freed = epochs_of(self.config.sparse_from, self.epochs), epochs_of(self.config.dense_from, self.epochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.sparsifier import Sparsifier
@@ -23,6 +23,13 @@ class Config(CubicKeys):
 
 
 class Method(Sparsifier[Config]):
+    """The smallest weights are pruned, at a sparsity that rises from epoch t0 (`begin`) to epoch t1 (`end`), eq. 1:
+
+        s(t) = s_f + (s_0 - s_f) (1 - (t - t0) / (t1 - t0))^3
+
+    s_0 is `initial_sparsity`, s_f the target.
+    """
+
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from acdc_cli.recipe.blocks.base import Epochs, Sparsity, epochs_of
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize, Sparsity, epochs_of
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.exchange import ExchangeKeys, drop_and_grow
 from acdc_cli.sparsity.how_much import Cubic, above_target
@@ -32,7 +32,7 @@ class Config(ExchangeKeys, TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """An update prunes by magnitude, then drops and grows by |gradient|; the optimiser skips the step (algorithm 1)."""
+    """Updates prune to s = s_f + (s_0 - s_f) (1 - t/T)^3, drop, grow by |dL/dw|, and skip the step (algorithm 1)."""
 
     def plan(self) -> PhasePlan:
         reached = epochs_of(self.config.prune_until, self.epochs)

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.blocks.base import Epochs
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Epochs, Misfit, RunSize
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.rewinding import Rounds, rounds_of
@@ -93,7 +93,14 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Every round starts with zero optimiser state and has its own orders of the images."""
+    """The i-th pruning, by p (`prune`), keeps the weights that are largest at the end of a round, and rewinds them to
+    their values w_k of epoch k (`rewind_to`):
+
+        s_i = 1 - (1 - p)^i        w <- m * w_k
+
+    s_i is the sparsity of the masks m, and after the last pruning the target.
+    Every round starts with zero optimiser state and has its own orders of the images.
+    """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         self.rounds = config.rounds(epochs)

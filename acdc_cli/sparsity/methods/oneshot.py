@@ -12,6 +12,13 @@ class Config(OnceBlock):
 
 
 class Method(Sparsifier[Config]):
+    """At the start of epoch `at`, the largest weights stay, at the target s:
+
+        w <- m * w        m = 1[|w| is among the k largest]
+
+    k = (1 - s) N of the N weights.
+    """
+
     def plan(self) -> PhasePlan:
         return self.config.phases(self.epochs)
 

@@ -44,7 +44,12 @@ class Config(ExchangeKeys, RandomStartKeys):
 
 
 class Method(Sparsifier[Config]):
-    """The optimiser skips the step of an update. Steps whose gradient decides about growth have a dense backward pass.
+    """At step t, the k - n largest |w| of a layer's k living weights stay, and of all others the n with the largest
+    |dL/dw| grow (section 3; P2 eq. 6). a is `fraction`, T the step of `end`:
+
+        n = floor(a/2 (1 + cos(πt/T)) k)
+
+    The optimiser skips the step of an update. Steps whose gradient decides about growth have a dense backward pass.
 
     The first update comes after one interval. google-research's code has another at step 0, where magnitudes of
     untrained weights say nothing about which to drop.

@@ -18,8 +18,14 @@ class Config(ExchangeKeys, RandomStartKeys):
 
 
 class Method(Sparsifier[Config]):
-    """An update follows the optimiser's step: the paper trains, then rewires (algorithm 1), and so does
-    google-research's code. RigL skips that step instead."""
+    """At step t, the k - n largest |w| of a layer's k living weights stay, and n of all others grow, each with the same
+    probability. a is `fraction`, T the step of `end`:
+
+        n = floor(a/2 (1 + cos(πt/T)) k)
+
+    An update follows the optimiser's step: the paper trains, then rewires (algorithm 1), and so does
+    google-research's code. RigL skips that step instead.
+    """
 
     updates = 0
 

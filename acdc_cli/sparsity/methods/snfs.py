@@ -44,7 +44,13 @@ class Config(ExchangeKeys, RandomStartKeys):
 
 
 class Method(Sparsifier[Config]):
-    """`distribution` holds at the start; from the first update on, only the total is fixed."""
+    """m smooths the gradients of all weights; weights grow where |m| is largest. Layer l drops d_l weights and grows
+    g_l, in proportion to the mean |m| of its living weights, M_l, as far as it has room:
+
+        m <- b m + (1 - b) dL/dw        g_l = M_l / ΣM · Σd
+
+    `distribution` holds at the start; from the first update on, only the total is fixed.
+    """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:
         super().__init__(config, masked, epochs, seed)

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import PositiveInt
 
 from acdc_cli.errors import RunError
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
@@ -32,8 +33,8 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Ranks the weights by connection sensitivity, |w dL/dw| of the mean gradient (the paper's normalisation changes no
-    rank). At a high sparsity a global ranking may leave a layer without weights; acdc then prints a warning.
+    """Ranks the weights by connection sensitivity, s = |w dL/dw| of the mean gradient (the paper's normalisation
+    changes no rank). At a high sparsity a global ranking may leave a layer without weights; acdc then prints a warning.
     """
 
     def __init__(self, config: Config, masked: MaskedParameters, epochs: int, seed: int = 0) -> None:

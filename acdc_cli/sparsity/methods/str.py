@@ -10,7 +10,8 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from acdc_cli.errors import RecipeError
-from acdc_cli.recipe.blocks.sparsity import PrunedBlock, RunSize
+from acdc_cli.recipe.blocks.base import RunSize
+from acdc_cli.recipe.blocks.sparsity import PrunedBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters

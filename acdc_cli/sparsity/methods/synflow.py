@@ -31,7 +31,7 @@ class Config(TargetBlock):
 
 
 class Method(Sparsifier[Config]):
-    """Scores |w dR/dw| (algorithm 1): R sums outputs for an input of ones, all parameters and statistics absolute."""
+    """Scores s = |w dR/dw| (algorithm 1): R sums outputs for an input of ones; parameters and statistics absolute."""
 
     def plan(self) -> PhasePlan:
         return in_turn(("sparse", self.epochs))

@@ -9,8 +9,8 @@ import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
-from acdc_cli.recipe.blocks.base import Distribution, Sparsity
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize, TargetBlock
+from acdc_cli.recipe.blocks.base import Distribution, Misfit, RunSize, Sparsity
+from acdc_cli.recipe.blocks.sparsity import TargetBlock
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters

@@ -13,7 +13,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from acdc_cli.errors import RecipeError, RunError
-from acdc_cli.recipe.blocks.sparsity import Misfit, RunSize
+from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
 from acdc_cli.sparsity.fisher import Fisher, passes
 from acdc_cli.sparsity.how_much import CubicKeys
@@ -87,7 +87,12 @@ class Config(CubicKeys):
 
 
 class Method(Sparsifier[Config]):
-    """Weights that stay keep their momentum, although the compensation moves them a little."""
+    """The weights with the smallest ρ go; for each, the others move by δw (sections 3 and 4):
+
+        F = λI + 1/N Σ g gᵀ        ρ_q = w_q² / (2 [F^-1]_qq)        δw = -w_q F^-1 e_q / [F^-1]_qq
+
+    Weights that stay keep their momentum, although the compensation moves them a little.
+    """
 
     _warned_at = -1
     """The latest epoch whose gradients were weighed."""

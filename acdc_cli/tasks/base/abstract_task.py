@@ -6,12 +6,13 @@ for each sample, one int64: a class's number, or bits (`data/labels.py`); the ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from acdc_cli.quantities import Measures
+from acdc_cli.recipe.blocks.base import Misfit
 from acdc_cli.recipe.blocks.data import DataBlock
 from acdc_cli.recipe.blocks.task import TaskBlock
 
@@ -43,8 +44,8 @@ class Task(Measure, Protocol):
         """names: of the outputs, which are classes or labels."""
 
     @staticmethod
-    def misfits(data: DataBlock) -> list[tuple[str, str]]:
-        """(key, message) for everything in a recipe's data block that this task cannot do."""
+    def check(data: DataBlock) -> Iterator[Misfit]:
+        """Everything in a recipe's data block that this task cannot do."""
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The training loss of a batch, a scalar. Mixed targets are (batch, outputs), float32."""
