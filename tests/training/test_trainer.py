@@ -277,8 +277,8 @@ def test_a_collapse_is_warned_of_once_and_not_again_after_a_resume(
         tracker.log(recorded(epoch, phase="dense", largest_weight=largest, layers={}))
         # a resumed run knows what was recorded, and nothing else
         warn_of_collapse(RunDir(folder), [alerts])
-    told = "the largest weight grew from 0.5 to 50 in the dense phase of epoch 2"
-    assert [text.partition(";")[0] for text in alerts.texts] == [told]
+    told = "grew from 0.5 to 50 in the dense phase of epoch 2"
+    assert [told in text for text in alerts.texts] == [True]
     assert " ".join(capsys.readouterr().err.split()).count(told) == 1
 
 
