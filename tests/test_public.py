@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,17 @@ def test_the_citation_names_both_papers_and_the_licence() -> None:
 
 def test_the_changelog_has_this_version() -> None:
     assert f"\n## {__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_no_ten_words_of_a_message_stand_in_two_test_files() -> None:
+    """One test words a message whole; others look for the key or the number that they are about."""
+    first: dict[str, Path] = {}
+    twice = set()
+    for file in (ROOT / "tests").rglob("*.py"):
+        for outer in (node for node in ast.walk(ast.parse(file.read_text())) if not isinstance(node, ast.Expr)):
+            for node in ast.iter_child_nodes(outer):
+                words = node.value.split() if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+                parts = [" ".join(words[start : start + 10]) for start in range(len(words) - 9)]
+                twice |= {(part, file.name) for part in parts if first.setdefault(part, file) != file}
+    # set-up, such as a recipe, has no five plain words in a row
+    assert [(part, name) for part, name in twice if re.search(r"([a-z]+ ){5}", part)] == []

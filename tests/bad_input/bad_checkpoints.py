@@ -88,7 +88,7 @@ CHECKPOINTS = [
         "run of another acdc",
         changed("seed:", "seeds: 1\nseed:", "run/resolved.yaml"),
         "eval --checkpoint run",
-        "run/resolved.yaml:3: seeds: unknown key; did you mean seed? (allowed: <keys of a recipe>)",
+        "run/resolved.yaml:3: seeds: unknown key; …",
     ),
     Case(
         "run and --model",
@@ -118,8 +118,7 @@ CHECKPOINTS = [
         "foreign file of an unknown model",
         saved(dict),
         "eval --checkpoint c.pt --model resnet9 --data photos",
-        "there is no model 'resnet9'; did you mean resnet8 (local), resnet56 (local), "
-        "resnet50 (local, torchvision, timm)? Local models: <our models>. For the others, use …",
+        "there is no model 'resnet9'; …",
     ),
     Case(
         "another model",
@@ -170,31 +169,26 @@ CHECKPOINTS = [
         "data of another class count",
         of_three_classes,
         "eval --checkpoint run --data three",
-        "run/sparse.safetensors is for 2 classes, but the data has 3: choose weights trained on this "
-        "data, data with 2 classes, or train a new classifier (--set model.new_head=true)",
+        "run/sparse.safetensors is for 2 classes, but the data has 3: …",
     ),
     Case(
         "missing keys",
         saved(lambda weights: without(weights, "conv1.weight", "fc.bias")),
         FOREIGN,
-        "c.pt does not fit the model (44 tensors); 2 missing: conv1.weight [16, 3, 3, 3], fc.bias [2]. Name the model "
-        "that the file was made with (timm: and torchvision: may name the same network's weights "
-        "differently)",
+        "c.pt does not fit the model (44 tensors); 2 missing: conv1.weight [16, 3, 3, 3], fc.bias [2]. Name …",
     ),
     Case(
         "extra keys",
         saved(lambda weights: weights | {"head.weight": torch.zeros(2)}),
         FOREIGN,
-        "c.pt does not fit the model (44 tensors); 1 unknown: head.weight [2]. Name the model that the "
-        "file was made with (timm: and torchvision: may name the same network's weights differently)",
+        "c.pt does not fit the model (44 tensors); 1 unknown: head.weight [2]. Name …",
     ),
     Case(
         "another shape",
         saved(lambda weights: weights | {"conv1.weight": torch.zeros(16, 3, 7, 7)}),
         FOREIGN,
         "c.pt does not fit the model (44 tensors); 1 of another shape: conv1.weight is [16, 3, 7, 7],"
-        " not [16, 3, 3, 3]. Name the model that the file was made with (timm: and torchvision: may "
-        "name the same network's weights differently)",
+        " not [16, 3, 3, 3]. Name …",
     ),
     Case(
         "numbers for tensors",
@@ -226,20 +220,19 @@ CHECKPOINTS = [
         "weights without data",
         saved(lambda weights: weights | {"fc.bias": torch.zeros(2, device="meta")}),
         FOREIGN,
-        "c.pt: fc.bias is sparse, quantised, complex or without data; …",
+        "c.pt: fc.bias is sparse, …",
     ),
     Case(
         "no state dict",
         saved(lambda weights: {"epoch": 3, "loss": 0.1}),
         FOREIGN,
-        "c.pt holds no weights of this model: it has no tensors (keys epoch, loss); name a file with the "
-        "model's weights",
+        "c.pt holds no weights of this model: …(keys epoch, loss); …",
     ),
     Case(
         "list of weights",
         saved(lambda weights: list(weights.values())),
         FOREIGN,
-        "c.pt holds no weights of this model: it has no tensors (a list); name a file with the model's weights",
+        "c.pt holds no weights of this model: …(a list); …",
     ),
     Case(
         "empty",
@@ -251,25 +244,25 @@ CHECKPOINTS = [
         "text",
         wrote("c.pt", "hello"),
         FOREIGN,
-        "cannot read the weights in c.pt (not a torch file, …",
+        "cannot … c.pt (not a torch file, …",
     ),
     Case(
         "recipe",
         nothing,
         "eval --checkpoint small.yaml",
-        "cannot read the weights in small.yaml (not a torch file, …",
+        "cannot … small.yaml (not a torch file, …",
     ),
     Case(
         "truncated",
         all_of(saved(dict), cut("c.pt", 3000)),
         FOREIGN,
-        "cannot read the weights in c.pt (not a torch file, …",
+        "cannot … c.pt (not a torch file, …",
     ),
     Case(
         "our checkpoint, truncated",
         cut("run/checkpoints/last.pt", 5000),
         "eval --checkpoint run/checkpoints/last.pt",
-        "cannot read the weights in run/checkpoints/last.pt (not a torch file, …",
+        "cannot … run/checkpoints/last.pt (not a torch file, …",
     ),
     Case(
         "pickled code",
@@ -289,8 +282,7 @@ CHECKPOINTS = [
         "safetensors truncated",
         cut("run/sparse.safetensors", 5000),
         "eval --checkpoint run",
-        "cannot read the weights in run/sparse.safetensors (not a safetensors file, or a damaged one: "
-        "…); fetch or write the file again",
+        "cannot … run/sparse.safetensors (not a safetensors file, …",
     ),
     Case(
         "safetensors with broken metadata",
@@ -303,7 +295,7 @@ CHECKPOINTS = [
         recorded('{"recipe": {"epochs": 2}}'),
         "eval --checkpoint c.safetensors --model resnet8",
         "c.safetensors: name: missing; …\n"
-        "c.safetensors: model: missing; expected a block with at least name\n"
+        "c.safetensors: model: missing; …\n"
         "c.safetensors: data: missing; expected a block with at least name, batch_size\n"
         "c.safetensors: optim: missing; expected a block whose name is adamw, lamb, lars or sgd\n"
         "c.safetensors: sparsity: missing; expected a block whose method is <methods>",
@@ -319,16 +311,19 @@ CHECKPOINTS = [
         "weights to start from of another model",
         nothing,
         "train small.yaml --set model.name=resnet20 --set model.weights=run/dense.safetensors",
-        "run/dense.safetensors does not fit the model (116 tensors); 60 missing: "
-        "layer1.1.conv1.weight [16, 16, 3, 3], layer1.1.bn1.weight [16], layer1.1.bn1.bias [16], … 57 more. Name the "
-        "model that the file was made with (timm: and torchvision: may name the same network's weights "
-        "differently)",
+        "run/dense.safetensors does not fit the model (116 tensors); …",
     ),
     Case(
         "dense model to start from that is missing",
         nothing,
         "train small.yaml --set sparsity.from_checkpoint=photos",
         "photos is not a run directory: …",
+    ),
+    Case(
+        "dense weights to start from that are missing",
+        nothing,
+        "train small.yaml --set sparsity.from_checkpoint=no.pt",
+        "there is no weight file no.pt; …",
     ),
     Case(
         "run without a dense model to start from",

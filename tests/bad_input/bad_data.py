@@ -11,6 +11,7 @@ PHOTOS = "train small.yaml"
 SET = "train small.yaml --set data.path=set"
 WRITE = "data write folder --source photos --workers 0 --out new"
 TRAIN, VAL = "set/train.beton", "set/val.beton"
+EIGHT = ("cat/16", "cat/18", "cat/20", "cat/22", "dog/17", "dog/19", "dog/21", "dog/23")
 LABEL = 24 + 2 * 1041 + 16
 """Where the first image's label lies in a .beton file: behind header, fields and the entry of the image."""
 
@@ -53,17 +54,15 @@ READ = [
         "no ImageNet",
         nothing,
         "train resnet50_95",
-        "the data set imagenet has no train and val: HOME/data/imagenet has neither a .beton file"
-        " of that name nor a folder of images. Write it: `acdc data write imagenet --source "
-        "/path/to/imagenet --out data/imagenet`. Or give its location: --set data.path=FOLDER",
+        "the data set imagenet has no train and val: HOME/data/imagenet has neither …. Write it: "
+        "`acdc data write imagenet --source /path/to/imagenet --out data/imagenet`. …",
     ),
     Case(
         "misspelt data set",
         nothing,
         f"{PHOTOS} --set data.path=null --set data.name=cfar10",
-        "the data set cfar10 has no train and val: HOME/data/cfar10 has neither a .beton file of "
-        "that name nor a folder of images; did you mean cifar10? Write it: `acdc data write folder "
-        "--source /path/to/cfar10 --out data/cfar10`. Or give its location: --set data.path=FOLDER",
+        "the data set cfar10 has no train and val: HOME/data/cfar10 has neither …; did you mean "
+        "cifar10? Write it: …--source /path/to/cfar10 --out data/cfar10`. …",
     ),
     Case(
         "data that are a file",
@@ -75,21 +74,19 @@ READ = [
         "no validation images",
         gone("photos/val"),
         PHOTOS,
-        "the data set folder has no val: HOME/photos has neither a .beton file of that name nor a"
-        " folder of images. Write it: `acdc data write folder --source /path/to/folder --out photos`."
-        " Or give its location: --set data.path=FOLDER",
+        "the data set folder has no val: HOME/photos has neither …--out photos`. …",
     ),
     Case(
         "no training images",
         gone("photos/train"),
         PHOTOS,
-        "the data set folder has no train: HOME/photos has neither a .beton file …",
+        "the data set folder has no train: HOME/photos has neither …",
     ),
     Case(
         "file where images should be",
         all_of(gone("photos/val"), wrote("photos/val", "")),
         PHOTOS,
-        "the data set folder has no val: HOME/photos has neither a .beton file …",
+        "the data set folder has no val: HOME/photos …",
     ),
     Case(
         "class missing in validation",
@@ -121,7 +118,7 @@ READ = [
         "image that is cut off",
         cut("photos/train/cat/00.png", 500),
         PHOTOS,
-        "photos/train/cat/00.png: the image cannot be read …",
+        "photos/train/cat/00.png: the image …",
         ("runs",),
     ),
     Case(
@@ -141,9 +138,7 @@ READ = [
         ".beton missing",
         removed(TRAIN),
         SET,
-        "the data set folder has no train: HOME/set has neither a .beton file of that name nor a "
-        "folder of images. Write it: `acdc data write folder --source /path/to/folder --out set`. Or "
-        "give its location: --set data.path=FOLDER",
+        "the data set folder has no train: HOME/set has neither …--out set`. …",
     ),
     Case(
         ".beton empty",
@@ -156,8 +151,7 @@ READ = [
         ".beton truncated",
         cut(TRAIN, 80_000),
         SET,
-        "set/train.beton: has 80000 bytes, its manifest says …. Write it again (`acdc data "
-        "write --force`) or fetch another copy.",
+        "set/train.beton: has 80000 bytes, …",
     ),
     Case(
         ".beton of another version",
@@ -170,25 +164,19 @@ READ = [
         ".beton with another label",
         flipped(TRAIN, LABEL),
         SET,
-        "set/train.beton: 1 of its 8 MiB pages changed since it was written: page 0 (header and "
-        "labels). Write it again (`acdc data write --force`) or fetch another copy.",
+        "set/train.beton: 1 of its 8 MiB pages changed since it was written: page 0 (header and labels). …",
     ),
     Case(
         ".beton changed since its manifest",
         flipped(TRAIN, PAGE),
         "data check set/train.beton",
-        "set/train.beton: 1 of its 8 MiB pages changed since it was written: page 1 (16 images "
-        "between 0 and 15, allocation table). Write it again (`acdc data write --force`) or fetch "
-        "another copy.",
+        "set/train.beton: 1 of its 8 MiB pages …: page 1 (16 images between 0 and 15, allocation table). …",
     ),
     Case(
         "both .beton damaged",
         all_of(cut(TRAIN, 9), cut(VAL, 9)),
         "data check set",
-        "set/train.beton: has 9 bytes, its manifest says …. Write it again (`acdc data write "
-        "--force`) or fetch another copy.\n"
-        "set/val.beton: has 9 bytes, its manifest says …. Write it again (`acdc data write "
-        "--force`) or fetch another copy.",
+        "set/train.beton: has 9 bytes, …\nset/val.beton: has 9 bytes, …",
     ),
     Case(
         "manifest missing",
@@ -219,7 +207,7 @@ READ = [
         "manifest of another version",
         entry(f"{TRAIN}.json", version=2),
         SET,
-        "set/train.beton.json: not a manifest of version 1. …",
+        "set/train.beton.json: not a manifest …",
     ),
     Case(
         "manifest with another key",
@@ -243,7 +231,7 @@ READ = [
         "manifest of other classes",
         entry(f"{TRAIN}.json", class_names=["cat", "eel"]),
         SET,
-        "set: train and val hold different classes; only one of them has dog, eel. Make both from the same source.",
+        "set: train and val hold different classes; only one of them has dog, eel. …",
     ),
     Case(
         "check of nothing",
@@ -290,7 +278,7 @@ WRITTEN = [
         "source that is a file",
         nothing,
         "data write folder --source small.yaml --out new",
-        "small.yaml/train: Not a directory. The --source folder must hold the images in train/CLASS/ and val/CLASS/.",
+        "small.yaml/train: Not a directory. …",
     ),
     Case(
         "wrong class count",
@@ -311,15 +299,8 @@ WRITTEN = [
         "no image that can be decoded",
         spoilt("photos/val"),
         f"{WRITE} --skip-bad",
-        "8 of 8 images cannot be read, so the set is not written. All are listed in new/val.beton.bad.txt.\n"
-        "  val/cat/16.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/cat/18.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/cat/20.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/cat/22.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/dog/17.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/dog/19.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/dog/21.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image\n"
-        "  val/dog/23.png: no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image",
+        "8 of 8 images …. All are listed in new/val.beton.bad.txt.\n"
+        + "\n".join(f"  val/{name}.png: no JPEG, …" for name in EIGHT),
         ("new",),
     ),
     Case(
@@ -334,8 +315,7 @@ WRITTEN = [
         "foreign file in its place",
         foreign,
         WRITE,
-        "new/val.beton has no manifest (val.beton.json): it was not written by `acdc data write`, or "
-        "not to the end. Write it again. (--force writes it again)",
+        "new/val.beton has no manifest (val.beton.json): …. (--force writes it again)",
     ),
     Case(
         "set into a file",

@@ -47,7 +47,7 @@ FILES = [
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,"
         " and no recipe "
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa:"
-        " neither a file nor a shipped recipe (see: acdc recipes list)",
+        " neither a file …",
     ),
     Case(
         "unknown key",
@@ -129,14 +129,13 @@ FILES = [
         "percent for a share",
         changed("target: 0.5", "target: 50"),
         TRAIN,
-        "small.yaml:6: sparsity.target: expected a number of at least 0 and below 1, found 50; it is "
-        "a share: 0.5, not 50",
+        "small.yaml:6: sparsity.target: expected a number of …, found 50; it is a share: 0.5, not 50",
     ),
     Case(
         "percent sign",
         changed("target: 0.5", "target: 50%"),
         TRAIN,
-        'small.yaml:6: sparsity.target: expected a number of at least 0 and below 1, found "50%"; write 0.5',
+        'small.yaml:6: sparsity.target: expected …, found "50%"; write 0.5',
     ),
     Case(
         "truth in YAML 1.1",
@@ -185,8 +184,7 @@ FILES = [
         "empty block",
         changed("{lr: 0.05, schedule: {warmup_epochs: 0}}", ""),
         TRAIN,
-        "small.yaml:5: optim: expected a block whose name is adamw, lamb, lars or sgd, found nothing; give a "
-        "value or remove the line",
+        "small.yaml:5: optim: expected a block …, found nothing; give a value or remove the line",
     ),
     Case(
         "unknown method",
@@ -236,15 +234,15 @@ FILES = [
         "target that the pattern forbids",
         changed("target: 0.5", "target: 0.9, pattern: 2:4"),
         TRAIN,
-        "small.yaml:6: sparsity.target: 2:4 keeps 2 of every 4 weights, …",
+        "small.yaml:6: sparsity.target: 2:4 keeps 2 of every 4 weights, a sparsity of 0.5, found 0.9; write "
+        "target: 0.5, or take another pattern",
     ),
     Case(
         "phases that do not fit",
         changed("epochs: 2", "epochs: 15"),
         "train small.yaml --set 'sparsity={method: acdc, target: 0.9}'",
         "--set sparsity: sparsity.sparse_epochs: 15 epochs leave 0 between the "
-        "warm-up (2) and the last phases (10 dense and 15 sparse); sparse phases of 5 with dense "
-        "phases of 5 between them take 5, 15, 25, … epochs: change a length, or train 33 epochs",
+        "warm-up (2) and …: change a length, or train 33 epochs",
     ),
     Case(
         "crop larger than the image",
@@ -262,7 +260,7 @@ FILES = [
         "misspelt shipped recipe",
         nothing,
         "plan demo_gnp",
-        "no recipe demo_gnp: neither a file nor a shipped recipe; did you mean demo_gmp? (see: acdc recipes list)",
+        "no recipe demo_gnp: neither …; did you mean demo_gmp? …",
     ),
     Case(
         "folder", nothing, "plan photos", "photos is a folder; give a recipe file, or a name from `acdc recipes list`"
@@ -284,7 +282,7 @@ FILES = [
         "extends of several",
         changed("extends: demo", "extends: [demo, demo_gmp]"),
         TRAIN,
-        'small.yaml:1: extends: expected the path of one recipe, …, found ["demo", "demo_gmp"]',
+        'small.yaml:1: extends: expected …, found ["demo", "demo_gmp"]',
     ),
     Case(
         "empty extends",
@@ -370,13 +368,13 @@ FILES = [
         "weights",
         nothing,
         "recipes show run/dense.safetensors",
-        "run/dense.safetensors: … bytes are too many for a recipe, which has a few thousand",
+        "run/dense.safetensors: … bytes are too many for a recipe, …",
     ),
     Case(
         "deep nesting",
         changed("epochs: 2", f"epochs: {500 * '['}{500 * ']'}"),
         TRAIN,
-        "small.yaml:3: not valid YAML: blocks or lists nested more than 20 deep; a recipe has four levels",
+        "small.yaml:3: not valid YAML: blocks or lists …",
     ),
     Case(
         "aliases that multiply",
@@ -419,7 +417,7 @@ FILES = [
         "escape of no character",
         changed("name: small", 'name: "\\U00110000"'),
         TRAIN,
-        "small.yaml:2: not valid YAML: an unknown escape; write the character itself",
+        "small.yaml:2: not valid YAML: an unknown escape; …",
     ),
     Case(
         "key that is a block",
@@ -440,7 +438,7 @@ OVERRIDES = [
         "--set with an empty key",
         nothing,
         f"{TRAIN} --set optim..lr=1",
-        "--set optim..lr=1: expected KEY=VALUE, for example --set optim.lr=0.1",
+        "--set optim..lr=1: expected KEY=VALUE, …",
     ),
     Case(
         "--set of an unknown key",
@@ -458,7 +456,7 @@ OVERRIDES = [
         "--set of an empty value",
         nothing,
         f"{TRAIN} --set epochs=",
-        "--set epochs: expected a whole number above 0, found nothing; give a value or remove the line",
+        "--set epochs: expected a whole number above 0, found nothing; …",
     ),
     Case(
         "--set of broken YAML",
@@ -491,7 +489,7 @@ OVERRIDES = [
         f"{TRAIN} --set {'.'.join(99 * 'a')}=1",
         "--set "
         "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a=1:"
-        " expected KEY=VALUE, for example --set optim.lr=0.1",
+        " expected KEY=VALUE, …",
     ),
     Case(
         "more mistakes than anyone reads",
@@ -506,7 +504,6 @@ OVERRIDES = [
         "several mistakes at once",
         nothing,
         f"{TRAIN} --set epochs=-1 --set sede=3",
-        "--set epochs: expected a whole number above 0, found -1\n"
-        "--set sede: unknown key; did you mean seed? (allowed: <keys of a recipe>)",
+        "--set epochs: expected a whole number above 0, found -1\n--set sede: unknown key; did you mean seed? …",
     ),
 ]

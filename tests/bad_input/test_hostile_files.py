@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from acdc_cli import reading
-from acdc_cli.data import manifest
 from acdc_cli.errors import AcdcError, CheckpointError, ModelError, RecipeError, RunError
 from acdc_cli.jobs.checkpoints import recipe_of
 from acdc_cli.models import torch_file, weights
@@ -114,12 +113,6 @@ def test_a_command_says_it_and_ends_with_code_2(home: Path, acdc: Acdc, name: st
     ended = acdc("analyze", "compare", "run", "run/../run")
     assert ended.exit_code == 2
     assert said in " ".join(ended.stderr.split())
-
-
-def test_a_manifest_nested_without_end_is_refused(home: Path) -> None:
-    manifest.path_of(home / "set" / "train.beton").write_text(DEEP)
-    with pytest.raises(AcdcError, match=r"train\.beton\.json is damaged \(it is nested"):
-        manifest.read(home / "set" / "train.beton")
 
 
 def test_a_ledger_s_columns_are_checked(tmp_path: Path) -> None:

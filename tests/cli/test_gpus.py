@@ -113,7 +113,7 @@ def test_processes_of_which_one_hangs_are_started_again_at_the_deadline(
     said = said_by(process)
     assert process.returncode == 0, said
     assert "waiting for rank 1 of 2" in said
-    assert "all processes restart from the last checkpoint, attempt 1 of 3" in said
+    assert "attempt 1 of 3" in said
     assert_finished_as(undisturbed, run)
 
 
@@ -204,7 +204,7 @@ def test_what_the_user_can_mend_is_said_once_and_tried_once(
     said = result.stderr + capfd.readouterr().err
     assert result.exit_code == 2, said
     # torch's own log may stand beside it, such as of a store that ends before a process does
-    assert said.count("error: ") == said.count("error: the data set folder has no train and val") == 1, said
+    assert said.count("error: ") == said.count("error: the data set folder") == 1, said
     assert "all processes restart" not in said
     assert "Traceback" not in said
 

@@ -91,7 +91,7 @@ def test_copy_takes_a_folder_or_a_new_file_and_overwrites_none(in_tmp: Path) -> 
     assert Path("mine/demo.yaml").is_file()
     assert jobs.copy("recipes/demo.yaml", Path("mine/other.yaml")) == Path("mine/other.yaml")
     Path("mine/demo.yaml").write_text("edited")
-    with pytest.raises(RecipeError, match=r"^mine/demo.yaml exists; give another destination or remove it first$"):
+    with pytest.raises(RecipeError, match=r"^mine/demo.yaml exists; "):
         jobs.copy("demo", Path("mine"))
     assert Path("mine/demo.yaml").read_text() == "edited"
     with pytest.raises(RecipeError, match=r"^nowhere/demo.yaml cannot be written"):

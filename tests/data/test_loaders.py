@@ -89,13 +89,7 @@ def test_image_folders_are_a_set_as_they_are(folders: Path) -> None:
     assert set(data.fingerprint) == {"train", "val"}
 
 
-def test_a_set_that_is_not_there_is_an_error_that_says_where_it_was_sought_and_how_it_is_made(in_tmp: Path) -> None:
-    command = "`acdc data write imagenet --source /path/to/imagenet --out data/imagenet`"
-    with pytest.raises(DataError) as caught:
-        open_set(_block(None, name="imagenet"))
-    assert "train and val" in str(caught.value)
-    assert str(in_tmp / "data" / "imagenet") in str(caught.value)
-    assert command in str(caught.value)
+def test_a_set_that_needs_no_source_is_made_by_a_command_without_one(in_tmp: Path) -> None:
     with pytest.raises(DataError, match="`acdc data write demo`"):
         open_set(_block(None, name="demo"))
 

@@ -137,8 +137,8 @@ def test_a_token_that_the_vocabulary_lacks_is_found_by_check(source: Path) -> No
         ({"splits": 3}, "text.json is damaged"),
         ({"splits": {"train": {"tokens": -1}}}, "text.json is damaged"),
         ({"tokeniser": {}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
-        ({"tokeniser": {"kind": "words", "words": "the"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
-        ({"tokeniser": {"kind": "byte pairs"}}, r"text.json is damaged \(tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "words", "words": "the"}}, "tokeniser: .*no vocabulary"),
+        ({"tokeniser": {"kind": "byte pairs"}}, "tokeniser: .*no vocabulary"),
     ],
 )
 def test_facts_of_another_form_are_refused(source: Path, change: dict[str, object], message: str) -> None:

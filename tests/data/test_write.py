@@ -268,7 +268,7 @@ def test_one_bad_image_stops_the_write_and_leaves_nothing_but_the_list(tmp_path:
     with pytest.raises(DataError) as refusal:
         write(source, out / "train.beton", JPEG, workers=1)
     message = str(refusal.value)
-    assert message.startswith("2 of 22 images cannot be read, so the set is not written.")
+    assert message.startswith("2 of 22 images cannot be read, ")
     assert "--skip-bad" in message
     assert "bad.jpg: no JPEG" in message
     assert "worse.jpg: the file is empty" in message
@@ -305,7 +305,7 @@ def test_skip_bad_writes_the_others_and_the_manifest_names_the_bad(
     file = BetonFile(beton)
     assert [bytes(file.image_bytes(index)) for index in range(2)] == [files["000.jpg"], files["002.jpg"]]
     assert file.labels.tolist() == [0, 0]
-    assert made.bad == (BadImage("bad.jpg", "no JPEG, PNG, BMP, PPM, TIFF, WEBP or GIF image"),)
+    assert [(bad.path, bad.reason.partition(",")[0]) for bad in made.bad] == [("bad.jpg", "no JPEG")]
     assert (made.samples, made.label_histogram) == (2, (2, 0))
     assert check_full(beton) == made
     assert "1 of 3 images cannot be read and are left out" in " ".join(capsys.readouterr().err.split())
@@ -313,7 +313,7 @@ def test_skip_bad_writes_the_others_and_the_manifest_names_the_bad(
 
 def test_skip_bad_does_not_write_a_set_without_images(tmp_path: Path) -> None:
     source = _folder(tmp_path, {"a.jpg": b"text", "b.jpg": b""})
-    with pytest.raises(DataError, match="2 of 2 images cannot be read, so the set is not written") as refusal:
+    with pytest.raises(DataError, match="2 of 2 images cannot be read, ") as refusal:
         write(source, tmp_path / "train.beton", JPEG, workers=0, skip_bad=True)
     assert "--skip-bad" not in str(refusal.value)
 

@@ -301,7 +301,7 @@ def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) 
     found = planned("resnet50_95")
     assert found.totals.steps == 100 * (1_281_167 // 1024)
     assert "imagenet was not found: its 1,281,167 training images are assumed" in found.notes
-    with pytest.raises(DataError, match="the data set folder has no train and val"):
+    with pytest.raises(DataError, match="folder has no train and val"):
         planned("demo", "data.name=folder")
     with pytest.raises(DataError, match=r"data.batch_size 5000 is more than the 4000 images of demo"):
         planned("demo", "data.batch_size=5000")
@@ -331,7 +331,7 @@ def test_what_the_start_took_to_train_is_not_counted_and_said_so(in_tmp: Path) -
 
 
 def test_what_training_would_refuse_is_refused(in_tmp: Path) -> None:
-    with pytest.raises(RecipeError, match=r"sparsity.every: the first update would be at step 1000"):
+    with pytest.raises(RecipeError, match=r"sparsity\.every: .* step 1000"):
         planned("demo_rigl", "sparsity.every=1000", "sparsity.every_epochs=null")
 
 

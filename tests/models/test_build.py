@@ -82,8 +82,8 @@ def test_all_resnet50_have_the_same_parameters() -> None:
         ("resnet_50", "did you mean resnet50 (local, torchvision, timm)"),
         ("ResNet20", "did you mean resnet20 (local)"),
         ("torchvision:vit_small_patch16_224", "did you mean vit_small_patch16_224 (timm)"),
-        ("timm:resnet50.a1_in1k", "did you mean resnet50 (local, torchvision, timm)"),
-        ("keras:resnet50", "did you mean resnet50 (local, torchvision, timm)"),
+        ("timm:resnet50.a1_in1k", "resnet50 (local, torchvision, timm)"),
+        ("keras:resnet50", "resnet50 (local, torchvision, timm)"),
         ("zzzzzzzz", "there is no model 'zzzzzzzz'; Local models: mobilenet_v1, "),
     ],
 )

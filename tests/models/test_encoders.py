@@ -100,7 +100,7 @@ def test_a_folder_has_a_configuration_and_weights(model: torch.nn.Module, tmp_pa
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"holds no weights of this model: its 1 tensors are conv1\.weight"):
+    with pytest.raises(ModelError, match=r"its 1 tensors are conv1\.weight"):
         build(bert(weights=str(tmp_path), new_head=True), 3)
 
 

@@ -185,10 +185,9 @@ def test_a_circle_is_shown() -> None:
 
 def test_a_parent_that_is_nowhere_is_named_with_the_nearest() -> None:
     Path("a.yaml").write_text("extends: resnet50_96.yaml\n")
-    assert refusal("a.yaml") == (
-        "a.yaml:1: extends: there is no resnet50_96.yaml, and no recipe resnet50_96.yaml: neither a file nor a shipped "
-        "recipe; did you mean resnet50_98? (see: acdc recipes list)"
-    )
+    said = refusal("a.yaml")
+    assert said.startswith("a.yaml:1: extends: there is no resnet50_96.yaml, ")
+    assert "did you mean resnet50_98?" in said
     Path("a.yaml").write_text("extends: [b, c]\n")
     said = "extends: expected the path of one recipe, or a shipped recipe's name"
     assert refusal("a.yaml") == f'a.yaml:1: {said}, found ["b", "c"]'

@@ -84,12 +84,7 @@ def test_masks_are_nested_even_when_living_weights_become_zero() -> None:
 
 
 def test_a_pattern_with_one_sparsity_only_cannot_be_reached_gradually() -> None:
-    [(key, message)] = config(0.5, pattern="2:4").errors(RunSize(20))
-    assert (key, message) == (
-        "pattern",
-        "2:4 has a single sparsity, but gmp reaches its target in steps; use another method, such as acdc, "
-        "or another pattern",
-    )
+    assert [key for key, _ in config(0.5, pattern="2:4").errors(RunSize(20))] == ["pattern"]
     assert config(pattern="block4").errors(RunSize(20)) == []
 
 

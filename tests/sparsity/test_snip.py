@@ -128,7 +128,7 @@ def test_layers_left_without_weights_are_named(capsys: pytest.CaptureFixture[str
 
 
 def test_batches_must_be_fewer_than_an_epochs_steps() -> None:
-    with pytest.raises(RecipeError, match=r"sparsity.batches: expected fewer than the 10 batches of the first epoch"):
+    with pytest.raises(RecipeError, match=r"sparsity\.batches: .* found 10"):
         run_of([1.0], batches=10).start(0)
     run_of([1.0], batches=9).start(0)
 

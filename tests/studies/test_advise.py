@@ -192,10 +192,8 @@ def test_the_command_prints_the_numbers_that_it_rests_on(acdc: Acdc, in_tmp: Pat
     done = acdc("advise", study(in_tmp / "s", STUDY))
     assert done.exit_code == 0
     assert "0.2000 ± 0.0020" in done.stdout
-    assert (
-        "90 %, 8 epochs: under-trained: loss and entropy are above the reference; 16 epochs were more accurate"
-        in done.stdout
-    )
+    assert "90 %, 8 epochs: under-trained: " in done.stdout
+    assert "; 16 epochs were more accurate" in done.stdout
     assert "90 %: lengths supported: 16" in done.stdout
     assert "arXiv 2308.02060" in done.stderr
 

@@ -221,16 +221,16 @@ def test_a_base_that_is_not_there_is_told_with_all_else(in_tmp: Path) -> None:
         load_study("foo.yaml")
     lines = str(error.value).splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["foo.yaml:1:", "foo.yaml:2:", "foo.yaml:3:"]
-    assert "base: no recipe demo_gpm: neither a file nor a shipped recipe; did you mean demo_gmp?" in lines[1]
+    assert "base: no recipe demo_gpm: " in lines[1]
+    assert "did you mean demo_gmp?" in lines[1]
 
 
 def test_the_misfits_of_all_runs_are_told_at_once_each_with_its_runs(in_tmp: Path) -> None:
     lines = refusal("axes: {sparsity: [dense, 80], epochs: [4, 16], optim.lr: [0.1, zero]}\n")
-    assert lines == [
-        "sparsity=dense,epochs=4,optim.lr=zero and 3 others: --set optim.lr: expected a number above 0, found \"zero\"",
-        "sparsity=80,epochs=4,optim.lr=0.1 and 3 others: --set sparsity.target: expected a number of at least 0 and "
-        "below 1, found 80; it is a share: 0.8, not 80",
-    ]  # fmt: skip
+    assert [line.partition(": expected ")[0] for line in lines] == [
+        "sparsity=dense,epochs=4,optim.lr=zero and 3 others: --set optim.lr",
+        "sparsity=80,epochs=4,optim.lr=0.1 and 3 others: --set sparsity.target",
+    ]
     (line,) = refusal("axes: {sparsity: [dense, 0.8], epochs: [4, 16]}\n")
     assert line.startswith("sparsity=0.8,epochs=4: ")
     assert "4 epochs leave 0" in line
