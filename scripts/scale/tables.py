@@ -109,8 +109,8 @@ def joints(steps: dict[str, Any]) -> list[Joint]:
     rounds = (by_round(what) for what in ("one", "apart", "together", "exchange"))
     for one, apart, together, exchange in zip(*rounds, strict=True):
         # the last process to arrive waits for the network only
-        sent = [min(both) for both in zip(*exchange, strict=True)]
-        slower = [max(both) for both in zip(*together, strict=True)]
+        sent = [min(rank_seconds) for rank_seconds in zip(*exchange, strict=True)]
+        slower = [max(rank_seconds) for rank_seconds in zip(*together, strict=True)]
         found.append(Joint(mean(joint_steps(apart, sent)), mean(slower), mean(one[0])))
     return found
 

@@ -108,7 +108,7 @@ def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
 def test_findings_become_files_without_nan(tmp_path: Path) -> None:
     table = Table(("name", "share"), [("a, b", 0.1), ("c", float("nan"))])
     figure = plotting.new(2, 2)
-    figure.subplots().plot([0, 1], **next(plotting.looks()))
+    figure.subplots().plot([0, 1], **next(plotting.styles()))
     findings = Findings({"share": [float("inf"), 0.5]}, table, {"": table, "more": table}, {"": figure})
     names = [path.name for path in findings.write(tmp_path / "new", "found", {"analysis": "x"})]
     assert names == ["found.json", "found.csv", "found-more.csv", "found.png", "found.svg"]
@@ -121,7 +121,7 @@ def test_findings_become_files_without_nan(tmp_path: Path) -> None:
 def test_the_same_figure_is_the_same_bytes() -> None:
     def drawn() -> tuple[bytes, str]:
         figure = plotting.new(2, 2)
-        figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.looks()))
+        figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.styles()))
         return png(figure), plotting.svg(figure)
 
     assert drawn() == drawn()
@@ -141,8 +141,8 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(values: list[float], tick
     panel.plot(values)
     plotting.log(panel, "y")
     figure.canvas.draw()
-    least, most = panel.get_ylim()
-    assert [tick.get_text() for tick in panel.get_yticklabels() if least < tick.get_position()[1] < most] == ticks
+    low, high = panel.get_ylim()
+    assert [tick.get_text() for tick in panel.get_yticklabels() if low < tick.get_position()[1] < high] == ticks
 
 
 def test_phases_are_shaded_for_a_single_run_only() -> None:
@@ -155,8 +155,8 @@ def test_phases_are_shaded_for_a_single_run_only() -> None:
     assert shaded == [3 + 2, 2 * 2]
 
 
-def test_looks_differ_without_colours() -> None:
-    drawn = [next(looks) for looks in [plotting.looks()] for _ in range(6)]
+def test_styles_differ_without_colours() -> None:
+    drawn = [next(styles) for styles in [plotting.styles()] for _ in range(6)]
     assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
 
 

@@ -30,7 +30,7 @@ from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Summary, accuracy_and_cost, front_of, summarise
 from acdc_cli.studies.watch import live_lines
-from acdc_cli.studies.watch.state import look
+from acdc_cli.studies.watch.state import watched_runs
 from acdc_cli.training.progress import print_epoch, print_header
 
 PERPLEXITY = Quantity("perplexity", "perplexity", "ppl", "", "less")
@@ -259,7 +259,7 @@ def test_lists_of_runs_name_what_they_rank_by(tmp_path: Path, capsys: pytest.Cap
     assert ("perplexity, zeros", "20.000, 75.00 %") in run_table.facts(listed[0])
     assert "accuracy" not in (shown := listed[0].as_dict())
     assert shown["perplexity"] == 20.0
-    lines = live_lines.lines(look([listed[0].path]), (), 80, 0.0)
+    lines = live_lines.lines(watched_runs([listed[0].path]), (), 80, 0.0)
     assert any("perplexity 20.000 ·" in line for line in lines)
     assert any(line.startswith("  perplexity ") and line.endswith("20 → 20") for line in lines)
     finished(tmp_path / "runs" / "c", "multiclass", top1=0.5)

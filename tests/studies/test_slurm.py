@@ -65,7 +65,7 @@ class Cluster:
         return {job_id: "RUNNING" for job_id in ids if _is_alive(int(job_id))}
 
     def launcher(self, states: Callable[[], Mapping[str, str]] | None = None, patience: float = 0.3) -> Slurm:
-        return Slurm(self.executor, states or self.states, self.recorded.append, look_every=0.02, patience=patience)
+        return Slurm(self.executor, states or self.states, self.recorded.append, refresh_every=0.02, patience=patience)
 
     def start(self, launcher: Slurm, program: str, number: int = 0) -> SlurmJob:
         """A Python program as the command of the study's cell of that number."""
@@ -304,7 +304,7 @@ def test_a_sweep_that_ends_leaves_its_jobs_to_the_next(cluster: Cluster, monkeyp
         return [sys.executable, "-c", UNTIL_TOLD + done, str(row.directory)]
 
     def work(stop: Callable[[], bool]) -> None:
-        launcher = Slurm(cluster.executor, cluster.states, queue.record_jobs, look_every=0.02)
+        launcher = Slurm(cluster.executor, cluster.states, queue.record_jobs, refresh_every=0.02)
         Sweep(queue, Owner.this_process(), launcher, command, Path("logs"), tuple, Silence()).work(stop)
 
     def both_run() -> bool:

@@ -78,7 +78,7 @@ def until(found: Callable[[], object], seconds: float = 120) -> None:
 
 def launched(*options: str) -> Slurm:
     launcher = slurm.slurm(Path("slurm"), "test", options, lambda states: None)
-    launcher._look_every, launcher._patience = 0.5, 3
+    launcher._refresh_every, launcher._patience = 0.5, 3
     return launcher
 
 

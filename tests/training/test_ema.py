@@ -149,7 +149,7 @@ def test_the_model_is_itself_again_to_the_bit_whatever_happens_within() -> None:
     with average.installed():
         assert not same(before, bits(dict(model.named_parameters())))
         assert model.weight.data_ptr() == place, "compiled graphs keep their storage"
-        with average.aside():
+        with average.set_aside():
             assert same(before, bits(dict(model.named_parameters())))
         assert not same(before, bits(dict(model.named_parameters())))
     assert same(before, bits(dict(model.named_parameters())))
