@@ -225,9 +225,9 @@ def weights(run: RunDir) -> dict[str, Tensor]:
 
 
 def masks(run: RunDir) -> dict[str, dict[str, Tensor]]:
-    found = {path.name: load_masks(path) for path in run.masks.iterdir()}
-    assert found
-    return found
+    by_file = {path.name: load_masks(path) for path in run.masks.iterdir()}
+    assert by_file
+    return by_file
 
 
 @pytest.mark.parametrize("work", ["messages", "messages of parts"])
@@ -246,8 +246,8 @@ def test_two_processes_train_as_one_that_cuts_its_batches_in_two_to_the_bit(
 ) -> None:
     assert two.raised[method] == ["", ""]
     one, both = alone(method, 2), RunDir(two.folder / method)
-    expected, found = weights(one), weights(both)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, actual = weights(one), weights(both)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert_same_masks(one, both)
 
 
@@ -257,9 +257,9 @@ def test_two_processes_train_as_one_with_whole_batches_but_for_rounding(
 ) -> None:
     one, both = alone(method, 1), RunDir(two.folder / method)
     assert_same_masks(one, both)
-    expected, found = weights(one), weights(both)
+    expected, actual = weights(one), weights(both)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -285,8 +285,8 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_they_go_on_to_the_same_
         assert raised.startswith("Stopped: stopped and saved after step 3 of 4 of epoch 1;")
     assert two.raised["gone on"] == ["", ""]
     whole, cut = RunDir(two.folder / "whole"), RunDir(two.folder / "cut")
-    expected, found = weights(whole), weights(cut)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, actual = weights(whole), weights(cut)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert untimed(whole.records()) == untimed(cut.records())
 
 
@@ -356,7 +356,7 @@ def test_what_both_processes_find_one_says(two: Found) -> None:
 
 
 def assert_same_masks(one: RunDir, other: RunDir) -> None:
-    expected, found = masks(one), masks(other)
-    assert expected.keys() == found.keys()
+    expected, actual = masks(one), masks(other)
+    assert expected.keys() == actual.keys()
     for file, layers in expected.items():
-        assert all(torch.equal(mask, found[file][name]) for name, mask in layers.items())
+        assert all(torch.equal(mask, actual[file][name]) for name, mask in layers.items())

@@ -107,11 +107,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [({"epoch": 3, "loss": 0.1}, "keys epoch, loss"), ([1, 2], "a list"), ({}, "a dict")]
+    ("content", "contained"), [({"epoch": 3, "loss": 0.1}, "keys epoch, loss"), ([1, 2], "a list"), ({}, "a dict")]
 )
-def test_a_file_without_a_state_dict_says_what_it_holds(content: object, found: str, tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_says_what_it_holds(content: object, contained: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=rf"holds no weights of this model: it has no tensors \({found}\); name a file"
+        ModelError, match=rf"holds no weights of this model: it has no tensors \({contained}\); name a file"
     ):
         load_weights(small(), save_torch(content, tmp_path / "other.pt"))
 

@@ -169,8 +169,8 @@ class Run:
         for number in range(batches):
             images, labels = self.batch(1000 + number, batch_size)
             weights = self.masked.parameters
-            found = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
-            yield dict(zip(weights, found, strict=True))
+            computed = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
+            yield dict(zip(weights, computed, strict=True))
         self.model.train()
 
     def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:

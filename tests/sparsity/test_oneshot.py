@@ -18,14 +18,14 @@ def method(epochs: int, **keys: Any) -> Method:
 
 
 def masks_at_each_epoch(made: Method) -> list[list[bool]]:
-    found = []
+    masks = []
     for epoch in range(made.epochs):
         made.on_epoch_start(Moment(epoch, epoch, made.epochs, 1))
-        found.append(made.masked.masks["a.weight"].flatten().tolist())
+        masks.append(made.masked.masks["a.weight"].flatten().tolist())
         with torch.no_grad():
             # what lives shrinks: magnitudes would choose others now
             made.masked.parameters["a.weight"].mul_(0.01)
-    return found
+    return masks
 
 
 @pytest.mark.parametrize(("at", "dense"), [("50%", 2), (3, 3), (0, 0)])

@@ -205,11 +205,11 @@ def test_runs_are_compared_in_perplexity() -> None:
         recipe = {"task.name": "perplexing", "seed": seed, "epochs": 8, "sparsity.target": target}
         return compare.Known(name, recipe, {}, Outcome(True, 8, dict.fromkeys(keys) | {"perplexity": perplexity}))
 
-    found = compare._findings([known("a", 0, 0.8, 20.0), known("b", 0, 0.9, 24.5)])
-    rows = {row[0]: row[1:] for row in found.summary.rows}
+    findings = compare._findings([known("a", 0, 0.8, 20.0), known("b", 0, 0.9, 24.5)])
+    rows = {row[0]: row[1:] for row in findings.summary.rows}
     assert rows["perplexity"] == ("20.000", "24.500")
     assert rows["  minus the first"] == ("", "+4.500")
-    assert found.figures[""].axes[0].get_xlabel() == "perplexity"
+    assert findings.figures[""].axes[0].get_xlabel() == "perplexity"
 
 
 def test_an_epoch_is_a_line_with_the_value_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,9 +282,9 @@ def test_pruning_and_speed_are_drawn_against_the_value_itself() -> None:
     asked = Asked(Path("run"), method="magnitude", targets=(0.5, 0.9))
     after = [measured | {"perplexity": value} for value in (22.0, 40.0)]
     measures = measures_of("perplexing")
-    found = prune_findings.findings(asked, measures, measured | {"perplexity": 20.0}, after)
-    assert [row[1] for row in found.summary.rows] == ["20.000", "22.000", "40.000"]
-    (axes,) = found.figures[""].axes
+    findings = prune_findings.findings(asked, measures, measured | {"perplexity": 20.0}, after)
+    assert [row[1] for row in findings.summary.rows] == ["20.000", "22.000", "40.000"]
+    (axes,) = findings.figures[""].axes
     assert (axes.get_ylabel(), list(axes.lines[1].get_ydata())) == ("perplexity", [22.0, 40.0])
     rows = [{"latency_ms": latency, "perplexity": value} for latency, value in ((1.0, 30.0), (2.0, 40.0), (3.0, 20.0))]
     assert [row["latency_ms"] for row in bench_run._pareto(rows, PERPLEXITY)] == [1.0, 3.0]

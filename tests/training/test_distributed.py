@@ -36,10 +36,10 @@ STEP = {
 
 def batches(samples: int, rank: int, size: int, batch: int, shuffle: bool) -> list[list[int]]:
     plan = Plan(batch, size=lambda epoch: 8, crop=Crop(WHOLE), seed=5, shuffle=shuffle, shard=Shard(rank, size))
-    found = [list(map(int, indices)) for indices, _ in plan.batches(samples, 2, 0)]
-    assert len(found) == plan.steps(samples)
-    assert all(len(indices) <= plan.largest_batch for indices in found)
-    return found
+    drawn = [list(map(int, indices)) for indices, _ in plan.batches(samples, 2, 0)]
+    assert len(drawn) == plan.steps(samples)
+    assert all(len(indices) <= plan.largest_batch for indices in drawn)
+    return drawn
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
