@@ -91,25 +91,25 @@ def slowly(a: Tensor, b: Tensor, labels: list[int]) -> dict[str, Any]:
         powers = [math.exp(value - max(row)) for value in row]
         return [power / sum(powers) for power in powers]
 
-    sums: dict[str, Any] = dict.fromkeys(
+    totals: dict[str, Any] = dict.fromkeys(
         ("agreement", "cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba", "both", "a", "b", "neither"), 0.0
     )
     differences: dict[tuple[int, int], int] = {}
     for row_a, row_b, label in zip(a.tolist(), b.tolist(), labels, strict=True):
         p, q = softmax(row_a), softmax(row_b)
         says_a, says_b = p.index(max(p)), q.index(max(q))
-        sums["agreement"] += says_a == says_b
-        sums["cross_entropy_ab"] += sum(-x * math.log(y) for x, y in zip(p, q, strict=True))
-        sums["cross_entropy_ba"] += sum(-y * math.log(x) for x, y in zip(p, q, strict=True))
-        sums["kl_ab"] += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
-        sums["kl_ba"] += sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
+        totals["agreement"] += says_a == says_b
+        totals["cross_entropy_ab"] += sum(-x * math.log(y) for x, y in zip(p, q, strict=True))
+        totals["cross_entropy_ba"] += sum(-y * math.log(x) for x, y in zip(p, q, strict=True))
+        totals["kl_ab"] += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+        totals["kl_ba"] += sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
         right = {(True, True): "both", (True, False): "a", (False, True): "b", (False, False): "neither"}
-        sums[right[says_a == label, says_b == label]] += 1
+        totals[right[says_a == label, says_b == label]] += 1
         if says_a != says_b:
             differences[says_a, says_b] = differences.get((says_a, says_b), 0) + 1
     for key in ("agreement", "cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba"):
-        sums[key] /= len(labels)
-    return {**sums, "differences": differences}
+        totals[key] /= len(labels)
+    return {**totals, "differences": differences}
 
 
 def test_measures_of_two_images_by_hand() -> None:

@@ -61,8 +61,8 @@ class Branches(nn.Module):
         self.join = join
 
     def forward(self, x: Tensor) -> Tensor:
-        joined: Tensor = self.join(F.relu(self.norm(self.left(x))), self.right(x))
-        return self.last(joined)  # type: ignore[no-any-return]
+        summed: Tensor = self.join(F.relu(self.norm(self.left(x))), self.right(x))
+        return self.last(summed)  # type: ignore[no-any-return]
 
 
 def dead(model: nn.Module, name: str, side: int = 8) -> list[int]:

@@ -46,10 +46,10 @@ from acdc_cli.training.precision import Precision
 def test_floats_lie_on_the_line_and_counts_are_the_nearer_model_s() -> None:
     start = {"weight": torch.tensor([1.0, 0.0]), "num_batches_tracked": torch.tensor(10)}
     end = {"weight": torch.tensor([3.0, 4.0]), "num_batches_tracked": torch.tensor(20)}
-    quarter, most = between(start, end, 0.25), between(start, end, 0.75)
+    quarter, three_quarters = between(start, end, 0.25), between(start, end, 0.75)
     assert quarter["weight"].tolist() == [1.5, 1.0]
-    assert most["weight"].tolist() == [2.5, 3.0]
-    assert (quarter["num_batches_tracked"], most["num_batches_tracked"]) == (10, 20)
+    assert three_quarters["weight"].tolist() == [2.5, 3.0]
+    assert (quarter["num_batches_tracked"], three_quarters["num_batches_tracked"]) == (10, 20)
     assert quarter["num_batches_tracked"].dtype == torch.int64
 
 

@@ -90,18 +90,18 @@ def test_counts_are_those_of_sets(sequence: list[list[bool]]) -> None:
 
 def test_masks_are_let_go_of_as_the_history_goes_on() -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    most = 0
+    peak = 0
 
     def each() -> Iterator[dict[str, Tensor]]:
-        nonlocal most
+        nonlocal peak
         for _ in range(10):
             made = {"a.weight": torch.ones(3, dtype=torch.bool)}
             alive.add(made["a.weight"])
-            most = max(most, len(alive))
+            peak = max(peak, len(alive))
             yield made
 
     history(each())
-    assert most <= 3
+    assert peak <= 3
 
 
 def test_a_network_shows_the_masks_of_the_layers_that_are_pruned() -> None:
@@ -139,10 +139,10 @@ def test_several_updates_leave_the_overlap_of_weights_drawn_at_random() -> None:
         stay = living[torch.randperm(20_000, generator=generator)[count:]]
         # never one that was there before
         living, fresh = torch.cat([stay, torch.arange(fresh, fresh + count)]), fresh + count
-    both = int((living < 20_000).sum())
+    intersection = int((living < 20_000).sum())
     p = 0.7 * 0.8 * 0.9
     assert exchanged([0.3, 0.2, 0.1]) == pytest.approx(p / (2 - p))
-    assert both / (40_000 - both) == pytest.approx(p / (2 - p), abs=0.01)
+    assert intersection / (40_000 - intersection) == pytest.approx(p / (2 - p), abs=0.01)
     assert exchanged([]) == 1
 
 

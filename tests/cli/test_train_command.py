@@ -472,8 +472,8 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, finished_dense: Finished) -> No
     assert "runs/small-0/analysis/curves.svg" in result.stdout.split()
     assert Path("runs/small-0/analysis/curves.png").read_bytes().startswith(b"\x89PNG")
     shutil.copytree("runs/small-0", "elsewhere/small-0")
-    both = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
-    assert list(json.loads(both.stdout)["results"]["runs"]) == ["runs/small-0", "elsewhere/small-0"]
+    compared = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
+    assert list(json.loads(compared.stdout)["results"]["runs"]) == ["runs/small-0", "elsewhere/small-0"]
     unknown = acdc("analyze", "curve", "runs/small-0")
     assert unknown.exit_code == 2
     assert "did you mean curves?" in unknown.stderr

@@ -248,8 +248,8 @@ class Campaign:
             return lambda: after(alone.start * draw.uniform(0.3, 1) + draw.uniform(0, 2 * next(lengths)))
         if moment == SAVING:
             watch = alone.watch
-            each, most = watch.saving / watch.begun, max(1, 2 * watch.begun // (kills + 1))
-            return lambda: while_saving(draw.randint(1, most), draw.uniform(0, 1.5 * each))
+            each, last_call = watch.saving / watch.begun, max(1, 2 * watch.begun // (kills + 1))
+            return lambda: while_saving(draw.randint(1, last_call), draw.uniform(0, 1.5 * each))
         counting = self.training(case, alone.folder.with_name("counting"))
         counting.run(Moment(chances={}), draw)
         require_twins(RunDir(alone.folder), RunDir(counting.folder))

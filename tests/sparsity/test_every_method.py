@@ -534,8 +534,8 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
     run = Run(name)
     looked: list[int] = []
     owner, hook = (run.method.gradients, "add") if name == "snip" else (run.method, "_gather")
-    look = getattr(owner, hook)
-    monkeypatch.setattr(owner, hook, lambda: (look(), looked.append(1)))
+    original = getattr(owner, hook)
+    monkeypatch.setattr(owner, hook, lambda: (original(), looked.append(1)))
 
     def check(epoch: int) -> None:
         work = run.method.cost(epoch, STEPS)

@@ -69,11 +69,11 @@ def found_by(run: Rank) -> dict[str, Any]:
     masks: list[list[str]] = []
     weights: list[str] = []
 
-    def look(epoch: int) -> None:
+    def record(epoch: int) -> None:
         masks.append([digest(run.masked.masks.values()), digest(run.masked.backward_masks.values())])
         weights.append(digest(run.model.parameters()))
 
-    run.train(on_epoch_end=look)
+    run.train(on_epoch_end=record)
     return {"masks": masks, "weights": weights, "apart": run.apart}
 
 

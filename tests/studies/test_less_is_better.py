@@ -167,8 +167,8 @@ def test_the_figures_show_stored_values_on_an_axis_without_a_unit(summary: Summa
     drawn = curves.draw({"run": [record]}, {"run": PERPLEXITY}).axes[2]
     assert (drawn.get_ylabel(), list(drawn.lines[0].get_ydata())) == ("perplexity", [21.0])
     top1 = measures_of("multiclass").headline
-    both = curves.draw({"a": [record], "b": [record]}, {"a": PERPLEXITY, "b": top1}).axes[2]
-    assert both.get_ylabel() == "perplexity or top-1 (%)"
+    accuracy_panel = curves.draw({"a": [record], "b": [record]}, {"a": PERPLEXITY, "b": top1}).axes[2]
+    assert accuracy_panel.get_ylabel() == "perplexity or top-1 (%)"
 
 
 def test_curves_of_several_tasks_stand_side_by_side_each_on_its_own_axis() -> None:

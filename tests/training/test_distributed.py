@@ -213,5 +213,5 @@ def test_masks_that_differ_stop_a_change_before_it_is_made() -> None:
 
 
 def test_losses_of_equal_parts_are_averaged_and_bad_steps_counted_where_they_are_most() -> None:
-    both = over_ranks([Losses(1.0, 0.5, 0, 2, 0.5), Losses(2.0, 1.5, 3, 3, 1.5)])
-    assert both == Losses(1.5, 1.0, 3, 3, 1.0)
+    reduced = over_ranks([Losses(1.0, 0.5, 0, 2, 0.5), Losses(2.0, 1.5, 3, 3, 1.5)])
+    assert reduced == Losses(1.5, 1.0, 3, 3, 1.0)
