@@ -41,48 +41,48 @@ class Memory:
         self.is_used = True
         """Otherwise every batch begins its texts."""
 
-    def recall(self, begins: Tensor, most: int) -> Past | None:
-        """At most the last `most` tokens that the current part remembers; None if there are none.
+    def recall(self, begins: Tensor, limit: int) -> Past | None:
+        """At most the last `limit` tokens that the current part remembers; None if there are none.
 
         begins: (rows,), whether each row begins a text. Another number of rows than before begins new texts.
         """
         past = self.parts.get(self.part)
-        if most == 0 or not self.is_used or past is None or past.states.size(2) != len(begins):
+        if limit == 0 or not self.is_used or past is None or past.states.size(2) != len(begins):
             return None
-        states = past.states[:, -most:]
+        states = past.states[:, -limit:]
         return Past(states, torch.where(begins, 0, past.known).clamp(max=states.size(1)))
 
-    def store(self, hidden: Sequence[Tensor], past: Past | None, most: int) -> None:
+    def store(self, hidden: Sequence[Tensor], past: Past | None, limit: int) -> None:
         """Append the hidden states (rows, length, width) that enter each layer to the `past` that was recalled; only
-        the last `most` tokens stay."""
-        if most == 0 or not self.is_used:
+        the last `limit` tokens stay."""
+        if limit == 0 or not self.is_used:
             return
         rows, length, _ = hidden[0].shape
-        recent = torch.stack([each.detach()[:, -most:].transpose(0, 1) for each in hidden])
-        older, known = most - recent.size(1), torch.zeros(rows, dtype=torch.int64, device=recent.device)
+        recent = torch.stack([each.detach()[:, -limit:].transpose(0, 1) for each in hidden])
+        older, known = limit - recent.size(1), torch.zeros(rows, dtype=torch.int64, device=recent.device)
         if past is not None:
             known = past.known
             recent = torch.cat([past.states[:, -older:], recent], dim=1) if older > 0 else recent
         self.parts[self.part] = Past(recent, (known + length).clamp(max=recent.size(1)))
 
 
-def aside(model: nn.Module) -> AbstractContextManager[None]:
+def set_aside(model: nn.Module) -> AbstractContextManager[None]:
     """Within it the memory begins empty; afterwards it is what it was before: for validation and other probes."""
-    return _with(model, lambda: {"parts": {}, "part": 0})
+    return _with_attributes(model, lambda: {"parts": {}, "part": 0})
 
 
-def off(model: nn.Module) -> AbstractContextManager[None]:
+def disabled(model: nn.Module) -> AbstractContextManager[None]:
     """Within it every batch begins its texts, and the memory stays as it is."""
-    return _with(model, lambda: {"is_used": False})
+    return _with_attributes(model, lambda: {"is_used": False})
 
 
 def part(model: nn.Module, number: int) -> AbstractContextManager[None]:
     """Within it the model reads and replaces the memory of this part of a batch, counted from 0."""
-    return _with(model, lambda: {"part": number})
+    return _with_attributes(model, lambda: {"part": number})
 
 
 @contextmanager
-def _with(model: nn.Module, values: Callable[[], dict[str, Any]]) -> Iterator[None]:
+def _with_attributes(model: nn.Module, values: Callable[[], dict[str, Any]]) -> Iterator[None]:
     """Within it each memory of the model has these values of its attributes; afterwards its own."""
     former = [(memory, {key: getattr(memory, key) for key in values()}) for memory in _memories(model)]
     try:

@@ -57,20 +57,20 @@ def _run(name: str, smoke: bool, folder: Path) -> None:
     facts = header(name, smoke, gpu=None)
     began = time.perf_counter()
     console.say(f"{name} …")
-    found: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").run(smoke)
-    result = {**facts, "seconds": round(time.perf_counter() - began, 1), **found}
+    results: dict[str, Any] = importlib.import_module(f"benchmarks.{name}").run(smoke)
+    result = {**facts, "seconds": round(time.perf_counter() - began, 1), **results}
     path = folder / f"{name}-cpu.json"
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    _tell(found, path)
+    _tell(results, path)
 
 
-def _tell(found: dict[str, Any], path: Path) -> None:
-    for line in found["comparisons"]:
+def _tell(results: dict[str, Any], path: Path) -> None:
+    for line in results["comparisons"]:
         target = f" (target {line['target']})" if line["target"] else ""
         medians = ", ".join(f"{name} {value:g}" for name, value in line["medians"].items())
         ratio = f"{line['ratio_of']} = {line['ratio']:.3f}{target}"
         console.out(f"{VERDICTS[line['met']]}  {line['what']}: {ratio}; {medians} {line['unit']}")
-    for note in found.get("notes", ()):
+    for note in results.get("notes", ()):
         console.say(f"        {note}")
     console.say(f"        {path}")
 

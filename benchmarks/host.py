@@ -34,12 +34,12 @@ def run(smoke: bool) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {
+        rounds_by_name = {
             precision: measure(precision, 2 if smoke else 200, 1 if smoke else 7) for precision in ("fp32", "bf16")
         }
     finally:
         torch.set_num_threads(threads)
-    comparisons = [compare(f"host time, {name}", "µs/step", rounds, *PAIR) for name, rounds in found.items()]
+    comparisons = [compare(f"host time, {name}", "µs/step", rounds, *PAIR) for name, rounds in rounds_by_name.items()]
     return {"comparisons": comparisons, "threads": 1}
 
 
@@ -58,7 +58,7 @@ def measure(precision: str, steps: int, rounds: int) -> dict[str, list[float]]:
     inside.wraps(bare, "_forward")
     for optimizer in (assembly.parts.optimizer, bare._optimizer):
         inside.wraps(optimizer, "step")
-    found: dict[str, list[float]] = {name: [] for name in PAIR}
+    microseconds: dict[str, list[float]] = {name: [] for name in PAIR}
     with inside.wrapped_backward():
         for _ in range(rounds + 1):
             for name, epoch in zip(PAIR, (assembly.train_epoch, bare.train_epoch), strict=True):
@@ -67,9 +67,9 @@ def measure(precision: str, steps: int, rounds: int) -> dict[str, list[float]]:
                     began = time.thread_time()
                     epoch(_SPARSE_EPOCH)
                     whole = time.thread_time() - began
-                found[name].append(1e6 * (whole - inside.seconds) / steps)
+                microseconds[name].append(1e6 * (whole - inside.seconds) / steps)
     # the first epoch allocates
-    return {name: times[1:] for name, times in found.items()}
+    return {name: times[1:] for name, times in microseconds.items()}
 
 
 class _Inside:

@@ -89,10 +89,10 @@ def _contestants(data: Photos, side: int, batch_size: int) -> Iterator[dict[str,
             loader = open_set(block).train_loader(seed=0, sizes=[side] * 1000, device=torch.device("cpu"))
             return epochs_of(stack.enter_context(closing(loader)))
 
-        found = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}
+        contestants = {FFCV: ours("ffcv", 1), PIL: _pil(data, side, batch_size), TORCH: ours("torch", 0)}
         if _DALI_PYTHON.exists():
-            found[DALI] = stack.enter_context(_dali(data, side, batch_size))
-        yield found
+            contestants[DALI] = stack.enter_context(_dali(data, side, batch_size))
+        yield contestants
 
 
 def epochs_of(loader: Loader) -> Contestant:
@@ -108,8 +108,8 @@ def epochs_of(loader: Loader) -> Contestant:
 
 def _pil(data: Photos, side: int, batch_size: int) -> Contestant:
     """As in torchvision's reference training script, less what comes after the uint8 tensor."""
-    looks = Compose([RandomResizedCrop(side), RandomHorizontalFlip(), PILToTensor()])
-    folder = ImageFolder(str(data.jpegs), looks)
+    transform = Compose([RandomResizedCrop(side), RandomHorizontalFlip(), PILToTensor()])
+    folder = ImageFolder(str(data.jpegs), transform)
     loader = DataLoader(folder, batch_size, shuffle=True)
 
     def draw() -> None:
@@ -134,8 +134,8 @@ def _dali(data: Photos, side: int, batch_size: int) -> Iterator[Contestant]:
         answer = answers.readline()
         if not answer:
             raise RuntimeError(f"DALI's process ended with {process.wait()}")
-        found = json.loads(answer)
-        return Timing(found["wall"], found["cpu"]).per(found["images"])
+        timing = json.loads(answer)
+        return Timing(timing["wall"], timing["cpu"]).per(timing["images"])
 
     try:
         yield draw

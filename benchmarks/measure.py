@@ -50,11 +50,11 @@ def timed(action: Callable[[], object]) -> Timing:
 
 def alternate(contestants: Mapping[str, Contestant], rounds: int) -> Rounds:
     """A B A B …: what each contestant returned in each round."""
-    found: Rounds = {name: [] for name in contestants}
+    results: Rounds = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            found[name].append(contestant())
-    return found
+            results[name].append(contestant())
+    return results
 
 
 def walls(rounds: Rounds, scale: float = 1.0) -> dict[str, list[float]]:

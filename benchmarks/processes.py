@@ -50,8 +50,8 @@ def run(smoke: bool) -> dict[str, Any]:
     cases = {case: _together(_RANKS, _measure_steps, case) for case in (_SMOKE if smoke else _CASES)}
     sizes, meetings = ((2,), 5) if smoke else ((2, 4, 8), 300)
     return {
-        "comparisons": [_speed(case, found[0]) for case, found in cases.items()],
-        "steps": {str(case): _steps(case, found) for case, found in cases.items()},
+        "comparisons": [_speed(case, by_rank[0]) for case, by_rank in cases.items()],
+        "steps": {str(case): _steps(case, by_rank) for case, by_rank in cases.items()},
         "agreement_us": {str(size): _together(size, _measure_agreement, meetings)[0] for size in sizes},
         "checkpoint": _measure_checkpoint(1 if smoke else 7),
         "validation": _measure_validation(1 if smoke else 7),
@@ -94,7 +94,7 @@ def _measure_steps(ranks: Ranks, case: Case) -> dict[str, Any]:
     part = case.batch_size // ranks.size
     whole, apart, one = assembled(part, True), assembled(part, False), assembled(case.batch_size, False)
     gradients = [torch.zeros(size) for size in _buckets(whole)]
-    found: dict[str, list[float]] = {"one": [], "apart": [], "together": [], "exchange": []}
+    step_seconds: dict[str, list[float]] = {"one": [], "apart": [], "together": [], "exchange": []}
     for counted in [False, *[True] * case.rounds]:
         times = {
             "one": _step_times(one, case.steps) if ranks.first else [],
@@ -104,8 +104,8 @@ def _measure_steps(ranks: Ranks, case: Case) -> dict[str, Any]:
         }
         ranks.wait()
         for what, seconds in times.items():
-            found[what] += seconds if counted else []
-    return {**found, "bytes": sum(4 * len(each) for each in gradients), "buckets": len(gradients)}
+            step_seconds[what] += seconds if counted else []
+    return {**step_seconds, "bytes": sum(4 * len(each) for each in gradients), "buckets": len(gradients)}
 
 
 def _met(ranks: Ranks, measure: Callable[[], list[float]]) -> list[float]:
@@ -146,25 +146,25 @@ def _exchange(ranks: Ranks, assembly: Assembly, gradients: Sequence[Tensor]) -> 
     return time.perf_counter() - began
 
 
-def _speed(case: Case, found: dict[str, Any]) -> dict[str, Any]:
+def _speed(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
     def speeds(seconds: Sequence[float]) -> list[float]:
         by_round = [seconds[start : start + case.steps] for start in range(0, len(seconds), case.steps)]
         return [case.images / sum(each) for each in by_round]
 
-    rounds = {_PAIR[0]: speeds(found["together"]), _PAIR[1]: speeds(found["one"])}
+    rounds = {_PAIR[0]: speeds(measured["together"]), _PAIR[1]: speeds(measured["one"])}
     return compare(f"{case}, images of all processes", "images/s", rounds, *_PAIR)
 
 
-def _steps(case: Case, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _steps(case: Case, by_rank: Sequence[dict[str, Any]]) -> dict[str, Any]:
     milliseconds = {
-        what: [[round(1000 * second, 3) for second in each[what]] for each in found if each[what]]
+        what: [[round(1000 * second, 3) for second in each[what]] for each in by_rank if each[what]]
         for what in ("one", "apart", "together", "exchange")
     }
     return {
         "batch": case.batch_size,
         "steps_per_round": case.steps,
-        "bytes": found[0]["bytes"],
-        "buckets": found[0]["buckets"],
+        "bytes": by_rank[0]["bytes"],
+        "buckets": by_rank[0]["buckets"],
         "ms": milliseconds,
     }
 
@@ -197,9 +197,9 @@ def _measure_checkpoint(rounds: int) -> dict[str, Any]:
             "write": lambda: timed(lambda: checkpoint.save_state(path, state)),
             "load": lambda: timed(lambda: checkpoint.load_state(path)),
         }
-        found = alternate(contestants, rounds)
+        rounds_taken = alternate(contestants, rounds)
         size = (path / "last.pt").stat().st_size
-    seconds = {what: [round(timing.wall, 4) for timing in timings] for what, timings in found.items()}
+    seconds = {what: [round(timing.wall, 4) for timing in timings] for what, timings in rounds_taken.items()}
     return {"recipe": "resnet50_95", "bytes": size, "seconds": seconds}
 
 
@@ -215,8 +215,8 @@ def _measure_validation(rounds: int) -> dict[str, Any]:
 
     contestants = {"validation": lambda: timed(judge), "training": lambda: timed(lambda: assembly.steps(0, 4))}
     alternate(contestants, 1)
-    found = alternate(contestants, rounds)
-    each = {what: [round(timing.wall / 64, 6) for timing in timings] for what, timings in found.items()}
+    rounds_taken = alternate(contestants, rounds)
+    each = {what: [round(timing.wall / 64, 6) for timing in timings] for what, timings in rounds_taken.items()}
     ratio = compare("", "", each, "validation", "training")["ratio"]
     return {"seconds_per_image": each, "validation_to_training": ratio}
 

@@ -87,12 +87,12 @@ def _run(smoke: bool) -> dict[str, Any]:
     cases = _SMOKE if smoke else _CASES
     for case in cases:
         for group in groups(methods(), _SIDE_BY_SIDE):
-            found = measure(case, group, "cpu")
+            rounds = measure(case, group, "cpu")
             for method in group:
                 target = TARGET if case.held_to_target and method not in _DEARER else None
                 pair = (method, "dense")
-                comparisons.append(compare(f"{method}, {case}", "ms/step", walls(found, 1000), *pair, target))
-                comparisons.append(compare(f"{method}, {case}: CPU time", "ms/step", cpus(found, 1000), *pair))
+                comparisons.append(compare(f"{method}, {case}", "ms/step", walls(rounds, 1000), *pair, target))
+                comparisons.append(compare(f"{method}, {case}: CPU time", "ms/step", cpus(rounds, 1000), *pair))
     updates = [round(1000 * timing.wall, 1) for timing in updates_of(_assembled(cases[0], "acdc", "cpu"))]
     return {
         "comparisons": comparisons,
@@ -122,11 +122,11 @@ def updates_of(assembly: Assembly, count: int = 7) -> list[Timing]:
     """Times of AC/DC's mask updates: one global ranking of all weights, and zeroing. The first is not counted."""
     epoch = next(phase.start for phase in assembly.parts.sparsifier.phases.phases if phase.kind == "sparse")
     assembly.steps(0, 1)
-    found = []
+    updates = []
     for _ in range(count + 1):
         assembly.parts.sparsifier.masked.fill()
-        found.append(settled(partial(assembly.parts.sparsifier.on_epoch_start, moment(assembly, epoch))))
-    return found[1:]
+        updates.append(settled(partial(assembly.parts.sparsifier.on_epoch_start, moment(assembly, epoch))))
+    return updates[1:]
 
 
 def _assembled(case: Case, method: str, device: str) -> Assembly:

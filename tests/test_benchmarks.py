@@ -96,9 +96,9 @@ def test_contestants_take_turns() -> None:
 )
 def test_a_ratio_is_the_median_of_the_rounds_own(target: Target | None, met: bool | None) -> None:
     # 2/1, 60/20, 5/5: medians of each side would give 5/5
-    found = compare("speed", "s", {"a": [2, 60, 5], "b": [1, 20, 5]}, "a", "b", target)
-    assert found["ratio"] == 2
-    assert found["met"] is met
+    comparison = compare("speed", "s", {"a": [2, 60, 5], "b": [1, 20, 5]}, "a", "b", target)
+    assert comparison["ratio"] == 2
+    assert comparison["met"] is met
 
 
 def test_photographs_are_made_once_and_are_the_same_bytes_for_everyone(in_tmp: Path) -> None:

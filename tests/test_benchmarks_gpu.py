@@ -151,10 +151,10 @@ def test_a_signal_ends_the_part_and_keeps_what_was_found(stand_ins: dict[str, Pa
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    found = json.loads(out.read_text())
-    assert found["hanging"]["state"] == "stopped by a signal"
-    assert found["hanging"]["number"] == 3
-    assert found["good"] == {"state": "not run: stopped by a signal"}
+    document = json.loads(out.read_text())
+    assert document["hanging"]["state"] == "stopped by a signal"
+    assert document["hanging"]["number"] == 3
+    assert document["good"] == {"state": "not run: stopped by a signal"}
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,12 @@ FIELDS = {
 
 @pytest.mark.parametrize("part", FIELDS)
 def test_a_part_gives_its_fields(smoke: tuple[dict[str, Any], str], part: str) -> None:
-    found = smoke[0]["parts"][part]
-    if part == "fed" and found["state"].startswith("skipped: FFCV"):
-        pytest.skip(found["state"])
-    assert found["state"] == "done", found
-    assert not set(FIELDS[part]) - found.keys()
-    assert 0 < found["seconds"] <= found["limit_seconds"] + 6
+    fields = smoke[0]["parts"][part]
+    if part == "fed" and fields["state"].startswith("skipped: FFCV"):
+        pytest.skip(fields["state"])
+    assert fields["state"] == "done", fields
+    assert not set(FIELDS[part]) - fields.keys()
+    assert 0 < fields["seconds"] <= fields["limit_seconds"] + 6
 
 
 def test_the_result_says_where_it_comes_from(smoke: tuple[dict[str, Any], str]) -> None:
@@ -68,17 +68,17 @@ def test_the_result_says_where_it_comes_from(smoke: tuple[dict[str, Any], str]) 
 
 
 def test_every_contestant_has_its_speed(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["resident"]
-    assert len(found["batch 4"]) == 10
-    for contestant in (*found["batch 4"].values(), found["batch 2"]["ours, dense"]):
+    fields = smoke[0]["parts"]["resident"]
+    assert len(fields["batch 4"]) == 10
+    for contestant in (*fields["batch 4"].values(), fields["batch 2"]["ours, dense"]):
         assert contestant["images_per_second"] > 0
         assert contestant["first_step_seconds"] > 0
 
 
 def test_the_gpu_tests_really_ran(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["tests"]
-    assert found["failing"] == {}
-    assert found["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
+    fields = smoke[0]["parts"]["tests"]
+    assert fields["failing"] == {}
+    assert fields["counts"] == {"passed": 2, "failed": 0, "skipped": 0}
 
 
 def test_goals_stand_in_the_table_which_fits_a_terminal(smoke: tuple[dict[str, Any], str]) -> None:
@@ -101,9 +101,9 @@ def test_goals_stand_in_the_table_which_fits_a_terminal(smoke: tuple[dict[str, A
 
 
 def test_the_killed_run_ended_as_the_other(smoke: tuple[dict[str, Any], str]) -> None:
-    found = smoke[0]["parts"]["resume"]
-    assert found["exact"] is True
-    assert found["differences"] == {}
+    fields = smoke[0]["parts"]["resume"]
+    assert fields["exact"] is True
+    assert fields["differences"] == {}
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_a_second_call_trains_what_the_first_did_not_reach(images: Path, tmp_pat
     words += ["--work", "work", "--out", "out"]
 
     def result() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((tmp_path / "out" / "gpu_cifar-cpu.json").read_text())
-        return found
+        document: dict[str, Any] = json.loads((tmp_path / "out" / "gpu_cifar-cpu.json").read_text())
+        return document
 
     first = benchmark(*words, "--methods", "acdc", folder=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -141,10 +141,10 @@ def test_a_second_call_trains_what_the_first_did_not_reach(images: Path, tmp_pat
     assert result()["missing"] == ["resnet20-dense-0"]
     second = benchmark(*words, "--methods", "acdc", "dense", folder=tmp_path)
     assert second.returncode == 0, second.stderr
-    found = result()
-    assert found["missing"] == []
-    assert found["failed"] == {}
-    assert {row["method"]: row["runs"] for row in found["table"]} == {"acdc": 1, "dense": 1}
-    assert found["data"] == {"source": "set.tar.xz", "train": 80, "val": 20}
+    document = result()
+    assert document["missing"] == []
+    assert document["failed"] == {}
+    assert {row["method"]: row["runs"] for row in document["table"]} == {"acdc": 1, "dense": 1}
+    assert document["data"] == {"source": "set.tar.xz", "train": 80, "val": 20}
     assert summary.stat().st_mtime_ns == written
     assert "| resnet20       | acdc   |   90 % |" in (tmp_path / "out" / "gpu_cifar-cpu.md").read_text()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acdc_cli.memory import Memory, aside, off, part, remembered, restore
+from acdc_cli.memory import Memory, disabled, part, remembered, restore, set_aside
 from acdc_cli.models.transformer_xl import TransformerXL
 
 
@@ -41,7 +41,7 @@ def test_what_happens_aside_leaves_the_memory_as_it_was() -> None:
     model = tiny()
     first = model(text(2, 4))
     before = remembered(model)
-    with part(model, 3), aside(model):
+    with part(model, 3), set_aside(model):
         assert torch.equal(model(text(2, 4)), first)
         model(text(2, 3))
     assert same(remembered(model), before)
@@ -52,7 +52,7 @@ def test_an_exception_aside_brings_the_memory_back() -> None:
     model = tiny()
     model(text(2, 4))
     before = remembered(model)
-    with pytest.raises(IndexError), part(model, 1), aside(model):
+    with pytest.raises(IndexError), part(model, 1), set_aside(model):
         model(torch.tensor([[9]]))
     assert same(remembered(model), before)
     assert model.memory.part == 0
@@ -62,7 +62,7 @@ def test_a_memory_that_is_off_is_neither_read_nor_written() -> None:
     model = tiny()
     first = model(text(2, 4))
     before = remembered(model)
-    with off(model):
+    with disabled(model):
         assert torch.equal(model(text(2, 4)), first)
     assert same(remembered(model), before)
 
@@ -115,7 +115,7 @@ def test_the_memories_of_two_ranks_serve_one_or_four() -> None:
         for number, each in enumerate(resumed):
             restore(each, saved, number, size, 1)
         then = torch.cat([each(rows) for each, rows in zip(resumed, text(4, 3, 1).chunk(size), strict=True)])
-        with aside(whole):
+        with set_aside(whole):
             restore(whole, saved, 0, 1, 1)
             torch.testing.assert_close(then, whole(text(4, 3, 1)))
 
@@ -156,7 +156,7 @@ def test_a_memory_within_another_module_is_reached() -> None:
 def test_a_model_without_memory_is_left_alone() -> None:
     model = nn.Linear(2, 2)
     restore(model, [{"states": torch.zeros(1, 1, 1, 1), "known": torch.zeros(1)}], 0, 1, 2)
-    with aside(model), part(model, 2), off(model):
+    with set_aside(model), part(model, 2), disabled(model):
         assert remembered(model) == {}
 
 
@@ -165,11 +165,11 @@ def test_a_memory_keeps_the_last_states_of_short_and_long_segments() -> None:
     states = torch.arange(1.0, 8.0).view(1, 7, 1)
     kept = []
     for start, end in ((0, 2), (2, 3), (3, 7)):
-        memory.store([states[:, start:end]], memory.recall(continues, most=3), most=3)
+        memory.store([states[:, start:end]], memory.recall(continues, limit=3), limit=3)
         kept.append(memory.parts[0].states.flatten().tolist())
     assert kept == [[1, 2], [1, 2, 3], [5, 6, 7]]
-    recalled = memory.recall(continues, most=2)
+    recalled = memory.recall(continues, limit=2)
     assert recalled.states.flatten().tolist() == [6, 7]
     assert recalled.unknown.tolist() == [[False, False]]
-    assert memory.recall(~continues, most=2).unknown.tolist() == [[True, True]]
-    assert memory.recall(continues, most=0) is None
+    assert memory.recall(~continues, limit=2).unknown.tolist() == [[True, True]]
+    assert memory.recall(continues, limit=0) is None

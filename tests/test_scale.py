@@ -23,9 +23,9 @@ ONE_FAILURE = Failures(restart=5.0, at=(20.0,))
 
 
 def test_a_run_that_never_fails_is_its_work_and_its_checkpoints() -> None:
-    found = simulate(WORK, Checkpoint(stop=1.0, write=2.0), Failures())
-    assert (found.training, found.validation, found.stopped, found.total) == (27.0, 3.0, 9.0, 39.0)
-    assert (found.lost, found.restarting, found.failures) == (0.0, 0.0, 0)
+    outcome = simulate(WORK, Checkpoint(stop=1.0, write=2.0), Failures())
+    assert (outcome.training, outcome.validation, outcome.stopped, outcome.total) == (27.0, 3.0, 9.0, 39.0)
+    assert (outcome.lost, outcome.restarting, outcome.failures) == (0.0, 0.0, 0)
     # two writes go on beside the next epoch; only the last one is waited for
     behind = simulate(WORK, Checkpoint(stop=1.0, write=2.0, asynchronous=True), Failures())
     assert behind.total == 30 + 3 * 1 + 2
@@ -33,9 +33,9 @@ def test_a_run_that_never_fails_is_its_work_and_its_checkpoints() -> None:
 
 def test_one_failure_costs_the_work_since_the_checkpoint_and_a_restart() -> None:
     # 0-10 work, 10-13 checkpoint, 13-20 work that is lost, 20-25 restart, then 10 + 3 + 10 + 3
-    found = simulate(WORK, Checkpoint(stop=1.0, write=2.0), ONE_FAILURE)
-    assert (found.lost, found.restarting, found.stopped, found.total) == (7.0, 5.0, 9.0, 51.0)
-    assert found.goodput == 27 / 51
+    outcome = simulate(WORK, Checkpoint(stop=1.0, write=2.0), ONE_FAILURE)
+    assert (outcome.lost, outcome.restarting, outcome.stopped, outcome.total) == (7.0, 5.0, 9.0, 51.0)
+    assert outcome.goodput == 27 / 51
     # asynchronous: work from 11 on, the first checkpoint is there at 13; 25-35, 36-46, 47 and its write until 49
     behind = simulate(WORK, Checkpoint(stop=1.0, write=2.0, asynchronous=True), ONE_FAILURE)
     assert (behind.lost, behind.restarting, behind.stopped, behind.total) == (9.0, 5.0, 5.0, 49.0)
@@ -44,19 +44,19 @@ def test_one_failure_costs_the_work_since_the_checkpoint_and_a_restart() -> None
 def test_a_write_that_a_failure_interrupts_saves_nothing() -> None:
     # the write of the first checkpoint takes until 21: everything is done again
     for asynchronous, lost in ((False, 10.0), (True, 19.0)):
-        found = simulate(WORK, Checkpoint(1.0, 10.0, asynchronous), ONE_FAILURE)
-        assert found.lost == lost
+        outcome = simulate(WORK, Checkpoint(1.0, 10.0, asynchronous), ONE_FAILURE)
+        assert outcome.lost == lost
 
 
 def test_a_checkpoint_waits_for_the_one_before() -> None:
     # writes of 15 s end at 26, 42 and 58; the steps are done at 10, 21 and 37
-    found = simulate(WORK, Checkpoint(1.0, 15.0, asynchronous=True), Failures())
-    assert found.total == 58.0
+    outcome = simulate(WORK, Checkpoint(1.0, 15.0, asynchronous=True), Failures())
+    assert outcome.total == 58.0
 
 
 def test_a_failure_within_a_restart_begins_it_anew() -> None:
-    found = simulate(WORK, Checkpoint(1.0, 2.0), Failures(restart=5.0, at=(20.0, 22.0)))
-    assert (found.failures, found.restarting, found.total) == (2, 2 + 5, 51 + 2)
+    outcome = simulate(WORK, Checkpoint(1.0, 2.0), Failures(restart=5.0, at=(20.0, 22.0)))
+    assert (outcome.failures, outcome.restarting, outcome.total) == (2, 2 + 5, 51 + 2)
 
 
 def test_checkpoints_lie_at_multiples_of_the_interval_and_at_the_end() -> None:
@@ -94,20 +94,20 @@ def test_asynchronous_checkpoints_are_never_worse(
     work = Work(training, 8, validation, interval)
     sync, behind = (simulate(work, Checkpoint(stop, write, mode), failures, seed) for mode in (False, True))
     assert behind.total <= sync.total + 1e-6
-    for found in (sync, behind):
-        assert 0 < found.goodput <= 1
-        assert min(found.stopped, found.lost, found.restarting) >= -1e-6
-        assert found == simulate(work, Checkpoint(stop, write, found is behind), failures, seed)
+    for outcome in (sync, behind):
+        assert 0 < outcome.goodput <= 1
+        assert min(outcome.stopped, outcome.lost, outcome.restarting) >= -1e-6
+        assert outcome == simulate(work, Checkpoint(stop, write, outcome is behind), failures, seed)
 
 
 def test_the_mean_run_is_as_long_as_daly_says() -> None:
     # exponential failures, M seconds apart: a piece of τ with its checkpoint of C takes M e^(R/M) (e^((τ+C)/M) - 1)
     apart, restart, interval, stop = 1000.0, 60.0, 200.0, 10.0
     work = Work(training=interval, epochs=20_000)
-    found = simulate(work, Checkpoint(stop, 0.0), Failures(3600 / apart, restart), seed=1)
+    outcome = simulate(work, Checkpoint(stop, 0.0), Failures(3600 / apart, restart), seed=1)
     expected = 20_000 * apart * math.exp(restart / apart) * math.expm1((interval + stop) / apart)
-    assert found.failures > 4000
-    assert found.total == pytest.approx(expected, rel=0.01)
+    assert outcome.failures > 4000
+    assert outcome.total == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -241,10 +241,10 @@ def test_resnet50_is_counted_and_not_assumed() -> None:
 
 
 def test_two_measured_processes_are_predicted_within_the_tolerance_that_the_document_states() -> None:
-    found = parts.result("processes")
-    assert len(found["steps"]) == 2
-    assert all(abs(tables.error(tables.joints(steps))) <= tables.TOLERANCE for steps in found["steps"].values())
-    assert abs(tables.loss_error(tables.losses(found))) <= tables.TOLERANCE
+    document = parts.result("processes")
+    assert len(document["steps"]) == 2
+    assert all(abs(tables.error(tables.joints(steps))) <= tables.TOLERANCE for steps in document["steps"].values())
+    assert abs(tables.loss_error(tables.losses(document))) <= tables.TOLERANCE
     assert f"within {tables.TOLERANCE:.0%}" in DOCUMENT.read_text()
 
 

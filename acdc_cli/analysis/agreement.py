@@ -201,9 +201,9 @@ def draw_differences(first: str, by_model: Mapping[str, Sequence[Difference]], n
     rows = -(-len(by_model) // columns)
     figure = plotting.new(0.5 + 4.7 * columns, 4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    most = max((count for differences in by_model.values() for *_, count in differences), default=1)
+    largest = max((count for differences in by_model.values() for *_, count in differences), default=1)
     for panel, (name, differences) in zip(panels, by_model.items(), strict=False):
-        _map(panel, differences, names, most)
+        _map(panel, differences, names, largest)
         panel.set(xlabel=f"class by B: {name}", ylabel=f"class by A: {first}")
     for unused in panels[len(by_model) :]:
         unused.set_axis_off()
@@ -214,9 +214,9 @@ def draw_decisions(first: str, by_model: Mapping[str, Sequence[Difference]], nam
     """How many images each model judges differently from the first, by decision.  names: of the decisions."""
     figure = plotting.new(7, 1.6 + 0.2 * len(names))
     panel = figure.subplots()
-    for (name, differences), look in zip(by_model.items(), plotting.looks(), strict=False):
+    for (name, differences), style in zip(by_model.items(), plotting.styles(), strict=False):
         images = [sum(count for _, _, of, count in differences if of == place) for place in range(len(names))]
-        panel.plot(images, range(len(names)), label=name, **{**look, "linestyle": ""})
+        panel.plot(images, range(len(names)), label=name, **{**style, "linestyle": ""})
     panel.set_yticks(range(len(names)), names, fontsize=8)
     panel.set(xlabel=f"images with another answer than {first}", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     panel.grid(axis="x", alpha=0.3)
@@ -224,8 +224,8 @@ def draw_decisions(first: str, by_model: Mapping[str, Sequence[Difference]], nam
     return figure
 
 
-def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], most: int) -> None:
-    """Draws the classes with the most differences if there are too many. most: image count of the darkest cell."""
+def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], largest: int) -> None:
+    """Draws the classes with the most differences if there are too many. largest: image count of the darkest cell."""
     images: Counter[int] = Counter(dict.fromkeys(range(len(names)), 0))
     for a, b, _, count in differences:
         images.update({a: count, b: count})
@@ -235,14 +235,14 @@ def _map(panel: Axes, differences: Sequence[Difference], names: Sequence[str], m
     for a, b, _, count in differences:
         if a in place and b in place:
             cells[place[a], place[b]] = count
-    shown = panel.imshow(cells, cmap="Greys", vmin=0, vmax=most)
-    panel.figure.colorbar(shown, ax=panel, label="images", shrink=0.8, ticks=range(0, most + 1, -(-most // 8)))
+    shown = panel.imshow(cells, cmap="Greys", vmin=0, vmax=largest)
+    panel.figure.colorbar(shown, ax=panel, label="images", shrink=0.8, ticks=range(0, largest + 1, -(-largest // 8)))
     labels, size = [names[each] for each in classes], 8 if len(classes) <= _NUMBERED else 5
     panel.set_xticks(range(len(classes)), labels, fontsize=size, rotation=90 if len(max(labels, key=len)) > 2 else 0)
     panel.set_yticks(range(len(classes)), labels, fontsize=size)
     if len(classes) <= _NUMBERED:
         for row, column in np.argwhere(cells):
-            colour = "white" if cells[row, column] > most / 2 else "black"
+            colour = "white" if cells[row, column] > largest / 2 else "black"
             panel.text(column, row, str(cells[row, column]), ha="center", va="center", color=colour, fontsize=8)
 
 
@@ -253,11 +253,11 @@ def draw_epochs(epochs: Sequence[Mapping[str, Any]], records: curves.Records, ac
     for panel in panels:
         curves.shade(panel, records, named=panel is agreement)
         panel.grid(axis="y", alpha=0.3)
-    looks = plotting.looks()
+    styles = plotting.styles()
     trained = [row["epoch"] + 1 for row in epochs]
-    agreement.plot(trained, [100 * row["agreement"] for row in epochs], **next(looks))
+    agreement.plot(trained, [100 * row["agreement"] for row in epochs], **next(styles))
     for key, label in (("cross_entropy_ab", "H(sparse, dense)"), ("cross_entropy_ba", "H(dense, sparse)")):
-        entropy.plot(trained, [row[key] for row in epochs], label=label, **next(looks))
+        entropy.plot(trained, [row[key] for row in epochs], label=label, **next(styles))
     agreement.set(ylabel=f"{accuracy.removesuffix(' accuracy')} agreement (%)")
     entropy.set(ylabel="cross entropy (nats)", xlabel="epochs trained", xlim=(0, None))
     plotting.log(entropy, "y")

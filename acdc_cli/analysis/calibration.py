@@ -117,8 +117,8 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
 def measured(subjects: Sequence[Subject]) -> list[Subject]:
     """The subjects themselves; for a single run with no requested model, both of its models if it has them."""
     if len(subjects) == 1 and subjects[0].run is not None and subjects[0].kind is None:
-        both = [subjects[0].of(kind) for kind in _KINDS if subjects[0].run.model_file(kind).exists()]
-        return both or list(subjects)
+        models = [subjects[0].of(kind) for kind in _KINDS if subjects[0].run.model_file(kind).exists()]
+        return models or list(subjects)
     return list(subjects)
 
 
@@ -210,13 +210,13 @@ def draw(models: Mapping[str, Calibration], counted: str = "images") -> Figure:
     figure = plotting.new(5.5, 6)
     reliability, counts = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     reliability.plot([0, 100], [0, 100], color="0.6", linewidth=1, label="perfectly calibrated")
-    for (name, model), look in zip(models.items(), plotting.looks(), strict=False):
+    for (name, model), style in zip(models.items(), plotting.styles(), strict=False):
         filled = [each for each in model.bins if each.count]
         points = [[100 * each.confidence for each in filled], [100 * each.accuracy for each in filled]]
-        reliability.plot(*points, label=f"{name}: ECE {model.ece:.2%}", **look)
+        reliability.plot(*points, label=f"{name}: ECE {model.ece:.2%}", **style)
         edges = [0.0, *(100 * each.high for each in model.bins)]
         heights = [each.count for each in model.bins]
-        counts.stairs(heights, edges, baseline=None, color=look["color"], linestyle=look["linestyle"])
+        counts.stairs(heights, edges, baseline=None, color=style["color"], linestyle=style["linestyle"])
     reliability.set(ylabel="accuracy of the bin (%)", ylim=(-3, 103))
     figure.legend(loc="outside upper center", fontsize=8)
     counts.set(xlabel="confidence (%)", ylabel=f"{counted} in the bin", xlim=(0, 101), ylim=(0.7, None))

@@ -55,7 +55,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Then:
+class MaskSnapshot:
     """Zero output channels, dead heads and neurons of the pruned layers when a mask was saved."""
 
     epoch: int
@@ -70,7 +70,7 @@ class _Measured:
     """`conv` or `linear`, for each layer."""
     layers: dict[str, Channels]
     units: Counts
-    then: list[Then]
+    then: list[MaskSnapshot]
 
 
 def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace) -> Findings:
@@ -81,7 +81,7 @@ def analyze(subjects: Sequence[Subject], options: Options, workspace: Workspace)
     measured = {}
     with console.progress("channels") as bar:
         for subject in bar.track(subjects, description="channels"):
-            measured[subject.name] = _of(subject, options)
+            measured[subject.name] = _measured(subject, options)
     drawn = {"": draw({name: each.layers for name, each in measured.items()})}
     if then := {name: each.then for name, each in measured.items() if each.then}:
         drawn["over-time"] = draw_over_time(then)
@@ -139,14 +139,14 @@ def together(layers: Iterable[Channels]) -> Channels:
     )
 
 
-def over_time(run: RunDir, units: Sequence[Units] = ()) -> list[Then]:
+def over_time(run: RunDir, units: Sequence[Units] = ()) -> list[MaskSnapshot]:
     """For each mask that a run saved, oldest first; empty if there is none. Holds one mask at a time."""
-    return [_then(kept, load_masks(kept.file), units) for kept in run.kept_masks()]
+    return [_mask_snapshot(kept, load_masks(kept.file), units) for kept in run.kept_masks()]
 
 
-def _then(kept: Kept, masks: Mapping[str, Tensor], units: Sequence[Units]) -> Then:
+def _mask_snapshot(kept: Kept, masks: Mapping[str, Tensor], units: Sequence[Units]) -> MaskSnapshot:
     layers = {layer_name(name): channels_of(mask) for name, mask in masks.items()}
-    return Then(kept.epoch, kept.kind, layers, dead_units.count(units, masks))
+    return MaskSnapshot(kept.epoch, kept.kind, layers, dead_units.count(units, masks))
 
 
 def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
@@ -156,11 +156,11 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
     has_inputs = any(each.inputs is not None for layers in models.values() for each in layers.values())
     figure = plotting.new(min(max(7, 0.16 * len(names)), 20), 6 if has_inputs else 4)
     panels = figure.subplots(1 + has_inputs, sharex=True, squeeze=False)[:, 0]
-    for (name, layers), looks in zip(models.items(), plotting.looks(), strict=False):
+    for (name, layers), style in zip(models.items(), plotting.styles(), strict=False):
         at = [places[layer] for layer in layers]
-        panels[0].plot(at, [_percent(each.zero_outputs, each.outputs) for each in layers.values()], label=name, **looks)
+        panels[0].plot(at, [_percent(each.zero_outputs, each.outputs) for each in layers.values()], label=name, **style)
         if has_inputs:
-            panels[1].plot(at, [_percent(each.dead_inputs, each.inputs) for each in layers.values()], **looks)
+            panels[1].plot(at, [_percent(each.dead_inputs, each.inputs) for each in layers.values()], **style)
     for panel, what in zip(panels, ("zero output channels (%)", "dead input channels (%)"), strict=False):
         plotting.from_zero(panel, what)
     panels[-1].set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -169,20 +169,20 @@ def draw(models: Mapping[str, Mapping[str, Channels]]) -> Figure:
     return figure
 
 
-def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
+def draw_over_time(runs: Mapping[str, Sequence[MaskSnapshot]]) -> Figure:
     """Shares of all pruned layers at each saved mask: zero output channels, then dead heads and neurons if any run has
     them."""
     kinds = [kind for kind in dead_units.KINDS if any(kind in then.units for each in runs.values() for then in each)]
     figure = plotting.new(7, 2.5 + 2 * (1 + len(kinds)))
     panels = figure.subplots(1 + len(kinds), sharex=True, squeeze=False)[:, 0]
-    for (name, each), looks in zip(runs.items(), plotting.looks(), strict=False):
+    for (name, each), style in zip(runs.items(), plotting.styles(), strict=False):
         epochs = [then.epoch + 1 for then in each]
         all_layers = [together(then.layers.values()) for then in each]
         shares = [_percent(one.zero_outputs, one.outputs) for one in all_layers]
-        panels[0].plot(epochs, shares, label=name, **looks)
+        panels[0].plot(epochs, shares, label=name, **style)
         for panel, kind in zip(panels[1:], kinds, strict=True):
             counted = [dead_units.together(then.units).get(kind) for then in each]
-            panel.plot(epochs, [_percent(one.dead, one.total) if one else nan for one in counted], **looks)
+            panel.plot(epochs, [_percent(one.dead, one.total) if one else nan for one in counted], **style)
     # two lines where panels are low
     zero = ("\n" if kinds else " ").join(("zero output channels", "of pruned layers"))
     for panel, what in zip(panels, (zero, *(f"dead {kind}" for kind in kinds)), strict=True):
@@ -192,7 +192,7 @@ def draw_over_time(runs: Mapping[str, Sequence[Then]]) -> Figure:
     return figure
 
 
-def _of(subject: Subject, options: Options) -> _Measured:
+def _measured(subject: Subject, options: Options) -> _Measured:
     loaded = subject.load()
     # what follows an input channel through the model is an image
     follows = options.inputs and isinstance(subject.recipe.data, ImagesBlock)

@@ -285,7 +285,7 @@ def _lead(test: Tested | None, measures: Measures) -> str:
     return f"{'-' if test.result.mean < 0 else '+'}{_titles(measures)[test.measure][1](abs(test.result.mean))}"
 
 
-def _p(test: Tested | None) -> str:
+def _p_value(test: Tested | None) -> str:
     return "-" if test is None or test.result.p is None else f"{test.result.p:.2g}"
 
 
@@ -299,7 +299,7 @@ def _side_by_side(groups: Sequence[Group], tests: Sequence[Tested], recipes: Map
         if any(test.result.mean is not None for test in of_measure):
             rows.append(("  minus the first", "", *(_lead(test, measures) for test in of_measure)))
         if any(test.result.p is not None for test in of_measure):
-            rows.append(("  p, paired by seed", "", *(_p(test) for test in of_measure)))
+            rows.append(("  p, paired by seed", "", *(_p_value(test) for test in of_measure)))
     for key, values in recipes.items():
         spelt = [["-" if values[run.name] is None else str(values[run.name]) for run in group.runs] for group in groups]
         rows.append((key, *(", ".join(dict.fromkeys(each)) for each in spelt)))
@@ -317,7 +317,7 @@ def _below(groups: Sequence[Group], tests: Sequence[Tested]) -> Table:
             _counted(group),
             _cell(group, headline.key, deviation=True),
             _lead(leads.get(group.name), measures),
-            _p(leads.get(group.name)),
+            _p_value(leads.get(group.name)),
             *(_cell(group, key) for key in (confidence.key, "sparsity_all", "train_flops_measured")),
         )
         for group in groups
@@ -343,8 +343,8 @@ def draw(groups: Sequence[Group]) -> Figure:
                     panel.plot([scale * value], [at], "o", color="0.35", markersize=4, fillstyle=fill)
             mean, std = group.spread(key)
             if mean is not None and std is not None:
-                look = {"color": plotting.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
-                panel.errorbar([scale * mean], [row - 0.12], xerr=[scale * std], **look)
+                style = {"color": plotting.COLOURS[0], "marker": "D", "markersize": 5, "capsize": 3}
+                panel.errorbar([scale * mean], [row - 0.12], xerr=[scale * std], **style)
         panel.set(xlabel=label)
         panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)

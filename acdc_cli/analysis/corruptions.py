@@ -325,11 +325,11 @@ def draw(scores: Mapping[str, Scores], accuracy: Quantity) -> Figure:
     row_height = max(0.22, 0.07 * len(scores))
     figure = plotting.new(7, 1.2 + row_height * (len(corruptions) + 1) + 0.18 * len(scores))
     panel = figure.subplots()
-    for number, ((name, score), look) in enumerate(zip(scores.items(), plotting.looks(), strict=False)):
+    for number, ((name, score), style) in enumerate(zip(scores.items(), plotting.styles(), strict=False)):
         top1 = [100 * share for share in (score.clean, *(score.top1(each) for each in corruptions))]
         # at different heights, so that equal values are all visible
         rows = [row + 0.6 * ((number + 0.5) / len(scores) - 0.5) for row in range(len(top1))]
-        panel.plot(top1, rows, label=name, **look | {"linestyle": "none", "markersize": 5})
+        panel.plot(top1, rows, label=name, **style | {"linestyle": "none", "markersize": 5})
     for row, (above, below) in enumerate(pairwise(corruptions), start=1):
         if _GROUP_OF[above] != _GROUP_OF[below]:
             panel.axhline(row + 0.5, color="0.8", linewidth=0.8)

@@ -95,19 +95,19 @@ def draw(runs: Mapping[str, Records], headlines: Mapping[str, Quantity]) -> Figu
     if len(runs) == 1:
         for panel in panels:
             shade(panel, next(iter(runs.values())), named=panel is sparsity)
-    for (name, records), style in zip(runs.items(), cycle(("-", "--", ":", "-.")), strict=False):
+    for (name, records), dashes in zip(runs.items(), cycle(("-", "--", ":", "-.")), strict=False):
         run = f"{name}: " if len(runs) > 1 else ""
         headline = headlines[name]
-        looks: dict[str, Any] = {"linestyle": style, "validated": headline.key}
-        stepped: dict[str, Any] = {"linestyle": style}
+        style: dict[str, Any] = {"linestyle": dashes, "validated": headline.key}
+        stepped: dict[str, Any] = {"linestyle": dashes}
         steps(
             sparsity, records, "sparsity_all", label=f"{run}all conv and linear weights", color="tab:orange", **stepped
         )
         steps(sparsity, records, "sparsity", label=f"{run}pruned layers", color="tab:blue", **stepped)
-        _line(loss, records, "train_loss", label=f"{run}training", color="tab:orange", marker="s", **looks)
-        _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **looks)
+        _line(loss, records, "train_loss", label=f"{run}training", color="tab:orange", marker="s", **style)
+        _line(loss, records, "val_loss", label=f"{run}validation", color="tab:blue", marker="o", **style)
         seen = {"label": f"{run}validation", "color": "tab:blue", "marker": "o"}
-        _line(accuracy, records, headline.key, scale=headline.scale, **seen, **looks)
+        _line(accuracy, records, headline.key, scale=headline.scale, **seen, **style)
     sparsity.set(ylabel="zero weights (%)", ylim=(-3, 103), title=" · ".join(runs))
     loss.set(ylabel="cross entropy (nats)")
     plotting.log(loss, "y")
@@ -118,19 +118,19 @@ def draw(runs: Mapping[str, Records], headlines: Mapping[str, Quantity]) -> Figu
     return figure
 
 
-def _line(panel: Axes, records: Records, key: str, *, validated: str, scale: float = 1, **looks: Any) -> None:
+def _line(panel: Axes, records: Records, key: str, *, validated: str, scale: float = 1, **style: Any) -> None:
     """validated: a key that is null in epochs without validation."""
     # an epoch without validation is left out; a value that is not finite breaks the line
     shown = [record for record in records if key == "train_loss" or record[validated] is not None]
     values = [math.nan if record[key] is None else scale * record[key] for record in shown]
-    panel.plot([record["epoch"] + 1 for record in shown], values, markersize=3, **looks)
+    panel.plot([record["epoch"] + 1 for record in shown], values, markersize=3, **style)
 
 
-def steps(panel: Axes, records: Records, key: str, scale: float = 100, **looks: Any) -> None:
+def steps(panel: Axes, records: Records, key: str, scale: float = 100, **style: Any) -> None:
     """A value set at the start of an epoch (a mask's sparsity, a resolution) holds for the whole epoch; shares are in
     percent."""
     edges = [records[0]["epoch"], *(record["epoch"] + 1 for record in records)]
-    panel.stairs([scale * record[key] for record in records], edges, baseline=None, **looks)
+    panel.stairs([scale * record[key] for record in records], edges, baseline=None, **style)
 
 
 def shade(panel: Axes, records: Records, named: bool) -> None:

@@ -98,12 +98,12 @@ def draw(runs: Mapping[str, Records]) -> Figure:
     if len({tuple(phases(records)) for records in runs.values()}) == 1:
         shade(panel, next(iter(runs.values())), named=True)
     highest = 0.0
-    for (label, records), looks in zip(runs.items(), plotting.looks(), strict=False):
+    for (label, records), style in zip(runs.items(), plotting.styles(), strict=False):
         epochs = [record["epoch"] + 1 for record in records]
         shares = [100 * record["sparsity"] if record["phase"] == "dense" else math.nan for record in records]
         dense = [(epoch, share) for epoch, share in zip(epochs, shares, strict=True) if not math.isnan(share)]
-        panel.plot(*zip(*dense, strict=True), color=looks["color"], linewidth=0.8, alpha=0.4)
-        panel.plot(epochs, shares, label=label, **looks)
+        panel.plot(*zip(*dense, strict=True), color=style["color"], linewidth=0.8, alpha=0.4)
+        panel.plot(epochs, shares, label=label, **style)
         highest = max(highest, *(share for _, share in dense))
     panel.set(xlabel="epochs trained", ylabel="zero weights in dense phases (%)")
     panel.set(xlim=(0, None), ylim=(-0.03 * max(highest, 1), 1.1 * max(highest, 1)))

@@ -210,7 +210,7 @@ def draw(rows: Sequence[Row], models: Sequence[str], measures: Mapping[str, Quan
     figure = plotting.new(1.8 + 2 * len(measures), 1.6 + (0.16 + 0.08 * len(models)) * len(places))
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for panel, (role, each) in zip(panels, measures.items(), strict=True):
-        for number, (name, look) in enumerate(zip(models, plotting.looks(), strict=False)):
+        for number, (name, style) in enumerate(zip(models, plotting.styles(), strict=False)):
             points = [(row, estimate) for row in shown if row.model == name and (estimate := row.values.get(role))]
             at = [
                 places[row.group if several else row.label] + 0.22 * (number - (len(models) - 1) / 2)
@@ -220,7 +220,7 @@ def draw(rows: Sequence[Row], models: Sequence[str], measures: Mapping[str, Quan
             sides = [
                 [each.scale * abs(estimate.value - end(estimate)) for _, estimate in points] for end in (_low, _high)
             ]
-            panel.errorbar(values, at, xerr=sides, label=name, capsize=2, **{**look, "linestyle": "", "markersize": 4})
+            panel.errorbar(values, at, xerr=sides, label=name, capsize=2, **{**style, "linestyle": "", "markersize": 4})
         panel.set(xlabel=each.axis)
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(places)), list(places), fontsize=8)

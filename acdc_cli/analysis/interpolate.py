@@ -232,8 +232,8 @@ def draw(names: Sequence[str], rows: Rows, headline: Quantity) -> Figure:
             panel.grid(axis="y", alpha=0.3)
         loss.set(title=_IMAGES[split])
         plotting.log(loss, "y")
-        look: dict[str, Any] = {"rotation": 90 if max(map(len, names)) > _SHORT else 30, "fontsize": 8}
-        accuracy.set_xticks(range(len(names)), names, ha="right", va="center", rotation_mode="anchor", **look)
+        rotated: dict[str, Any] = {"rotation": 90 if max(map(len, names)) > _SHORT else 30, "fontsize": 8}
+        accuracy.set_xticks(range(len(names)), names, ha="right", va="center", rotation_mode="anchor", **rotated)
     panels[0, 0].set(ylabel="cross entropy (nats)")
     panels[1, 0].set(ylabel=headline.axis)
     figure.supxlabel("models on the path, and between them", fontsize=10)

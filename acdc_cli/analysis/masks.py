@@ -137,8 +137,8 @@ def draw_overlaps(series: Sequence[_Series]) -> Figure:
     """IoU over epochs or files; the rules' curves are those of the first run."""
     figure = plotting.new(7, 5)
     panel = figure.subplots()
-    for each, looks in zip(series, plotting.looks(), strict=False):
-        panel.plot(_places(each)[1:], each.history.ious, label=each.name, **looks)
+    for each, style in zip(series, plotting.styles(), strict=False):
+        panel.plot(_places(each)[1:], each.history.ious, label=each.name, **style)
     first = series[0]
     for rule, values in first.rules.items():
         label, line = _DRAWN[rule]
@@ -155,8 +155,8 @@ def draw_overlaps(series: Sequence[_Series]) -> Figure:
 
 def draw_densities(series: Sequence[_Series]) -> Figure:
     """A heat map for each series: layers downwards, masks to the right."""
-    most = max(len(each.history.layers) for each in series)
-    figure = plotting.new(7, len(series) * (1.8 + 0.15 * most))
+    layer_count = max(len(each.history.layers) for each in series)
+    figure = plotting.new(7, len(series) * (1.8 + 0.15 * layer_count))
     for panel, each in zip(figure.subplots(len(series), squeeze=False)[:, 0], series, strict=True):
         past, masks = each.history, len(each.labels)
         shares = [[100 * count / past.layers[name].weights for count in row] for name, row in past.living.items()]
@@ -200,7 +200,7 @@ def _chosen(kept: Sequence[Kept], phase_ends: Set[int], options: Options) -> lis
 def _thinned(runs: Mapping[str, Sequence[Kept]], options: Options) -> dict[str, list[Kept]]:
     shared = set.intersection(*({each.epoch for each in kept} for kept in runs.values()))
     return {
-        name: _every([each for each in kept if not options.common or each.epoch in shared], options.every)
+        name: _every_nth([each for each in kept if not options.common or each.epoch in shared], options.every)
         for name, kept in runs.items()
     }
 
@@ -220,7 +220,7 @@ def _too_few(count: int, options: Options) -> str:
 def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
     if of_runs := options.model_fields_set & {"phase_ends", "models", "since", "common", "random_regrowth"}:
         raise RunError(f"{min(of_runs)}: files have no phases and no epochs; leave it out, or name run directories")
-    chosen = _every(subjects, options.every)
+    chosen = _every_nth(subjects, options.every)
     if len(chosen) < 2:
         raise RunError("an overlap needs two masks, but only one file remains; name another file or a run directory")
     past = history(_same_layers((subject.name, nonzero(subject.load().layers)) for subject in chosen))
@@ -228,7 +228,7 @@ def _of_files(subjects: Sequence[Subject], options: Options) -> _Series:
     return _Series(f"{len(chosen)} files", names, past, {"nested": nested(past.densities)})
 
 
-def _every(sequence: Sequence[T], every: int) -> list[T]:
+def _every_nth(sequence: Sequence[T], every: int) -> list[T]:
     return list(sequence[::-1][::every][::-1])
 
 

@@ -116,11 +116,11 @@ def draw(runs: Mapping[str, Sequence[Shares]], shaded: Records) -> Figure:
     true, given = panels = figure.subplots(2, sharex=True)
     for panel in panels:
         shade(panel, shaded, named=panel is true)
-    for (name, epochs), look in zip(runs.items(), plotting.looks(), strict=False):
+    for (name, epochs), style in zip(runs.items(), plotting.styles(), strict=False):
         trained = [at.epoch + 1 for at in epochs]
-        look["markevery"] = -(-len(epochs) // _MARKERS)
-        true.plot(trained, [100 * at.corrupted_true for at in epochs], label=name, **look)
-        given.plot(trained, [100 * at.corrupted_given for at in epochs], **look)
+        style["markevery"] = -(-len(epochs) // _MARKERS)
+        true.plot(trained, [100 * at.corrupted_true for at in epochs], label=name, **style)
+        given.plot(trained, [100 * at.corrupted_given for at in epochs], **style)
     true.set(ylabel="classified as the true class (%)", title="training samples with a wrong label")
     given.set(ylabel="classified as the wrong label (%)", xlabel="epochs trained", xlim=(0, None))
     true.legend(loc="best", fontsize=8)

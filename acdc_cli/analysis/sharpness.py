@@ -230,10 +230,10 @@ def draw(sharpness: Mapping[str, Sharpness]) -> Figure:
     """Left: the eigenvalue of each model. Right: its convergence, in the same colour and marker."""
     figure = plotting.new(8.5, 3 + 0.25 * len(sharpness))
     values, iterations = figure.subplots(1, 2)
-    for row, ((name, each), look) in enumerate(zip(sharpness.items(), plotting.looks(), strict=False)):
+    for row, ((name, each), style) in enumerate(zip(sharpness.items(), plotting.styles(), strict=False)):
         # a marker at 0 is drawn whole, over the axis
-        values.plot(each.largest.value, row, clip_on=False, **(look | {"linestyle": "", "markersize": 7}))
-        iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, label=name, **look)
+        values.plot(each.largest.value, row, clip_on=False, **(style | {"linestyle": "", "markersize": 7}))
+        iterations.plot(range(1, len(each.largest.history) + 1), each.largest.history, label=name, **style)
     values.set(xlabel=_UNIT, xlim=(min(0, *values.get_xlim()), None), ylim=(len(sharpness) - 0.5, -0.5))
     values.set_yticks(range(len(sharpness)), sharpness)
     iterations.set(xlabel="power iteration", ylabel=_UNIT)
@@ -250,11 +250,11 @@ def _along(subjects: Sequence[Subject], rows: Sequence[Mapping[str, Any]]) -> Fi
     panel = figure.subplots()
     if len(subjects) == 1:
         curves.shade(panel, run_of(subjects[0]).records(), named=True)
-    for subject, look in zip(subjects, plotting.looks(), strict=False):
+    for subject, style in zip(subjects, plotting.styles(), strict=False):
         own = [row for row in rows if row["subject"] == subject.name]
         epochs = [row["epoch"] + 1 for row in own]
         values = [row["largest"]["value"] for row in own]
-        panel.plot(epochs, values, label=subject.name, **look)
+        panel.plot(epochs, values, label=subject.name, **style)
         panel.scatter(epochs, values, c=[_PHASES[row["phase"]] for row in own], edgecolors="black", zorder=3)
     panel.set(xlabel="epochs trained", ylabel=_UNIT, ylim=(min(0, *panel.get_ylim()), None))
     panel.set_title("black: sparse phases, grey: ramps, white: dense phases", fontsize=8)

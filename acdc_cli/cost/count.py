@@ -72,7 +72,7 @@ def operations(model: nn.Module, size: int, block: DataBlock | None = None) -> l
         None if each is None else each.to(meta, dtype if each.is_floating_point() else each.dtype) for each in prepared
     )
     try:
-        with torch.no_grad(), meta, _in_eval_mode(model), memory.aside(model), _scopes(model) as scopes:
+        with torch.no_grad(), meta, _in_eval_mode(model), memory.set_aside(model), _scopes(model) as scopes:
             recorder = _Recorder(parameters, buffers, scopes)
             remembered = -1
             # until the memory is full

@@ -42,8 +42,8 @@ def rows(facts: SetFacts) -> list[tuple[str, ...]]:
         "looked at": [f"{split.looked_at:,}" for split in of],
         "classes": [str(len(split.classes)) for split in of],
         "images of a class": [_range(split.classes) for split in of],
-        "width": [_three(split.width) for split in of],
-        "height": [_three(split.height) for split in of],
+        "width": [_range_and_median(split.width) for split in of],
+        "height": [_range_and_median(split.height) for split in of],
         "mean": [_numbers(split.mean) for split in of],
         "std": [_numbers(split.std) for split in of],
     }
@@ -79,7 +79,7 @@ def _range(classes: dict[str, int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _three(values: tuple[int, int, int] | None) -> str:
+def _range_and_median(values: tuple[int, int, int] | None) -> str:
     """Smallest, median and largest."""
     if values is None:
         return "-"

@@ -282,13 +282,13 @@ def _figure(rows: Sequence[Row], headline: Quantity) -> Figure | None:
     figure = plotting.new(7, 4.5)
     axes = figure.subplots()
     names = list(dict.fromkeys((row["engine"], row["variant"]) for row in known))
-    for (engine, variant), looks in zip(names, plotting.looks(), strict=False):
+    for (engine, variant), style in zip(names, plotting.styles(), strict=False):
         points = [row for row in known if (row["engine"], row["variant"]) == (engine, variant)]
         axes.plot(
             [row["latency_ms"] for row in points],
             [scale * row[key] for row in points],
             label=f"{variant}, {engine}",
-            **{**looks, "linestyle": "", "markersize": 7},
+            **{**style, "linestyle": "", "markersize": 7},
         )
     front = _pareto(known, headline)
     axes.plot(

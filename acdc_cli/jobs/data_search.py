@@ -14,7 +14,7 @@ from acdc_cli.runs.run_dir import RunDir
 
 SEARCHED = Path("~/.config/acdc/data-folders")
 """A file with one folder per line: data sets are looked for in these folders."""
-_MOST = 1000
+_TRIED_ENTRIES = 1000
 """Entries of a searched folder that are tried."""
 _NAMED = 8
 
@@ -82,7 +82,7 @@ def _candidates(block: DataBlock, run: RunDir) -> Iterator[Path]:
     for folder in _searched():
         yield from (folder, *(folder / name for name in dict.fromkeys((own.name, block.name))))
         if folder.is_dir():
-            yield from sorted(each for each in folder.iterdir() if each.is_dir())[:_MOST]
+            yield from sorted(each for each in folder.iterdir() if each.is_dir())[:_TRIED_ENTRIES]
 
 
 def _searched() -> list[Path]:

@@ -48,11 +48,11 @@ def _curve(asked: Asked, headline: Quantity, before: Mapping[str, Any], after: S
     axes.axhline(
         headline.scale * before[headline.key], color="grey", linestyle="--", linewidth=1, label="before pruning"
     )
-    look = next(plotting.looks())
+    style = next(plotting.styles())
     axes.plot(
         [100 * t for t, _ in points],
         [headline.scale * each[headline.key] for _, each in points],
-        **look,
+        **style,
         label=asked.method,
     )
     axes.set(xlabel="target sparsity (%)", ylabel=headline.axis)

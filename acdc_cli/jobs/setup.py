@@ -168,7 +168,7 @@ def require_sizes(ready: ReadyModel, sizes: Iterable[int]) -> None:
         sample = f"{block.noun} of {size} {block.size_unit}"
         try:
             # not inference_mode: training must be able to use what a model builds and keeps at its first call
-            with torch.no_grad(), ready.precision.autocast(), memory.aside(ready.model):
+            with torch.no_grad(), ready.precision.autocast(), memory.set_aside(ready.model):
                 logits = ready.model(*prepared(kind.blank(size, ready.device), False))
         except Exception as e:
             line = code.blame(e)

@@ -111,7 +111,9 @@ def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     sizes = [*(entry.mask_bytes for entry in entries), *(entry.value_bytes for entry in entries)]
     *parts, _ = np.split(data, list(accumulate(sizes)))
     masks, values = parts[: len(entries)], parts[len(entries) :]
-    tensors = {entry.name: _tensor(entry, *both) for entry, *both in zip(entries, masks, values, strict=True)}
+    tensors = {
+        entry.name: _tensor(entry, mask, value) for entry, mask, value in zip(entries, masks, values, strict=True)
+    }
     return tensors, header.metadata
 
 

@@ -185,10 +185,10 @@ class TransformerXL(nn.Module):
             yield neurons(f"layers.{number}.feed_forward", inner, "first.weight", "second.weight")
 
     def _hidden(self, tokens: Tensor, begins: Tensor | None) -> Tensor:
-        most = self._remembers[self.training]
+        limit = self._remembers[self.training]
         if begins is None:
             begins = torch.zeros(tokens.size(0), dtype=torch.bool, device=tokens.device)
-        past = self.memory.recall(begins, most)
+        past = self.memory.recall(begins, limit)
         hidden = self.dropout(self.embeddings(tokens))
         hidden_keys = _hidden_keys(tokens, past)
         reach = hidden_keys.size(-1)
@@ -199,7 +199,7 @@ class TransformerXL(nn.Module):
             biases = (bias[number % len(bias)] for bias in (self.content_bias, self.position_bias))
             remembered = None if past is None else past.states[number].transpose(0, 1)
             hidden = layer(hidden, remembered, distances, hidden_keys, *biases)
-        self.memory.store(entering, past, most)
+        self.memory.store(entering, past, limit)
         final: Tensor = self.dropout(hidden)
         return final
 

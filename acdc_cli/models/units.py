@@ -48,15 +48,15 @@ def units_of(model: nn.Module) -> list[Units]:
 
 def heads(layer: str, count: int, value: str, output: str, part: int = 0, parts: int = 1) -> Units:
     """value, output: names of the parameters within the module `layer`."""
-    return Units("heads", layer, count, _within(layer, value), _within(layer, output), part, parts)
+    return Units("heads", layer, count, _qualified(layer, value), _qualified(layer, output), part, parts)
 
 
 def neurons(layer: str, count: int, first: str, second: str) -> Units:
     """first, second: names of the linear layers' parameters within the module `layer`."""
-    return Units("neurons", layer, count, _within(layer, first), _within(layer, second))
+    return Units("neurons", layer, count, _qualified(layer, first), _qualified(layer, second))
 
 
-def _within(module: str, name: str) -> str:
+def _qualified(module: str, name: str) -> str:
     return f"{module}.{name}" if module else name
 
 

@@ -131,7 +131,7 @@ class _Speeds(Form):
     rows: list[_Speed]
 
 
-class Bench(Form):
+class BenchRecord(Form):
     """bench.json."""
 
     results: _Speeds

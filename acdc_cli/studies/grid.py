@@ -115,22 +115,26 @@ class Grid:
         return tuple(each for each in self.axes if each in group)
 
     def _is_excluded(self, values: Mapping[str, Value]) -> bool:
-        return any(_has(values, each) for each in self.excluded)
+        return any(_matches(values, each) for each in self.excluded)
 
     def _cell(self, values: Mapping[str, Value]) -> Cell:
         names = {axis: value.name for axis, value in values.items()}
         own = [setting for value in values.values() for setting in value.settings.items()]
-        own += [setting for each in self.adjustments if _has(values, each.where) for setting in each.settings.items()]
+        own += [
+            setting for each in self.adjustments if _matches(values, each.where) for setting in each.settings.items()
+        ]
         # keys that choose the kind of a block come last: setting them drops the keys that only the other kind has
         own.sort(key=lambda setting: setting[0] in _KINDS)
         own += [
-            ("fork", f"{key_of({**names, **each.run})}@{each.after}") for each in self.forks if _has(values, each.where)
+            ("fork", f"{key_of({**names, **each.run})}@{each.after}")
+            for each in self.forks
+            if _matches(values, each.where)
         ]
         overrides = [override(key, value) for key, value in [*self.common.items(), *own]]
         return Cell(key_of(names), names, tuple(overrides))
 
 
-def _has(values: Mapping[str, Value], names: Mapping[str, Name]) -> bool:
+def _matches(values: Mapping[str, Value], names: Mapping[str, Name]) -> bool:
     return all(values[axis].name == name for axis, name in names.items())
 
 

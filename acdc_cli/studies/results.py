@@ -14,7 +14,7 @@ from acdc_cli.quantities import Measures, Quantity
 from acdc_cli.recipe.bearing import BATCHING, LENGTH, SAME_EXPERIMENT, bearing
 from acdc_cli.recipe.kinds import measures_of
 from acdc_cli.recipe.syntax import read_file
-from acdc_cli.runs.forms import Bench
+from acdc_cli.runs.forms import BenchRecord
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.run_queue import RunQueue
 from acdc_cli.studies.study import load_study
@@ -170,7 +170,7 @@ def _read(key: str, axes: Mapping[str, Value], path: Path, state: str, error: st
         state, error = "failed", "its summary.json is missing"
     if recipe:
         axes = {"epochs": recipe["epochs"], "seed": recipe["seed"]} | dict(axes)
-    speeds = reading.read_json(directory.bench, Bench)["results"]["rows"] if directory.bench.exists() else ()
+    speeds = reading.read_json(directory.bench, BenchRecord)["results"]["rows"] if directory.bench.exists() else ()
     return Run(key, axes, path, state, error, recipe, records, summary, speeds)
 
 

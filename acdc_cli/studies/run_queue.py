@@ -136,9 +136,9 @@ class RunQueue:
             for row in self._select(db, "SELECT * FROM runs WHERE state != 'running'"):
                 finished = RunDir(row.directory).finished
                 if finished and row.state != "done":
-                    self._put(db, row.key, "done")
+                    self._reset(db, row.key, "done")
                 elif row.state == "done" and not finished:
-                    self._put(db, row.key, "waiting")
+                    self._reset(db, row.key, "waiting")
 
     def grow(self, wanted: Callable[[Sequence[Row]], Iterable[Cell]]) -> list[str]:
         """Adds the cells that `wanted` computes from the rows, within one transaction; returns the keys of the new
@@ -172,7 +172,7 @@ class RunQueue:
                     continue
                 run = RunDir(row.directory)
                 if run.finished:
-                    self._put(db, row.key, "done")
+                    self._reset(db, row.key, "done")
                 elif self._lacks_its_source(db, row):
                     continue
                 # the run of a killed sweep may not have ended yet
@@ -255,7 +255,7 @@ class RunQueue:
             [(cell.key, json.dumps(dict(cell.axes)), json.dumps(cell.overrides)) for cell in cells],
         )
 
-    def _put(self, db: sqlite3.Connection, key: str, state: State) -> None:
+    def _reset(self, db: sqlite3.Connection, key: str, state: State) -> None:
         db.execute("UPDATE runs SET state = ?, failures = 0, owner = NULL, error = NULL WHERE key = ?", (state, key))
 
     def _update(self, key: str, owner: Owner, changes: str, *values: Any) -> bool:

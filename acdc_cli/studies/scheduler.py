@@ -132,7 +132,7 @@ class Sweep:
             self._queue.release(row.key, self._owner)
             self._show.say(f"{row.key}: another process still trains it")
         else:
-            error = f"{_how(code)}: {_last_words(ended.log, ended.logged)}"
+            error = f"{_exit_reason(code)}: {_last_words(ended.log, ended.logged)}"
             self._queue.fail(row.key, self._owner, error)
             again = "tried again later" if row.failures + 1 < TRIES else "given up"
             self._show.say(f"{row.key}: failed, {again}: {error.splitlines()[-1]}")
@@ -155,13 +155,13 @@ class Sweep:
             return
         self._stopping = True
         if self._launcher.outlives:
-            self._let_go()
+            self._release_runs()
             return
         for each in self._started:
             each.job.stop(signal.SIGTERM)
         self._show.say(f"stopping: {len(self._started)} runs are saving")
 
-    def _let_go(self) -> None:
+    def _release_runs(self) -> None:
         for each in self._started:
             self._queue.release(each.row.key, self._owner)
         self._show.say(f"{len(self._started)} runs continue without this sweep; the next sweep watches them again")
@@ -183,7 +183,7 @@ def _accuracy(run: RunDir) -> str:
     return "" if accuracy is None else f", {headline.name} {headline.spelt(accuracy)} after the last epoch"
 
 
-def _how(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
 
 SLOTS = 1000
 """Jobs in the queue at once: Slurm's default maximum array size (MaxArraySize)."""
-LOOK_EVERY = 10.0
+REFRESH_EVERY = 10.0
 """Seconds between two queries to Slurm."""
 SAVE_SECONDS = 120
 """Seconds before its time limit at which a run is signalled; `--slurm-signal-delay-s` overrides it."""
@@ -166,7 +166,7 @@ class SlurmJob:
 
     def poll(self) -> int | None:
         if self.code is None:
-            self._launcher.look()
+            self._launcher.refresh()
         return self.code
 
     def stop(self, signal: signal.Signals) -> None:
@@ -184,13 +184,13 @@ class Slurm:
         states: States,
         record: Callable[[Mapping[str, str]], None],
         slots: int = SLOTS,
-        look_every: float = LOOK_EVERY,
+        refresh_every: float = REFRESH_EVERY,
         patience: float = _PATIENCE,
     ) -> None:
         """record: called with each cell's job and state whenever they change: `12_3 PENDING`."""
         self.slots = slots
         self._executor, self._states, self._record = executor, states, record
-        self._look_every, self._patience = look_every, patience
+        self._refresh_every, self._patience = refresh_every, patience
         self._new: list[SlurmJob] = []
         self._watched: list[SlurmJob] = []
         self._recorded: dict[str, str] = {}
@@ -201,7 +201,7 @@ class Slurm:
 
     def under_way(self) -> frozenset[str]:
         """Keys of the cells that have a job in the queue."""
-        self.look()
+        self.refresh()
         return frozenset(self._under_way)
 
     def start(self, cell: Cell, command: Sequence[str], environment: Mapping[str, str], log: Path) -> SlurmJob:
@@ -212,22 +212,22 @@ class Slurm:
         self._new.append(job)
         return job
 
-    def look(self) -> None:
-        """Submits new jobs and asks Slurm for the states of all; without new jobs, only every `look_every` seconds."""
+    def refresh(self) -> None:
+        """Submits new jobs and asks Slurm for all states; without new jobs, only every `refresh_every` seconds."""
         if time.monotonic() < self._due and (self._silent or not self._new):
             return
         try:
             states = self._states()
         except SlurmSilentError as error:
             if not self._silent:
-                console.warn(f"Slurm does not answer ({error}); asking again every {self._look_every:.0f} s")
+                console.warn(f"Slurm does not answer ({error}); asking again every {self._refresh_every:.0f} s")
             self._silent = True
             return
         finally:
-            self._due = time.monotonic() + self._look_every
+            self._due = time.monotonic() + self._refresh_every
         self._silent = False
         for job in self._watched:
-            self._hear(job, states)
+            self._update(job, states)
         self._watched = [job for job in self._watched if job.code is None]
         # after hearing them: a job that has just ended is no longer under way
         self._under_way = self._cells(states)
@@ -269,7 +269,7 @@ class Slurm:
         self._new = []
         return [job.submitted.job_id for job in missing if job.submitted]
 
-    def _hear(self, job: SlurmJob, states: Mapping[str, str]) -> None:
+    def _update(self, job: SlurmJob, states: Mapping[str, str]) -> None:
         submitted = job.submitted
         assert submitted is not None
         # the first of several tasks reports for all

@@ -67,7 +67,7 @@ class Study:
             except RecipeError as e:
                 for line in str(e).splitlines():
                     misfits.setdefault(line, []).append(cell.key)
-        lines = [f"{_some(keys)}: {line}" for line, keys in misfits.items()] or _repeated(recipes)
+        lines = [f"{_first_and_count(keys)}: {line}" for line, keys in misfits.items()] or _repeated(recipes)
         lines = lines or self._stateless(recipes)
         if lines:
             raise RecipeError(_shortened(lines))
@@ -130,7 +130,7 @@ def _shortened(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:_SHOWN], *more])
 
 
-def _some(keys: Sequence[str]) -> str:
+def _first_and_count(keys: Sequence[str]) -> str:
     others = len(keys) - 1
     return keys[0] + (f" and {others} other{'s' if others > 1 else ''}" if others else "")
 

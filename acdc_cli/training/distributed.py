@@ -311,13 +311,13 @@ def _join(url: str, rank: int, size: int, local_rank: int, watchdog: Watchdog | 
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             group = PrefixStore("group", store)
             if watchdog:
-                watchdog.meet(store)
+                watchdog.announce(store)
             distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_WAITING)
     except (RuntimeError, TimeoutError) as e:
         raise RunError(f"rank {rank} of {size} could not join the others at {url}: {str(e).splitlines()[0]}") from e
     hosts = Ranks(rank, size, watchdog=watchdog).gather(socket.gethostname())
     if watchdog:
-        watchdog.hear()
+        watchdog.start_exchange()
     return Ranks(rank, size, local_rank, hosts.count(hosts[rank]), store, watchdog)
 
 

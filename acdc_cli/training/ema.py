@@ -71,7 +71,7 @@ class Average:
             yield
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def set_aside(self) -> Iterator[None]:
         """Inside this context the model is itself, even within `installed`."""
         if not self._installed:
             yield

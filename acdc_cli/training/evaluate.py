@@ -73,7 +73,7 @@ def evaluate(
     samples, rounds = 0, int(ranks.largest(loader.steps))
     with (
         mendable("a batch that is loaded", _LOWER),
-        memory.aside(model),
+        memory.set_aside(model),
         torch.inference_mode(),
         loader.epoch(0) as batches,
         console.progress(description, COMPILING) as bar,

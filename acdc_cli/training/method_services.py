@@ -45,7 +45,7 @@ class MethodServices:
         was_training = parts.model.training
         parts.model.eval()
         try:
-            with memory.off(parts.model), self._epoch(moment) as loaded:
+            with memory.disabled(parts.model), self._epoch(moment) as loaded:
                 whole = ((ranks.whole(batch.inputs), ranks.whole(batch.targets)) for batch in loaded)
                 pieces = islice(_pieces(whole, batch_size), batches)
                 while turn := list(islice(pieces, ranks.size)):
@@ -60,7 +60,7 @@ class MethodServices:
         was_training = parts.model.training
         parts.model.eval()
         try:
-            with memory.off(parts.model), self._epoch(moment) as loaded:
+            with memory.disabled(parts.model), self._epoch(moment) as loaded:
                 for batch in loaded:
                     shown = ranks.whole(batch.inputs)[:images]
                     with torch.no_grad():

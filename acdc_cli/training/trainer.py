@@ -214,7 +214,7 @@ class Trainer:
     def _save(self, folder: Path | None = None) -> None:
         """folder: for a state to keep; None: the place of the latest checkpoint."""
         average = self._parts.average
-        with average.aside() if average else nullcontext():
+        with average.set_aside() if average else nullcontext():
             state = self.state_dict()
             if self._parts.ranks.first:
                 if folder:

@@ -96,13 +96,13 @@ class Watchdog:
         for end in (self._signals, self._wake):
             os.close(end)
 
-    def meet(self, store: Store) -> None:
-        """Announces this process to the others; all must have done so before any of them calls `hear`."""
+    def announce(self, store: Store) -> None:
+        """Announces this process to the others; all must have done so before any of them calls `start_exchange`."""
         # a connection of its own: the other one is blocked while its thread waits
         self._store = PrefixStore("watchdog", store.clone())
         self._publish()
 
-    def hear(self) -> None:
+    def start_exchange(self) -> None:
         self._begin(self._exchange_beats)
 
     def reached(self, epoch: int, step: int) -> None:

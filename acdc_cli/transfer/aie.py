@@ -37,7 +37,9 @@ def _mean_share(truth: Answers, right: NDArray[np.float64], weights: NDArray[np.
     return float((hits[samples > 0] / samples[samples > 0]).mean())
 
 
-def _by(weighted: Callable[[Answers, NDArray[np.float64], NDArray[np.float64]], float], name: str) -> Metric:
+def _weighted_metric(
+    weighted: Callable[[Answers, NDArray[np.float64], NDArray[np.float64]], float], name: str
+) -> Metric:
     def score(answers: Answers, truth: Answers) -> float:
         return weighted(truth, np.equal(answers, truth).astype(float), np.ones(len(truth)))
 
@@ -58,9 +60,9 @@ def _or_zero(correlation: _Score) -> _Score:
 
 
 METRICS = {
-    "top1": _by(_share, "top-1"),
-    "mean_per_class": _by(_mean_share, "mean per class"),
-    "accuracy": _by(_share, "accuracy"),
+    "top1": _weighted_metric(_share, "top-1"),
+    "mean_per_class": _weighted_metric(_mean_share, "mean per class"),
+    "accuracy": _weighted_metric(_share, "accuracy"),
     "f1": Metric("F1", scores.f1),
     "macro_f1": Metric("macro F1", scores.macro_f1),
     "matthews": Metric("Matthews", scores.matthews),

@@ -55,7 +55,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(epoch + step / steps)
                 optimizer.zero_grad()
-                inputs, labels = _on(device, features, chosen)
+                inputs, labels = _selected(device, features, chosen)
                 _loss(head(inputs), labels).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     if not all(parameter.isfinite().all() for parameter in head.parameters()):
@@ -122,10 +122,10 @@ def _set(head: nn.Linear, point: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
 def _chunks(features: Features, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     samples = len(features.labels)
     for start in range(0, samples, _CHUNK):
-        yield _on(device, features, np.arange(start, min(start + _CHUNK, samples)))
+        yield _selected(device, features, np.arange(start, min(start + _CHUNK, samples)))
 
 
-def _on(device: torch.device, features: Features, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def _selected(device: torch.device, features: Features, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     # indices, not a slice: torch takes no read-only memory
     inputs, labels = torch.from_numpy(features.values[chosen]), torch.from_numpy(features.labels[chosen])
     return inputs.to(device), labels.to(device)

@@ -171,11 +171,11 @@ class Study:
 
     def _known(self) -> dict[str, list[float]]:
         """Seconds of finished runs by model."""
-        found: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
         for run in self._runs:
             if run.name in self._walls:
-                found.setdefault(run.model, []).append(self._walls[run.name])
-        return found
+                seconds.setdefault(run.model, []).append(self._walls[run.name])
+        return seconds
 
     def _records(self) -> list[dict[str, Any]]:
         return [self._record(run) for run in self._runs if self.directory(run).finished]

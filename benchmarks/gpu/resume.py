@@ -53,5 +53,5 @@ def run(trial: Trial) -> None:
 def _verdict(log: Path) -> dict[str, object]:
     """The JSON object at the end of the commentary."""
     said = log.read_text()
-    found: dict[str, object] = json.loads(said[said.index("\n{") :] if "\n{" in said else said)
-    return found
+    document: dict[str, object] = json.loads(said[said.index("\n{") :] if "\n{" in said else said)
+    return document

@@ -72,21 +72,21 @@ class Runner:
             late = process.poll() is None
         finally:
             _end(process)
-        found = self._read(part)
+        document = self._read(part)
         if late:
             state = "stopped by a signal" if self.stopped else f"stopped at its limit of {limit:.0f} s"
         else:
-            state = self._outcome(part, process.returncode, found)
-        self._tell(part, facts | {"seconds": round(time.monotonic() - began, 1), "state": state} | found)
+            state = self._outcome(part, process.returncode, document)
+        self._tell(part, facts | {"seconds": round(time.monotonic() - began, 1), "state": state} | document)
 
-    def _outcome(self, part: Part, code: int, found: dict[str, Any]) -> str:
-        if "skipped" in found:
-            return f"skipped: {found['skipped']}"
+    def _outcome(self, part: Part, code: int, document: dict[str, Any]) -> str:
+        if "skipped" in document:
+            return f"skipped: {document['skipped']}"
         if code == 0:
             return "done"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         said = self._log(part).read_text(errors="replace").strip().splitlines()
-        return f"failed: {found.get('error') or ' '.join([how, *said[-1:]])}"
+        return f"failed: {document.get('error') or ' '.join([how, *said[-1:]])}"
 
     def _tell(self, part: Part, result: dict[str, Any]) -> None:
         if self.results.get(part.name) != result:
@@ -101,11 +101,11 @@ class Runner:
 
     def _read(self, part: Part) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(self._file(part).read_text())
+            document: dict[str, Any] = json.loads(self._file(part).read_text())
         # before its first word
         except FileNotFoundError:
             return {}
-        return found
+        return document
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -35,7 +35,7 @@ class Trial:
         self.smoke = smoke
         self.most_rounds = most_rounds
         self.device = choose_device("auto")
-        self.found: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
         self._began = time.monotonic()
         self._lines: dict[str, dict[str, Any]] = {}
         self._comparisons: dict[str, dict[str, Any]] = {}
@@ -68,7 +68,7 @@ class Trial:
             longest = max(longest, time.monotonic() - began)
 
     def record(self, **facts: Any) -> None:
-        self.found |= facts
+        self.recorded |= facts
         self.write()
 
     def line(self, what: str, value: float, unit: str, target: Target | None = None) -> None:
@@ -88,12 +88,14 @@ class Trial:
         """The ratio over the rounds that both have finished; nothing before the first."""
         whole = min(len(rounds.get(over, ())), len(rounds.get(under, ())))
         if whole:
-            found = compare(what, unit, {name: rounds[name][:whole] for name in (over, under)}, over, under, target)
-            self._comparisons[what] = found
-            self.line(what, found["ratio"], "", target)
+            comparison = compare(
+                what, unit, {name: rounds[name][:whole] for name in (over, under)}, over, under, target
+            )
+            self._comparisons[what] = comparison
+            self.line(what, comparison["ratio"], "", target)
 
     def write(self) -> None:
-        result = {"lines": list(self._lines.values()), "comparisons": list(self._comparisons.values()), **self.found}
+        result = {"lines": list(self._lines.values()), "comparisons": list(self._comparisons.values()), **self.recorded}
         files.write_text(self.file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -43,13 +43,13 @@ def assume(changes: list[str]) -> Assumed:
     Raises ValueError for an unknown key or a value that is not a number.
     """
     known = {field.name: type(field.default) for field in fields(Assumed)}
-    found = {}
+    chosen = {}
     for change in changes:
         key, _, value = change.partition("=")
         if key not in known:
             raise ValueError(f"--set {change}: there is no part {key}; there are {', '.join(known)}")
-        found[key] = known[key](value)
-    return replace(Assumed(), **found)
+        chosen[key] = known[key](value)
+    return replace(Assumed(), **chosen)
 
 
 def renewed(text: str, assumed: Assumed) -> str:

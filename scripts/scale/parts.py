@@ -85,8 +85,8 @@ class Measured:
 
 
 def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}-cpu.json").read_text())
-    return found
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}-cpu.json").read_text())
+    return document
 
 
 @cache
@@ -194,8 +194,8 @@ class Machine:
 
     def restart(self) -> float:
         """Seconds from a failure to the first step after it."""
-        found = measured()
-        return self.assumed.detection + found.start + found.checkpoint_load + self.assumed.compilation
+        parts = measured()
+        return self.assumed.detection + parts.start + parts.checkpoint_load + self.assumed.compilation
 
     def failures_per_hour(self) -> float:
         return self.gpus / self.assumed.machine * self.assumed.failures

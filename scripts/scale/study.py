@@ -79,8 +79,8 @@ def speed(machine: Machine) -> Speed:
 
 def run_of(machine: Machine, sides: Sequence[int], asynchronous: bool = False, seed: int = 0) -> Outcome:
     """A run of that many epochs, saved after each as the recipe says; every epoch as long as their mean."""
-    found = speed(machine)
-    work = Work(found.training(sides) / len(sides), len(sides), found.validation)
+    rates = speed(machine)
+    work = Work(rates.training(sides) / len(sides), len(sides), rates.validation)
     failures = Failures(machine.failures_per_hour(), machine.restart())
     return simulate(work, machine.checkpoint(asynchronous), failures, seed)
 

@@ -62,11 +62,11 @@ def assumed_parts(assumed: Assumed) -> str:
 
 
 def measured_parts(_: Assumed) -> str:
-    found, model = measured(), resnet50()
+    measures, model = measured(), resnet50()
     hops = parts.result("processes")["agreement_us"]
     rows = [
-        ["FFCV loader, 160 px, core time of an image", f"{1000 * found.loader:.3f} ms", "loader"],
-        ["FFCV loader, 224 px", f"{1000 * found.loader_large:.3f} ms", "loader"],
+        ["FFCV loader, 160 px, core time of an image", f"{1000 * measures.loader:.3f} ms", "loader"],
+        ["FFCV loader, 224 px", f"{1000 * measures.loader_large:.3f} ms", "loader"],
         ["gradients of ResNet-50, float32", f"{model.gradient_bytes / 1e6:.1f} MB", "counted"],
         ["messages that DistributedDataParallel makes of them", str(model.buckets), "counted"],
         ["training FLOPs of an image, 160 / 192 / 224 px", flops_of(model.flops), "`acdc plan`"],
@@ -75,12 +75,12 @@ def measured_parts(_: Assumed) -> str:
             " / ".join(f"{us:.0f}" for us in hops.values()) + " µs",
             "processes",
         ],
-        ["… for one of its 2 (n - 1) hops", f"{1e6 * found.agreement_hop:.0f} µs", "processes"],
-        ["checkpoint of ResNet-50 with AC/DC", f"{found.checkpoint_bytes / 1e6:.1f} MB", "processes"],
-        ["… to serialise, hash and sync it", f"{found.checkpoint_write:.2f} s", "processes"],
-        ["… to read it and check its hash", f"{found.checkpoint_load:.2f} s", "processes"],
-        ["an image in validation / in training", f"{found.validation_ratio:.3f}", "processes"],
-        ["start and end of a run of two processes", f"{found.start:.1f} s", "processes"],
+        ["… for one of its 2 (n - 1) hops", f"{1e6 * measures.agreement_hop:.0f} µs", "processes"],
+        ["checkpoint of ResNet-50 with AC/DC", f"{measures.checkpoint_bytes / 1e6:.1f} MB", "processes"],
+        ["… to serialise, hash and sync it", f"{measures.checkpoint_write:.2f} s", "processes"],
+        ["… to read it and check its hash", f"{measures.checkpoint_load:.2f} s", "processes"],
+        ["an image in validation / in training", f"{measures.validation_ratio:.3f}", "processes"],
+        ["start and end of a run of two processes", f"{measures.start:.1f} s", "processes"],
     ]
     return table(["part", "measured", "by benchmark"], rows)
 
@@ -108,14 +108,14 @@ def joints(steps: dict[str, Any]) -> list[Joint]:
         pieces = [[each[at : at + count] for at in range(0, len(each), count)] for each in steps["ms"][what]]
         return [list(processes) for processes in zip(*pieces, strict=True)]
 
-    found = []
+    compared = []
     rounds = (by_round(what) for what in ("one", "apart", "together", "exchange"))
     for one, apart, together, exchange in zip(*rounds, strict=True):
         # the last process to arrive waits for the network only
-        sent = [min(both) for both in zip(*exchange, strict=True)]
-        slower = [max(both) for both in zip(*together, strict=True)]
-        found.append(Joint(mean(joint_steps(apart, sent)), mean(slower), mean(one[0])))
-    return found
+        sent = [min(rank_seconds) for rank_seconds in zip(*exchange, strict=True)]
+        slower = [max(rank_seconds) for rank_seconds in zip(*together, strict=True)]
+        compared.append(Joint(mean(joint_steps(apart, sent)), mean(slower), mean(one[0])))
+    return compared
 
 
 def error(joints: Sequence[Joint]) -> float:
@@ -126,18 +126,18 @@ def error(joints: Sequence[Joint]) -> float:
 def two_processes(_: Assumed) -> str:
     rows = []
     for case, steps in parts.result("processes")["steps"].items():
-        found, batch = joints(steps), steps["batch"]
-        ratios = sorted(joint.predicted / joint.measured - 1 for joint in found)
-        predicted, together = (median(getattr(joint, what) for joint in found) for what in ("predicted", "measured"))
+        compared, batch = joints(steps), steps["batch"]
+        ratios = sorted(joint.predicted / joint.measured - 1 for joint in compared)
+        predicted, together = (median(getattr(joint, what) for joint in compared) for what in ("predicted", "measured"))
         rows.append(
             [
                 case,
-                f"{median(joint.one for joint in found):.0f}",
+                f"{median(joint.one for joint in compared):.0f}",
                 f"{predicted:.0f}",
                 f"{together:.0f}",
                 f"{1000 * batch / predicted:.1f}",
                 f"{1000 * batch / together:.1f}",
-                f"{error(found):+.1%}",
+                f"{error(compared):+.1%}",
                 f"{ratios[0]:+.0%} to {ratios[-1]:+.0%}",
             ]
         )
@@ -157,8 +157,8 @@ class Loss:
 
 def losses(result: dict[str, Any]) -> list[Loss]:
     """Predicted from the run left alone: its epochs again, the part that was lost, and another start."""
-    found = result["lost_process"]
-    pairs = zip(found["left_alone"], found["process_killed"], strict=True)
+    runs = result["lost_process"]
+    pairs = zip(runs["left_alone"], runs["process_killed"], strict=True)
     return [
         Loss(_with_loss(alone, killed["killed_after"]), killed["seconds"], alone["seconds"]) for alone, killed in pairs
     ]
@@ -231,8 +231,8 @@ def scaling(assumed: Assumed) -> str:
     rows, alone = [], 0.0
     for gpus in GPUS:
         machine = Machine(resnet50(), gpus, assumed)
-        found = speed(machine)
-        rate = machine.batch / found.step[160]
+        rates = speed(machine)
+        rate = machine.batch / rates.step[160]
         alone = alone or rate
         total = sum(
             run_of(machine, cell.sides, seed=seed).total + first_start(machine) for seed, cell in enumerate(cells())
@@ -242,7 +242,7 @@ def scaling(assumed: Assumed) -> str:
             [
                 f"{gpus}",
                 f"{machine.per_gpu:g}",
-                f"{1000 * found.step[160]:.1f}",
+                f"{1000 * rates.step[160]:.1f}",
                 _bound(machine),
                 f"{rate:,.0f}",
                 f"{rate / alone / gpus:.1%}",
@@ -320,9 +320,9 @@ def groups(assumed: Assumed) -> str:
 
 def _month(machine: Machine) -> Work:
     """30 days of epochs."""
-    found = speed(machine)
-    each = found.epoch[160] + found.validation
-    return Work(found.epoch[160], round(30 * 24 * 3600 / each), found.validation)
+    rates = speed(machine)
+    each = rates.epoch[160] + rates.validation
+    return Work(rates.epoch[160], round(30 * 24 * 3600 / each), rates.validation)
 
 
 def goodput(assumed: Assumed) -> str:
@@ -333,13 +333,13 @@ def goodput(assumed: Assumed) -> str:
             machine = Machine(resnet50(), size, replace(assumed, failures=times * assumed.failures))
             work = _month(machine)
             failures = Failures(machine.failures_per_hour(), machine.restart())
-            found = {
+            outcomes_by_mode = {
                 asynchronous: [simulate(work, machine.checkpoint(asynchronous), failures, seed) for seed in range(5)]
                 for asynchronous in (False, True)
             }
-            shares = [f"{mean(each.goodput for each in outcomes):.2%}" for outcomes in found.values()]
-            broken = mean(each.failures for each in found[False])
-            lost = mean((each.lost + each.restarting) / each.total for each in found[True])
+            shares = [f"{mean(each.goodput for each in outcomes):.2%}" for outcomes in outcomes_by_mode.values()]
+            broken = mean(each.failures for each in outcomes_by_mode[False])
+            lost = mean((each.lost + each.restarting) / each.total for each in outcomes_by_mode[True])
             rows.append([f"{ALL // size} × {size}", f"{times} ×", f"{broken:.1f}", *shares, f"{lost:.2%}"])
     head = [
         "runs × GPUs",
@@ -369,11 +369,11 @@ def young(checkpoint: Checkpoint, failures: Failures) -> float:
 def tried_intervals(checkpoint: Checkpoint, failures: Failures, failed: int = 150) -> list[Interval]:
     """Quarter, half, once, twice and four times Young's, in the same long run; failed: times that it fails, about."""
     days = failed * 3600 / failures.per_hour
-    found = []
+    intervals = []
     for factor in (0.25, 0.5, 1, 2, 4):
         seconds = factor * young(checkpoint, failures)
-        found.append(Interval(seconds, simulate(Work(days, 1, interval=seconds), checkpoint, failures).goodput))
-    return found
+        intervals.append(Interval(seconds, simulate(Work(days, 1, interval=seconds), checkpoint, failures).goodput))
+    return intervals
 
 
 def intervals(assumed: Assumed) -> str:
@@ -424,8 +424,8 @@ def _halved(machine: Machine) -> Machine:
 def _change(what: str, machine: Machine) -> list[str]:
     step = speed(machine).step[160]
     rate = machine.batch / step * ALL / machine.gpus
-    found = schedule(machine, ALL, asynchronous=True)
-    return [what, f"{machine.per_gpu:g}", f"{1000 * step:.1f}", f"{rate:,.0f}", f"{found.busy / 3600:,.0f}"]
+    study_schedule = schedule(machine, ALL, asynchronous=True)
+    return [what, f"{machine.per_gpu:g}", f"{1000 * step:.1f}", f"{rate:,.0f}", f"{study_schedule.busy / 3600:,.0f}"]
 
 
 def loaders(assumed: Assumed) -> str:

@@ -72,25 +72,25 @@ def slowly(a: Tensor, b: Tensor, labels: list[int]) -> dict[str, Any]:
         powers = [math.exp(value - max(row)) for value in row]
         return [power / sum(powers) for power in powers]
 
-    found: dict[str, Any] = dict.fromkeys(
+    totals: dict[str, Any] = dict.fromkeys(
         ("agreement", "cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba", "both", "a", "b", "neither"), 0.0
     )
     differences: dict[tuple[int, int], int] = {}
     for row_a, row_b, label in zip(a.tolist(), b.tolist(), labels, strict=True):
         p, q = softmax(row_a), softmax(row_b)
         says_a, says_b = p.index(max(p)), q.index(max(q))
-        found["agreement"] += says_a == says_b
-        found["cross_entropy_ab"] += sum(-x * math.log(y) for x, y in zip(p, q, strict=True))
-        found["cross_entropy_ba"] += sum(-y * math.log(x) for x, y in zip(p, q, strict=True))
-        found["kl_ab"] += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
-        found["kl_ba"] += sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
+        totals["agreement"] += says_a == says_b
+        totals["cross_entropy_ab"] += sum(-x * math.log(y) for x, y in zip(p, q, strict=True))
+        totals["cross_entropy_ba"] += sum(-y * math.log(x) for x, y in zip(p, q, strict=True))
+        totals["kl_ab"] += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+        totals["kl_ba"] += sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
         right = {(True, True): "both", (True, False): "a", (False, True): "b", (False, False): "neither"}
-        found[right[says_a == label, says_b == label]] += 1
+        totals[right[says_a == label, says_b == label]] += 1
         if says_a != says_b:
             differences[says_a, says_b] = differences.get((says_a, says_b), 0) + 1
     for key in ("agreement", "cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba"):
-        found[key] /= len(labels)
-    return {**found, "differences": differences}
+        totals[key] /= len(labels)
+    return {**totals, "differences": differences}
 
 
 def test_measures_of_two_images_by_hand() -> None:
@@ -98,14 +98,14 @@ def test_measures_of_two_images_by_hand() -> None:
     a = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     a[0, 0] += 1e-6
     b = torch.tensor([[0.25, 0.75], [0.75, 0.25]]).log()
-    found, differences = of_sums(sums(a, b, torch.tensor([0, 1]), Classification()))
+    measures, differences = of_sums(sums(a, b, torch.tensor([0, 1]), Classification()))
     same = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert found.cross_entropy_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) + same) / 2, abs=1e-6)
-    assert found.cross_entropy_ba == pytest.approx((math.log(2) + same) / 2, abs=1e-6)
-    assert found.kl_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) - math.log(2)) / 2, abs=1e-6)
-    assert found.kl_ba == pytest.approx((math.log(2) - same) / 2, abs=1e-6)
-    assert (found.samples, found.agreement, found.accuracy_a, found.accuracy_b) == (2, 0.5, 0.5, 0.0)
-    assert (found.both_right, found.only_a_right, found.only_b_right, found.both_wrong) == (0, 1, 0, 1)
+    assert measures.cross_entropy_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) + same) / 2, abs=1e-6)
+    assert measures.cross_entropy_ba == pytest.approx((math.log(2) + same) / 2, abs=1e-6)
+    assert measures.kl_ab == pytest.approx((-0.5 * math.log(0.25 * 0.75) - math.log(2)) / 2, abs=1e-6)
+    assert measures.kl_ba == pytest.approx((math.log(2) - same) / 2, abs=1e-6)
+    assert (measures.samples, measures.agreement, measures.accuracy_a, measures.accuracy_b) == (2, 0.5, 0.5, 0.0)
+    assert (measures.both_right, measures.only_a_right, measures.only_b_right, measures.both_wrong) == (0, 1, 0, 1)
     assert differences == [(0, 1, 0, 1)]
 
 
@@ -113,30 +113,35 @@ def test_measures_of_two_images_by_hand() -> None:
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 12))
 def test_measures_are_those_of_plain_loops_whatever_the_batches(seed_a: int, seed_b: int, batch_size: int) -> None:
     a, b = random_logits(seed_a), random_logits(seed_b)
-    found, differences = compare(model(a), model(b), Pairs(Drawn(batch_size, LABELS)))
+    measures, differences = compare(model(a), model(b), Pairs(Drawn(batch_size, LABELS)))
     expected = slowly(a, b, LABELS)
     for key in ("agreement", "cross_entropy_ab", "cross_entropy_ba", "kl_ab", "kl_ba"):
-        assert getattr(found, key) == pytest.approx(expected[key], rel=1e-9, abs=1e-12)
-    counts = (found.both_right, found.only_a_right, found.only_b_right, found.both_wrong)
+        assert getattr(measures, key) == pytest.approx(expected[key], rel=1e-9, abs=1e-12)
+    counts = (measures.both_right, measures.only_a_right, measures.only_b_right, measures.both_wrong)
     assert counts == (expected["both"], expected["a"], expected["b"], expected["neither"])
     assert {(x, y): count for x, y, _, count in differences} == expected["differences"]
     assert [count for *_, count in differences] == sorted(expected["differences"].values(), reverse=True)
-    assert found.accuracy_a == (expected["both"] + expected["a"]) / NINE
-    assert found.accuracy_b == (expected["both"] + expected["b"]) / NINE
+    assert measures.accuracy_a == (expected["both"] + expected["a"]) / NINE
+    assert measures.accuracy_b == (expected["both"] + expected["b"]) / NINE
 
 
 def test_extreme_logits_give_numbers() -> None:
     a, b = torch.tensor([[1000.0, -1000.0], [1000.0, -1000.0]]), torch.tensor([[-1000.0, 1000.0], [1000.0, -1000.0]])
-    found, _ = of_sums(sums(a, b, torch.tensor([0, 0]), Classification()))
-    assert (found.cross_entropy_ab, found.cross_entropy_ba, found.kl_ab, found.kl_ba) == (1000, 1000, 1000, 1000)
+    measures, _ = of_sums(sums(a, b, torch.tensor([0, 0]), Classification()))
+    assert (measures.cross_entropy_ab, measures.cross_entropy_ba, measures.kl_ab, measures.kl_ba) == (
+        1000,
+        1000,
+        1000,
+        1000,
+    )
 
 
 def test_a_model_agrees_with_itself() -> None:
     logits = random_logits(0)
-    found, differences = compare(model(logits), model(logits), Pairs(Drawn(4, LABELS)))
+    measures, differences = compare(model(logits), model(logits), Pairs(Drawn(4, LABELS)))
     entropy = float(Classification().sums(logits, torch.tensor(LABELS))["entropy"]) / NINE
-    assert (found.agreement, found.kl_ab, found.kl_ba, found.mcnemar_p, differences) == (1, 0, 0, 1, [])
-    assert found.cross_entropy_ab == found.cross_entropy_ba == pytest.approx(entropy, rel=1e-6)
+    assert (measures.agreement, measures.kl_ab, measures.kl_ba, measures.mcnemar_p, differences) == (1, 0, 0, 1, [])
+    assert measures.cross_entropy_ab == measures.cross_entropy_ba == pytest.approx(entropy, rel=1e-6)
 
 
 def test_tied_classes_are_broken_as_acdc_eval_does() -> None:
@@ -197,8 +202,8 @@ def kept(*epochs: tuple[int, str]) -> list[Kept]:
 
 def test_each_kept_model_meets_the_latest_of_the_other_kind() -> None:
     models = kept((0, "dense"), (1, "ramp"), (2, "sparse"), (3, "sparse"), (4, "dense"), (6, "dense"), (7, "sparse"))
-    found = [(each.epoch, other.epoch) for each, other in partners(models)]
-    assert found == [(2, 0), (3, 0), (4, 3), (6, 3), (7, 6)]
+    pairs = [(each.epoch, other.epoch) for each, other in partners(models)]
+    assert pairs == [(2, 0), (3, 0), (4, 3), (6, 3), (7, 6)]
     assert partners(kept((0, "dense"), (1, "dense"))) == []
 
 
@@ -233,9 +238,9 @@ def test_batch_sizes_and_crops_may_differ(trained: Path, other: Path) -> None:
         assert images.steps == 4
     with same_images(in_batches_of(first, 64), in_batches_of(second, 40)) as images:
         assert images.steps == 3
-        found = compare(first.load(), second.load(), images)
-    assert found[0].cross_entropy_ab == pytest.approx(expected[0].cross_entropy_ab, rel=1e-5)
-    assert (found[0].both_right, found[1]) == (expected[0].both_right, expected[1])
+        measures = compare(first.load(), second.load(), images)
+    assert measures[0].cross_entropy_ab == pytest.approx(expected[0].cross_entropy_ab, rel=1e-5)
+    assert (measures[0].both_right, measures[1]) == (expected[0].both_right, expected[1])
     small = in_batches_of(second, 30, val_resize=4, val_crop=4)
     with same_images(first, small) as images, images.epoch(0) as drawn:
         sides = [[batch.inputs.shape[-1] for batch in pair] for pair in drawn]
@@ -261,9 +266,9 @@ def test_sets_of_other_classes_are_refused(trained: Path, few_digits: Path, tmp_
 
 
 def test_the_pair_of_a_run_is_compared_at_the_end_and_over_epochs(acdc: Acdc, trained: Path, in_tmp: Path) -> None:
-    found = acdc("analyze", "agreement", trained, "--set", "data.workers=0", "--out", "found", "--json")
-    assert found.exit_code == 0, found.output
-    results = json.loads(found.stdout)["results"]
+    result = acdc("analyze", "agreement", trained, "--set", "data.workers=0", "--out", "found", "--json")
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
     (pair,) = results["pairs"]
     assert (pair["a"], pair["b"], pair["samples"]) == ("small-0 (sparse)", "small-0 (dense)", 100)
     # as validation found when the two were trained
@@ -292,8 +297,8 @@ def test_the_pair_of_a_run_is_compared_at_the_end_and_over_epochs(acdc: Acdc, tr
 def test_several_models_are_compared_with_the_first(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
     file = trained / "dense.safetensors"
     options = "--set", "split=train", "--set", "data.workers=0"
-    found = acdc("analyze", "agreement", trained, other, file, *options, "--out", "found")
-    assert found.exit_code == 0, found.output
+    result = acdc("analyze", "agreement", trained, other, file, *options, "--out", "found")
+    assert result.exit_code == 0, result.output
     (path,) = (path for path in Path("found").glob("*.csv") if "differences" not in path.name)
     with path.open() as opened:
         rows = list(csv.DictReader(opened))
@@ -312,13 +317,13 @@ def test_which_chooses_the_first_of_a_pair(trained: Path) -> None:
 def test_a_run_with_one_model_is_told_that_another_run_would_do(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(trained, bare, ignore=shutil.ignore_patterns("dense.safetensors"))
-    found = acdc("analyze", "agreement", bare)
-    assert found.exit_code == 2
-    assert "has no dense model" in " ".join(found.stderr.split())
-    assert "name a second run or file after bare" in " ".join(found.stderr.split())
+    result = acdc("analyze", "agreement", bare)
+    assert result.exit_code == 2
+    assert "has no dense model" in " ".join(result.stderr.split())
+    assert "name a second run or file after bare" in " ".join(result.stderr.split())
 
 
 def test_one_file_alone_is_refused(acdc: Acdc, trained: Path) -> None:
-    found = acdc("analyze", "agreement", trained / "dense.safetensors")
-    assert found.exit_code == 2
-    assert "name a run directory, which holds both models" in " ".join(found.stderr.split())
+    result = acdc("analyze", "agreement", trained / "dense.safetensors")
+    assert result.exit_code == 2
+    assert "name a run directory, which holds both models" in " ".join(result.stderr.split())

@@ -35,14 +35,14 @@ def numbers(value: Any, path: str = "") -> dict[str, float]:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_devices_find_the_same(acdc: Acdc, trained: Path, tmp_path: Path, name: str) -> None:
-    found = []
+    by_device = []
     for device in ("cpu", "cuda"):
         settings = (f"device={device}", "precision=fp32", *SMALL[name])
         sets = [word for setting in settings for word in ("--set", setting)]
         result = acdc("analyze", name, trained, *sets, "--out", tmp_path / device, "--json")
         assert result.exit_code == 0, result.output
-        found.append(numbers(json.loads(result.stdout)["results"]))
-    cpu, gpu = found
+        by_device.append(numbers(json.loads(result.stdout)["results"]))
+    cpu, gpu = by_device
     assert cpu.keys() == gpu.keys()
     assert len(cpu) > 3
     differing = {

@@ -56,11 +56,11 @@ VALUES = [0.1, 0.2, 0.7, 1e8, 0.3]
 
 
 def test_sums_are_of_every_batch_in_float64() -> None:
-    found = UNSAVED.sums("pass", Numbers(VALUES), parts, "numbers")
-    assert found["count"] == 5
-    assert found["sum"].dtype == torch.float64
+    totals = UNSAVED.sums("pass", Numbers(VALUES), parts, "numbers")
+    assert totals["count"] == 5
+    assert totals["sum"].dtype == torch.float64
     expected = sum((torch.tensor(value).double() for value in VALUES), torch.zeros((), dtype=torch.float64))
-    assert found["sum"] == expected
+    assert totals["sum"] == expected
 
 
 def test_a_pass_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_what_is_finished_leaves_nothing(tmp_path: Path) -> None:
 def test_findings_become_files_without_nan(tmp_path: Path) -> None:
     table = Table(("name", "share"), [("a, b", 0.1), ("c", float("nan"))])
     figure = plotting.new(2, 2)
-    figure.subplots().plot([0, 1], **next(plotting.looks()))
+    figure.subplots().plot([0, 1], **next(plotting.styles()))
     findings = Findings({"share": [float("inf"), 0.5]}, table, {"": table, "more": table}, {"": figure})
     names = [path.name for path in findings.write(tmp_path / "new", "found", {"analysis": "x"})]
     assert names == ["found.json", "found.csv", "found-more.csv", "found.png", "found.svg"]
@@ -121,7 +121,7 @@ def test_findings_become_files_without_nan(tmp_path: Path) -> None:
 def test_the_same_figure_is_the_same_bytes() -> None:
     def drawn() -> tuple[bytes, str]:
         figure = plotting.new(2, 2)
-        figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.looks()))
+        figure.subplots().plot([0, 1 / 3], label="a", **next(plotting.styles()))
         return png(figure), plotting.svg(figure)
 
     assert drawn() == drawn()
@@ -141,8 +141,8 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(values: list[float], tick
     panel.plot(values)
     plotting.log(panel, "y")
     figure.canvas.draw()
-    least, most = panel.get_ylim()
-    assert [tick.get_text() for tick in panel.get_yticklabels() if least < tick.get_position()[1] < most] == ticks
+    low, high = panel.get_ylim()
+    assert [tick.get_text() for tick in panel.get_yticklabels() if low < tick.get_position()[1] < high] == ticks
 
 
 def test_phases_are_shaded_for_a_single_run_only() -> None:
@@ -155,8 +155,8 @@ def test_phases_are_shaded_for_a_single_run_only() -> None:
     assert shaded == [3 + 2, 2 * 2]
 
 
-def test_looks_differ_without_colours() -> None:
-    drawn = [next(looks) for looks in [plotting.looks()] for _ in range(6)]
+def test_styles_differ_without_colours() -> None:
+    drawn = [next(styles) for styles in [plotting.styles()] for _ in range(6)]
     assert len({(str(each["linestyle"]), each["marker"]) for each in drawn}) == 6
 
 
@@ -185,9 +185,9 @@ def test_the_options_of_an_analysis_are_listed_with_defaults(acdc: Acdc) -> None
 
 
 def test_results_name_what_they_are_of(acdc: Acdc, trained: Path, other: Path, in_tmp: Path) -> None:
-    found = acdc("analyze", "compare", trained, other, "--which", "dense", "--out", "found", "--json")
-    assert found.exit_code == 0, found.output
-    document = json.loads(found.stdout)
+    result = acdc("analyze", "compare", trained, other, "--which", "dense", "--out", "found", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
     assert [subject["name"] for subject in document["subjects"]] == ["small-0 (dense)", "small-1 (dense)"]
     assert document["subjects"][0]["weights"] == "dense.safetensors"
     stem = "compare-small-0-dense-small-1-dense"
@@ -206,17 +206,17 @@ def test_results_of_one_run_are_not_overwritten_by_those_of_another(
         assert acdc("analyze", "curves", run, "--out", "found").exit_code == 0
     assert {path.name for path in Path("found").glob("*.json")} == {"curves-small-0.json", "curves-small-1.json"}
     shutil.copytree(other, Path("again") / other.name)
-    found = acdc("analyze", "curves", Path("again") / other.name, "--out", "found")
-    assert found.exit_code == 2
-    said = "".join(found.stderr.split())
+    result = acdc("analyze", "curves", Path("again") / other.name, "--out", "found")
+    assert result.exit_code == 2
+    said = "".join(result.stderr.split())
     assert f"holdstheresultsof{other};chooseanotherfolderforagain/{other.name}with--out" in said
 
 
 @pytest.mark.parametrize("name", ["curves", "memorisation"])
 def test_what_follows_a_whole_run_takes_no_single_model(acdc: Acdc, trained: Path, name: str) -> None:
-    found = acdc("analyze", name, trained, "--which", "dense")
-    assert found.exit_code == 2
-    assert "leave out --which" in " ".join(found.stderr.split())
+    result = acdc("analyze", name, trained, "--which", "dense")
+    assert result.exit_code == 2
+    assert "leave out --which" in " ".join(result.stderr.split())
 
 
 def test_few_images_are_spread_over_those_that_the_run_was_trained_with(trained: Path) -> None:
@@ -247,16 +247,16 @@ def test_unfinished_work_does_not_count_once_a_kept_model_is_another(trained: Pa
 
 
 def test_a_file_of_a_run_is_a_model_of_its_own(acdc: Acdc, trained: Path) -> None:
-    found = acdc("analyze", "curves", trained / "sparse.safetensors")
-    assert found.exit_code == 2
-    assert "small-0/sparse is a file with weights" in " ".join(found.stderr.split())
+    result = acdc("analyze", "curves", trained / "sparse.safetensors")
+    assert result.exit_code == 2
+    assert "small-0/sparse is a file with weights" in " ".join(result.stderr.split())
 
 
 def test_what_is_no_option_is_refused(acdc: Acdc, trained: Path) -> None:
     for setting, said in (("epoch=3", "unknown key"), ("sparsity.method=none", "none")):
-        found = acdc("analyze", "curves", trained, "--set", setting)
-        assert found.exit_code == 2
-        assert said in " ".join(found.stderr.split())
+        result = acdc("analyze", "curves", trained, "--set", setting)
+        assert result.exit_code == 2
+        assert said in " ".join(result.stderr.split())
 
 
 def test_many_models_share_a_name_of_bounded_length_that_depends_on_each(trained: Path, tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ def test_many_models_share_a_name_of_bounded_length_that_depends_on_each(trained
 
 
 def test_a_model_is_not_analysed_together_with_itself(acdc: Acdc, trained: Path) -> None:
-    found = acdc("analyze", "compare", trained, trained)
-    assert found.exit_code == 2
-    assert f"{trained} is named twice; an analysis compares different models" in " ".join(found.stderr.split())
+    result = acdc("analyze", "compare", trained, trained)
+    assert result.exit_code == 2
+    assert f"{trained} is named twice; an analysis compares different models" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -288,6 +288,6 @@ def test_who_breaks_off_is_told_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(calibration, "calibrate", broken_off)
-    found = acdc("analyze", "calibration", trained, "--out", "found")
-    assert found.exit_code == 130
-    assert ("the same command resumes it" in " ".join(found.stderr.split())) is begun
+    result = acdc("analyze", "calibration", trained, "--out", "found")
+    assert result.exit_code == 130
+    assert ("the same command resumes it" in " ".join(result.stderr.split())) is begun

@@ -67,36 +67,36 @@ def test_measures_of_four_images_by_hand() -> None:
     # confidences 0.6 and 0.7 (bins 0.5 to 0.75), 0.8 and 1 (bin 0.75 to 1); the second is wrong
     logits = chances([0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [1.0, 0.0])
     logits[3] = torch.tensor([200.0, -200.0])
-    found = of(logits, [0, 0, 0, 0], bins=4)
-    assert [each.count for each in found.bins] == [0, 0, 2, 2]
-    assert [(each.low, each.high) for each in found.bins] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
-    assert (found.bins[2].accuracy, found.bins[3].accuracy) == (0.5, 1)
-    assert found.bins[2].confidence == pytest.approx(0.65)
-    assert found.bins[3].confidence == pytest.approx(0.9)
-    assert math.isnan(found.bins[0].accuracy)
-    assert math.isnan(found.bins[0].confidence)
-    assert found.ece == pytest.approx(0.5 * 0.15 + 0.5 * 0.1)
-    assert found.mce == pytest.approx(0.15)
-    assert (found.samples, found.accuracy) == (4, 0.75)
-    assert found.confidence == pytest.approx((0.6 + 0.7 + 0.8 + 1) / 4)
-    assert found.brier == pytest.approx((2 * 0.4**2 + 2 * 0.7**2 + 2 * 0.2**2 + 0) / 4)
-    assert found.nll == pytest.approx(-math.log(0.6 * 0.3 * 0.8) / 4)
+    measures = of(logits, [0, 0, 0, 0], bins=4)
+    assert [each.count for each in measures.bins] == [0, 0, 2, 2]
+    assert [(each.low, each.high) for each in measures.bins] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
+    assert (measures.bins[2].accuracy, measures.bins[3].accuracy) == (0.5, 1)
+    assert measures.bins[2].confidence == pytest.approx(0.65)
+    assert measures.bins[3].confidence == pytest.approx(0.9)
+    assert math.isnan(measures.bins[0].accuracy)
+    assert math.isnan(measures.bins[0].confidence)
+    assert measures.ece == pytest.approx(0.5 * 0.15 + 0.5 * 0.1)
+    assert measures.mce == pytest.approx(0.15)
+    assert (measures.samples, measures.accuracy) == (4, 0.75)
+    assert measures.confidence == pytest.approx((0.6 + 0.7 + 0.8 + 1) / 4)
+    assert measures.brier == pytest.approx((2 * 0.4**2 + 2 * 0.7**2 + 2 * 0.2**2 + 0) / 4)
+    assert measures.nll == pytest.approx(-math.log(0.6 * 0.3 * 0.8) / 4)
     entropy = -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in (0.6, 0.7, 0.8))
-    assert found.entropy == pytest.approx(entropy / 4)
+    assert measures.entropy == pytest.approx(entropy / 4)
 
 
 @pytest.mark.parametrize(("classes", "bins", "at"), [(2, 2, 0), (5, 15, 2), (4, 4, 0), (2, 1, 0), (1, 15, 14)])
 def test_a_confidence_on_an_edge_lies_in_the_bin_below(classes: int, bins: int, at: int) -> None:
     """Of equal logits it is 1 / classes exactly."""
-    found = of(torch.full((1, classes), 0.3), [0], bins)
-    assert [each.count for each in found.bins] == [int(each == at) for each in range(bins)]
-    assert found.confidence == found.bins[at].confidence == 1 / classes
+    measures = of(torch.full((1, classes), 0.3), [0], bins)
+    assert [each.count for each in measures.bins] == [int(each == at) for each in range(bins)]
+    assert measures.confidence == measures.bins[at].confidence == 1 / classes
 
 
 def test_extreme_logits_give_numbers() -> None:
-    found = of(torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0]]), [0, 0])
-    assert (found.nll, found.entropy, found.brier) == (1000, 0, 1)
-    assert (found.ece, found.mce, found.confidence, found.bins[-1].count) == (0.5, 0.5, 1, 2)
+    measures = of(torch.tensor([[1000.0, -1000.0], [-1000.0, 1000.0]]), [0, 0])
+    assert (measures.nll, measures.entropy, measures.brier) == (1000, 0, 1)
+    assert (measures.ece, measures.mce, measures.confidence, measures.bins[-1].count) == (0.5, 0.5, 1, 2)
 
 
 def test_one_model_differs_from_nothing() -> None:
@@ -111,24 +111,24 @@ def test_one_model_differs_from_nothing() -> None:
 
 def slowly(logits: Tensor, labels: list[int], bins: int) -> dict[str, float]:
     """The definitions, one image after another."""
-    found = dict.fromkeys(("confidence", "nll", "entropy", "brier", "accuracy"), 0.0)
+    means = dict.fromkeys(("confidence", "nll", "entropy", "brier", "accuracy"), 0.0)
     sorted_in: dict[int, list[tuple[float, bool]]] = {}
     for row, label in zip(logits.double().tolist(), labels, strict=True):
         powers = [math.exp(value - max(row)) for value in row]
         p = [power / sum(powers) for power in powers]
         sure, right = max(p), p.index(max(p)) == label
-        found["confidence"] += sure
-        found["accuracy"] += right
-        found["nll"] -= math.log(p[label])
-        found["entropy"] -= sum(x * math.log(x) for x in p)
-        found["brier"] += sum((x - (at == label)) ** 2 for at, x in enumerate(p))
+        means["confidence"] += sure
+        means["accuracy"] += right
+        means["nll"] -= math.log(p[label])
+        means["entropy"] -= sum(x * math.log(x) for x in p)
+        means["brier"] += sum((x - (at == label)) ** 2 for at, x in enumerate(p))
         place = next(each for each in range(bins) if sure <= (each + 1) / bins)
         sorted_in.setdefault(place, []).append((sure, right))
-    found = {key: value / len(labels) for key, value in found.items()}
+    means = {key: value / len(labels) for key, value in means.items()}
     gaps = {at: abs(sum(right - sure for sure, right in each)) / len(each) for at, each in sorted_in.items()}
-    found["ece"] = sum(len(each) / len(labels) * gaps[at] for at, each in sorted_in.items())
-    found["mce"] = max(gaps.values())
-    return found
+    means["ece"] = sum(len(each) / len(labels) * gaps[at] for at, each in sorted_in.items())
+    means["mce"] = max(gaps.values())
+    return means
 
 
 @settings(deadline=None)
@@ -139,11 +139,11 @@ def test_measures_are_those_of_plain_loops_whatever_the_batches(
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(samples, 5, generator=generator)
     labels = torch.randint(0, 5, (samples,), generator=generator).tolist()
-    found = calibrate(model(logits), Images(labels), bins)
+    measures = calibrate(model(logits), Images(labels), bins)
     for key, value in slowly(logits, labels, bins).items():
-        assert getattr(found, key) == pytest.approx(value, rel=1e-5, abs=1e-6)
-    assert sum(each.count for each in found.bins) == found.samples == samples
-    assert 0 <= found.ece <= found.mce <= 1
+        assert getattr(measures, key) == pytest.approx(value, rel=1e-5, abs=1e-6)
+    assert sum(each.count for each in measures.bins) == measures.samples == samples
+    assert 0 <= measures.ece <= measures.mce <= 1
 
 
 def test_an_interrupted_calibration_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_no_image_is_refused() -> None:
 
 
 def test_the_diagram_shows_filled_bins_over_their_numbers() -> None:
-    found = of(chances([0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [0.9, 0.1]), [0, 0, 0, 0], bins=4)
-    reliability, counts = draw({"one": found}).axes
+    measures = of(chances([0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [0.9, 0.1]), [0, 0, 0, 0], bins=4)
+    reliability, counts = draw({"one": measures}).axes
     _, line = reliability.lines
     assert line.get_xdata() == pytest.approx([65, 85])
     assert line.get_ydata() == pytest.approx([50, 100])
@@ -180,9 +180,9 @@ def test_differences_are_the_sparse_models_less_the_dense_ones() -> None:
 
 
 def test_both_models_of_a_run_have_the_numbers_of_acdc_eval(acdc: Acdc, trained: Path, in_tmp: Path) -> None:
-    found = acdc("analyze", "calibration", trained, "--set", "bins=5", "--set", "data.workers=0", "--out", "f")
-    assert found.exit_code == 0, found.output
-    assert "difference" in found.stdout
+    result = acdc("analyze", "calibration", trained, "--set", "bins=5", "--set", "data.workers=0", "--out", "f")
+    assert result.exit_code == 0, result.output
+    assert "difference" in result.stdout
     results = json.loads(Path("f/calibration-small-0.json").read_text())["results"]
     models = results["models"]
     assert list(models) == ["small-0 (sparse)", "small-0 (dense)"]

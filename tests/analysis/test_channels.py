@@ -61,8 +61,8 @@ class Branches(nn.Module):
         self.join = join
 
     def forward(self, x: Tensor) -> Tensor:
-        joined: Tensor = self.join(F.relu(self.norm(self.left(x))), self.right(x))
-        return self.last(joined)  # type: ignore[no-any-return]
+        summed: Tensor = self.join(F.relu(self.norm(self.left(x))), self.right(x))
+        return self.last(summed)  # type: ignore[no-any-return]
 
 
 def dead(model: nn.Module, name: str, side: int = 8) -> list[int]:
@@ -144,8 +144,8 @@ def test_death_spreads_through_depthwise_layers_and_to_channels_that_read_only_t
     with torch.no_grad():
         # not zero itself, but it reads nothing else
         model[4].weight[1, [1, 3]] = 0
-    found = dead_inputs(model, layers(model, ()), 8)
-    assert {name: each.tolist() for name, each in found.items()} == {
+    dead = dead_inputs(model, layers(model, ()), 8)
+    assert {name: each.tolist() for name, each in dead.items()} == {
         "0": [False] * 3,
         "2": [False, False, True, False],
         "4": [True, False, True, False],
@@ -201,10 +201,10 @@ def thinned(model: nn.Module, density: float, seed: int) -> nn.Module:
 
 def search(model: nn.Module) -> dict[str, Tensor]:
     """Dead inputs of a CIFAR ResNet, by following booleans from layer to layer."""
-    reached, found = torch.ones(3, dtype=torch.bool), {}
+    reached, unreached = torch.ones(3, dtype=torch.bool), {}
 
     def through(name: str, reached: Tensor) -> Tensor:
-        found[name] = ~reached
+        unreached[name] = ~reached
         weight = model.get_submodule(name).weight != 0
         return (weight.flatten(2).any(2) if weight.dim() > 2 else weight)[:, reached].any(1)
 
@@ -214,32 +214,32 @@ def search(model: nn.Module) -> dict[str, Tensor]:
             shortcut = F.pad(reached, (block.new_channels // 2, block.new_channels // 2))
             reached = through(f"{name}.conv2", through(f"{name}.conv1", reached)) | shortcut
     through("fc", reached)
-    return found
+    return unreached
 
 
 @pytest.mark.parametrize(("build", "density"), [(resnet8, 0.01), (resnet8, 0.004), (resnet20, 0.006)])
 def test_dead_inputs_of_resnets_are_those_no_path_leads_to(build: Callable[[int], nn.Module], density: float) -> None:
     for seed in range(3):
         model = thinned(build(10), density, seed)
-        found, expected = dead_inputs(model, layers(model, ()), 16), search(model)
-        assert {name: each.tolist() for name, each in found.items()} == {
+        dead, expected = dead_inputs(model, layers(model, ()), 16), search(model)
+        assert {name: each.tolist() for name, each in dead.items()} == {
             name: each.tolist() for name, each in expected.items()
         }
-        assert 0 < sum(int(each.sum()) for each in found.values()) < sum(each.numel() for each in found.values())
+        assert 0 < sum(int(each.sum()) for each in dead.values()) < sum(each.numel() for each in dead.values())
 
 
 def test_what_is_dead_is_the_same_for_every_image_of_the_real_model() -> None:
     model = thinned(resnet8(10), 0.01, seed=5).double()
-    found = dead_inputs(model, layers(model, ()), 16)
+    dead = dead_inputs(model, layers(model, ()), 16)
     seen: dict[str, Tensor] = {}
-    for name in found:
+    for name in dead:
         model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
     with torch.no_grad():
         model(torch.randn(8, 3, 16, 16, dtype=torch.float64))
-    for name, each in found.items():
+    for name, each in dead.items():
         constant = (seen[name] == seen[name][:1]).transpose(0, 1).flatten(1).all(1)
         assert constant[each].all()
-    assert any(bool(each.any()) for each in found.values())
+    assert any(bool(each.any()) for each in dead.values())
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -270,10 +270,10 @@ def test_what_attention_reads_is_unknown_and_not_called_alive() -> None:
     model = Attending()
     with torch.no_grad():
         model.attend.out_proj.weight[2] = 0
-    found = channels(model, layers(model, ()), 4)
-    assert found["attend.in_proj"].inputs is None
-    assert found["attend.out_proj"] == Channels(4, 1, 12)
-    assert (found["embed"].dead_inputs, found["head"].dead_inputs) == (0, 1)
+    counted = channels(model, layers(model, ()), 4)
+    assert counted["attend.in_proj"].inputs is None
+    assert counted["attend.out_proj"] == Channels(4, 1, 12)
+    assert (counted["embed"].dead_inputs, counted["head"].dead_inputs) == (0, 1)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -302,8 +302,8 @@ def test_a_model_that_cannot_be_followed_says_so_and_its_outputs_still_count() -
 def results(acdc: Acdc, *arguments: str | Path) -> dict[str, Any]:
     result = acdc("analyze", "channels", *arguments, "--json")
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)["results"]["models"]
-    return found
+    models: dict[str, Any] = json.loads(result.stdout)["results"]["models"]
+    return models
 
 
 def test_the_command_on_a_run_and_on_a_foreign_file(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_the_command_on_a_run_and_on_a_foreign_file(acdc: Acdc, trained: Path, t
     state["layer3.0.conv1.weight"][:16] = 0
     torch.save(state, tmp_path / "foreign.pth")
     data = ["--set", "data.val_crop=7", "--set", "data.val_resize=7", "--data", trained.parent / "images"]
-    found = results(acdc, trained, tmp_path / "foreign.pth", "--model", "resnet8", *data, "--out", tmp_path / "out")
-    ours, theirs = found.values()
+    models = results(acdc, trained, tmp_path / "foreign.pth", "--model", "resnet8", *data, "--out", tmp_path / "out")
+    ours, theirs = models.values()
     rows = state["layer3.0.conv1.weight"].flatten(1)
     zero = int((rows == 0).all(1).sum())
     assert theirs["layers"]["layer3.0.conv1"]["zero_outputs"] == zero >= 16
@@ -355,6 +355,6 @@ def test_over_time_counts_the_rows_that_are_masked(trained: Path) -> None:
 def test_without_inputs_nothing_is_said_of_them_and_a_dense_model_has_no_masks(
     acdc: Acdc, trained: Path, tmp_path: Path
 ) -> None:
-    (found,) = results(acdc, trained, "--which", "dense", "--set", "inputs=false", "--out", tmp_path).values()
-    assert found["all"]["inputs"] is None
-    assert found["pruned_layers_over_time"] == []
+    (dense,) = results(acdc, trained, "--which", "dense", "--set", "inputs=false", "--out", tmp_path).values()
+    assert dense["all"]["inputs"] is None
+    assert dense["pruned_layers_over_time"] == []

@@ -43,14 +43,14 @@ def run(name: str, seed: int, top1: float | None, finished: bool = True, **recip
 
 def test_a_paired_test_worked_by_hand() -> None:
     """Differences 1, 2 and 3: mean 2, deviation 1, t = 2 √3, and with two degrees of freedom p = 1 - t / √(2 + t²)."""
-    found = paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 0.0}, {2: 3.0, 1: 2.0, 0: 1.0, 7: 5.0})
+    test = paired({0: 2.0, 1: 4.0, 2: 6.0, 9: 0.0}, {2: 3.0, 1: 2.0, 0: 1.0, 7: 5.0})
     t = 2 * math.sqrt(3)
-    assert found.seeds == [0, 1, 2]
-    assert (found.mean, found.std, found.why_not) == (2, 1, None)
-    assert found.t == pytest.approx(t)
-    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t**2))
+    assert test.seeds == [0, 1, 2]
+    assert (test.mean, test.std, test.why_not) == (2, 1, None)
+    assert test.t == pytest.approx(t)
+    assert test.p == pytest.approx(1 - t / math.sqrt(2 + t**2))
     # the 97.5 % point of that distribution
-    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
+    assert (test.low, test.high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
 
 
 def test_without_two_common_seeds_there_is_no_test_and_it_is_said_why() -> None:
@@ -61,8 +61,8 @@ def test_without_two_common_seeds_there_is_no_test_and_it_is_said_why() -> None:
 
 def test_equal_differences_have_no_test() -> None:
     # in floats the two differences are not quite the same
-    found = paired({0: 0.3, 1: 0.8}, {0: 0.1, 1: 0.6})
-    assert (found.t, found.p, found.why_not) == (None, None, "the differences are all equal")
+    test = paired({0: 0.3, 1: 0.8}, {0: 0.1, 1: 0.6})
+    assert (test.t, test.p, test.why_not) == (None, None, "the differences are all equal")
     assert paired({0: 0.0, 1: 0.0}, {0: 0.0, 1: 0.0}).why_not == "the differences are all equal"
 
 
@@ -70,12 +70,12 @@ def test_equal_differences_have_no_test() -> None:
 @example([(0.0, 0.0), (0.0, 1e-246)])
 def test_exchanging_the_groups_turns_the_signs_and_leaves_p(values: list[tuple[float, float]]) -> None:
     above, below = ({seed: pair[side] for seed, pair in enumerate(values)} for side in (0, 1))
-    found, other = paired(above, below), paired(below, above)
-    assert found.mean == -other.mean
-    assert found.p == pytest.approx(other.p, nan_ok=True)
-    if found.t is not None:
-        assert found.t == pytest.approx(found.mean / (found.std / math.sqrt(len(values))), rel=1e-6)
-        assert found.low <= found.mean <= found.high
+    test, other = paired(above, below), paired(below, above)
+    assert test.mean == -other.mean
+    assert test.p == pytest.approx(other.p, nan_ok=True)
+    if test.t is not None:
+        assert test.t == pytest.approx(test.mean / (test.std / math.sqrt(len(values))), rel=1e-6)
+        assert test.low <= test.mean <= test.high
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ def test_a_seed_that_is_there_twice_is_not_paired() -> None:
 
 def test_each_group_is_tested_against_the_first() -> None:
     runs = [run(f"{lr}-{seed}", seed, lr + seed * lr, **{"optim.lr": lr}) for lr in (0.1, 0.2, 0.4) for seed in (0, 1)]
-    found = [test for test in against_first(grouped(runs)) if test.measure == "top1"]
-    assert [(test.group, test.result.mean) for test in found] == [
+    tests = [test for test in against_first(grouped(runs)) if test.measure == "top1"]
+    assert [(test.group, test.result.mean) for test in tests] == [
         ("0.2", pytest.approx(0.15)),
         ("0.4", pytest.approx(0.45)),
     ]
@@ -159,14 +159,14 @@ def test_differing_keys_are_told_with_every_runs_value() -> None:
 
 def test_a_finished_runs_numbers_are_its_summarys(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
-    found = outcome(open_run(trained), MULTICLASS)
-    assert (found.finished, found.epochs) == (True, 6)
+    numbers = outcome(open_run(trained), MULTICLASS)
+    assert (numbers.finished, numbers.epochs) == (True, 6)
     for key in ("top1", "val_loss", "entropy", "sparsity_all"):
-        assert found.values[key] == summary["sparse"][key]
-    assert found.values["dense_top1"] == summary["dense"]["top1"]
-    assert found.values["train_flops_nominal"] == summary["cost"]["nominal"]["train_flops"]
-    assert found.values["inference_flops_measured"] == summary["cost"]["measured"]["inference_flops"]
-    assert found.values["seconds"] == summary["seconds"]
+        assert numbers.values[key] == summary["sparse"][key]
+    assert numbers.values["dense_top1"] == summary["dense"]["top1"]
+    assert numbers.values["train_flops_nominal"] == summary["cost"]["nominal"]["train_flops"]
+    assert numbers.values["inference_flops_measured"] == summary["cost"]["measured"]["inference_flops"]
+    assert numbers.values["seconds"] == summary["seconds"]
     assert outcome(open_run(trained), MULTICLASS, "dense").values["top1"] == summary["dense"]["top1"]
 
 
@@ -192,17 +192,17 @@ def unfinished(trained: Path, tmp_path: Path) -> Path:
 
 def test_an_unfinished_runs_numbers_are_those_of_its_last_epochs(unfinished: Path) -> None:
     records = open_run(unfinished).records()
-    found = outcome(open_run(unfinished), MULTICLASS)
-    assert (found.finished, found.epochs) == (False, 4)
-    assert (found.values["top1"], found.values["dense_top1"]) == (records[3]["top1"], records[2]["top1"])
-    assert found.values["nonzero"] is None
-    assert found.values["seconds"] == pytest.approx(sum(record["seconds"] for record in records))
+    numbers = outcome(open_run(unfinished), MULTICLASS)
+    assert (numbers.finished, numbers.epochs) == (False, 4)
+    assert (numbers.values["top1"], numbers.values["dense_top1"]) == (records[3]["top1"], records[2]["top1"])
+    assert numbers.values["nonzero"] is None
+    assert numbers.values["seconds"] == pytest.approx(sum(record["seconds"] for record in records))
 
 
 def test_a_run_whose_first_epoch_goes_on_has_no_numbers(unfinished: Path) -> None:
     (unfinished / "metrics.jsonl").unlink()
-    found = outcome(open_run(unfinished), MULTICLASS)
-    assert (found.epochs, found.values["top1"], found.values["sparse_top1"]) == (0, None, None)
+    numbers = outcome(open_run(unfinished), MULTICLASS)
+    assert (numbers.epochs, numbers.values["top1"], numbers.values["sparse_top1"]) == (0, None, None)
 
 
 def test_a_damaged_summary_is_named(unfinished: Path) -> None:
@@ -221,15 +221,15 @@ def test_runs_are_compared_from_the_command_line(
     result = acdc("analyze", "compare", trained, other, unfinished, "--out", out)
     assert result.exit_code == 0, result.output
     (file,) = out.glob("*.json")
-    found = json.loads(file.read_text())["results"]
+    results = json.loads(file.read_text())["results"]
     tops = [json.loads((each / "summary.json").read_text())["sparse"]["top1"] for each in (trained, other)]
     # the unfinished one, a copy of the first, has the same recipe
-    (group,) = found["groups"]
+    (group,) = results["groups"]
     assert (group["runs"], group["finished"]) == (3, 2)
     assert (group["top1_mean"], group["top1_std"]) == pytest.approx((fmean(tops), stdev(tops)))
-    assert [each["state"] for each in found["runs"]] == ["finished", "finished", "4 of 6 epochs"]
-    assert found["runs"][1]["top1_minus_first"] == pytest.approx(tops[1] - tops[0])
-    assert found["recipe_differences"] == {"seed": {"small-0": 0, "small-1": 1, "broken-off": 0}}
+    assert [each["state"] for each in results["runs"]] == ["finished", "finished", "4 of 6 epochs"]
+    assert results["runs"][1]["top1_minus_first"] == pytest.approx(tops[1] - tops[0])
+    assert results["recipe_differences"] == {"seed": {"small-0": 0, "small-1": 1, "broken-off": 0}}
     assert "2 of 3" in result.stdout
     with file.with_suffix(".csv").open() as rows:
         assert [row["run"] for row in csv.DictReader(rows)] == ["small-0", "small-1", "broken-off"]
@@ -275,6 +275,6 @@ def test_the_table_has_a_column_or_a_row_for_each_group(count: int) -> None:
 def test_recipes_are_compared_as_the_runs_had_them(
     acdc: Acdc, trained: Path, other: Path, tmp_path: Path, asked: tuple[str, str]
 ) -> None:
-    found = acdc("analyze", "compare", trained, other, *asked, "--out", tmp_path)
-    assert found.exit_code == 2
-    assert "leave out --set and --data" in " ".join(found.stderr.split())
+    result = acdc("analyze", "compare", trained, other, *asked, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "leave out --set and --data" in " ".join(result.stderr.split())

@@ -66,8 +66,8 @@ def waves(side: int, images: int = 3) -> Pixels:
 
 
 def test_a_corruption_error_is_a_ratio_of_sums_over_severities() -> None:
-    found = corruption_errors({"fog": [0.2, 0.4], "snow": [0.3, 0.3]}, {"fog": [0.4, 0.8], "snow": [0.3, 0.2]})
-    assert found == pytest.approx({"fog": 0.5, "snow": 1.2})
+    errors = corruption_errors({"fog": [0.2, 0.4], "snow": [0.3, 0.3]}, {"fog": [0.4, 0.8], "snow": [0.3, 0.2]})
+    assert errors == pytest.approx({"fog": 0.5, "snow": 1.2})
 
 
 def test_a_relative_corruption_error_is_one_of_what_the_corruption_adds() -> None:
@@ -144,11 +144,11 @@ def test_a_corrupted_image_depends_on_its_index_and_not_on_its_batch(corruption:
 )
 def test_another_seed_index_or_severity_is_another_corruption(corruption: Corruption) -> None:
     image = waves(40, 1)
-    found = {
+    images = {
         corrupt(image, [index], corruption, severity, seed).tobytes()
         for index, severity, seed in [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]
     }
-    assert len(found) == 4
+    assert len(images) == 4
 
 
 @pytest.mark.usefixtures("library")
@@ -206,9 +206,9 @@ def drawn(loader: Loader, corrupter: Corrupter, corruption: Corruption, start: i
 def test_processes_make_the_same_images_as_this_one(trained: Path) -> None:
     with digits(trained, batch=7) as (_, loader), Corrupter(5, workers=0) as here, Corrupter(5, workers=2) as others:
         for corruption in ("impulse_noise", "shot_noise"):
-            expected, found = (drawn(loader, each, corruption, start=11) for each in (here, others))
-            assert len(found) == loader.steps - 11 == 4
-            for one, other in zip(expected, found, strict=True):
+            expected, made = (drawn(loader, each, corruption, start=11) for each in (here, others))
+            assert len(made) == loader.steps - 11 == 4
+            for one, other in zip(expected, made, strict=True):
                 assert torch.equal(one.inputs, other.inputs)
                 assert torch.equal(one.indices, other.indices)
                 assert torch.equal(one.targets, other.targets)
@@ -429,9 +429,9 @@ def test_two_runs_are_compared_under_images_made_anew(trained: Path, other: Path
     assert "severities are meant for images of 224 pixels; these have 5" in result.stderr
     assert max(map(len, result.stdout.split("\n\n")[0].splitlines())) <= 80
     (file,) = tmp_path.glob("*.json")
-    found = json.loads(file.read_text())["results"]
-    assert found["baseline"] == "small-0"
-    first, second = found["models"].values()
+    results = json.loads(file.read_text())["results"]
+    assert results["baseline"] == "small-0"
+    first, second = results["models"].values()
     assert first["corruption_error"]["contrast"] == first["mce"]["common"] == 1
     errors = [
         [2 - sum(model["top1"][each].values()) for each in ("contrast", "gaussian_noise")] for model in (first, second)

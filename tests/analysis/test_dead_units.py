@@ -203,7 +203,7 @@ def test_the_command_counts_heads_and_neurons_of_a_run_and_over_its_masks(tmp_pa
     assert trained.exit_code == 0, trained.output
     shown = run_acdc("analyze", "channels", run, "--out", tmp_path / "found")
     assert shown.exit_code == 0, shown.output
-    (found,) = json.loads((tmp_path / "found/channels-run.json").read_text())["results"]["models"].values()
+    (counts,) = json.loads((tmp_path / "found/channels-run.json").read_text())["results"]["models"].values()
 
     from safetensors.torch import load_file
 
@@ -214,12 +214,12 @@ def test_the_command_counts_heads_and_neurons_of_a_run_and_over_its_masks(tmp_pa
         rows = (state[f"{layer}.intermediate.dense.weight"] == 0).all(1)
         columns = (state[f"{layer}.output.dense.weight"] == 0).all(0)
         count = int((rows | columns).sum())
-        assert found["neurons"]["layers"][layer] == {"total": 64, "dead": count}
+        assert counts["neurons"]["layers"][layer] == {"total": 64, "dead": count}
         dead += count
     assert dead > 0
-    assert (found["neurons"]["total"], found["neurons"]["dead"]) == (128, dead)
-    assert (found["heads"]["total"], sorted(found["heads"]["layers"])) == (4, sorted(found["neurons"]["layers"]))
-    then = found["pruned_layers_over_time"]
+    assert (counts["neurons"]["total"], counts["neurons"]["dead"]) == (128, dead)
+    assert (counts["heads"]["total"], sorted(counts["heads"]["layers"])) == (4, sorted(counts["neurons"]["layers"]))
+    then = counts["pruned_layers_over_time"]
     # the last mask is that of the model
     assert then[-1]["neurons"] == {"total": 128, "dead": dead}
     assert then[0]["heads"] == {"total": 4, "dead": 0}

@@ -54,10 +54,10 @@ def test_the_figure_shows_dense_epochs_only_and_all_of_them() -> None:
     assert line.get_label() == "run"
 
 
-def a_run(folder: Path, found: list[dict[str, Any]], *overrides: str) -> Any:
+def a_run(folder: Path, records: list[dict[str, Any]], *overrides: str) -> Any:
     folder.mkdir()
     run = RunDir(folder)
-    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in found))
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     return SimpleNamespace(name=folder.name, run=run, kind=None, recipe=load("demo", overrides))
 
 
@@ -78,20 +78,20 @@ def test_sparse_phases_are_not_shaded_where_runs_have_other_ones(tmp_path: Path)
 
 
 def test_a_run_that_never_decompressed_is_refused_by_name(tmp_path: Path) -> None:
-    for name, found in (("dense", RUN[:1]), ("sparse", RUN[1:3]), ("early", RUN[:3])):
+    for name, records in (("dense", RUN[:1]), ("sparse", RUN[1:3]), ("early", RUN[:3])):
         with pytest.raises(RunError, match=f"{name}: no dense phase has followed a sparse one"):
-            decompression.analyze([a_run(tmp_path / name, found)], Block(), UNSAVED)
+            decompression.analyze([a_run(tmp_path / name, records)], Block(), UNSAVED)
 
 
 def test_the_command(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> None:
     result = acdc("analyze", "decompression", trained, other, "--out", tmp_path, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)["results"]["runs"]
-    assert list(found) == [trained.name, other.name]
+    runs = json.loads(result.stdout)["results"]["runs"]
+    assert list(runs) == [trained.name, other.name]
     by_epoch = {record["epoch"]: record["sparsity"] for record in RunDir(trained).records()}
     assert [
         (phase["number"], phase["first_epoch"], phase["last_epoch"], phase["last_sparsity"])
-        for phase in found[trained.name]["phases"]
+        for phase in runs[trained.name]["phases"]
     ] == [(0, 0, 0, by_epoch[0]), (1, 2, 2, by_epoch[2]), (2, 4, 4, by_epoch[4])]
     stem = f"decompression-{trained.name}-{other.name}"
     assert {file.name for file in tmp_path.iterdir()} == {

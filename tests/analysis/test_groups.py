@@ -40,19 +40,19 @@ ONCE = np.ones((1, 4))
 
 
 def test_rates_of_four_images_and_two_labels_by_hand() -> None:
-    found = rates(judged(ANSWERS, TRUTH).of(np.ones(4, bool)), ONCE)
+    rates_of_images = rates(judged(ANSWERS, TRUTH).of(np.ones(4, bool)), ONCE)
     # a: right, wrong, wrong, wrong; b: wrong, right, right, right. The mean comes first
-    assert found["accuracy"].tolist() == [[0.5, 0.25, 0.75]]
+    assert rates_of_images["accuracy"].tolist() == [[0.5, 0.25, 0.75]]
     # a is absent from two images and found in both; b is absent from two and found in none
-    assert found["false_positive_rate"].tolist() == [[0.5, 1.0, 0.0]]
+    assert rates_of_images["false_positive_rate"].tolist() == [[0.5, 1.0, 0.0]]
     # a is in two images and missed in one, b in two and missed in one
-    assert found["false_negative_rate"].tolist() == [[0.5, 0.5, 0.5]]
-    assert found["undecided"].tolist() == [[0.5, 0.75, 0.25]]
+    assert rates_of_images["false_negative_rate"].tolist() == [[0.5, 0.5, 0.5]]
+    assert rates_of_images["undecided"].tolist() == [[0.5, 0.75, 0.25]]
 
 
 def test_a_rate_without_such_images_is_undefined_and_left_out_of_the_mean() -> None:
-    found = rates(judged([[1, 0], [0, 0]], [[1, 1], [1, 0]]).of(np.ones(2, bool)), np.ones((1, 2)))
-    mean, of_a, of_b = found["false_positive_rate"][0].tolist()
+    rates_of_images = rates(judged([[1, 0], [0, 0]], [[1, 1], [1, 0]]).of(np.ones(2, bool)), np.ones((1, 2)))
+    mean, of_a, of_b = rates_of_images["false_positive_rate"][0].tolist()
     assert (mean, np.isnan(of_a), of_b) == (0, True, 0)
     columns = {"m": judged([[1, 0]], [[1, 1]]).of(np.ones(1, bool))}
     ((own, _),) = estimates(columns, 1, 10, 0.95, np.random.default_rng(0)).values()
@@ -76,8 +76,8 @@ def test_the_groups_of_a_multiclass_set_are_its_classes_by_default() -> None:
     task = multiclass.Task(names=("x", "y", "z"))
     groups = groups_of(each, task, 3, Options())
     assert list(groups) == ["all images", "x", "y", "z"]
-    found = {row.group: row.values["accuracy"].value for row in compare({"m": each}, groups, ("",), Options())}
-    assert found == {"all images": pytest.approx(2 / 3), "x": 1, "y": 0, "z": 1}
+    accuracies = {row.group: row.values["accuracy"].value for row in compare({"m": each}, groups, ("",), Options())}
+    assert accuracies == {"all images": pytest.approx(2 / 3), "x": 1, "y": 0, "z": 1}
     assert list(groups_of(each, task, 3, Options(by=["y"]))) == ["all images", "y"]
 
 
@@ -85,8 +85,8 @@ def test_the_groups_of_a_file_stand_in_place_of_the_classes(tmp_path: Path) -> N
     path = tmp_path / "groups.csv"
     path.write_text("index,age\n0,old\n1,young\n2,old\n")
     each, task = judged([[0], [2], [2]], [[0], [1], [2]], options=3), multiclass.Task(names=("x", "y", "z"))
-    found = groups_of(each, task, 3, Options(file=str(path)))
-    assert {name: members.tolist() for name, members in found.items()} == {
+    members_of = groups_of(each, task, 3, Options(file=str(path)))
+    assert {name: members.tolist() for name, members in members_of.items()} == {
         "all images": [True, True, True],
         "age: old": [True, False, True],
         "age: young": [False, True, False],
@@ -157,11 +157,11 @@ def test_the_interval_of_an_accuracy_is_the_binomial_s(right: int, wrong: int, l
     count = right + wrong
     each = judged([[1, 1]] * right + [[0, 0]] * wrong, [[1, 1]] * count)
     ((own, _),) = estimates({"m": each.of(np.ones(count, bool))}, count, 4000, level, np.random.default_rng(1)).values()
-    found = own["accuracy"][0]
-    assert found is not None
+    interval = own["accuracy"][0]
+    assert interval is not None
     exact = stats.binom(count, right / count).ppf([(1 - level) / 2, (1 + level) / 2]) / count
     # a quantile of 4000 samples may fall on the neighbour of the exact one
-    assert [found.low, found.high] == pytest.approx(exact.tolist(), abs=1.001 / count)
+    assert [interval.low, interval.high] == pytest.approx(exact.tolist(), abs=1.001 / count)
 
 
 def test_the_same_seed_draws_the_same_samples_whatever_their_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +174,8 @@ def test_the_same_seed_draws_the_same_samples_whatever_their_chunks(monkeypatch:
 def test_a_file_gives_groups_to_the_images_it_lists(tmp_path: Path) -> None:
     path = tmp_path / "groups.csv"
     path.write_text("index,age,place\n7,old,sea\n0,young,sea\n3,old,land\n")
-    found = read_groups(str(path), np.array([0, 3]))
-    assert {name: members.tolist() for name, members in found.items()} == {
+    groups = read_groups(str(path), np.array([0, 3]))
+    assert {name: members.tolist() for name, members in groups.items()} == {
         "age: old": [False, True],
         "age: young": [True, False],
         "place: land": [False, True],

@@ -46,10 +46,10 @@ from acdc_cli.training.precision import Precision
 def test_floats_lie_on_the_line_and_counts_are_the_nearer_model_s() -> None:
     start = {"weight": torch.tensor([1.0, 0.0]), "num_batches_tracked": torch.tensor(10)}
     end = {"weight": torch.tensor([3.0, 4.0]), "num_batches_tracked": torch.tensor(20)}
-    quarter, most = between(start, end, 0.25), between(start, end, 0.75)
+    quarter, three_quarters = between(start, end, 0.25), between(start, end, 0.75)
     assert quarter["weight"].tolist() == [1.5, 1.0]
-    assert most["weight"].tolist() == [2.5, 3.0]
-    assert (quarter["num_batches_tracked"], most["num_batches_tracked"]) == (10, 20)
+    assert three_quarters["weight"].tolist() == [2.5, 3.0]
+    assert (quarter["num_batches_tracked"], three_quarters["num_batches_tracked"]) == (10, 20)
     assert quarter["num_batches_tracked"].dtype == torch.int64
 
 
@@ -133,12 +133,12 @@ def test_statistics_are_estimated_again_for_every_model_from_nothing() -> None:
     rows = walk(judge, ends, {"val": images}, settle(judge, others), points=1)
     backwards = walk(judge, ends, {"val": images}, dict(reversed(settle(judge, others).items())), points=1)
     assert sorted(map(str, backwards)) == sorted(map(str, rows))
-    found = {row["position"]: row["loss"] for row in rows if row["statistics"] == "re-estimated"}
+    losses = {row["position"]: row["loss"] for row in rows if row["statistics"] == "re-estimated"}
     plain = {row["position"]: row["loss"] for row in rows if row["statistics"] == "interpolated"}
     for place, bench in ((0, first), (1, second)):
         estimate(bench, Evenly(others, 4))
         loss = evaluate(bench.model, bench.forward, images, bench.task, bench.precision)["loss"]
-        assert found[place] == loss != plain[place]
+        assert losses[place] == loss != plain[place]
 
 
 class Killed(Exception):  # noqa: N818
@@ -185,9 +185,9 @@ def flat(text: str) -> str:
 
 
 def test_the_ends_of_a_path_have_the_numbers_of_eval(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> None:
-    found = acdc("analyze", "interpolate", trained, other, "--out", tmp_path, "--json", *few("splits=[val]"))
-    assert found.exit_code == 0, found.output
-    results = json.loads(found.stdout)["results"]
+    result = acdc("analyze", "interpolate", trained, other, "--out", tmp_path, "--json", *few("splits=[val]"))
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
     assert results["path"] == ["small-0", "small-1"]
     for position, run in enumerate((trained, other)):
         judged = json.loads(acdc("eval", "--checkpoint", run, "--json", "--set", "data.workers=0").stdout)
@@ -201,9 +201,9 @@ def test_the_ends_of_a_path_have_the_numbers_of_eval(acdc: Acdc, trained: Path, 
 
 def test_one_run_is_a_path_through_its_sparse_models(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
     arguments = few("splits=[train]", "statistics=[interpolated]")
-    found = acdc("analyze", "interpolate", trained, "--out", tmp_path, "--json", *arguments)
-    assert found.exit_code == 0, found.output
-    results = json.loads(found.stdout)["results"]
+    result = acdc("analyze", "interpolate", trained, "--out", tmp_path, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
     assert results["path"] == ["epoch 1, sparse", "epoch 3, sparse", "epoch 5, sparse"]
     assert results["images"] == {"train": 20}
     assert [row["position"] for row in results["points"]] == [0, 0.5, 1, 1.5, 2]
@@ -251,8 +251,8 @@ def test_without_batch_norm_nothing_is_re_estimated(
 ) -> None:
     monkeypatch.setattr("acdc_cli.analysis.interpolate.tracking", lambda model: [])
     subjects = open_subjects([trained], Asked(overrides=("data.workers=0", "data.val_images=10")))
-    found = analyze(subjects, Options(points=1, splits=["val"], statistics=["re-estimated"]), UNSAVED)
-    assert {row["statistics"] for row in found.numbers["points"]} == {"interpolated"}
+    findings = analyze(subjects, Options(points=1, splits=["val"], statistics=["re-estimated"]), UNSAVED)
+    assert {row["statistics"] for row in findings.numbers["points"]} == {"interpolated"}
     assert "has no batch norm statistics to re-estimate" in capsys.readouterr().err
 
 
@@ -265,9 +265,9 @@ def without_kept(trained: Path, tmp_path: Path) -> Path:
 
 def test_what_is_no_path_is_refused(acdc: Acdc, trained: Path, other: Path, without_kept: Path) -> None:
     def said(*arguments: str | Path) -> str:
-        found = acdc("analyze", "interpolate", *arguments, "--out", without_kept)
-        assert found.exit_code == 2, found.output
-        return flat(found.stderr)
+        result = acdc("analyze", "interpolate", *arguments, "--out", without_kept)
+        assert result.exit_code == 2, result.output
+        return flat(result.stderr)
 
     assert "name at least two" in said(trained / "sparse.safetensors")
     assert "checkpoint.keep_phases=true" in said(without_kept)
@@ -283,7 +283,7 @@ def test_models_that_compute_different_things_have_no_line(
     for old, new in changes.items():
         assert old in recipe
         (without_kept / "resolved.yaml").write_text(recipe.replace(old, new))
-        found = acdc("analyze", "interpolate", trained, without_kept, "--out", without_kept, *few())
-        assert found.exit_code == 2
-        assert "cannot be interpolated" in flat(found.stderr), found.stderr
-        assert new.split(":")[0] in flat(found.stderr)
+        result = acdc("analyze", "interpolate", trained, without_kept, "--out", without_kept, *few())
+        assert result.exit_code == 2
+        assert "cannot be interpolated" in flat(result.stderr), result.stderr
+        assert new.split(":")[0] in flat(result.stderr)

@@ -53,7 +53,7 @@ def test_the_overlap_counts_what_lives_in_both_and_in_either() -> None:
 
 
 def test_a_history_of_three_masks_by_hand() -> None:
-    found = history(
+    past = history(
         [
             {"a.weight": mask("11100"), "b.weight": mask("10")},
             {"a.weight": mask("10110"), "b.weight": mask("10")},
@@ -61,12 +61,12 @@ def test_a_history_of_three_masks_by_hand() -> None:
         ]
     )
     # of a: the first never pruned, the last always, the second and the fourth pruned and back
-    assert found.layers == {"a": Weights(5, 1, 1, 2), "b": Weights(2, 0, 0, 1)}
-    assert found.all_layers == Weights(7, 1, 1, 3)
-    assert found.living == {"a": [3, 3, 3], "b": [1, 1, 1]}
-    assert found.overlaps == {"a": [(2, 4), (2, 4)], "b": [(1, 1), (0, 2)]}
-    assert found.ious == [3 / 5, 2 / 6]
-    assert found.densities == [4 / 7, 4 / 7, 4 / 7]
+    assert past.layers == {"a": Weights(5, 1, 1, 2), "b": Weights(2, 0, 0, 1)}
+    assert past.all_layers == Weights(7, 1, 1, 3)
+    assert past.living == {"a": [3, 3, 3], "b": [1, 1, 1]}
+    assert past.overlaps == {"a": [(2, 4), (2, 4)], "b": [(1, 1), (0, 2)]}
+    assert past.ious == [3 / 5, 2 / 6]
+    assert past.densities == [4 / 7, 4 / 7, 4 / 7]
 
 
 @given(
@@ -81,45 +81,45 @@ def test_counts_are_those_of_sets(sequence: list[list[bool]]) -> None:
         for first, now in enumerate(living)
         if place not in now and any(place in later for later in living[first + 1 :])
     }
-    found = history({"a.weight": torch.tensor(each)} for each in sequence)
-    assert found.layers["a"] == Weights(
+    past = history({"a.weight": torch.tensor(each)} for each in sequence)
+    assert past.layers["a"] == Weights(
         len(everywhere), len(set.intersection(*living)), len(everywhere - set.union(*living)), len(back)
     )
-    assert found.overlaps["a"] == [(len(a & b), len(a | b)) for a, b in pairwise(living)]
+    assert past.overlaps["a"] == [(len(a & b), len(a | b)) for a, b in pairwise(living)]
 
 
 def test_masks_are_let_go_of_as_the_history_goes_on() -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    most = 0
+    peak = 0
 
     def each() -> Iterator[dict[str, Tensor]]:
-        nonlocal most
+        nonlocal peak
         for _ in range(10):
             made = {"a.weight": torch.ones(3, dtype=torch.bool)}
             alive.add(made["a.weight"])
-            most = max(most, len(alive))
+            peak = max(peak, len(alive))
             yield made
 
     history(each())
-    assert most <= 3
+    assert peak <= 3
 
 
 def test_a_network_shows_the_masks_of_the_layers_that_are_pruned() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.0, -3.0], [1e-30, 0.0]]))
-    (found,) = nonzero(layers(model, ["last"])).items()
-    assert found[0] == "0.weight"
-    assert found[1].tolist() == [[False, True], [True, False]]
+    (mask,) = nonzero(layers(model, ["last"])).items()
+    assert mask[0] == "0.weight"
+    assert mask[1].tolist() == [[False, True], [True, False]]
 
 
 def test_masks_of_which_one_holds_the_other_overlap_by_the_ratio_of_their_densities() -> None:
     magnitudes = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     kept = [1000, 500, 100, 250]
-    found = history({"a.weight": largest(magnitudes, count)} for count in kept)
+    past = history({"a.weight": largest(magnitudes, count)} for count in kept)
     # (1 - s2) / (1 - s1) where sparsity rises
     assert nested([1.0, 0.5, 0.1, 0.25]) == [0.5, 0.2, 0.4]
-    assert found.ious == nested([count / 1000 for count in kept])
+    assert past.ious == nested([count / 1000 for count in kept])
     assert math.isnan(nested([0.0, 0.0])[0])
 
 
@@ -139,10 +139,10 @@ def test_several_updates_leave_the_overlap_of_weights_drawn_at_random() -> None:
         stay = living[torch.randperm(20_000, generator=generator)[count:]]
         # never one that was there before
         living, fresh = torch.cat([stay, torch.arange(fresh, fresh + count)]), fresh + count
-    both = int((living < 20_000).sum())
+    intersection = int((living < 20_000).sum())
     p = 0.7 * 0.8 * 0.9
     assert exchanged([0.3, 0.2, 0.1]) == pytest.approx(p / (2 - p))
-    assert both / (40_000 - both) == pytest.approx(p / (2 - p), abs=0.01)
+    assert intersection / (40_000 - intersection) == pytest.approx(p / (2 - p), abs=0.01)
     assert exchanged([]) == 1
 
 
@@ -165,15 +165,15 @@ def a_run(folder: Path, recipe: str, densities: dict[int, float], kinds: str = "
     run.masks.mkdir(parents=True)
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     for epoch, density in densities.items():
-        found = torch.arange(100) < round(100 * density)
-        save_masks(run.masks / Kept.name(epoch, kinds), {"a.weight": found})
+        alive = torch.arange(100) < round(100 * density)
+        save_masks(run.masks / Kept.name(epoch, kinds), {"a.weight": alive})
     return SimpleNamespace(name=folder.name, run=run, kind=None, recipe=load(recipe))
 
 
 def pairs(subject: Any, **options: Any) -> list[dict[str, Any]]:
-    found = analysis.analyze([subject], Options(**options), UNSAVED).numbers["series"][subject.name]["overlaps"]
-    assert isinstance(found, list)
-    return found
+    overlaps = analysis.analyze([subject], Options(**options), UNSAVED).numbers["series"][subject.name]["overlaps"]
+    assert isinstance(overlaps, list)
+    return overlaps
 
 
 def test_a_run_of_rigl_is_held_against_its_own_keys(tmp_path: Path) -> None:
@@ -218,21 +218,21 @@ def test_every_counts_back_from_the_last_mask_and_phase_ends_leave_out_the_other
 def results(acdc: Acdc, *arguments: str | Path) -> dict[str, Any]:
     result = acdc("analyze", "masks", *arguments, "--json")
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)["results"]["series"]
-    return found
+    series: dict[str, Any] = json.loads(result.stdout)["results"]["series"]
+    return series
 
 
 def test_the_command_on_runs(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> None:
-    found = results(acdc, trained, other, "--out", tmp_path)
-    assert list(found) == [trained.name, other.name]
+    series = results(acdc, trained, other, "--out", tmp_path)
+    assert list(series) == [trained.name, other.name]
     kept = [load_masks(each.file) for each in RunDir(trained).kept_masks()]
     flat = [torch.cat([each.flatten() for each in masks.values()]) for masks in kept]
-    pairs = found[trained.name]["overlaps"]
+    pairs = series[trained.name]["overlaps"]
     assert [(pair["from"], pair["to"]) for pair in pairs] == [(1, 3), (3, 5)]
     for pair, before, after in zip(pairs, flat, flat[1:], strict=False):
         assert pair["iou"] == int((before & after).sum()) / int((before | after).sum())
         assert pair["nested"] == 1
-    weights = found[trained.name]["weights"]
+    weights = series[trained.name]["weights"]
     assert weights["never_pruned"] == int((flat[0] & flat[1] & flat[2]).sum())
     names = {file.name for file in tmp_path.iterdir()}
     stem = f"masks-{trained.name}-{other.name}"
@@ -245,9 +245,9 @@ def test_the_command_on_runs(acdc: Acdc, trained: Path, other: Path, tmp_path: P
 
 def test_the_command_on_files_takes_them_in_turn(acdc: Acdc, trained: Path, other: Path, tmp_path: Path) -> None:
     files = [trained / "sparse.safetensors", other / "sparse.safetensors", trained / "dense.safetensors"]
-    (found,) = results(acdc, *files, "--out", tmp_path).values()
-    assert [mask["of"] for mask in found["masks"]] == [f"{file.parent.name}/{file.stem}" for file in files]
-    first, second = found["overlaps"]
+    (series,) = results(acdc, *files, "--out", tmp_path).values()
+    assert [mask["of"] for mask in series["masks"]] == [f"{file.parent.name}/{file.stem}" for file in files]
+    first, second = series["overlaps"]
     assert 0 < first["iou"] < 1
     # where nothing is pruned, or what stays zero is: the other mask lies within
     assert second["iou"] == pytest.approx(second["nested"], abs=0.05)
@@ -324,8 +324,8 @@ def test_rigl_with_random_regrowth_has_the_density_of_each_of_its_layers(tmp_pat
 def test_runs_are_compared_at_the_epochs_that_all_have_kept(tmp_path: Path) -> None:
     first = a_run(tmp_path / "first", "demo", dict.fromkeys([1, 5, 9, 13], 0.1))
     second = a_run(tmp_path / "second", "demo_gmp", dict.fromkeys(range(1, 14, 2), 0.1), "ramp")
-    found = analysis.analyze([first, second], Options(common=True, since=3), UNSAVED).numbers["series"]
-    for overlaps in (each["overlaps"] for each in found.values()):
+    series = analysis.analyze([first, second], Options(common=True, since=3), UNSAVED).numbers["series"]
+    for overlaps in (each["overlaps"] for each in series.values()):
         assert [(pair["from"], pair["to"]) for pair in overlaps] == [(5, 9), (9, 13)]
 
 

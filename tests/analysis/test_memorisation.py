@@ -26,9 +26,9 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def test_shares_are_those_of_the_records() -> None:
-    found = shares(RECORDS)
-    assert found[2] == Shares(2, "sparse", 0.9, 0.75, 0.125, 0.125)
-    assert [at.corrupted_neither for at in found] == [0.25, 0.25, 0.125, 0.125, 0.0]
+    epochs = shares(RECORDS)
+    assert epochs[2] == Shares(2, "sparse", 0.9, 0.75, 0.125, 0.125)
+    assert [at.corrupted_neither for at in epochs] == [0.25, 0.25, 0.125, 0.125, 0.0]
 
 
 def test_what_is_classified_as_neither_is_as_recorded_where_a_drawn_label_may_be_true() -> None:
@@ -58,8 +58,8 @@ def test_epochs_without_validation_are_left_out_and_phases_end_where_they_did() 
 
 
 def test_the_figure_has_a_line_of_each_run_for_either_share() -> None:
-    found = shares(RECORDS)
-    figure = draw({"one": found, "two": found[:3]}, RECORDS)
+    by_epoch = shares(RECORDS)
+    figure = draw({"one": by_epoch, "two": by_epoch[:3]}, RECORDS)
     true, given = figure.axes
     lines = [[(list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines] for panel in (true, given)]
     epochs = [1, 2, 3, 4, 5]
@@ -107,11 +107,11 @@ def test_the_analysis_tells_and_draws_several_runs(acdc: Acdc, memorising: tuple
     rows = list(csv.DictReader(next(in_tmp.glob("*.csv")).read_text().splitlines()))
     for path, samples in zip(memorising, (20, 40), strict=True):
         records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        found = runs[path.name]
-        assert found["samples"] == samples
-        assert [at["epoch"] for at in found["phase_ends"]] == [0, 1, 2, 3]
+        reported = runs[path.name]
+        assert reported["samples"] == samples
+        assert [at["epoch"] for at in reported["phase_ends"]] == [0, 1, 2, 3]
         ours = [row for row in rows if row["run"] == path.name]
-        for record, at, row in zip(records, found["epochs"], ours, strict=True):
+        for record, at, row in zip(records, reported["epochs"], ours, strict=True):
             for key in ("corrupted_true", "corrupted_given", "corrupted_neither"):
                 assert at[key] == float(row[key]) == record[key]
             assert at["corrupted_neither"] == pytest.approx(1 - at["corrupted_true"] - at["corrupted_given"])

@@ -212,12 +212,12 @@ def test_a_network_s_sharpness_and_trace_are_those_of_its_explicit_hessian(
     mask = measured_entries(bench.model, bench.layers, parameters)
     hessian = explicit_hessian(bench, loader, [3, 4, 4], batch_norm)[mask][:, mask]
     options = Options(parameters=parameters, batch_norm=batch_norm, iterations=500, tolerance=1e-5, trace_samples=20)
-    found = sharpness_of(bench, data, options)
+    measured = sharpness_of(bench, data, options)
     values = torch.linalg.eigvalsh(hessian)
-    assert found.entries == int(mask.sum()) < mask.numel()
-    assert found.largest.value == pytest.approx(float(values[-1]), rel=1e-4)
-    assert found.dominant.value == pytest.approx(float(values[values.abs().argmax()]), rel=1e-4)
-    assert abs(found.trace - float(hessian.trace())) < 4 * found.trace_error
+    assert measured.entries == int(mask.sum()) < mask.numel()
+    assert measured.largest.value == pytest.approx(float(values[-1]), rel=1e-4)
+    assert measured.dominant.value == pytest.approx(float(values[values.abs().argmax()]), rel=1e-4)
+    assert abs(measured.trace - float(hessian.trace())) < 4 * measured.trace_error
 
 
 @pytest.mark.parametrize("largest", [1, 2, 4, 50])
@@ -227,14 +227,14 @@ def test_a_product_does_not_depend_on_the_batches(largest: int) -> None:
     mask = measured_entries(bench.model, bench.layers)
     vector = torch.linspace(-1, 1, len(mask), dtype=torch.float64)
     expected = mask * (explicit_hessian(bench, loader, [11], "eval") @ (mask * vector))
-    found = hessian_times(
+    product = hessian_times(
         vector,
         lambda images, labels: bench.task.loss(bench.forward(images), labels),
         list(bench.model.parameters()),
         mask,
         Evenly(loader, largest),
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(product, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_attention_can_be_differentiated_twice() -> None:
@@ -245,9 +245,9 @@ def test_attention_can_be_differentiated_twice() -> None:
         return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).square().mean()
 
     mask = torch.ones(64, dtype=torch.bool)
-    found = hessian_times(ones(64), loss, [weight], mask, Evenly(FixedImages(4, 4), 4))
-    assert found.isfinite().all()
-    assert found.abs().sum() > 0
+    product = hessian_times(ones(64), loss, [weight], mask, Evenly(FixedImages(4, 4), 4))
+    assert product.isfinite().all()
+    assert product.abs().sum() > 0
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
@@ -304,8 +304,8 @@ def dying_at(call: int, bench: ReadyModel) -> ReadyModel:
     return ReadyModel(bench.model, forward, bench.layers, bench.task, bench.precision, bench.device)
 
 
-def numbers(found: Sharpness) -> str:
-    return json.dumps(found.numbers())
+def numbers(measured: Sharpness) -> str:
+    return json.dumps(measured.numbers())
 
 
 def test_what_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -327,9 +327,9 @@ def settings(*more: str) -> list[str]:
 
 
 def test_models_that_were_kept_along_a_run(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
-    found = acdc("analyze", "sharpness", trained, "--out", tmp_path, "--json", *settings("along=true"))
-    assert found.exit_code == 0, found.output
-    models = json.loads(found.stdout)["results"]["models"]
+    result = acdc("analyze", "sharpness", trained, "--out", tmp_path, "--json", *settings("along=true"))
+    assert result.exit_code == 0, result.output
+    models = json.loads(result.stdout)["results"]["models"]
     assert [(model["epoch"], model["phase"]) for model in models] == list(enumerate(["dense", "sparse"] * 3))
     assert all(len(model["largest"]["history"]) == 2 for model in models)
     assert [model["trace"] for model in models] == [None] * 6
@@ -338,16 +338,16 @@ def test_models_that_were_kept_along_a_run(acdc: Acdc, trained: Path, tmp_path: 
 
 
 def test_a_trace_that_was_left_out_is_no_number_in_the_table(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
-    found = acdc("analyze", "sharpness", trained, "--out", tmp_path, *settings())
-    assert found.exit_code == 0, found.output
-    assert "nan" not in found.stdout
+    result = acdc("analyze", "sharpness", trained, "--out", tmp_path, *settings())
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.stdout
 
 
 def test_the_recipe_s_label_smoothing_is_part_of_the_loss(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
     def value(smoothing: float) -> float:
         smoothed = settings(f"task.label_smoothing={smoothing}")
-        found = acdc("analyze", "sharpness", trained, "--out", tmp_path, "--json", *smoothed)
-        (model,) = json.loads(found.stdout)["results"]["models"]
+        result = acdc("analyze", "sharpness", trained, "--out", tmp_path, "--json", *smoothed)
+        (model,) = json.loads(result.stdout)["results"]["models"]
         return float(model["largest"]["value"])
 
     assert value(0.0) != pytest.approx(value(0.3), rel=1e-3)
@@ -356,6 +356,6 @@ def test_the_recipe_s_label_smoothing_is_part_of_the_loss(acdc: Acdc, trained: P
 def test_a_run_that_kept_no_models_is_told_how_to(acdc: Acdc, trained: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(trained, bare, ignore=shutil.ignore_patterns("epoch-*"))
-    found = acdc("analyze", "sharpness", bare, "--set", "along=true", "--out", tmp_path)
-    assert found.exit_code == 2
-    assert "checkpoint.keep_phases=true" in " ".join(found.stderr.split())
+    result = acdc("analyze", "sharpness", bare, "--set", "along=true", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "checkpoint.keep_phases=true" in " ".join(result.stderr.split())

@@ -23,8 +23,8 @@ SMALL = [word for key in ("val_resize=28", "val_crop=28", "workers=0") for word 
 def judged(acdc: Acdc, model: str) -> dict[str, Any]:
     result = acdc("eval", "--checkpoint", "c.pt", "--model", model, "--data", "photos", "--json", *SMALL)
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
 
 
 def prefixed(prefix: str) -> Callable[[Weights], Weights]:
@@ -89,8 +89,8 @@ class net(nn.Sequential):
 def test_a_model_whose_operations_cannot_be_counted_is_judged_and_pruned(acdc: Acdc, home: Path) -> None:
     Path("own.py").write_text(OWN)
     torch.save(build.build(ModelBlock(**code.named("own.py:net")), 2).state_dict(), "c.pt")
-    found = judged(acdc, "own.py:net")
-    assert (found["params"], found["flops"]) == (3 * 8 * 28 * 28 + 8 + 72 + 18, None)
+    document = judged(acdc, "own.py:net")
+    assert (document["params"], document["flops"]) == (3 * 8 * 28 * 28 + 8 + 72 + 18, None)
     asked = ("--method", "oneshot", "--target", "0.5", "--model", "own.py:net", "--data", "photos", "--out", "pruned")
     result = acdc("prune", "c.pt", *asked, *SMALL, "--set", "data.batch_size=8", "--json")
     assert result.exit_code == 0, result.output

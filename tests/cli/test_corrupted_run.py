@@ -87,10 +87,10 @@ def test_the_samples_and_both_their_labels_are_stored(corrupted: RunDir, digits:
 
 def test_the_tracked_shares_are_those_of_one_image_after_another(corrupted: RunDir, digits: Path) -> None:
     index, true, given = listed(corrupted).T
-    found = predictions(corrupted, digits)[index]
+    predicted = predictions(corrupted, digits)[index]
     record = corrupted.records()[-1]
-    assert record["corrupted_true"] == (found == true).mean()
-    assert record["corrupted_given"] == (found == given).mean()
+    assert record["corrupted_true"] == (predicted == true).mean()
+    assert record["corrupted_given"] == (predicted == given).mean()
     assert record["corrupted_true"] + record["corrupted_given"] > 0
     assert all(record.keys() >= KEYS for record in corrupted.records())
     summary = json.loads(corrupted.summary.read_text())
@@ -98,13 +98,13 @@ def test_the_tracked_shares_are_those_of_one_image_after_another(corrupted: RunD
 
 
 def test_eval_goes_by_the_true_labels_of_the_training_images(acdc: Acdc, corrupted: RunDir, digits: Path) -> None:
-    found = json.loads(acdc("eval", "--checkpoint", corrupted.path, "--split", "train", "--json").stdout)
+    document = json.loads(acdc("eval", "--checkpoint", corrupted.path, "--split", "train", "--json").stdout)
     labels = BetonFile(digits / "train.beton").labels
     told = labels.copy()
     index, _, given = listed(corrupted).T
     told[index] = given
     predicted = predictions(corrupted, digits)
-    assert found["top1"] == (predicted == labels).mean()
+    assert document["top1"] == (predicted == labels).mean()
     assert (predicted == labels).mean() != (predicted == told).mean()
 
 

@@ -169,5 +169,5 @@ def test_listing_loads_neither_torch_nor_ffcv(in_tmp: Path) -> None:
         "print({'torch', 'torchvision', 'ffcv'} & set(sys.modules))"
     )
     root = str(Path(__file__).parents[2])
-    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=root)
-    assert found.stdout.strip() == "set()"
+    process = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=root)
+    assert process.stdout.strip() == "set()"

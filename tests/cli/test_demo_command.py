@@ -48,6 +48,6 @@ def test_the_demo_goes_from_data_to_figure_and_does_nothing_twice(
 @pytest.mark.timeout(900)
 def test_the_sparse_model_of_the_demo_reaches_95_percent(acdc: Acdc, in_tmp: Path) -> None:
     assert acdc("demo").exit_code == 0
-    found = json.loads(acdc("eval", "--checkpoint", "runs/demo", "--which", "sparse", "--json").stdout)
-    assert found["top1"] >= 0.95
-    assert found["sparsity"] == pytest.approx(0.9, abs=1e-4)
+    document = json.loads(acdc("eval", "--checkpoint", "runs/demo", "--which", "sparse", "--json").stdout)
+    assert document["top1"] >= 0.95
+    assert document["sparsity"] == pytest.approx(0.9, abs=1e-4)

@@ -22,13 +22,13 @@ CHECKS = [
 
 def test_a_machine_that_can_train_is_told_so_with_exit_code_0(acdc: Acdc, in_tmp: Path) -> None:
     result = acdc("doctor", "--json")
-    found = {each["check"]: each for each in json.loads(result.stdout)}
+    checks = {each["check"]: each for each in json.loads(result.stdout)}
     assert result.exit_code == 0, result.output
-    assert list(found) == [*CHECKS, "training"]
-    assert all(set(each) == {"check", "status", "found", "fix"} for each in found.values())
-    assert found["training"]["status"] == "ok"
-    assert "90% of the weights exactly zero, checkpoint read back" in found["training"]["found"]
-    assert all(each["fix"] for each in found.values() if each["status"] != "ok")
+    assert list(checks) == [*CHECKS, "training"]
+    assert all(set(each) == {"check", "status", "found", "fix"} for each in checks.values())
+    assert checks["training"]["status"] == "ok"
+    assert "90% of the weights exactly zero, checkpoint read back" in checks["training"]["found"]
+    assert all(each["fix"] for each in checks.values() if each["status"] != "ok")
     (said,) = result.stderr.splitlines()
     assert said.startswith("acdc can train here; warnings: ")
     assert list(in_tmp.iterdir()) == []
@@ -54,8 +54,8 @@ def test_a_data_set_is_looked_at_by_folder_by_file_and_where_recipes_expect_it(
     (in_tmp / "data").mkdir()
     (in_tmp / "data" / "demo").symlink_to(digits)
     for given in ((), ("--data", "demo"), ("--data", digits), ("--data", digits / "train.beton")):
-        found = {each["check"]: each for each in json.loads(acdc("doctor", "--json", *given).stdout)}
-        assert "200 training and 100 validation images of 10 classes" in found["data"]["found"]
+        checks = {each["check"]: each for each in json.loads(acdc("doctor", "--json", *given).stdout)}
+        assert "200 training and 100 validation images of 10 classes" in checks["data"]["found"]
 
 
 def test_a_broken_torch_is_a_finding_and_no_crash(tmp_path: Path) -> None:
@@ -72,11 +72,11 @@ def test_a_broken_torch_is_a_finding_and_no_crash(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    found = {each["check"]: each for each in json.loads(done.stdout)}
-    assert list(found) == [*CHECKS, "training"]
-    assert "libcudnn.so.9" in found["torchvision"]["found"]
-    assert "--force-reinstall torch" in found["torchvision"]["fix"]
-    assert {name for name in found if found[name]["status"] == "ok"} >= {"python", "packages", "memory"}
+    checks = {each["check"]: each for each in json.loads(done.stdout)}
+    assert list(checks) == [*CHECKS, "training"]
+    assert "libcudnn.so.9" in checks["torchvision"]["found"]
+    assert "--force-reinstall torch" in checks["torchvision"]["fix"]
+    assert {name for name in checks if checks[name]["status"] == "ok"} >= {"python", "packages", "memory"}
     assert "Traceback" not in done.stderr
 
 

@@ -66,8 +66,8 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
 
 def assert_finished_as(undisturbed: dict[str, torch.Tensor], run: RunDir) -> None:
     assert run.finished
-    found = weights(run)
-    assert all(torch.equal(value, found[name]) for name, value in undisturbed.items())
+    actual = weights(run)
+    assert all(torch.equal(value, actual[name]) for name, value in undisturbed.items())
     assert [record["epoch"] for record in run.records()] == list(range(12))
 
 

@@ -58,14 +58,14 @@ def test_records_have_the_accuracy_of_each_label_their_mean_and_the_uncertainty(
 
 
 def test_eval_repeats_the_record_and_the_logits_give_the_same_by_hand(trained: Path, acdc: Acdc) -> None:
-    found = json.loads(acdc("eval", "--checkpoint", trained, "--json").stdout)
+    document = json.loads(acdc("eval", "--checkpoint", trained, "--json").stdout)
     last = records(trained)[-1]
-    assert list(found)[:3] == ["accuracy", "loss", "uncertainty"]
-    assert (found["task"], found["samples"]) == ("multilabel", 64)
+    assert list(document)[:3] == ["accuracy", "loss", "uncertainty"]
+    assert (document["task"], document["samples"]) == ("multilabel", 64)
     for key in ("accuracy", "uncertainty", *LABELS):
-        assert found[key] == pytest.approx(last[key], abs=1e-9)
+        assert document[key] == pytest.approx(last[key], abs=1e-9)
     shown = acdc("eval", "--checkpoint", trained).stdout
-    assert f"label accuracy                          {found['accuracy']:.2%}" in shown
+    assert f"label accuracy                          {document['accuracy']:.2%}" in shown
     (subject,) = open_subjects([trained])
     loaded, right, uncertain = subject.load(), [], []
     with torch.inference_mode(), subject.images() as images, images.epoch(0) as batches:
@@ -73,8 +73,8 @@ def test_eval_repeats_the_record_and_the_logits_give_the_same_by_hand(trained: P
             for logits, bits in zip(loaded.forward(batch.inputs).tolist(), batch.targets.tolist(), strict=True):
                 right += [(z > 0) == bool(bits >> place & 1) for place, z in enumerate(logits)]
                 uncertain += [0.1 < 1 / (1 + math.exp(-z)) < 0.9 for z in logits]
-    assert found["accuracy"] == pytest.approx(sum(right) / 640)
-    assert found["uncertainty"] == pytest.approx(sum(uncertain) / 640)
+    assert document["accuracy"] == pytest.approx(sum(right) / 640)
+    assert document["uncertainty"] == pytest.approx(sum(uncertain) / 640)
 
 
 @pytest.mark.slow
@@ -133,6 +133,6 @@ def test_an_exported_program_has_the_same_accuracy(trained: Path, acdc: Acdc, tm
     out = tmp_path / "model.onnx"
     exported = acdc("export", trained, "--format", "onnx", "--out", out)
     assert exported.exit_code == 0, exported.output
-    found = json.loads(acdc("eval", "--checkpoint", out, "--json").stdout)
-    assert found["accuracy"] == pytest.approx(records(trained)[-1]["accuracy"], abs=0.005)
-    assert (found["sparsity"], found["task"]) == (None, "multilabel")
+    document = json.loads(acdc("eval", "--checkpoint", out, "--json").stdout)
+    assert document["accuracy"] == pytest.approx(records(trained)[-1]["accuracy"], abs=0.005)
+    assert (document["sparsity"], document["task"]) == (None, "multilabel")

@@ -155,8 +155,8 @@ def test_an_unfinished_run_resumes_with_its_copy(run: Path, fresh: Fresh, monkey
     said = " ".join(resumed.stderr.split())
     assert "net.py:make has changed since the run began, which resumes with its copy in runs/own-0/model" in said
     assert (run / "model/blocks.py").read_text() == BLOCKS
-    found = load_file(run / "sparse.safetensors")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = load_file(run / "sparse.safetensors")
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_code_that_has_not_changed_is_not_mentioned(run: Path, fresh: Fresh) -> None:

@@ -105,13 +105,13 @@ def test_the_tables_tell_course_layers_and_price(acdc: Acdc, in_tmp: Path) -> No
 
 
 def test_every_convention_names_itself_and_gives_its_own_price(acdc: Acdc, in_tmp: Path) -> None:
-    found = {}
+    flops = {}
     for convention in "ABC":
         totals = json.loads(acdc("plan", "demo", "--convention", convention, "--json").stdout)["totals"]
         assert totals["convention"] == convention
-        found[convention] = totals["train_flops"]
+        flops[convention] = totals["train_flops"]
         assert f"convention {convention} (" in acdc("plan", "demo", "--convention", convention).stdout
-    assert len(set(found.values())) == 3
+    assert len(set(flops.values())) == 3
     assert acdc("plan", "demo", "--convention", "D").exit_code == 2
 
 

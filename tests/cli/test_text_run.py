@@ -114,7 +114,7 @@ def test_perplexity_does_not_depend_on_how_many_rows_are_read_at_once(trained: P
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         pytest.param("agreement", "both right", marks=pytest.mark.slow),
         ("channels", "outputs"),
@@ -124,7 +124,7 @@ def test_perplexity_does_not_depend_on_how_many_rows_are_read_at_once(trained: P
         ("sharpness", "sharpness"),
     ],
 )
-def test_analyses_work_on_text(trained: Path, acdc: Acdc, tmp_path: Path, name: str, found: str) -> None:
+def test_analyses_work_on_text(trained: Path, acdc: Acdc, tmp_path: Path, name: str, expected: str) -> None:
     small = {"sharpness": ["--set", "images=4"], "interpolate": ["--set", "images=4", "--set", "points=3"]}
     done = acdc("analyze", name, trained, *small.get(name, []), "--out", tmp_path)
     assert done.exit_code == 0, done.output
@@ -135,11 +135,11 @@ def test_analyses_work_on_text(trained: Path, acdc: Acdc, tmp_path: Path, name: 
 def test_calibration_counts_each_predicted_token_once(trained: Path, acdc: Acdc, tmp_path: Path) -> None:
     done = acdc("analyze", "calibration", trained, "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "calibration-text.json").read_text())["results"]["models"]["text (sparse)"]
+    calibration = json.loads((tmp_path / "calibration-text.json").read_text())["results"]["models"]["text (sparse)"]
     metrics = json.loads(acdc("eval", "--checkpoint", trained, "--json").stdout)
-    assert found["samples"] == 179
-    assert found["nll"] == pytest.approx(metrics["loss"], rel=1e-5)
-    assert found["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert calibration["samples"] == 179
+    assert calibration["nll"] == pytest.approx(metrics["loss"], rel=1e-5)
+    assert calibration["accuracy"] == pytest.approx(metrics["accuracy"])
 
 
 @pytest.mark.slow

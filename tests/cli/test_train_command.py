@@ -72,14 +72,14 @@ def test_a_recipe_becomes_a_run_directory(recipe: Path, finished: Finished) -> N
 def test_eval_gives_the_numbers_that_training_saw(acdc: Acdc, finished: Finished) -> None:
     finished()
     for which, epoch in (("sparse", 5), ("dense", 4)):
-        found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
-        assert list(found) == KEYS
+        document = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
+        assert list(document) == KEYS
         record = untimed(Path("runs/small-0"))[epoch]
-        assert found["loss"] == pytest.approx(record["val_loss"], rel=1e-5)
+        assert document["loss"] == pytest.approx(record["val_loss"], rel=1e-5)
         for key in ("top1", "top5", "sparsity", "sparsity_all"):
-            assert found[key] == record[key]
-        assert found["entropy"] == pytest.approx(record["entropy"], rel=1e-5)
-        assert found["samples"] == 100
+            assert document[key] == record[key]
+        assert document["entropy"] == pytest.approx(record["entropy"], rel=1e-5)
+        assert document["samples"] == 100
     missing = acdc("eval", "--checkpoint", "runs/small-0", "--which", "sparse-ema")
     assert missing.exit_code == 2
     assert "has no sparse-ema model; it has --which sparse" in flat(missing.stderr)
@@ -100,13 +100,13 @@ def test_the_average_of_the_weights_is_trained_beside_them_and_judged_by_its_nam
     assert trained.exit_code == 0, trained.output
     records = untimed(Path("runs/small-0"))
     for which, epoch in (("sparse-ema", 5), ("dense-ema", 4)):
-        found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
+        document = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--which", which, "--json").stdout)
         for key in ("top1", "top5", "sparsity", "sparsity_all"):
-            assert found[key] == records[epoch][f"ema_{key}"]
-        assert found["loss"] == pytest.approx(records[epoch]["ema_val_loss"], rel=1e-5)
-        assert f"{which}: top-1 {found['top1']:.2%} in runs/small-0/{which}.safetensors" in flat(trained.stderr)
+            assert document[key] == records[epoch][f"ema_{key}"]
+        assert document["loss"] == pytest.approx(records[epoch]["ema_val_loss"], rel=1e-5)
+        assert f"{which}: top-1 {document['top1']:.2%} in runs/small-0/{which}.safetensors" in flat(trained.stderr)
         by_file = acdc("eval", "--checkpoint", f"runs/small-0/{which}.safetensors", "--json")
-        assert json.loads(by_file.stdout)["top1"] == found["top1"]
+        assert json.loads(by_file.stdout)["top1"] == document["top1"]
     assert records[5]["ema_sparsity"] == records[5]["sparsity"] > 0.89
 
 
@@ -174,15 +174,15 @@ def test_a_foreign_checkpoint_is_judged_by_name_of_model_and_data(
     by = ("--model", "resnet8", "--data", digits, "--json")
     result = acdc("eval", "--checkpoint", "foreign.safetensors", *by, "--set", "data.val_images=5")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert list(found) == KEYS
-    assert (found["samples"], found["sparsity"]) == (5, 0.0)
+    document = json.loads(result.stdout)
+    assert list(document) == KEYS
+    assert (document["samples"], document["sparsity"]) == (5, 0.0)
     assert "preprocessing: 5 pixels, crop 5, bilinear, mean [0.485, 0.456, 0.406]" in flat(result.stderr)
     mean, std = "data.mean=[0.1307, 0.1307, 0.1307]", "data.std=[0.3081, 0.3081, 0.3081]"
     for file in ("foreign.safetensors", "foreign.pt"):
         same = acdc("eval", "--checkpoint", file, *by, *sets(mean, std))
-        found = json.loads(same.stdout)
-        assert (found["top1"], found["samples"]) == (untimed(Path("runs/small-0"))[0]["top1"], 100)
+        document = json.loads(same.stdout)
+        assert (document["top1"], document["samples"]) == (untimed(Path("runs/small-0"))[0]["top1"], 100)
         assert "5 pixels, crop 5, bilinear, mean [0.1307, 0.1307, 0.1307]" in flat(same.stderr)
     refused = acdc("eval", "--checkpoint", "foreign.pt")
     assert refused.exit_code == 2
@@ -404,22 +404,22 @@ def test_another_batch_than_the_learning_rates_is_warned_of(acdc: Acdc, recipe: 
 
 def test_eval_counts_what_is_left_of_a_model_layer_by_layer(acdc: Acdc, finished: Finished) -> None:
     finished()
-    found = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--layers", "--json").stdout)
+    document = json.loads(acdc("eval", "--checkpoint", "runs/small-0", "--layers", "--json").stdout)
     weights = load_file("runs/small-0/sparse.safetensors")
     learned = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
-    assert found["params"] == sum(value.numel() for value in learned.values())
-    assert found["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
+    assert document["params"] == sum(value.numel() for value in learned.values())
+    assert document["nonzero"] == sum(int(value.count_nonzero()) for value in learned.values())
     # of 5 x 5 pixels, halved for the second and third group of layers, and the classifier's one position
     positions = {"conv1": 25, "layer1": 25, "layer2": 9, "layer3": 4, "fc": 1}
-    for layer in found["layers"]:
+    for layer in document["layers"]:
         left = int(weights[f"{layer['name']}.weight"].count_nonzero())
         assert (layer["weights"], layer["nonzero"]) == (weights[f"{layer['name']}.weight"].numel(), left)
         assert layer["flops"] == 2 * left * positions[layer["name"].partition(".")[0]]
-    assert found["flops"] == sum(layer["flops"] for layer in found["layers"])
-    assert len(found["layers"]) == 8
+    assert document["flops"] == sum(layer["flops"] for layer in document["layers"])
+    assert len(document["layers"]) == 8
     table = acdc("eval", "--checkpoint", "runs/small-0", "--layers").stdout
-    assert f"nonzero parameters {found['nonzero']:,} of {found['params']:,}" in flat(table)
-    assert f"FLOPs of an image, convention A {found['flops'] / 1e9:.4g} G" in flat(table)
+    assert f"nonzero parameters {document['nonzero']:,} of {document['params']:,}" in flat(table)
+    assert f"FLOPs of an image, convention A {document['flops'] / 1e9:.4g} G" in flat(table)
     assert "conv1 16x3x3x3 432 432 100.00% 0.022" in flat(table)
     assert "conv1" not in acdc("eval", "--checkpoint", "runs/small-0").stdout
 
@@ -445,8 +445,8 @@ def test_curves_are_drawn_from_a_run(acdc: Acdc, finished_dense: Finished) -> No
     assert "runs/small-0/analysis/curves.svg" in result.stdout.split()
     assert Path("runs/small-0/analysis/curves.png").read_bytes().startswith(b"\x89PNG")
     shutil.copytree("runs/small-0", "elsewhere/small-0")
-    both = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
-    assert list(json.loads(both.stdout)["results"]["runs"]) == ["runs/small-0", "elsewhere/small-0"]
+    compared = acdc("analyze", "curves", "runs/small-0", "elsewhere/small-0", "--json")
+    assert list(json.loads(compared.stdout)["results"]["runs"]) == ["runs/small-0", "elsewhere/small-0"]
     unknown = acdc("analyze", "curve", "runs/small-0")
     assert unknown.exit_code == 2
     assert "did you mean curves?" in unknown.stderr

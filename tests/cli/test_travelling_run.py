@@ -46,8 +46,8 @@ def test_data_beside_the_run_is_found_from_any_folder(acdc: Acdc, home: Path, di
     shutil.copytree(digits, home / "data/digits")
     assert top1(acdc, home) == expected(home)
     assert acdc("analyze", "calibration", home / "runs/small-0").exit_code == 0
-    found = acdc("verify-run", home / "runs/small-0")
-    assert f"data: {home}/data/digits has the images" in " ".join(found.stderr.split())
+    result = acdc("verify-run", home / "runs/small-0")
+    assert f"data: {home}/data/digits has the images" in " ".join(result.stderr.split())
 
 
 def test_data_below_a_listed_folder_is_found_by_its_content(acdc: Acdc, home: Path, digits: Path) -> None:

@@ -170,14 +170,14 @@ device: cpu
 
 
 @dataclass(frozen=True)
-class Found:
+class TwoProcesses:
     folder: Path
     raised: dict[str, list[str]]
     ends: dict[str, list[End]]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Path) -> Found:
+def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Path) -> TwoProcesses:
     """All runs of two processes, made by one pair of them."""
     folder = tmp_path_factory.mktemp("two")
     run = partial(Run, recipe_file)
@@ -200,7 +200,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path, digits: Pat
     for name, what in (("damage", find_damage), ("broken", break_down)):
         [ends[name]] = together([Disturbed(run(sets("gmp"), name), what)], folder)
     [ends["no disk"]] = together([Disturbed(run(sets("gmp"), "no disk"), stop_without_a_disk, rank=0)], folder)
-    return Found(folder, {name: [end.raised for end in both] for name, both in ends.items()}, ends)
+    return TwoProcesses(folder, {name: [end.raised for end in processes] for name, processes in ends.items()}, ends)
 
 
 @pytest.fixture(scope="module")
@@ -225,13 +225,13 @@ def weights(run: RunDir) -> dict[str, Tensor]:
 
 
 def masks(run: RunDir) -> dict[str, dict[str, Tensor]]:
-    found = {path.name: load_masks(path) for path in run.masks.iterdir()}
-    assert found
-    return found
+    by_file = {path.name: load_masks(path) for path in run.masks.iterdir()}
+    assert by_file
+    return by_file
 
 
 @pytest.mark.parametrize("work", ["messages", "messages of parts"])
-def test_a_step_sends_its_gradients_and_one_request_and_no_buffers(two: Found, work: str) -> None:
+def test_a_step_sends_its_gradients_and_one_request_and_no_buffers(two: TwoProcesses, work: str) -> None:
     assert two.raised[work] == ["", ""]
     for rank in range(RANKS):
         sent = json.loads((two.folder / f"{work}-{rank}.messages").read_text())
@@ -242,29 +242,29 @@ def test_a_step_sends_its_gradients_and_one_request_and_no_buffers(two: Found, w
 
 @pytest.mark.parametrize("method", SOME)
 def test_two_processes_train_as_one_that_cuts_its_batches_in_two_to_the_bit(
-    two: Found, alone: Callable[[str, int], RunDir], method: str
+    two: TwoProcesses, alone: Callable[[str, int], RunDir], method: str
 ) -> None:
     assert two.raised[method] == ["", ""]
-    one, both = alone(method, 2), RunDir(two.folder / method)
-    expected, found = weights(one), weights(both)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert_same_masks(one, both)
+    one, split = alone(method, 2), RunDir(two.folder / method)
+    expected, actual = weights(one), weights(split)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert_same_masks(one, split)
 
 
 @pytest.mark.parametrize("method", SOME)
 def test_two_processes_train_as_one_with_whole_batches_but_for_rounding(
-    two: Found, alone: Callable[[str, int], RunDir], method: str
+    two: TwoProcesses, alone: Callable[[str, int], RunDir], method: str
 ) -> None:
-    one, both = alone(method, 1), RunDir(two.folder / method)
-    assert_same_masks(one, both)
-    expected, found = weights(one), weights(both)
+    one, split = alone(method, 1), RunDir(two.folder / method)
+    assert_same_masks(one, split)
+    expected, actual = weights(one), weights(split)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_recorded_is_of_all_images_each_once(
-    two: Found, alone: Callable[[str, int], RunDir], method: str
+    two: TwoProcesses, alone: Callable[[str, int], RunDir], method: str
 ) -> None:
     # of three validation batches, the last of 20 images, one process judges two
     for theirs, ours in zip(alone(method, 2).records(), RunDir(two.folder / method).records(), strict=True):
@@ -278,19 +278,19 @@ def test_what_is_recorded_is_of_all_images_each_once(
         assert [ours[key] for key in exact] == [theirs[key] for key in exact]
 
 
-def test_a_signal_to_one_stops_both_at_the_same_step_and_they_go_on_to_the_same_bits(two: Found) -> None:
+def test_a_signal_to_one_stops_both_at_the_same_step_and_they_go_on_to_the_same_bits(two: TwoProcesses) -> None:
     assert two.raised["whole"] == ["", ""]
     for raised in two.raised["cut"]:
         # the signal came within step 2; no rank waits for the other's answer before the next step
         assert raised.startswith("Stopped: stopped and saved after step 3 of 4 of epoch 1;")
     assert two.raised["gone on"] == ["", ""]
     whole, cut = RunDir(two.folder / "whole"), RunDir(two.folder / "cut")
-    expected, found = weights(whole), weights(cut)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, actual = weights(whole), weights(cut)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert untimed(whole.records()) == untimed(cut.records())
 
 
-def test_each_process_drops_other_activations(two: Found) -> None:
+def test_each_process_drops_other_activations(two: TwoProcesses) -> None:
     state = load_state(RunDir(two.folder / "whole").checkpoints)
     assert state is not None
     first, second = (process["random"]["cpu"] for process in state["processes"])
@@ -298,7 +298,7 @@ def test_each_process_drops_other_activations(two: Found) -> None:
 
 
 @pytest.mark.parametrize("what", ["mask", "weight"])
-def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: Found, what: str) -> None:
+def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: TwoProcesses, what: str) -> None:
     for raised in two.raised[what]:
         message = raised.splitlines()[0]
         assert message.startswith("RunError: rank 1 of 2 no longer trains the same model: its ")
@@ -306,7 +306,7 @@ def test_a_process_that_trains_another_model_is_named_and_the_run_stops(two: Fou
     assert [record["epoch"] for record in RunDir(two.folder / what).records()] == [0, 1]
 
 
-def test_a_batch_that_does_not_divide_names_those_that_do(two: Found) -> None:
+def test_a_batch_that_does_not_divide_names_those_that_do(two: TwoProcesses) -> None:
     expected = (
         "RecipeError: data.batch_size: 51 images do not divide over 2 processes × 1 parts (optim.accumulate); "
         "use 50 or 52, or 1, 3, 17, 51 processes"
@@ -314,20 +314,20 @@ def test_a_batch_that_does_not_divide_names_those_that_do(two: Found) -> None:
     assert [raised.splitlines()[0] for raised in two.raised["uneven"]] == [expected, expected]
 
 
-def test_batch_norm_is_not_synchronised_over_cpus(two: Found) -> None:
+def test_batch_norm_is_not_synchronised_over_cpus(two: TwoProcesses) -> None:
     for raised in two.raised["sync_bn"]:
         assert raised.startswith(
             "RunError: sync_bn: torch synchronises batch norm only on GPUs; use --set sync_bn=false"
         )
 
 
-def test_processes_with_other_images_do_not_train_together(two: Found) -> None:
+def test_processes_with_other_images_do_not_train_together(two: TwoProcesses) -> None:
     for raised in two.raised["wrong images"]:
         assert raised.startswith("RunError: the data set of rank 1 of 2 differs from that of rank 0")
     assert not (two.folder / "wrong images").exists()
 
 
-def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: Found) -> None:
+def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: TwoProcesses) -> None:
     other, finder = two.ends["damage"]
     assert finder.raised.startswith("DataError: image 7 is damaged")
     assert finder.speaks
@@ -335,7 +335,7 @@ def test_what_only_one_process_finds_it_says_and_the_other_ends_silently(two: Fo
     assert not other.speaks
 
 
-def test_a_run_that_stops_and_cannot_be_saved_says_so_once(two: Found) -> None:
+def test_a_run_that_stops_and_cannot_be_saved_says_so_once(two: TwoProcesses) -> None:
     first, other = two.ends["no disk"]
     assert first.raised.startswith("RunError")
     assert "checkpoints was moved away or replaced" in first.raised
@@ -344,19 +344,19 @@ def test_a_run_that_stops_and_cannot_be_saved_says_so_once(two: Found) -> None:
     assert not other.speaks
 
 
-def test_when_one_process_breaks_the_other_says_so_and_ends_too(two: Found) -> None:
+def test_when_one_process_breaks_the_other_says_so_and_ends_too(two: TwoProcesses) -> None:
     other, broken = two.ends["broken"]
     assert broken.raised.startswith("OSError: broken")
     assert other.raised.startswith("SystemExit: 1")
     assert other.speaks
 
 
-def test_what_both_processes_find_one_says(two: Found) -> None:
+def test_what_both_processes_find_one_says(two: TwoProcesses) -> None:
     assert [end.speaks for end in two.ends["uneven"]].count(True) == 1
 
 
 def assert_same_masks(one: RunDir, other: RunDir) -> None:
-    expected, found = masks(one), masks(other)
-    assert expected.keys() == found.keys()
+    expected, actual = masks(one), masks(other)
+    assert expected.keys() == actual.keys()
     for file, layers in expected.items():
-        assert all(torch.equal(mask, found[file][name]) for name, mask in layers.items())
+        assert all(torch.equal(mask, actual[file][name]) for name, mask in layers.items())

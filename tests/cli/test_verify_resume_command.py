@@ -172,13 +172,13 @@ def test_a_difference_fails_unless_the_device_alone_explains_it(
     acdc: Acdc, recipe: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], device: str, again: str, fails: bool
 ) -> None:
     """Runs are made up here: on a device that is not exact, which no CPU is."""
-    found = {"disturbed": {"sparse.safetensors": "it.fc.weight by up to 1e-07"}, "again": {}}
+    differences = {"disturbed": {"sparse.safetensors": "it.fc.weight by up to 1e-07"}, "again": {}}
     if again == "another":
-        found["again"] = {"sparse.safetensors": "it.fc.weight by up to 2e-07"}
+        differences["again"] = {"sparse.safetensors": "it.fc.weight by up to 2e-07"}
     monkeypatch.setattr(job, "choose_device", lambda name: torch.device(device))
     monkeypatch.setattr(job, "_run_to_end", lambda command, out: 0.0)
     monkeypatch.setattr(job, "_disturbed", lambda *arguments: [])
-    monkeypatch.setattr(job, "differences", lambda one, other: found[other.path.name])
+    monkeypatch.setattr(job, "differences", lambda one, other: differences[other.path.name])
     if fails:
         with pytest.raises(
             RunError, match=r"does not survive being killed: sparse.safetensors: it.fc.weight by up to 1"
@@ -190,7 +190,7 @@ def test_a_difference_fails_unless_the_device_alone_explains_it(
         said = " ".join(done.stdout.split())
         assert "sparse.safetensors it.fc.weight by up to 1e-07 it.fc.weight by up to 2e-07" in said
         assert said.endswith("repeat it with --set deterministic=true")
-        found["disturbed"] = {}
+        differences["disturbed"] = {}
         assert acdc("verify-resume", recipe).stdout.endswith(
             "identical to the bit: weights, masks, optimiser, records\n"
         )

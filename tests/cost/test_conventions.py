@@ -41,33 +41,33 @@ CONV, NORM, RELU, POOL, BLUR, ATTENTION, LINEAR = 27 * 4 * 16, 64, 64, 16, 9 * 1
 
 
 def test_each_convention_counts_what_it_says() -> None:
-    found = operations(Small(), 8)
-    assert forward_flops(found, None, "A") == 2 * (CONV + LINEAR)
-    assert forward_flops(found, None, "B") == (
+    counted = operations(Small(), 8)
+    assert forward_flops(counted, None, "A") == 2 * (CONV + LINEAR)
+    assert forward_flops(counted, None, "B") == (
         2 * (CONV + LINEAR + BLUR + ATTENTION) + 4 * 5 + 2 * NORM + RELU + 4 * POOL
     )
     # (8 + 2·1) / 2 = 5 positions along each side
-    assert forward_flops(found, None, "C") == (2 * 27 + 1) * 4 * 25 + (2 * 4 + 1) * 4 * 5
+    assert forward_flops(counted, None, "C") == (2 * 27 + 1) * 4 * 25 + (2 * 4 + 1) * 4 * 5
 
 
 def test_zeros_are_not_counted() -> None:
-    found = operations(Small(), 8)
+    counted = operations(Small(), 8)
     kept = {"conv.weight": 11, "fc.weight": 3}
-    assert forward_flops(found, kept, "A") == 2 * (11 * 16 + 3 * 4)
-    dense = forward_flops(found, None, "B")
-    assert forward_flops(found, kept, "B") == dense - 2 * (97 * 16 + 17 * 4)
-    assert forward_flops(found, kept, "C") == (2 * 11 + 4) * 25 + (2 * 3 + 5) * 4
+    assert forward_flops(counted, kept, "A") == 2 * (11 * 16 + 3 * 4)
+    dense = forward_flops(counted, None, "B")
+    assert forward_flops(counted, kept, "B") == dense - 2 * (97 * 16 + 17 * 4)
+    assert forward_flops(counted, kept, "C") == (2 * 11 + 4) * 25 + (2 * 3 + 5) * 4
 
 
 def test_a_layer_that_is_not_named_is_dense() -> None:
-    found = operations(Small(), 8)
-    assert forward_flops(found, {"fc.weight": 20}, "A") == forward_flops(found, {}, "A") == 2 * (CONV + LINEAR)
+    counted = operations(Small(), 8)
+    assert forward_flops(counted, {"fc.weight": 20}, "A") == forward_flops(counted, {}, "A") == 2 * (CONV + LINEAR)
 
 
 def test_counts_are_exact_even_where_they_are_no_whole_numbers() -> None:
-    found = operations(Small(), 8)
-    assert forward_flops(found, {"conv.weight": Fraction(1, 3), "fc.weight": 0}, "A") == Fraction(32, 3)
-    assert isinstance(forward_flops(found, None, "C"), int)
+    counted = operations(Small(), 8)
+    assert forward_flops(counted, {"conv.weight": Fraction(1, 3), "fc.weight": 0}, "A") == Fraction(32, 3)
+    assert isinstance(forward_flops(counted, None, "C"), int)
 
 
 def test_resnet50_under_each_convention(resnet50: list[Operation]) -> None:

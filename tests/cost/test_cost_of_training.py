@@ -34,9 +34,9 @@ def method(model: nn.Module, name: str, epochs: int, keep_dense: tuple[str, ...]
 
 
 def costs(
-    sparsifier: Sparsifier[Any], found: list[Operation], steps: int = 5004, convention: Convention = "A"
+    sparsifier: Sparsifier[Any], counted: list[Operation], steps: int = 5004, convention: Convention = "A"
 ) -> list[EpochCost]:
-    return nominal(sparsifier, {224: found}, [224] * sparsifier.epochs, steps, 256, convention)
+    return nominal(sparsifier, {224: counted}, [224] * sparsifier.epochs, steps, 256, convention)
 
 
 def small() -> nn.Sequential:
@@ -55,12 +55,12 @@ def test_dense_training_of_resnet50_is_three_forward_passes(resnet50: list[Opera
 
 
 def test_alternating_training_is_three_forward_passes_of_each_epochs_weights() -> None:
-    found = operations(small(), 8)
+    counted = operations(small(), 8)
     keys = {"warmup_epochs": 1, "sparse_epochs": 1, "dense_epochs": 1, "last_dense_epochs": 1, "last_sparse_epochs": 1}
     run = method(small(), "acdc", 4, target=0.75, distribution="uniform", **keys)
     dense, sparse = 2 * (FIRST + SECOND), 2 * (FIRST + SECOND) // 4
-    assert [cost.forward for cost in nominal(run, {8: found}, [8] * 4, 10, 32, "A")] == [dense, sparse, dense, sparse]
-    assert [cost.train for cost in nominal(run, {8: found}, [8] * 4, 10, 32, "A")] == [
+    assert [cost.forward for cost in nominal(run, {8: counted}, [8] * 4, 10, 32, "A")] == [dense, sparse, dense, sparse]
+    assert [cost.train for cost in nominal(run, {8: counted}, [8] * 4, 10, 32, "A")] == [
         3 * dense,
         3 * sparse,
         3 * dense,
@@ -71,10 +71,10 @@ def test_alternating_training_is_three_forward_passes_of_each_epochs_weights() -
 def test_an_epoch_costs_what_its_images_resolution_does() -> None:
     model = on_meta("resnet18")
     sides = [160, 160, 192]
-    found = {side: operations(model, side) for side in set(sides)}
-    priced = nominal(method(model, "dense", 3), found, sides, 10, 32, "A")
+    by_side = {side: operations(model, side) for side in set(sides)}
+    priced = nominal(method(model, "dense", 3), by_side, sides, 10, 32, "A")
     assert [cost.resolution for cost in priced] == sides
-    assert [cost.forward for cost in priced] == [forward_flops(found[side], None, "A") for side in sides]
+    assert [cost.forward for cost in priced] == [forward_flops(by_side[side], None, "A") for side in sides]
     assert priced[0].forward < priced[2].forward
 
 
@@ -98,10 +98,10 @@ def test_rigls_updates_are_priced_with_a_dense_gradient() -> None:
 
 
 def test_the_steps_that_snip_waits_are_priced_dense() -> None:
-    found = {8: operations(small(), 8)}
+    by_side = {8: operations(small(), 8)}
     model = small()
     run = method(model, "snip", 2, target=0.75, distribution="uniform", batches=2)
-    first, second = nominal(run, found, [8, 8], 10, 32, "A")
+    first, second = nominal(run, by_side, [8, 8], 10, 32, "A")
     dense, sparse = 2 * (FIRST + SECOND), (FIRST + SECOND) // 2
     assert (first.forward, second.forward) == (sparse, sparse)
     assert first.train == 3 * (Fraction(2, 10) * dense + Fraction(8, 10) * sparse)
@@ -109,7 +109,7 @@ def test_the_steps_that_snip_waits_are_priced_dense() -> None:
     with torch.no_grad():
         for weight in run.masked.parameters.values():
             weight.flatten()[: weight.numel() * 3 // 4] = 0
-    assert Measured(found, "A").add(run, nonzero(model), 0, side=8, steps=10, images=320) == first
+    assert Measured(by_side, "A").add(run, nonzero(model), 0, side=8, steps=10, images=320) == first
 
 
 WOODFISHER: dict[str, Any] = {
@@ -186,9 +186,9 @@ def test_the_measured_cost_of_a_random_mask_is_the_nominal_one_of_its_density(
     torch.manual_seed(0)
     model = small()
     run = method(model, "static", 3, keep_dense, target=0.8, distribution="erk")
-    found = {8: operations(model, 8)}
-    expected = nominal(run, found, [8] * 3, 10, 32, convention)
-    ledger = Measured(found, convention)
+    by_side = {8: operations(model, 8)}
+    expected = nominal(run, by_side, [8] * 3, 10, 32, convention)
+    ledger = Measured(by_side, convention)
     for epoch in range(3):
         kept = run.cost(epoch, 10).forward.by_layer
         assert kept is not None
@@ -221,9 +221,9 @@ def test_weights_that_learn_without_acting_are_measured_in_the_backward_pass() -
     run = method(model, "topkast", 2, target=0.75, backward_sparsity=0.5)
     run.attach(SGD(model.parameters(), lr=0.1), training=None)  # type: ignore[arg-type]
     run.on_epoch_start(Moment(0, 0, 2, 10))
-    found = {8: operations(model, 8)}
-    measured = Measured(found, "A").add(run, nonzero(model), epoch=0, side=8, steps=10, images=1)
-    assert measured == nominal(run, found, [8, 8], 10, 32, "A")[0]
+    by_side = {8: operations(model, 8)}
+    measured = Measured(by_side, "A").add(run, nonzero(model), epoch=0, side=8, steps=10, images=1)
+    assert measured == nominal(run, by_side, [8, 8], 10, 32, "A")[0]
 
 
 RESNET = operations(on_meta("resnet18"), 64)

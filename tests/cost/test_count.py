@@ -97,7 +97,7 @@ def test_convolutions_of_every_kind_are_their_closed_forms() -> None:
         nn.Flatten(),
         nn.Linear(4 * 4 * 9, 7),
     )
-    found = by_name(operations(model, 20))
+    counted = by_name(operations(model, 20))
     # 20 x 20 -> 10 x 20 -> 10 x 20 -> 4 x 9 -> 4 x 9 -> 8 x 18 -> 4 x 9
     expected = {
         "0": (3 * 5 * 3 * 8, 10 * 20),
@@ -108,25 +108,25 @@ def test_convolutions_of_every_kind_are_their_closed_forms() -> None:
         "7": (4 * 4 * 9 * 7, 1),
     }
     for name, (weights, positions) in expected.items():
-        operation = found[name]
+        operation = counted[name]
         assert (operation.weights, operation.positions, operation.macs) == (weights, positions, weights * positions)
-    assert found["4"].elements == 4 * 8 * 18
-    assert (found["5"].kind, found["5"].taps, found["5"].elements) == ("pool", 4, 4 * 4 * 9)
-    assert [found[name].bias for name in expected] == [True, False, True, True, True, True]
+    assert counted["4"].elements == 4 * 8 * 18
+    assert (counted["5"].kind, counted["5"].taps, counted["5"].elements) == ("pool", 4, 4 * 4 * 9)
+    assert [counted[name].bias for name in expected] == [True, False, True, True, True, True]
 
 
 def test_only_the_first_convolutions_padding_becomes_part_of_the_image(resnet50: list[Operation]) -> None:
-    found = by_name([operation for operation in resnet50 if operation.kind == "conv"])
-    assert (found["conv1"].positions, found["conv1"].same_positions) == (112**2, 115**2)
-    strided = found["layer2.0.conv2"]
+    counted = by_name([operation for operation in resnet50 if operation.kind == "conv"])
+    assert (counted["conv1"].positions, counted["conv1"].same_positions) == (112**2, 115**2)
+    strided = counted["layer2.0.conv2"]
     assert strided.positions == strided.same_positions == 28**2
 
 
 def test_a_tied_weight_is_counted_where_it_is_used_by_its_first_name() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
     model[3].weight = model[1].weight
-    found = [operation for operation in operations(model, 2) if operation.kind == "linear"]
-    assert [(operation.parameter_name, operation.macs) for operation in found] == [("1.weight", 144)] * 2
+    counted = [operation for operation in operations(model, 2) if operation.kind == "linear"]
+    assert [(operation.parameter_name, operation.macs) for operation in counted] == [("1.weight", 144)] * 2
 
 
 def test_a_standardised_weight_is_that_of_its_module() -> None:
@@ -246,8 +246,8 @@ class Functional(nn.Module):
 
 
 def test_functions_count_like_modules() -> None:
-    found = operations(Functional(), 6)
-    assert [(operation.kind, operation.parameter_name, operation.macs) for operation in found] == [
+    counted = operations(Functional(), 6)
+    assert [(operation.kind, operation.parameter_name, operation.macs) for operation in counted] == [
         ("conv", "kernel", 4 * 27 * 16),
         ("activation", None, 0),
         ("pool", None, 0),
@@ -258,15 +258,15 @@ def test_functions_count_like_modules() -> None:
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dimensions", [(2, 3), (-1, -2), (1,), (-3, 3)])
 def test_a_mean_has_the_shape_that_torch_gives_it(dimensions: tuple[int, ...], keep: bool) -> None:
-    found = []
+    shapes = []
 
     class Mean(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            found.append(images.mean(dimensions, keep))
-            return found[-1]
+            shapes.append(images.mean(dimensions, keep))
+            return shapes[-1]
 
     (pooled,) = operations(Mean(), 8)
-    assert found[0].shape == torch.zeros(1, 3, 8, 8).mean(dimensions, keep).shape
+    assert shapes[0].shape == torch.zeros(1, 3, 8, 8).mean(dimensions, keep).shape
     assert pooled.kind == "pool"
     assert pooled.elements * pooled.taps == 3 * 8 * 8
 
@@ -274,11 +274,11 @@ def test_a_mean_has_the_shape_that_torch_gives_it(dimensions: tuple[int, ...], k
 def test_a_transformer_xl_attends_to_a_full_memory_and_its_segment() -> None:
     model = models.build(ModelBlock(name="transformer_xl", options={"memory": 10, "layers": 3}), 50)
     block = TextBlock(name="text", batch_size=1, length=4)
-    found = operations(model, 4, block)
-    attention = [operation.macs for operation in found if operation.kind == "attention"]
+    counted = operations(model, 4, block)
+    attention = [operation.macs for operation in counted if operation.kind == "attention"]
     # 4 queries by content and by distance on 10 + 4 keys, and the values weighted: 128 numbers each
     assert attention == [4 * 14 * 128] * 9
-    by_name = {operation.parameter_name: operation.macs for operation in found if operation.kind == "linear"}
+    by_name = {operation.parameter_name: operation.macs for operation in counted if operation.kind == "linear"}
     assert by_name["layers.2.attention.query.weight"] == 4 * 128 * 128
     assert by_name["layers.2.attention.key_value.weight"] == 14 * 128 * 256
     # the softmax multiplies by the embeddings; looking them up is free

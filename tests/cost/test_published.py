@@ -24,9 +24,9 @@ def mobilenet() -> _Network:
 
 
 def of(rows: list[Comparison], model: str, method: str) -> list[Comparison]:
-    found = [row for row in rows if (row.model, row.method) == (model, method) and row.where != "Section 4"]
-    assert found
-    return found
+    of_method = [row for row in rows if (row.model, row.method) == (model, method) and row.where != "Section 4"]
+    assert of_method
+    return of_method
 
 
 def share(network: _Network, counter: Counter, sparsity: float, keep_dense: list[str]) -> Fraction:
@@ -60,23 +60,23 @@ def test_dense_rows_are_weights_alone(rows: list[Comparison]) -> None:
 def test_rigls_columns_of_resnet50_are_its_own_convention_to_the_printed_digits(
     rows: list[Comparison], method: str
 ) -> None:
-    found = of(rows, "resnet50", method)
-    assert len(found) == 3
-    for row in found:
+    of_method = of(rows, "resnet50", method)
+    assert len(of_method) == 3
+    for row in of_method:
         assert row.verdict == "reproduced"
         assert "C" in row.by_inference
         assert "C" in row.by_training
 
 
 def test_no_convention_but_rigls_reproduces_all_its_rows(rows: list[Comparison]) -> None:
-    found = [row for method in ("RigL", RIGL) for row in of(rows, "resnet50", method)]
-    assert not all("A" in row.by_inference and "A" in row.by_training for row in found)
-    assert not all("B" in row.by_inference and "B" in row.by_training for row in found)
+    of_method = [row for method in ("RigL", RIGL) for row in of(rows, "resnet50", method)]
+    assert not all("A" in row.by_inference and "A" in row.by_training for row in of_method)
+    assert not all("B" in row.by_inference and "B" in row.by_training for row in of_method)
 
 
 def test_no_one_convention_fits_top_kasts_four_rows(rows: list[Comparison]) -> None:
-    found = {row.sparsity: row for row in of(rows, "resnet50", "Top-KAST")}
-    by = {sparsity: set(row.by_inference) & set(row.by_training) for sparsity, row in found.items()}
+    by_sparsity = {row.sparsity: row for row in of(rows, "resnet50", "Top-KAST")}
+    by = {sparsity: set(row.by_inference) & set(row.by_training) for sparsity, row in by_sparsity.items()}
     assert by == {
         "80 fwd, 50 bwd": {"B", "C"}, "90 fwd, 80 bwd": {"A", "B", "C"}, "95 fwd, 50 bwd": {"A"},
         "98 fwd, 90 bwd": {"B", "C"},
@@ -84,7 +84,7 @@ def test_no_one_convention_fits_top_kasts_four_rows(rows: list[Comparison]) -> N
     assert not set.intersection(*by.values())
     # the proof, for any cost a + b d that is linear in the density d: training at 95 and 50 % is inference at 80 %
     assert (2 * Fraction("0.05") + Fraction("0.5")) / 3 == Fraction("0.2")
-    assert found["95 fwd, 50 bwd"].training != found["80 fwd, 50 bwd"].inference
+    assert by_sparsity["95 fwd, 50 bwd"].training != by_sparsity["80 fwd, 50 bwd"].inference
 
 
 @pytest.mark.parametrize("model", ["resnet50", MOBILENET])
@@ -128,29 +128,29 @@ def test_k_counts_as_rigls_notebook_does(mobilenet: _Network) -> None:
 
 
 def test_mobilenets_rigl_rows_are_reproduced_in_part(rows: list[Comparison]) -> None:
-    found = of(rows, MOBILENET, RIGL)
-    assert [(row.inference, row.ours_inference) for row in found] == [("0.52x", "0.52x"), ("0.27x", "0.27x")]
-    assert [(row.by_training, row.verdict) for row in found] == [("none", "in part")] * 2
-    assert set.intersection(*(set(row.by_inference) for row in found)) == {"K"}
-    assert all("depthwise" in row.why for row in found)
+    of_method = of(rows, MOBILENET, RIGL)
+    assert [(row.inference, row.ours_inference) for row in of_method] == [("0.52x", "0.52x"), ("0.27x", "0.27x")]
+    assert [(row.by_training, row.verdict) for row in of_method] == [("none", "in part")] * 2
+    assert set.intersection(*(set(row.by_inference) for row in of_method)) == {"K"}
+    assert all("depthwise" in row.why for row in of_method)
 
 
 def test_no_one_model_gives_both_columns_of_mobilenets_rigl_rows(rows: list[Comparison], mobilenet: _Network) -> None:
-    found = of(rows, MOBILENET, RIGL)
+    of_method = of(rows, MOBILENET, RIGL)
 
     def columns(counter: Counter, keep_dense: list[str], updating: Fraction) -> list[tuple[str, str]]:
         """updating: the share of the run in which masks are updated."""
-        shares = [share(mobilenet, counter, float(row.sparsity) / 100, keep_dense) for row in found]
+        shares = [share(mobilenet, counter, float(row.sparsity) / 100, keep_dense) for row in of_method]
         trained = [training_flops(part, part, Fraction(1), updating / 101) / 3 for part in shares]
         return [(f"{float(part):.2f}x", f"{float(cost):.2f}x") for part, cost in zip(shares, trained, strict=True)]
 
-    printed = [(row.inference, row.training) for row in found]
+    printed = [(row.inference, row.training) for row in of_method]
     dense = ([], ["first"], ["depthwise"], ["first", "depthwise"])
     updating = Fraction(0), Fraction(3, 4), Fraction(1)
     for setting in product(_COUNTERS[MOBILENET], dense, updating):
         assert columns(*setting) != printed
     second_model = columns("K", ["first", "depthwise"], Fraction(3, 4))
-    assert [training for _, training in second_model] == [row.training for row in found]
+    assert [training for _, training in second_model] == [row.training for row in of_method]
 
 
 def test_the_costs_of_the_text_follow_from_those_of_the_tables(rows: list[Comparison]) -> None:

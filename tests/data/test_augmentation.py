@@ -224,10 +224,10 @@ def test_arguments_of_rands_operations_are_timms(policy: str) -> None:
             expected = {
                 operation.level_fn(strength, operation.hparams) if operation.level_fn else () for _ in range(40)
             }
-            found = {rand._arguments(operation, strength, draws) for _ in range(40)}
-            ours, theirs = ([value for each in sorted(values) for value in each] for values in (found, expected))
+            arguments = {rand._arguments(operation, strength, draws) for _ in range(40)}
+            ours, theirs = ([value for each in sorted(values) for value in each] for values in (arguments, expected))
             assert ours == pytest.approx(theirs, rel=1e-12), operation.name
-            assert len(found) == len(expected)
+            assert len(arguments) == len(expected)
     assert len(operations) == 15
 
 

@@ -39,13 +39,13 @@ def asked(draw: st.DrawFn) -> tuple[NDArray[np.int64], NDArray[np.int64], int, i
 @given(asked())
 def test_exactly_so_many_of_the_samples_in_use_get_another_class(arguments: Any) -> None:
     labels, used, classes, count, _ = arguments
-    found = corrupt(*arguments)
-    assert len(found.indices) == len(set(found.indices.tolist())) == count
-    assert set(found.indices.tolist()) <= set(used.tolist())
-    assert found.indices.tolist() == sorted(found.indices.tolist())
-    assert np.array_equal(found.true, labels[found.indices])
-    assert (found.given != found.true).all()
-    assert ((found.given >= 0) & (found.given < classes)).all()
+    corrupted = corrupt(*arguments)
+    assert len(corrupted.indices) == len(set(corrupted.indices.tolist())) == count
+    assert set(corrupted.indices.tolist()) <= set(used.tolist())
+    assert corrupted.indices.tolist() == sorted(corrupted.indices.tolist())
+    assert np.array_equal(corrupted.true, labels[corrupted.indices])
+    assert (corrupted.given != corrupted.true).all()
+    assert ((corrupted.given >= 0) & (corrupted.given < classes)).all()
 
 
 @given(asked())
@@ -60,36 +60,36 @@ def test_the_choice_is_that_of_a_slow_obvious_reference(arguments: Any) -> None:
         # counted from the sample's own class on
         classes_left.sort(key=lambda label: (label - labels[index]) % classes)
         expected.append(classes_left[int(stream.random_raw()) % (classes - 1)])
-    found = corrupt(*arguments)
-    assert found.indices.tolist() == chosen
-    assert found.given.tolist() == expected
+    corrupted = corrupt(*arguments)
+    assert corrupted.indices.tolist() == chosen
+    assert corrupted.given.tolist() == expected
 
 
 def test_a_choice_is_the_same_for_ever() -> None:
-    found = corrupt(np.arange(20) % 4, np.arange(20), 4, 5, seed=0)
-    assert found.csv() == "index,true,given\n7,3,0\n8,0,2\n9,1,3\n17,1,2\n19,3,0\n"
+    corrupted = corrupt(np.arange(20) % 4, np.arange(20), 4, 5, seed=0)
+    assert corrupted.csv() == "index,true,given\n7,3,0\n8,0,2\n9,1,3\n17,1,2\n19,3,0\n"
 
 
 def test_all_other_classes_and_all_samples_are_equally_likely() -> None:
-    found = corrupt(np.full(18_000, 3), np.arange(18_000), 10, 9_000, seed=1)
-    counts = np.bincount(found.given, minlength=10)
+    corrupted = corrupt(np.full(18_000, 3), np.arange(18_000), 10, 9_000, seed=1)
+    counts = np.bincount(corrupted.given, minlength=10)
     assert counts[3] == 0
     # 1000 each, with a standard deviation of 30
     assert abs(np.delete(counts, 3) - 1000).max() < 120
-    halves = np.histogram(found.indices, 9, (0, 18_000))[0]
+    halves = np.histogram(corrupted.indices, 9, (0, 18_000))[0]
     assert abs(halves - 1000).max() < 120
 
 
 def test_a_label_drawn_from_all_classes_stays_true_one_time_in_as_many_as_there_are_classes() -> None:
     # P1's code: 1,000 of CIFAR-10's labels, of which about 100 stay true
     labels = np.arange(50_000) % 10
-    found = corrupt(labels, np.arange(50_000), 10, 1000, seed=0, among_all=True)
-    assert len(set(found.indices.tolist())) == 1000
-    assert np.array_equal(found.true, labels[found.indices])
+    corrupted = corrupt(labels, np.arange(50_000), 10, 1000, seed=0, among_all=True)
+    assert len(set(corrupted.indices.tolist())) == 1000
+    assert np.array_equal(corrupted.true, labels[corrupted.indices])
     # 100 each, with a standard deviation of 9.5
-    assert abs(np.bincount(found.given, minlength=10) - 100).max() < 40
-    assert 70 < (found.given == found.true).sum() < 130
-    assert np.array_equal(found.indices, corrupt(labels, np.arange(50_000), 10, 1000, seed=0).indices)
+    assert abs(np.bincount(corrupted.given, minlength=10) - 100).max() < 40
+    assert 70 < (corrupted.given == corrupted.true).sum() < 130
+    assert np.array_equal(corrupted.indices, corrupt(labels, np.arange(50_000), 10, 1000, seed=0).indices)
 
 
 def test_seeds_choose_other_samples_and_other_classes() -> None:
@@ -263,8 +263,8 @@ def test_folders_and_worker_processes_give_the_same_wrong_labels(
 
 def _paths(root: Path, wrong: CorruptedLabels) -> list[Path]:
     """Of the corrupted samples, in torchvision's order of the folder."""
-    found = sorted(root.rglob("*.png"))
-    return [found[index] for index in wrong.indices]
+    paths = sorted(root.rglob("*.png"))
+    return [paths[index] for index in wrong.indices]
 
 
 def test_the_data_set_is_the_same_with_wrong_labels(root: Path) -> None:

@@ -61,14 +61,20 @@ def test_progress_ends_at_the_bytes_of_the_file_and_of_its_images(written: Path)
 
 
 def test_the_manifest_says_what_was_written(written: Path) -> None:
-    found = manifest.read(written)
-    assert (found.name, found.split, found.samples, found.classes) == ("demo", "train", 30, 3)
-    assert found.class_names == ("a", "b", "c")
-    assert found.label_histogram == (10, 10, 10)
-    assert found.settings == {"quality": 90, "max_side": None, "raw_share": 1.0, "original": False, "reencode": False}
-    assert found.bytes == written.stat().st_size
-    assert len(found.page_crc32) == 6
-    assert (found.reencoded, found.bad) == (0, ())
+    described = manifest.read(written)
+    assert (described.name, described.split, described.samples, described.classes) == ("demo", "train", 30, 3)
+    assert described.class_names == ("a", "b", "c")
+    assert described.label_histogram == (10, 10, 10)
+    assert described.settings == {
+        "quality": 90,
+        "max_side": None,
+        "raw_share": 1.0,
+        "original": False,
+        "reencode": False,
+    }
+    assert described.bytes == written.stat().st_size
+    assert len(described.page_crc32) == 6
+    assert (described.reencoded, described.bad) == (0, ())
 
 
 def test_a_manifest_is_read_as_it_was_written(written: Path) -> None:
@@ -91,10 +97,10 @@ def test_the_content_hash_does_not_depend_on_the_layout(tmp_path: Path) -> None:
 
 def test_the_content_hash_depends_on_everything_a_loader_sees() -> None:
     def content(*samples: tuple[int, str, int, int, bytes]) -> str:
-        found = ContentHash()
+        digest = ContentHash()
         for sample in samples:
-            found.add(*sample)
-        return found.hexdigest()
+            digest.add(*sample)
+        return digest.hexdigest()
 
     base = (1, "jpg", 4, 3, b"ab")
     other = (1, "jpg", 4, 3, b"cd")

@@ -63,8 +63,8 @@ def evaluated(acdc: Acdc, home: Path, *words: str | Path) -> dict[str, float]:
 def test_a_relative_with_all_classes_by_number_is_judged_as_the_set_itself(home: Path, acdc: Acdc) -> None:
     expected = evaluated(acdc, home)
     assert expected["samples"] == 30
-    found = evaluated(acdc, home, "--data", home / "imagenetv2-matched-frequency-format-val")
-    assert found == expected
+    measures = evaluated(acdc, home, "--data", home / "imagenetv2-matched-frequency-format-val")
+    assert measures == expected
 
 
 def test_logits_are_restricted_to_the_classes_of_the_relative(
@@ -72,12 +72,12 @@ def test_logits_are_restricted_to_the_classes_of_the_relative(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(home / "imagenet-r", tmp_path / "data/imagenet-r")
-    found = evaluated(acdc, home, "--data", "imagenet-r")
-    assert found["samples"] == 20
+    measures = evaluated(acdc, home, "--data", "imagenet-r")
+    assert measures["samples"] == 20
     # of two classes, both are among the best five
-    assert found["top5"] == 1
+    assert measures["top5"] == 1
     # two classes' entropy is at most ln 2
-    assert found["entropy"] <= 0.6931472
+    assert measures["entropy"] <= 0.6931472
     shutil.move(tmp_path / "data/imagenet-r" / WNIDS[0], tmp_path / "data/imagenet-r/n99999999")
     result = acdc("eval", "--checkpoint", home / "run", "--data", "imagenet-r")
     assert (result.exit_code, result.stdout) == (2, "")

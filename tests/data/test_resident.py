@@ -37,9 +37,9 @@ def drawn(loader: Loader, epoch: int, start_step: int = 0) -> list[tuple[Tensor,
 
 def assert_same(ours: Loader, others: Loader, epoch: int = 3, start_step: int = 0) -> None:
     assert (ours.samples, ours.steps) == (others.samples, others.steps)
-    found, expected = drawn(ours, epoch, start_step), drawn(others, epoch, start_step)
-    assert len(found) == len(expected) == ours.steps - start_step > 0
-    for mine, theirs in zip(found, expected, strict=True):
+    actual, expected = drawn(ours, epoch, start_step), drawn(others, epoch, start_step)
+    assert len(actual) == len(expected) == ours.steps - start_step > 0
+    for mine, theirs in zip(actual, expected, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert one.dtype == other.dtype
             assert one.shape == other.shape
@@ -77,11 +77,11 @@ def test_an_epoch_that_is_drawn_in_several_goes_is_the_same(noise: Path, monkeyp
     here = plan(Crop(PADDED), 32)
     expected = drawn(ResidentLoader(BetonFile(noise), here, CPU), 1)
     monkeypatch.setattr(resident, "_DRAWN_AT_ONCE", 17)
-    found = drawn(ResidentLoader(BetonFile(noise), here, CPU), 1)
-    assert len(found) == 3
+    actual = drawn(ResidentLoader(BetonFile(noise), here, CPU), 1)
+    assert len(actual) == 3
     assert all(
         torch.equal(one, other)
-        for mine, theirs in zip(found, expected, strict=True)
+        for mine, theirs in zip(actual, expected, strict=True)
         for one, other in zip(mine, theirs, strict=True)
     )
 
@@ -161,6 +161,6 @@ def test_crops_are_cut_alike_on_the_host_and_on_the_device(data: st.DataObject) 
     padded = np.random.default_rng(0).integers(0, 256, (images, height, width, 3), np.uint8)
     expected = torch.from_numpy(_by_hand(padded, places, size))
     for function in (cut, cut_on_host):
-        found = function(torch.from_numpy(padded), torch.from_numpy(places), size)
-        assert found.is_contiguous()
-        assert torch.equal(found, expected)
+        actual = function(torch.from_numpy(padded), torch.from_numpy(places), size)
+        assert actual.is_contiguous()
+        assert torch.equal(actual, expected)

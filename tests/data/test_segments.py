@@ -81,9 +81,9 @@ def test_batches_from_any_step_on_are_those_of_the_whole_epoch(seed: int | None)
 def test_ranks_together_read_what_one_reads() -> None:
     alone = drawn(training(rows=4, seed=1))
     parts = [drawn(training(rows=4, seed=1, shard=Shard(rank, 2))) for rank in range(2)]
-    for one, both in zip(alone, zip(*parts, strict=True), strict=True):
-        assert torch.equal(one.inputs, torch.cat([part.inputs for part in both]))
-        assert torch.equal(one.indices, torch.cat([part.indices for part in both]))
+    for one, shards in zip(alone, zip(*parts, strict=True), strict=True):
+        assert torch.equal(one.inputs, torch.cat([part.inputs for part in shards]))
+        assert torch.equal(one.indices, torch.cat([part.indices for part in shards]))
 
 
 def test_rolling_turns_each_row_by_its_own_step_in_each_epoch() -> None:

@@ -113,8 +113,8 @@ def test_ranks_see_together_what_one_sees(folder: Path, training: bool) -> None:
     if training:
         # all ranks have equal shapes
         pairs = zip(*ranks, strict=True)
-        joined = [Batch(*map(torch.cat, zip(*map(parts, pair), strict=True))) for pair in pairs]
-        assert equal(alone, joined)
+        concatenated = [Batch(*map(torch.cat, zip(*map(parts, pair), strict=True))) for pair in pairs]
+        assert equal(alone, concatenated)
     else:
         assert equal(alone[::2], ranks[0])
         assert equal(alone[1::2], ranks[1])

@@ -114,26 +114,26 @@ PASSED_THROUGH = ("RGB JPEG", "progressive JPEG", "grey JPEG", "rotated by EXIF"
 
 @pytest.mark.parametrize("kind", PASSED_THROUGH)
 def test_a_jpeg_passes_through_unchanged(tmp_path: Path, kind: str) -> None:
-    found = _one(tmp_path, SOURCES[kind], ORIGINAL)
-    assert found.sample.data == SOURCES[kind]
-    assert (found.sample.mode, found.sample.height, found.sample.width) == ("jpg", 60, 80)
-    assert not found.reencoded
+    encoded = _one(tmp_path, SOURCES[kind], ORIGINAL)
+    assert encoded.sample.data == SOURCES[kind]
+    assert (encoded.sample.mode, encoded.sample.height, encoded.sample.width) == ("jpg", 60, 80)
+    assert not encoded.reencoded
 
 
 @pytest.mark.parametrize("kind", sorted(set(SOURCES) - set(PASSED_THROUGH)))
 def test_what_cannot_pass_through_becomes_a_good_jpeg_and_is_counted(tmp_path: Path, kind: str) -> None:
-    found = _one(tmp_path, SOURCES[kind], ORIGINAL)
-    assert found.reencoded
-    assert found.sample.mode == "jpg"
-    difference = np.abs(_decoded(found.sample.data).astype(int) - _decoded(SOURCES[kind]))
+    encoded = _one(tmp_path, SOURCES[kind], ORIGINAL)
+    assert encoded.reencoded
+    assert encoded.sample.mode == "jpg"
+    difference = np.abs(_decoded(encoded.sample.data).astype(int) - _decoded(SOURCES[kind]))
     assert difference.mean() < 2
 
 
 @pytest.mark.parametrize("kind", PASSED_THROUGH)
 @pytest.mark.parametrize("max_side", [None, 80])
 def test_a_jpeg_that_fits_keeps_its_bytes(tmp_path: Path, kind: str, max_side: int | None) -> None:
-    found = _one(tmp_path, SOURCES[kind], Settings(quality=50, max_side=max_side))
-    assert (found.sample.data, found.reencoded) == (SOURCES[kind], False)
+    encoded = _one(tmp_path, SOURCES[kind], Settings(quality=50, max_side=max_side))
+    assert (encoded.sample.data, encoded.reencoded) == (SOURCES[kind], False)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_a_jpeg_that_fits_keeps_its_bytes(tmp_path: Path, kind: str, max_side: i
     ],
 )
 def test_what_does_not_fit_is_encoded_and_counted(tmp_path: Path, kind: str, settings: Settings) -> None:
-    found = _one(tmp_path, SOURCES[kind], settings)
-    assert (found.sample.mode, found.reencoded) == ("jpg", True)
-    assert found.sample.data != SOURCES[kind]
+    encoded = _one(tmp_path, SOURCES[kind], settings)
+    assert (encoded.sample.mode, encoded.reencoded) == ("jpg", True)
+    assert encoded.sample.data != SOURCES[kind]
 
 
 def test_pixels_are_not_counted_as_encoded(tmp_path: Path) -> None:
-    found = _one(tmp_path, SOURCES["RGB JPEG"], Settings(raw_share=1.0))
-    assert (found.sample.mode, found.reencoded) == ("raw", False)
+    encoded = _one(tmp_path, SOURCES["RGB JPEG"], Settings(raw_share=1.0))
+    assert (encoded.sample.mode, encoded.reencoded) == ("raw", False)
 
 
 def test_a_manifest_without_the_setting_is_of_jpegs_encoded_anew(tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_a_manifest_without_the_setting_is_of_jpegs_encoded_anew(tmp_path: Path)
 
 def test_an_array_in_original_is_stored_as_its_pixels() -> None:
     pixels = np.asarray(_picture(0))
-    found = encode(pixels, 0, 0, Path(), ORIGINAL)
-    assert (found.sample.mode, found.sample.data, found.reencoded) == ("raw", pixels.tobytes(), False)
+    encoded = encode(pixels, 0, 0, Path(), ORIGINAL)
+    assert (encoded.sample.mode, encoded.sample.data, encoded.reencoded) == ("raw", pixels.tobytes(), False)
 
 
 def test_larger_images_shrink_to_the_mean_of_what_a_pixel_covers() -> None:

@@ -57,8 +57,8 @@ def test_an_onnx_file_says_what_it_is(exported_as, run: Path) -> None:
 
 def test_with_preprocessing_an_onnx_file_takes_images_as_they_are_read(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
-    found = export(run, "onnx", Asked(out=out), ["with_preprocessing=true", "batch=1", "opset=18"])
-    assert found.parity.batches == (1,)
+    exported = export(run, "onnx", Asked(out=out), ["with_preprocessing=true", "batch=1", "opset=18"])
+    assert exported.parity.batches == (1,)
     assert onnx.load(out).opset_import[0].version == 18
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     image = digit(run)

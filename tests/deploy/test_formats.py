@@ -46,9 +46,9 @@ def test_a_format_has_a_suffix_and_describes_itself_and_its_options(name: str) -
 def test_a_run_is_exported_beside_its_models(run: Path, acdc: Acdc) -> None:
     done = acdc("export", run, "--format", "packed", "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert found["path"] == str(run / "export/sparse.packed")
-    assert found["bytes"] == (run / "export/sparse.packed").stat().st_size
+    document = json.loads(done.stdout)
+    assert document["path"] == str(run / "export/sparse.packed")
+    assert document["bytes"] == (run / "export/sparse.packed").stat().st_size
     again = acdc("export", run, "--format", "packed")
     assert again.exit_code == 2
     assert "exists; replace it with --overwrite" in again.stderr
@@ -108,9 +108,9 @@ def test_anybodys_checkpoint_becomes_one_of_ours(run: Path, acdc: Acdc, tmp_path
     said = ("--model", "timm:test_resnet", "--data", run.parent / "images", "--set", "data.val_crop=28")
     done = acdc("export", tmp_path / "weights.pt", "--format", "packed", *said, "--set", "data.val_resize=28")
     assert done.exit_code == 0, done.output
-    found = acdc("eval", "--checkpoint", tmp_path / "weights.packed", "--json")
-    assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout)["samples"] == 100
+    result = acdc("eval", "--checkpoint", tmp_path / "weights.packed", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["samples"] == 100
 
 
 def test_a_missing_package_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +157,6 @@ def test_the_check_tries_every_image_in_every_batch_size() -> None:
         seen.append(len(x))
         return x
 
-    found = parity.check(lambda x: x, counted, IMAGES, (1, 7), "it")
+    parities = parity.check(lambda x: x, counted, IMAGES, (1, 7), "it")
     assert seen == [1] * 16 + [7, 7]
-    assert (found.difference, found.agreement) == (0, 1)
+    assert (parities.difference, parities.agreement) == (0, 1)

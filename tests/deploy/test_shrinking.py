@@ -314,13 +314,13 @@ def test_an_exported_file_is_smaller_and_agrees(run: Path, tmp_path: Path, acdc:
     done = acdc("export", source, "--format", "onnx", "--with-preprocessing", "--shrink", "--json")
     assert done.exit_code == 0, done.output
     assert "32 of 250 channels of resnet8 removed: 0.08 to 0.05 million parameters" in done.stderr
-    found = json.loads(done.stdout)
-    before, after = found["shrunk"]["before"], found["shrunk"]["after"]
-    assert (found["shrunk"]["removed"], before["channels"], after["channels"]) == (32, 250, 218)
+    document = json.loads(done.stdout)
+    before, after = document["shrunk"]["before"], document["shrunk"]["after"]
+    assert (document["shrunk"]["removed"], before["channels"], after["channels"]) == (32, 250, 218)
     # filters of 32 inputs and for 64 outputs, of 9 weights each, and batch norm
     assert before["parameters"] - after["parameters"] == 32 * (32 + 64) * 9 + 2 * 32
-    assert found["bytes"] < 4 * before["parameters"]
-    assert found["check"]["difference"] <= 1e-5
+    assert document["bytes"] < 4 * before["parameters"]
+    assert document["check"]["difference"] <= 1e-5
     assert "shrunk" not in exported_as("packed").as_dict()
 
 

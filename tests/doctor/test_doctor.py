@@ -62,14 +62,14 @@ def test_a_package_without_metadata_and_without_a_checkout_says_so(tmp_path: Pat
 
 
 def test_packages_in_their_ranges_are_shown_builds_and_all() -> None:
-    found = software.judge_packages("0.1.0", {"torch": "2.11.0+cu128", "timm": "1.1.0"}, PACKAGES)
-    assert found == ok("acdc 0.1.0, torch 2.11.0+cu128, timm 1.1.0")
+    verdict = software.judge_packages("0.1.0", {"torch": "2.11.0+cu128", "timm": "1.1.0"}, PACKAGES)
+    assert verdict == ok("acdc 0.1.0, torch 2.11.0+cu128, timm 1.1.0")
 
 
 def test_old_and_missing_packages_are_an_error_with_one_command_that_mends_them() -> None:
-    status, found, fix = software.judge_packages("0.1.0", {"torch": "2.10.1"}, PACKAGES)
+    status, result, fix = software.judge_packages("0.1.0", {"torch": "2.10.1"}, PACKAGES)
     assert status == "error"
-    assert found == "torch 2.10.1 (needed: >=2.11), timm is missing (needed: >=1.0.20)"
+    assert result == "torch 2.10.1 (needed: >=2.11), timm is missing (needed: >=1.0.20)"
     assert fix == "pip install 'torch>=2.11' 'timm>=1.0.20'"
 
 
@@ -217,9 +217,9 @@ def test_memory_is_what_the_machine_and_the_container_leave(free: int, limit: in
 
 def test_little_shared_memory_is_a_warning_with_the_workers_that_fit() -> None:
     assert machine.judge_shared_memory(2 * GIB, workers=8, batch=2**27).status == "ok"
-    status, found, fix = machine.judge_shared_memory(600 << 20, workers=8, batch=2**27)
+    status, result, fix = machine.judge_shared_memory(600 << 20, workers=8, batch=2**27)
     assert status == "warning"
-    assert "600 MiB free in /dev/shm" in found
+    assert "600 MiB free in /dev/shm" in result
     assert fix == "docker run --shm-size=2g, or --set data.workers=2"
 
 
@@ -243,9 +243,9 @@ def test_a_disk_is_judged_by_room_by_writing_and_by_its_pace(disk: machine.Disk,
 
 
 def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be_made_and_no_trace_stays(tmp_path: Path) -> None:
-    status, found, _ = machine.runs_disk(tmp_path / "runs" / "deep")
+    status, result, _ = machine.runs_disk(tmp_path / "runs" / "deep")
     assert status in ("ok", "warning")
-    assert f"free in {tmp_path}" in found
+    assert f"free in {tmp_path}" in result
     assert list(tmp_path.iterdir()) == []
 
 
@@ -313,9 +313,9 @@ TRAINED = self_test.TrialRun("cpu", "fp32", (2.3, 1.1), 0.9, 0.9, masked_nonzero
 
 
 def test_training_that_learns_prunes_and_saves_is_ok() -> None:
-    status, found, _ = self_test.judge(TRAINED)
+    status, result, _ = self_test.judge(TRAINED)
     assert status == "ok"
-    assert "loss 2.30 to 1.10, 90% of the weights exactly zero" in found
+    assert "loss 2.30 to 1.10, 90% of the weights exactly zero" in result
 
 
 @pytest.mark.parametrize(

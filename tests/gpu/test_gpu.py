@@ -202,10 +202,10 @@ def test_a_non_finite_gradient_changes_nothing(precision: PrecisionName, optim: 
             here.step(optimizer)
         return [model.weight.detach(), *optimizer.state[model.weight].values()]
 
-    found = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
+    actual = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
     expected = run([[1.0, 2.0], [3.0, 1.0]])
     # gradients are powers of two times small integers: fp16's lower scale rounds nothing
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
 
 
 def test_a_checkpoint_from_the_device_goes_on_on_the_cpu(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def trained(trainer: Trainer) -> dict[str, Tensor]:
     return {name: weight.detach() - start[name] for name, weight in parts.model.named_parameters()}
 
 
-def check_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Up to rounding, which ten steps amplify."""
     for name, change in expected.items():
-        assert (found[name] - change).norm() < 0.05 * change.norm(), name
+        assert (actual[name] - change).norm() < 0.05 * change.norm(), name
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -114,8 +114,8 @@ def test_gradients_besides_the_steps_stay_what_they_were(tmp_path: Path, mode: s
         trainer = built(tmp_path / compile, compile, sparsity=pruned)
         return list(trainer._parts.sparsifier.training.gradients(moment, 6, 4))
 
-    for found, expected in zip(gradients(mode), gradients("off"), strict=True):
-        for name, gradient in found.items():
+    for actual, expected in zip(gradients(mode), gradients("off"), strict=True):
+        for name, gradient in actual.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_a_run_builds_one_graph_to_train_and_one_to_validate(
     assert capsys.readouterr().err.count("compiled 2 graphs in ") == 1
     built(tmp_path / "eager", "off").fit()
     compiled, eager = (RunDir(tmp_path / name).records() for name in ("compiled", "eager"))
-    for found, expected in zip(compiled, eager, strict=True):
-        assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
-        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-2)
+    for actual, expected in zip(compiled, eager, strict=True):
+        assert actual["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-2)
+        assert actual["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("blur", ["convolution", "shifts"])
@@ -153,11 +153,11 @@ def test_fp32_is_exact_where_tf32_rounds(tmp_path: Path) -> None:
         parts = trainer._parts
         parts.model.eval()
         with torch.inference_mode():
-            found = parts.forward(images.to(DEVICE)).double()
+            actual = parts.forward(images.to(DEVICE)).double()
             mean, std = load("demo_dense").data.mean, load("demo_dense").data.std
             shift, scale = (255 * torch.tensor(each, dtype=torch.float64).view(1, 3, 1, 1) for each in (mean, std))
             exact = parts.model.double().cpu()((images.double() - shift) / scale)
-        errors[precision] = float((found.cpu() - exact).abs().max() / exact.abs().max())
+        errors[precision] = float((actual.cpu() - exact).abs().max() / exact.abs().max())
     if torch.cuda.get_device_capability() >= (8, 0):
         assert errors["tf32"] > 1e-4
     assert errors["fp32"] < 2e-5

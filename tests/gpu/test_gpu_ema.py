@@ -58,9 +58,9 @@ def test_a_bad_step_of_a_large_batch_optimiser_changes_nothing(name: str, precis
             here.step(optimizer)
         return [model.weight.detach(), *optimizer.state[model.weight].values()]
 
-    found = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
+    actual = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
     expected = run([[1.0, 2.0], [3.0, 1.0]])
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -111,9 +111,9 @@ def test_a_run_judges_its_average_without_compiling_anew(tmp_path: Path, compile
 
     def counted() -> dict[str, float | None]:
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        found = judge()
+        judged = judge()
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
-        return found
+        return judged
 
     trainer._validation.of_average = counted  # type: ignore[method-assign]
     summary = trainer.fit()

@@ -56,10 +56,10 @@ def test_an_epoch_is_drawn_without_waiting_and_its_pixels_are_those_on_the_cpu(
         with host_never_waits():
             for _ in range(20):
                 busy = (busy @ busy).clamp(-1, 1)
-            found = drawn(there, epoch)
+            actual = drawn(there, epoch)
         expected = drawn(reference, epoch)
-        assert len(found) == len(expected) == there.steps
-        for (images, labels, indices), (true_images, true_labels, true_indices) in zip(found, expected, strict=True):
+        assert len(actual) == len(expected) == there.steps
+        for (images, labels, indices), (true_images, true_labels, true_indices) in zip(actual, expected, strict=True):
             assert images.device.type == labels.device.type == DEVICE.type
             assert images.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(images.cpu(), true_images)
@@ -72,8 +72,8 @@ def test_crops_cut_on_the_device_are_those_cut_by_hand() -> None:
     random = np.random.default_rng(1)
     padded = random.integers(0, 256, (50, 40, 36, 3), np.uint8)
     places = np.stack([random.integers(0, below, 200) for below in (50, 40 - 24 + 1, 36 - 24 + 1, 2)])
-    found = cut(torch.from_numpy(padded).to(DEVICE), torch.from_numpy(places).to(DEVICE), 24).cpu().numpy()
-    for crop, (image, top, left, mirrored) in zip(found, places.T, strict=True):
+    actual = cut(torch.from_numpy(padded).to(DEVICE), torch.from_numpy(places).to(DEVICE), 24).cpu().numpy()
+    for crop, (image, top, left, mirrored) in zip(actual, places.T, strict=True):
         expected = padded[image, top : top + 24, left : left + 24]
         assert np.array_equal(crop, expected[:, ::-1] if mirrored else expected)
 

@@ -42,13 +42,13 @@ def losses(network: TransformerXL, compiled: bool) -> list[float]:
         network, preparation(TextBlock(name="t", batch_size=ROWS, length=LENGTH), DEVICE, torch.strided)
     )
     shown = Compiled(forward, network, "default") if compiled else forward
-    found = []
+    values = []
     with segments().epoch(0) as batches:
         for batch, _ in zip(batches, range(5), strict=False):
             loss = Task().loss(shown(batch.inputs), batch.targets)
             loss.backward()
-            found.append(loss.item())
-    return found
+            values.append(loss.item())
+    return values
 
 
 # what the compiler has to say about this device and this Python

@@ -84,8 +84,8 @@ def test_a_new_checkpoint_gives_three_tries_more(launched: Launched) -> None:
 
 @pytest.mark.parametrize(("codes", "code"), [({2, 1}, 2), ({2, -15}, 2), ({75}, 75), ({75, -15}, 75)])
 def test_what_is_not_a_loss_is_passed_on(launched: Launched, codes: set[int], code: int) -> None:
-    found, agents = launched(codes)
-    assert found == code
+    exit_code, agents = launched(codes)
+    assert exit_code == code
     assert len(agents.commands) == 1
 
 

@@ -195,8 +195,8 @@ def test_an_average_longer_than_a_third_of_the_last_phase_is_told_with_what_is_s
 
 def test_more_image_sizes_than_are_compiled_are_told() -> None:
     ramp = {"start_size": 20, "end_size": 40, "end": "100%"}
-    found = said(averaged(0.5, resolution=ramp | {"step": 2}))
-    assert found == ["data.resolution: torch.compile recompiles the model for each of 11 sizes; use a larger step"]
+    warnings = said(averaged(0.5, resolution=ramp | {"step": 2}))
+    assert warnings == ["data.resolution: torch.compile recompiles the model for each of 11 sizes; use a larger step"]
     assert said(averaged(0.5, resolution=ramp | {"step": 4})) == []
 
 

@@ -21,13 +21,13 @@ def test_resnet50_has_its_published_size_and_cost() -> None:
 
 
 def test_names_are_filtered_in_all_libraries_and_only_some_counted() -> None:
-    found = matching("RESNET18")
-    assert {"local", "torchvision", "timm"} == {each.library for each in found}
-    assert all("resnet18" in each.name for each in found)
+    matches = matching("RESNET18")
+    assert {"local", "torchvision", "timm"} == {each.library for each in matches}
+    assert all("resnet18" in each.name for each in matches)
     assert [each.name for each in matching("resnet2*") if each.library == "local"] == ["resnet20"]
     assert [each.name for each in matching(None)] == build.names()
-    listed = measured(found, 1)
-    assert [each.params is None for each in listed] == [False] + [True] * (len(found) - 1)
+    listed = measured(matches, 1)
+    assert [each.params is None for each in listed] == [False] + [True] * (len(matches) - 1)
     assert len(rows(listed)[0]) == len(COLUMNS)
     with pytest.raises(ModelError, match="no model's name has 'resnet0'"):
         matching("resnet0")

@@ -67,18 +67,18 @@ def test_the_learning_rate_is_that_of_an_epochs_first_and_last_step(in_tmp: Path
 
 
 def test_dense_epochs_cost_three_forward_passes_and_sparse_ones_what_is_left_of_them(in_tmp: Path) -> None:
-    found = planned("demo", *SHORT)
+    plan = planned("demo", *SHORT)
     dense = 2 * (DENSE_MACS + PRUNABLE_MACS)
     sparse = 2 * DENSE_MACS + 2 * PRUNABLE_MACS * Fraction(KEPT, PRUNABLE)
-    assert [epoch.forward_flops for epoch in found.epochs] == [dense, sparse] * 3
-    assert [epoch.train_flops for epoch in found.epochs] == [3 * dense, 3 * sparse] * 3
+    assert [epoch.forward_flops for epoch in plan.epochs] == [dense, sparse] * 3
+    assert [epoch.train_flops for epoch in plan.epochs] == [3 * dense, 3 * sparse] * 3
     costs = [0, 1, sparse / dense, 1, sparse / dense, 1, sparse / dense]
     so_far = [float(sum(costs[: epoch + 2]) / 6) for epoch in range(6)]
-    assert [epoch.cost for epoch in found.epochs] == pytest.approx(so_far)
-    assert found.totals.train_ratio == pytest.approx(so_far[-1])
-    assert found.totals.train_flops == 3 * 62 * 64 * 3 * (dense + sparse)
-    assert found.totals.inference_flops == sparse
-    assert found.totals.inference_ratio == pytest.approx(float(sparse / dense))
+    assert [epoch.cost for epoch in plan.epochs] == pytest.approx(so_far)
+    assert plan.totals.train_ratio == pytest.approx(so_far[-1])
+    assert plan.totals.train_flops == 3 * 62 * 64 * 3 * (dense + sparse)
+    assert plan.totals.inference_flops == sparse
+    assert plan.totals.inference_ratio == pytest.approx(float(sparse / dense))
 
 
 def test_the_totals_count_parameters_images_and_steps(in_tmp: Path) -> None:
@@ -92,23 +92,23 @@ def test_the_totals_count_parameters_images_and_steps(in_tmp: Path) -> None:
 
 def test_resolution_sets_the_price_of_its_epochs_and_validation_that_of_inference(in_tmp: Path) -> None:
     sizes = "data.resolution=[{since: 0, size: 20}, {since: 0.5, size: 28}]"
-    found = planned("demo", *SHORT, sizes, "data.val_crop=24", "sparsity={method: dense}")
-    assert [epoch.resolution for epoch in found.epochs] == [20] * 3 + [28] * 3
+    plan = planned("demo", *SHORT, sizes, "data.val_crop=24", "sparsity={method: dense}")
+    assert [epoch.resolution for epoch in plan.epochs] == [20] * 3 + [28] * 3
     # sides of 20 are halved to 10 and to 5
     small = 2 * (CONV1 * 400 + CLASSIFIER + 2 * 2304 * 400 + 48 * 288 * 100 + 96 * 576 * 25)
-    assert [epoch.forward_flops for epoch in found.epochs[:3]] == [small] * 3
+    assert [epoch.forward_flops for epoch in plan.epochs[:3]] == [small] * 3
     at_24 = 2 * (CONV1 * 576 + CLASSIFIER + 2 * 2304 * 576 + 48 * 288 * 144 + 96 * 576 * 36)
-    assert found.totals.inference_flops == at_24
-    assert (found.totals.train_ratio, found.totals.inference_ratio) == (1, 1)
+    assert plan.totals.inference_flops == at_24
+    assert (plan.totals.train_ratio, plan.totals.inference_ratio) == (1, 1)
 
 
 def test_a_ramps_sizes_are_those_that_training_will_ask_for(in_tmp: Path) -> None:
     ramp = "data.resolution={start_size: 16, end_size: 28, end: 4, step: 4}"
-    found = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
+    plan = planned("demo", *SHORT, ramp, "sparsity={method: dense}")
     # 16, 19, 22 and 25 at epochs 0 to 3: 4, 4.75, 5.5 and 6.25 times 4
-    assert [epoch.resolution for epoch in found.epochs] == [16, 20, 24, 24, 28, 28]
-    assert sizes(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in found.epochs]
-    costs = [epoch.train_flops for epoch in found.epochs]
+    assert [epoch.resolution for epoch in plan.epochs] == [16, 20, 24, 24, 28, 28]
+    assert sizes(load("demo", [*SHORT, ramp])) == [epoch.resolution for epoch in plan.epochs]
+    costs = [epoch.train_flops for epoch in plan.epochs]
     assert costs[0] < costs[1] < costs[2] == costs[3] < costs[4] == costs[5]
 
 
@@ -125,14 +125,14 @@ def test_an_average_takes_memory_and_room_in_the_checkpoint_but_no_training(in_t
 def test_gradients_that_a_method_asks_for_are_part_of_every_total(in_tmp: Path) -> None:
     # 250 pieces of 8 images in one pass, at epoch 2, when nothing is pruned yet
     once = "sparsity={method: woodfisher, target: 0.9, begin: 2, end: 2, samples: 250, fisher_batch_size: 8}"
-    found = planned("demo", "epochs=4", once)
+    plan = planned("demo", "epochs=4", once)
     dense = 2 * (DENSE_MACS + PRUNABLE_MACS)
     sparse = 2 * DENSE_MACS + 2 * PRUNABLE_MACS * Fraction(KEPT, PRUNABLE)
     images = 62 * 64
     epochs = [3 * dense, 3 * dense, 3 * sparse + Fraction(2000, images) * 3 * dense, 3 * sparse]
-    assert [epoch.train_flops for epoch in found.epochs] == epochs
-    assert found.totals.train_flops == images * sum(epochs)
-    assert found.epochs[-1].cost == found.totals.train_ratio == pytest.approx(float(sum(epochs) / (12 * dense)))
+    assert [epoch.train_flops for epoch in plan.epochs] == epochs
+    assert plan.totals.train_flops == images * sum(epochs)
+    assert plan.epochs[-1].cost == plan.totals.train_ratio == pytest.approx(float(sum(epochs) / (12 * dense)))
 
 
 def test_repeats_change_which_images_are_seen_and_not_what_a_run_costs(in_tmp: Path) -> None:
@@ -144,15 +144,15 @@ def test_repeats_change_which_images_are_seen_and_not_what_a_run_costs(in_tmp: P
 
 
 def test_the_json_has_the_keys_that_programs_read(in_tmp: Path) -> None:
-    found = json.loads(json.dumps(planned("demo", *SHORT).as_dict()))
-    assert {"epochs", "layers", "totals", "warnings"} <= found.keys()
+    document = json.loads(json.dumps(planned("demo", *SHORT).as_dict()))
+    assert {"epochs", "layers", "totals", "warnings"} <= document.keys()
     epoch = {"epoch", "phase", "sparsity", "lr_start", "lr_end", "resolution", "forward_flops", "train_flops"}
-    assert epoch <= found["epochs"][0].keys()
-    assert {"name", "shape", "prunable", "why", "density"} <= found["layers"][0].keys()
+    assert epoch <= document["epochs"][0].keys()
+    assert {"name", "shape", "prunable", "why", "density"} <= document["layers"][0].keys()
     totals = {"params", "nonzero", "inference_flops", "train_flops", "inference_ratio", "train_ratio", "convention"}
-    assert totals | {"images", "steps"} <= found["totals"].keys()
-    assert found["epochs"][0]["forward_flops"] == 2 * (DENSE_MACS + PRUNABLE_MACS)
-    assert isinstance(found["epochs"][0]["forward_flops"], int)
+    assert totals | {"images", "steps"} <= document["totals"].keys()
+    assert document["epochs"][0]["forward_flops"] == 2 * (DENSE_MACS + PRUNABLE_MACS)
+    assert isinstance(document["epochs"][0]["forward_flops"], int)
 
 
 def test_layers_say_why_they_stay_dense(in_tmp: Path) -> None:
@@ -167,11 +167,11 @@ def test_layers_say_why_they_stay_dense(in_tmp: Path) -> None:
 
 
 def test_layers_have_the_density_of_the_sparsest_epoch_where_it_is_fixed(in_tmp: Path) -> None:
-    found = planned("demo", "sparsity.distribution=uniform", "sparsity.last_phase=dense_last")
-    densities = {layer.name: layer.density for layer in found.layers}
+    plan = planned("demo", "sparsity.distribution=uniform", "sparsity.last_phase=dense_last")
+    densities = {layer.name: layer.density for layer in plan.layers}
     assert densities["layer1.0.conv1"] == 230 / 2304
     assert densities["layer3.0.conv2"] == 3686 / 36864
-    assert not any("unknown before training" in note for note in found.notes)
+    assert not any("unknown before training" in note for note in plan.notes)
 
 
 def test_one_ranking_of_all_weights_is_priced_evenly_and_said_so(in_tmp: Path) -> None:
@@ -183,12 +183,12 @@ def test_one_ranking_of_all_weights_is_priced_evenly_and_said_so(in_tmp: Path) -
 
 
 def test_a_learned_sparsity_is_no_number(in_tmp: Path) -> None:
-    found = planned("demo_str")
-    assert found.epochs[-1].sparsity is None
-    assert found.totals.nonzero is None
-    assert "str learns its sparsity" in " ".join(found.notes)
-    assert epoch_rows(found)[0][2:4] == ("?", "?")
-    json.dumps(found.as_dict())
+    plan = planned("demo_str")
+    assert plan.epochs[-1].sparsity is None
+    assert plan.totals.nonzero is None
+    assert "str learns its sparsity" in " ".join(plan.notes)
+    assert epoch_rows(plan)[0][2:4] == ("?", "?")
+    json.dumps(plan.as_dict())
 
 
 def test_a_run_that_ends_dense_has_all_its_parameters(in_tmp: Path) -> None:
@@ -199,8 +199,8 @@ def test_a_run_that_ends_dense_has_all_its_parameters(in_tmp: Path) -> None:
 
 
 def test_like_epochs_are_one_row_and_every_nth_is_one_of_its_own(in_tmp: Path) -> None:
-    found = planned("demo")
-    assert [(row[0], row[1]) for row in epoch_rows(found)] == [
+    plan = planned("demo")
+    assert [(row[0], row[1]) for row in epoch_rows(plan)] == [
         ("0-1", "dense"),
         ("2-3", "sparse"),
         ("4-5", "dense"),
@@ -208,9 +208,9 @@ def test_like_epochs_are_one_row_and_every_nth_is_one_of_its_own(in_tmp: Path) -
         ("8-10", "dense"),
         ("11-15", "sparse"),
     ]
-    assert epoch_rows(found)[-1][2] == "90.00"
-    assert epoch_rows(found)[-1][-1] == f"{found.totals.train_ratio:.3f}"
-    assert [row[0] for row in epoch_rows(found, every=6)] == ["0", "6", "12", "15"]
+    assert epoch_rows(plan)[-1][2] == "90.00"
+    assert epoch_rows(plan)[-1][-1] == f"{plan.totals.train_ratio:.3f}"
+    assert [row[0] for row in epoch_rows(plan, every=6)] == ["0", "6", "12", "15"]
     # a ramp's first epochs are as dense as those before it, and a phase of their own
     ramp = planned("demo", "sparsity={method: gmp, target: 0.9, begin: 2, end: 12}")
     assert [row[:2] for row in epoch_rows(ramp)][:2] == [("0-1", "dense"), ("2-6", "ramp")]
@@ -218,15 +218,15 @@ def test_like_epochs_are_one_row_and_every_nth_is_one_of_its_own(in_tmp: Path) -
 
 def test_nearly_all_and_hardly_any_are_not_rounded_to_all_and_nothing(in_tmp: Path) -> None:
     # 1 of 73,728 weights stays, in a layer of 36,864
-    found = planned("demo", "epochs=16", "sparsity.target=0.99999", "sparsity.distribution=erk")
-    assert [row[2] for row in epoch_rows(found)] == ["0.00", "99.999"] * 3
-    densities = [row[3] for row in layer_rows(found) if row[4] == ""]
+    plan = planned("demo", "epochs=16", "sparsity.target=0.99999", "sparsity.distribution=erk")
+    assert [row[2] for row in epoch_rows(plan)] == ["0.00", "99.999"] * 3
+    densities = [row[3] for row in layer_rows(plan) if row[4] == ""]
     assert sorted(densities) == ["0.00%"] * 5 + ["0.003%"]
     assert [_percent(share) for share in (0.0, 1.0, 0.5, 0.99995, None)] == ["0.00", "100.00", "50.00", "99.995", "?"]
 
 
 def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
-    found = planned(
+    plan = planned(
         "demo",
         "epochs=10",
         "optim.schedule={name: linear, warmup_epochs: 1}",
@@ -234,8 +234,8 @@ def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
     )
     # rounds of 4 epochs, of which the second and third start again at epoch 1, at the peak
     rates = [0, 0.1, 0.2 / 3, 0.1 / 3, *[0.1, 0.2 / 3, 0.1 / 3] * 2]
-    assert [epoch.lr_start for epoch in found.epochs] == pytest.approx(rates)
-    assert [epoch.phase for epoch in found.epochs] == ["dense"] * 4 + ["ramp"] * 3 + ["sparse"] * 3
+    assert [epoch.lr_start for epoch in plan.epochs] == pytest.approx(rates)
+    assert [epoch.phase for epoch in plan.epochs] == ["dense"] * 4 + ["ramp"] * 3 + ["sparse"] * 3
 
 
 # a few of them by default; `test_lint.py` has all of them judged
@@ -247,12 +247,12 @@ def test_rounds_of_a_lottery_have_their_own_clock(in_tmp: Path) -> None:
     ],
 )
 def test_every_shipped_recipe_is_planned_without_doubt(in_tmp: Path, name: str) -> None:
-    found = planned(name)
-    assert found.warnings == []
-    assert len(found.epochs) == load(name).epochs
-    assert found.totals.train_ratio > 0
-    assert {len(row) for row in epoch_rows(found)} == {10}
-    assert len(layer_rows(found)) == len(found.layers) > 5
+    plan = planned(name)
+    assert plan.warnings == []
+    assert len(plan.epochs) == load(name).epochs
+    assert plan.totals.train_ratio > 0
+    assert {len(row) for row in epoch_rows(plan)} == {10}
+    assert len(layer_rows(plan)) == len(plan.layers) > 5
 
 
 def test_no_weight_is_ever_made_and_none_is_loaded(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +278,8 @@ def test_a_model_that_needs_values_to_be_built_is_planned_and_draws_nothing(in_t
     assert sum(weight.numel() for weight in model.parameters()) == 4_344_144
     assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     assert torch.equal(torch.get_rng_state(), before)
-    found = planned("demo_dense", "model.name=torchvision:regnet_y_400mf")
-    assert found.totals.train_flops == 3 * found.totals.inference_flops * found.totals.images
+    plan = planned("demo_dense", "model.name=torchvision:regnet_y_400mf")
+    assert plan.totals.train_flops == 3 * plan.totals.inference_flops * plan.totals.images
 
 
 def test_planning_resnet50_runs_it_once_for_each_size_of_images_and_without_weights(in_tmp: Path) -> None:
@@ -290,17 +290,17 @@ def test_planning_resnet50_runs_it_once_for_each_size_of_images_and_without_weig
     passes: list[str] = []
     noting = register_module_forward_pre_hook(note)
     try:
-        found = planned("resnet50_95")
+        plan = planned("resnet50_95")
     finally:
         noting.remove()
-    sizes = {epoch.resolution for epoch in found.epochs} | {load("resnet50_95").data.val_crop}
+    sizes = {epoch.resolution for epoch in plan.epochs} | {load("resnet50_95").data.val_crop}
     assert passes == len(sizes) * ["meta"]
 
 
 def test_a_set_that_is_not_there_has_the_size_that_its_name_tells(in_tmp: Path) -> None:
-    found = planned("resnet50_95")
-    assert found.totals.steps == 100 * (1_281_167 // 1024)
-    assert "imagenet was not found: its 1,281,167 training images are assumed" in found.notes
+    plan = planned("resnet50_95")
+    assert plan.totals.steps == 100 * (1_281_167 // 1024)
+    assert "imagenet was not found: its 1,281,167 training images are assumed" in plan.notes
     with pytest.raises(DataError, match="folder has no train and val"):
         planned("demo", "data.name=folder")
     with pytest.raises(DataError, match=r"data.batch_size 5000 is more than the 4000 images of demo"):

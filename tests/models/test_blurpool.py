@@ -112,9 +112,9 @@ def test_it_equals_a_depthwise_convolution_in_front(conv: nn.Conv2d, size: tuple
     expected = defined(x)
     wanted = torch.autograd.grad(expected.square().sum(), [x, defined.conv.weight])
     apply_blurpool(nn.Sequential(conv), blur)
-    found = conv(x)
-    torch.testing.assert_close(found, expected)
-    for gradient, each in zip(torch.autograd.grad(found.square().sum(), [x, conv.weight]), wanted, strict=True):
+    blurred = conv(x)
+    torch.testing.assert_close(blurred, expected)
+    for gradient, each in zip(torch.autograd.grad(blurred.square().sum(), [x, conv.weight]), wanted, strict=True):
         torch.testing.assert_close(gradient, each)
 
 

@@ -198,15 +198,15 @@ def test_imagenets_resnets_begin_as_torchvisions(name: str, zero_init_residual: 
 @pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "resnet50"])
 def test_imagenets_resnets_compute_what_torchvisions_do(name: str) -> None:
     images = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    found = []
+    computed = []
     for source in ("local", "torchvision"):
         torch.manual_seed(3)
         model = build.find(f"{source}:{name}")(num_classes=5)
         logits = model(images)
         logits.square().sum().backward()
         gradients = [parameter.grad for parameter in model.parameters()]
-        found.append([logits, *gradients, *model.buffers()])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+        computed.append([logits, *gradients, *model.buffers()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*computed, strict=True))
 
 
 def test_convolutions_start_with_variance_two_over_fan_out() -> None:

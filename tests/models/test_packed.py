@@ -39,12 +39,12 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 @given(st.dictionaries(st.text(max_size=5), tensors(), max_size=4), st.dictionaries(st.text(), st.text(), max_size=2))
 def test_packing_keeps_every_bit(content: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    found, about = unpack(pack(content, metadata))
+    unpacked, about = unpack(pack(content, metadata))
     assert about == metadata
-    assert list(found) == list(content)
+    assert list(unpacked) == list(content)
     for name, tensor in content.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(found[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+        assert (unpacked[name].dtype, unpacked[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(unpacked[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
 def test_strides_and_gradients_do_not_matter() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acdc_cli.errors import ModelError
-from acdc_cli.memory import aside
+from acdc_cli.memory import set_aside
 from acdc_cli.models import build
 from acdc_cli.models.initialisation import Undrawn
 from acdc_cli.models.transformer_xl import Attention, TransformerXL, encoded_distances
@@ -32,7 +32,7 @@ def text(length: int, rows: int = 3) -> Tensor:
 
 def fresh(model: nn.Module, *inputs: Tensor) -> Tensor:
     """What the model says without memory."""
-    with aside(model):
+    with set_aside(model):
         output: Tensor = model(*inputs)
     return output
 

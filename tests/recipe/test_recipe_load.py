@@ -385,12 +385,12 @@ SPOTS = [
 
 @settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(SPOTS), ANYTHING)
-def test_whatever_stands_anywhere_is_a_recipe_or_told_in_our_own_words(spot: tuple[str, ...], found: Any) -> None:
+def test_whatever_stands_anywhere_is_a_recipe_or_told_in_our_own_words(spot: tuple[str, ...], value: Any) -> None:
     values: dict[str, Any] = yaml.safe_load(GOOD)
     block = values
     for key in spot[:-1]:
         block = block[key]
-    block[spot[-1]] = found
+    block[spot[-1]] = value
     try:
         from_dict(values, "here")
     except RecipeError as error:

@@ -155,12 +155,12 @@ def test_broken_yaml_names_the_line_and_the_way_out(tmp_path: Path, text: str, l
     assert str(error.value).startswith(f"{path}:{line}: not valid YAML: {message}")
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("# a", "nothing"), ("- a", "a list"), ("a b", "'a b'")])
-def test_a_recipe_that_is_no_mapping_is_refused(in_tmp: Path, text: str, found: str) -> None:
+@pytest.mark.parametrize(("text", "kind"), [("", "nothing"), ("# a", "nothing"), ("- a", "a list"), ("a b", "'a b'")])
+def test_a_recipe_that_is_no_mapping_is_refused(in_tmp: Path, text: str, kind: str) -> None:
     in_file(in_tmp, text)
     with pytest.raises(RecipeError, match=r"^foo.yaml: a recipe is a block of keys") as error:
         read_file(in_tmp / "foo.yaml")
-    assert str(error.value).endswith(f"found {found}")
+    assert str(error.value).endswith(f"found {kind}")
 
 
 def test_a_file_that_is_no_text_is_refused(in_tmp: Path) -> None:

@@ -274,15 +274,15 @@ def test_2_of_4_prunes_half_of_every_layer_but_the_first() -> None:
 
 def test_gmp_and_woodfisher_prune_p1s_dense_model_from_5_percent_as_in_its_configuration() -> None:
     for name, target in zip(P1_FROM_DENSE, (0.8, 0.9), strict=True):
-        recipe, found = read(name), planned(name)
+        recipe, plan = read(name), planned(name)
         assert sparsity(recipe)["from_checkpoint"] == f"runs/{load('neurips21/resnet50_dense').name}-0"
         optim = recipe.as_dict()["optim"]
         assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.005, 0.9, 1e-4)
-        at = [found.epochs[epoch].sparsity for epoch in (0, 5, 39, 40, 99)]
+        at = [plan.epochs[epoch].sparsity for epoch in (0, 5, 39, 40, 99)]
         cubic = [target - (target - 0.05) * (1 - epoch / 40) ** 3 for epoch in (0, 5, 35)]
         assert at == pytest.approx([*cubic, target, target], abs=1e-6)
         # 0.6 nine times, at 41, 47, …, 89
-        assert [found.epochs[epoch].lr_start for epoch in (0, 40, 41, 99)] == pytest.approx(
+        assert [plan.epochs[epoch].lr_start for epoch in (0, 40, 41, 99)] == pytest.approx(
             [0.005, 0.005, 0.003, 0.005 * 0.6**9]
         )
 
@@ -343,11 +343,11 @@ def test_the_dense_model_is_fine_tuned_in_the_place_of_the_last_sparse_phase() -
 def test_recipes_cost_what_p1_prints(
     name: str, overrides: list[str], convention: Convention, inference: str, training: str
 ) -> None:
-    found = plan(load(f"neurips21/{name}", overrides), convention).totals
+    totals = plan(load(f"neurips21/{name}", overrides), convention).totals
     if inference.endswith("x"):
-        ours = f"{found.inference_ratio:.2f}x", f"{found.train_ratio:.2f}x"
+        ours = f"{totals.inference_ratio:.2f}x", f"{totals.train_ratio:.2f}x"
     else:
-        ours = f"{float(found.inference_flops) / 1e9:.1f}", f"{float(found.train_flops) / 1e18:.2f}"
+        ours = f"{float(totals.inference_flops) / 1e9:.1f}", f"{float(totals.train_flops) / 1e18:.2f}"
     assert ours == (inference, training)
 
 
@@ -396,8 +396,8 @@ def test_str_trains_as_its_paper_does() -> None:
 
 
 def test_woodfisher_trains_as_its_authors_configuration_says() -> None:
-    found = planned("woodfisher_resnet50_95")
-    rates = [epoch.lr_start for epoch in found.epochs]
+    plan = planned("woodfisher_resnet50_95")
+    rates = [epoch.lr_start for epoch in plan.epochs]
     assert [epoch for epoch in range(1, 100) if rates[epoch] != rates[epoch - 1]] == [
         41,
         47,
@@ -411,7 +411,7 @@ def test_woodfisher_trains_as_its_authors_configuration_says() -> None:
     ]
     assert rates[-1] == pytest.approx(0.028 * 0.6**9)
     # 0.95 - 0.9 (1 - t/40)^3: a cubic from 5 %
-    assert [found.epochs[epoch].sparsity for epoch in (0, 4, 5, 20, 39, 40)] == pytest.approx(
+    assert [plan.epochs[epoch].sparsity for epoch in (0, 4, 5, 20, 39, 40)] == pytest.approx(
         [0.05, 0.05, 0.95 - 0.9 * 0.875**3, 0.95 - 0.9 / 8, 0.95 - 0.9 / 512, 0.95], abs=1e-6
     )
 
@@ -438,9 +438,9 @@ def planned(name: str, *overrides: str) -> Plan:
     return plan(load(name, list(overrides)))
 
 
-def ends(found: Plan) -> list[int]:
+def ends(plan: Plan) -> list[int]:
     """Of the phases, the first of which is dense."""
-    phases = [epoch.phase for epoch in found.epochs] + [""]
+    phases = [epoch.phase for epoch in plan.epochs] + [""]
     last = [number + 1 for number, (phase, after) in enumerate(pairwise(phases)) if phase != after]
     assert [phases[end - 1] for end in last] == ["dense", "sparse"] * (len(last) // 2)
     return last
@@ -448,37 +448,37 @@ def ends(found: Plan) -> list[int]:
 
 @pytest.mark.parametrize("name", CIFAR10)
 def test_p1s_runs_on_cifar10_are_those_of_its_public_configuration(name: str) -> None:
-    recipe, found = read(name), planned(name)
+    recipe, plan = read(name), planned(name)
     target = int(name.split("_")[2]) / 100
-    assert ends(found) == DENSE_THEN_SPARSE
+    assert ends(plan) == DENSE_THEN_SPARSE
     assert all(
-        epoch.sparsity == (pytest.approx(target, abs=1e-5) if epoch.phase == "sparse" else 0) for epoch in found.epochs
+        epoch.sparsity == (pytest.approx(target, abs=1e-5) if epoch.phase == "sparse" else 0) for epoch in plan.epochs
     )
-    for epoch in found.epochs:
+    for epoch in plan.epochs:
         lr = 0.1 if epoch.epoch < 66 else 0.01 if epoch.epoch < 126 else 0.001 if epoch.epoch < 186 else 0.0001
         assert (epoch.lr_start, epoch.lr_end) == (pytest.approx(lr), pytest.approx(lr))
-    pruned = [layer.name for layer in found.layers if layer.prunable]
+    pruned = [layer.name for layer in plan.layers if layer.prunable]
     blocks = [f"layer{stage}.{block}.conv{conv}" for stage in (1, 2, 3) for block in range(3) for conv in (1, 2)]
     assert pruned == ["conv1", *blocks, "fc"]
-    assert [layer.name for layer in found.layers if not layer.prunable] == [
+    assert [layer.name for layer in plan.layers if not layer.prunable] == [
         "layer2.0.downsample.0", "layer3.0.downsample.0",
     ]  # fmt: skip
-    assert sum(prod(layer.shape) for layer in found.layers if layer.prunable) == 268_336
+    assert sum(prod(layer.shape) for layer in plan.layers if layer.prunable) == 268_336
     assert (recipe.data.batch_size, recipe.optim.weight_decay, recipe.optim.decay_norm_and_bias) == (128, 5e-4, True)
     assert recipe.as_dict()["optim"]["momentum"] == 0.9
 
 
 @pytest.mark.parametrize("name", CIFAR100)
 def test_p1s_runs_on_cifar100_are_those_of_its_public_configuration(name: str) -> None:
-    recipe, found = read(name), planned(name)
-    assert ends(found) == DENSE_THEN_SPARSE
+    recipe, plan = read(name), planned(name)
+    assert ends(plan) == DENSE_THEN_SPARSE
     # in its warm-up, epoch e begins with e fifths of the peak
-    assert [epoch.lr_start for epoch in found.epochs[:6]] == pytest.approx([0, 0.016, 0.032, 0.048, 0.064, 0.08])
-    for epoch in found.epochs[5:]:
+    assert [epoch.lr_start for epoch in plan.epochs[:6]] == pytest.approx([0, 0.016, 0.032, 0.048, 0.064, 0.08])
+    for epoch in plan.epochs[5:]:
         lr = 0.08 if epoch.epoch < 76 else 0.008 if epoch.epoch < 116 else 0.0008 if epoch.epoch < 156 else 0.00008
         assert (epoch.lr_start, epoch.lr_end) == (pytest.approx(lr), pytest.approx(lr))
-    assert all(layer.prunable for layer in found.layers)
-    assert len(found.layers) == 1 + 3 * (4 * 2 + 1) + 1
+    assert all(layer.prunable for layer in plan.layers)
+    assert len(plan.layers) == 1 + 3 * (4 * 2 + 1) + 1
     optim = recipe.as_dict()["optim"]
     assert (optim["momentum"], optim["nesterov"], optim["weight_decay"]) == (0.9, True, 5e-4)
     assert (recipe.data.batch_size, recipe.model.options, recipe.data.augment) == (128, {"dropout": 0.3}, "pad_crop")
@@ -486,9 +486,9 @@ def test_p1s_runs_on_cifar100_are_those_of_its_public_configuration(name: str) -
 
 def test_p1s_short_dense_phases_are_three_overrides() -> None:
     lengths = ("dense_epochs=13", "last_dense_epochs=13", "last_sparse_epochs=25")
-    found = planned(CIFAR100[0], *(f"sparsity.{length}" for length in lengths))
+    plan = planned(CIFAR100[0], *(f"sparsity.{length}" for length in lengths))
     # pruned at 10, 43, 76, 109, 142 and 175; freed at 30, 63, 96, 129 and 162
-    assert ends(found) == [10, 30, 43, 63, 76, 96, 109, 129, 142, 162, 175, 200]
+    assert ends(plan) == [10, 30, 43, 63, 76, 96, 109, 129, 142, 162, 175, 200]
 
 
 @pytest.mark.parametrize("epochs", [200, 1000])

@@ -83,7 +83,7 @@ class Hit:
     work: str
     moment: str
     place: str
-    found: str
+    state: str
     """Of data writing: what was there afterwards."""
     lost: int
     """Of training: steps that had to be done again."""
@@ -155,8 +155,8 @@ def survey(run: RunDir, watch: Watch, before: int) -> tuple[int, int]:
 
 
 def require_twins(alone: RunDir, killed: RunDir) -> None:
-    found = differences(alone, killed)
-    assert not found, f"{killed.path} differs from the run that was left alone: {found}"
+    differing = differences(alone, killed)
+    assert not differing, f"{killed.path} differs from the run that was left alone: {differing}"
     ours, theirs = (_untimed(json.loads(run.summary.read_text())) for run in (alone, killed))
     assert ours == theirs, f"{killed.path}: another summary"
     ours, theirs = ({path.relative_to(run.path) for path in run.path.rglob("*")} for run in (alone, killed))
@@ -248,8 +248,8 @@ class Campaign:
             return lambda: after(alone.start * draw.uniform(0.3, 1) + draw.uniform(0, 2 * next(lengths)))
         if moment == SAVING:
             watch = alone.watch
-            each, most = watch.saving / watch.begun, max(1, 2 * watch.begun // (kills + 1))
-            return lambda: while_saving(draw.randint(1, most), draw.uniform(0, 1.5 * each))
+            each, last_call = watch.saving / watch.begun, max(1, 2 * watch.begun // (kills + 1))
+            return lambda: while_saving(draw.randint(1, last_call), draw.uniform(0, 1.5 * each))
         counting = self.training(case, alone.folder.with_name("counting"))
         counting.run(Moment(chances={}), draw)
         require_twins(RunDir(alone.folder), RunDir(counting.folder))
@@ -282,12 +282,12 @@ class Campaign:
             if not writing.run(at_calls() if at_calls else after(draw.uniform(0, length)), draw):
                 continue
             done += 1
-            found = {split: version(out / f"{split}.beton", known) for split in ("val", "train")}
-            place, said = writing.watch.place.decode(), " and ".join(f"{split} {v}" for split, v in found.items())
+            versions = {split: version(out / f"{split}.beton", known) for split in ("val", "train")}
+            place, said = writing.watch.place.decode(), " and ".join(f"{split} {v}" for split, v in versions.items())
             # only there does one of the pair have its name and the other not
             torn = {"refused"} if place.startswith(("manifest", "between manifest")) else set()
-            assert set(found.values()) <= {"old" if replacing else "none", "new"} | torn, f"{found} after {place}"
-            again = _writing(source, out, 0, force=replacing or "refused" in found.values())
+            assert set(versions.values()) <= {"old" if replacing else "none", "new"} | torn, f"{versions} after {place}"
+            again = _writing(source, out, 0, force=replacing or "refused" in versions.values())
             again.run(NEVER, draw)
             assert _contents(out) == _contents(whole), f"other files than those of the first writing, after {place}"
             self.hits.append(Hit(work, moment, place, said, 0))
@@ -361,9 +361,9 @@ def report(campaign: Campaign, seconds: float) -> str:
         struck = [hit for hit in hits if (hit.work in WRITING) == writing]
         if struck:
             lines += ["", *_places(title, struck)]
-    if found := Counter(hit.found for hit in hits if hit.found):
+    if states := Counter(hit.state for hit in hits if hit.state):
         lines += ["", "| state afterwards | times |", "|---|--:|"]
-        lines += [f"| {what} | {count} |" for what, count in sorted(found.items())]
+        lines += [f"| {what} | {count} |" for what, count in sorted(states.items())]
     return "\n".join([*lines, "", f"{len(hits)} kills, {seconds:.0f} s"])
 
 

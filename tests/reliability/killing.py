@@ -304,9 +304,9 @@ def alive_after(seconds: float, session: int) -> bool:
 def _alive(session: int) -> bool:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, found = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            state, _, _, group = stat.read_text().rsplit(")", 1)[1].split()[:4]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(found) == session and state != "Z":
+        if int(group) == session and state != "Z":
             return True
     return False

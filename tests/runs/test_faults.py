@@ -126,10 +126,10 @@ def write_set(folder: Path, version: int) -> None:
 
 
 def read_set(folder: Path) -> int:
-    found = manifest.check_quick(folder / "train.beton")
+    described = manifest.check_quick(folder / "train.beton")
     damage = raised(lambda: manifest.check_full(folder / "train.beton"))
     assert damage is None, f"the quick check has missed it: {damage}"
-    return int(found.source.split()[1])
+    return int(described.source.split()[1])
 
 
 def first_set(folder: Path) -> int:
@@ -227,14 +227,14 @@ def strike(kind: Kind, fault: Fault, index: int, folder: Path) -> int:
         assert re.match(rf"{folder}.* cannot be written: .*; .*\. The previous file is kept\.$", str(error))
     assert fault.kills == isinstance(error, Killed)
     assert fault.kills or not hidden(folder)
-    found: list[int] = []
-    unreadable = raised(lambda: found.append(kind.read(folder)))
+    versions: list[int] = []
+    unreadable = raised(lambda: versions.append(kind.read(folder)))
     if kind.files > 1 and (fault.kills or fault.for_ever) and isinstance(unreadable, DataError):
         assert re.search(r"[Ww]rite (it|the data set) again", str(unreadable))
         return 1
     assert unreadable is None, f"neither after {system.calls[index]}, call {index}: {unreadable}"
-    assert found[0] in ((1, 2) if error else (2,)), f"{system.calls[index]}, call {index}"
-    return found[0]
+    assert versions[0] in ((1, 2) if error else (2,)), f"{system.calls[index]}, call {index}"
+    return versions[0]
 
 
 def raised(action: Callable[[], object]) -> BaseException | None:

@@ -170,8 +170,8 @@ class Run:
         for number in range(batches):
             images, labels = self.batch(1000 + number, batch_size)
             weights = self.masked.parameters
-            found = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
-            yield dict(zip(weights, found, strict=True))
+            computed = torch.autograd.grad(F.cross_entropy(self.model(images), labels), list(weights.values()))
+            yield dict(zip(weights, computed, strict=True))
         self.model.train()
 
     def forward_passes(self, moment: Moment, images: int) -> Iterator[None]:
@@ -541,8 +541,8 @@ def test_other_dense_gradients_and_steps_are_those_that_are_looked_at(
     run = Run(name)
     looked: list[int] = []
     owner, hook = (run.method.gradients, "add") if name == "snip" else (run.method, "_gather")
-    look = getattr(owner, hook)
-    monkeypatch.setattr(owner, hook, lambda: (look(), looked.append(1)))
+    original = getattr(owner, hook)
+    monkeypatch.setattr(owner, hook, lambda: (original(), looked.append(1)))
 
     def check(epoch: int) -> None:
         work = run.method.cost(epoch, STEPS)

@@ -243,10 +243,10 @@ def test_groups_by_hand() -> None:
 def test_groups_hold_every_weight_once_in_whole_blocks(sizes: list[int], block: int, room: int) -> None:
     layers = {str(number): size for number, size in enumerate(sizes)}
     limit = block**2 + room
-    found = groups(layers, block, limit)
-    flat = [(part.layer, index) for group in found for part in group for index in range(part.start, part.end)]
+    parts = groups(layers, block, limit)
+    flat = [(part.layer, index) for group in parts for part in group for index in range(part.start, part.end)]
     assert flat == [(layer, index) for layer, size in layers.items() for index in range(size)]
-    for group in found:
+    for group in parts:
         sides = {part: min(block, layers[part.layer]) for part in group}
         assert all(part.start % sides[part] == 0 for part in group)
         assert 0 < sum(-(-(part.end - part.start) // sides[part]) * sides[part] ** 2 for part in group) <= limit

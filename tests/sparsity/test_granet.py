@@ -64,5 +64,5 @@ def test_a_cubic_that_ends_after_the_last_update_ends_there() -> None:
     [({"initial_sparsity": 0.7}, "initial_sparsity"), ({"prune_until": 5}, "prune_until"), ({"end": 5}, "end")],
 )
 def test_keys_that_do_not_fit_are_errors(keys: dict[str, Any], key: str) -> None:
-    assert [found for found, _ in config(**keys).errors(RunSize(EPOCHS, STEPS))] == [key]
+    assert [named for named, _ in config(**keys).errors(RunSize(EPOCHS, STEPS))] == [key]
     assert config().errors(RunSize(EPOCHS, STEPS)) == config().warnings(RunSize(EPOCHS, STEPS)) == []

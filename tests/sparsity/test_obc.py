@@ -122,10 +122,10 @@ def test_a_layer_is_a_product_of_its_weight_with_its_columns(layer: Any, shape: 
 
 
 def test_inputs_that_are_always_zero_leave_an_invertible_hessian() -> None:
-    both = damped(
+    dampened = damped(
         torch.stack([torch.zeros(2, 2, dtype=DOUBLE), torch.diag(torch.tensor([4.0, 0.0], dtype=DOUBLE))]), 0.5
     )
-    assert both.tolist() == [[[1, 0], [0, 1]], [[5, 0], [0, 1]]]
+    assert dampened.tolist() == [[[1, 0], [0, 1]], [[5, 0], [0, 1]]]
 
 
 class Shown:

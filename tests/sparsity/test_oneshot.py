@@ -15,14 +15,14 @@ def run_of(epochs: int, **keys: Any) -> ByHand:
 
 
 def masks_at_each_epoch(run: ByHand) -> list[list[bool]]:
-    found = []
+    masks = []
     for epoch in range(run.epochs):
         run.start(epoch)
-        found.append(run.masked.masks["a.weight"].flatten().tolist())
+        masks.append(run.masked.masks["a.weight"].flatten().tolist())
         with torch.no_grad():
             # what lives shrinks: magnitudes would choose others now
             run.weight.mul_(0.01)
-    return found
+    return masks
 
 
 @pytest.mark.parametrize(("at", "dense"), [("50%", 2), (3, 3), (0, 0)])

@@ -31,8 +31,8 @@ def kept(keep_dense: list[str]) -> dict[str, str | None]:
 
 
 def test_every_convolution_and_linear_weight_is_a_layer_in_registration_order() -> None:
-    found = layers(small(), [])
-    assert [(layer.name, layer.kind) for layer in found] == [
+    prunable = layers(small(), [])
+    assert [(layer.name, layer.kind) for layer in prunable] == [
         ("0", "conv"),
         ("2", "conv"),
         ("3", "conv"),
@@ -40,9 +40,9 @@ def test_every_convolution_and_linear_weight_is_a_layer_in_registration_order() 
         ("5", "linear"),
         ("6", "linear"),
     ]
-    assert found[2].shape == (4, 4, 1, 1)
-    assert {layer.kept_dense for layer in found} == {None}
-    assert list(pruned(found)) == ["0.weight", "2.weight", "3.weight", "4.weight", "5.weight", "6.weight"]
+    assert prunable[2].shape == (4, 4, 1, 1)
+    assert {layer.kept_dense for layer in prunable} == {None}
+    assert list(pruned(prunable)) == ["0.weight", "2.weight", "3.weight", "4.weight", "5.weight", "6.weight"]
 
 
 def test_the_extent_names_the_largest_weight_and_counts_what_is_empty() -> None:
@@ -109,11 +109,11 @@ def test_a_model_that_is_itself_a_layer_has_a_plain_parameter_name() -> None:
 
 def test_resnet50_has_54_layers_and_95_percent_without_the_ends_is_873_permille_of_all() -> None:
     with torch.device("meta"):
-        found = layers(torchvision.models.resnet50(), ["first", "last"])
-    weights = sum(layer.shape.numel() for layer in found)
-    without_ends = sum(weight.numel() for weight in pruned(found).values())
-    assert (len(found), weights, without_ends) == (54, 25_502_912, 23_445_504)
-    assert [layer.name for layer in found if layer.kept_dense] == ["conv1", "fc"]
+        prunable = layers(torchvision.models.resnet50(), ["first", "last"])
+    weights = sum(layer.shape.numel() for layer in prunable)
+    without_ends = sum(weight.numel() for weight in pruned(prunable).values())
+    assert (len(prunable), weights, without_ends) == (54, 25_502_912, 23_445_504)
+    assert [layer.name for layer in prunable if layer.kept_dense] == ["conv1", "fc"]
     assert round(0.95 * without_ends / weights, 3) == 0.873
 
 
@@ -141,15 +141,15 @@ def test_zeros_are_counted_in_every_layer_kept_dense_or_not() -> None:
 
 def test_the_packed_projections_of_torchs_attention_are_linear_weights() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
-    found = layers(model, ["first", "last"])
-    assert [(layer.name, layer.parameter_name, layer.kept_dense) for layer in found] == [
+    prunable = layers(model, ["first", "last"])
+    assert [(layer.name, layer.parameter_name, layer.kept_dense) for layer in prunable] == [
         ("0", "0.weight", "first"),
         ("1.in_proj", "1.in_proj_weight", None),
         ("1.out_proj", "1.out_proj.weight", None),
         ("2", "2.weight", "last"),
     ]
-    assert [layer_name(layer.parameter_name) for layer in found] == [layer.name for layer in found]
-    assert found[1].shape == (12, 4)
+    assert [layer_name(layer.parameter_name) for layer in prunable] == [layer.name for layer in prunable]
+    assert prunable[1].shape == (12, 4)
     apart = layers(nn.MultiheadAttention(4, 2, kdim=3, vdim=5), [])
     assert [layer.name for layer in apart] == ["q_proj", "k_proj", "v_proj", "out_proj"]
 

@@ -69,28 +69,28 @@ def found_by(run: Rank) -> dict[str, Any]:
     masks: list[list[str]] = []
     weights: list[str] = []
 
-    def look(epoch: int) -> None:
+    def record(epoch: int) -> None:
         masks.append([digest(run.masked.masks.values()), digest(run.masked.backward_masks.values())])
         weights.append(digest(run.model.parameters()))
 
-    run.train(on_epoch_end=look)
+    run.train(on_epoch_end=record)
     return {"masks": masks, "weights": weights, "apart": run.apart}
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    found = hashlib.blake2b(digest_size=8)
+    hashed = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(tensor.detach().contiguous().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     distributed.init_process_group("gloo", store, timedelta(minutes=3), rank=rank, world_size=RANKS)
-    found = {name: found_by(Rank(name)) for name in sorted(RUNS)}
-    found["rigl by local gradients"] = found_by(Rank("rigl", averages=False))
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    results = {name: found_by(Rank(name)) for name in sorted(RUNS)}
+    results["rigl by local gradients"] = found_by(Rank("rigl", averages=False))
+    (folder / f"{rank}.json").write_text(json.dumps(results))
     distributed.destroy_process_group()
 
 
@@ -107,14 +107,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 def test_masks_and_weights_are_the_same_on_two_ranks_fed_different_images(
     name: str, ranks: list[dict[str, dict[str, Any]]]
 ) -> None:
-    first, second = (found[name] for found in ranks)
+    first, second = (by_method[name] for by_method in ranks)
     assert first == second
     assert len(first["masks"]) == len(first["weights"]) == EPOCHS
     assert first["apart"] == EPOCHS * STEPS
 
 
 def test_masks_that_follow_local_gradients_come_out_different(ranks: list[dict[str, dict[str, Any]]]) -> None:
-    first, second = (found["rigl by local gradients"]["masks"] for found in ranks)
+    first, second = (by_method["rigl by local gradients"]["masks"] for by_method in ranks)
     # until the first update, in the second epoch, the masks are the random ones that both ranks draw
     assert first[0] == second[0]
     assert all(ours != theirs for ours, theirs in zip(first[1:], second[1:], strict=True))

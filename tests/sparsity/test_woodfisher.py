@@ -309,5 +309,5 @@ def test_gradients_of_more_images_than_a_batch_has_are_a_problem_of_the_recipe()
 def test_no_more_samples_are_proposed_than_an_epoch_has(
     steps: int | None, batch: int | None, proposed: tuple[int, int]
 ) -> None:
-    found = Config.proposed(RunSize(30, steps, batch), 0.9)
-    assert (found["samples"], found["fisher_batch_size"]) == proposed
+    proposal = Config.proposed(RunSize(30, steps, batch), 0.9)
+    assert (proposal["samples"], proposal["fisher_batch_size"]) == proposed

@@ -34,8 +34,8 @@ def verdict(*groups: Sequence[Made], epochs: int = 8) -> Verdict | None:
 
 
 def advice(*groups: Sequence[Made], epochs: int = 8) -> Advice:
-    (found,) = [found for found in advise(of(*groups)) if found.group.epochs == epochs]
-    return found
+    (given,) = [given for given in advise(of(*groups)) if given.group.epochs == epochs]
+    return given
 
 
 DENSE = runs("dense", 8, top1=0.9, loss=0.1, entropy=0.2)
@@ -60,15 +60,15 @@ def test_without_longer_runs_it_only_looks_so() -> None:
 
 
 def test_where_longer_runs_are_no_better_there_is_no_verdict() -> None:
-    found = advice(DENSE, runs(0.9, 8, 0.7, 0.2, 0.4), runs(0.9, 16, 0.7, 0.2, 0.4))
-    assert found.verdict is None
-    assert found.reason == "loss and entropy are above the reference, but 16 epochs were no more accurate"
+    given = advice(DENSE, runs(0.9, 8, 0.7, 0.2, 0.4), runs(0.9, 16, 0.7, 0.2, 0.4))
+    assert given.verdict is None
+    assert given.reason == "loss and entropy are above the reference, but 16 epochs were no more accurate"
 
 
 def test_where_it_is_no_better_than_a_shorter_one_there_is_no_verdict() -> None:
-    found = advice(DENSE, runs(0.9, 4, 0.7, 0.2, 0.4), runs(0.9, 8, 0.7, 0.2, 0.4))
-    assert found.verdict is None
-    assert "but 4 epochs were as accurate" in found.reason
+    given = advice(DENSE, runs(0.9, 4, 0.7, 0.2, 0.4), runs(0.9, 8, 0.7, 0.2, 0.4))
+    assert given.verdict is None
+    assert "but 4 epochs were as accurate" in given.reason
 
 
 def test_on_a_level_with_the_dense_model_it_is_not_under_trained() -> None:
@@ -77,10 +77,10 @@ def test_on_a_level_with_the_dense_model_it_is_not_under_trained() -> None:
 
 def test_a_spread_that_hides_a_difference_is_no_evidence_for_a_level() -> None:
     wide = [Made(0.9, 8, seed, top1=0.8, loss=loss, entropy=2 * loss) for seed, loss in enumerate((0.1, 0.11, 2.0))]
-    found = advice(DENSE, wide)
-    assert found.loss is not None
-    assert found.loss < 1
-    assert found.verdict is None
+    given = advice(DENSE, wide)
+    assert given.loss is not None
+    assert given.loss < 1
+    assert given.verdict is None
 
 
 @pytest.mark.parametrize(("loss", "entropy"), [(0.2, 0.2), (0.1, 0.4)])
@@ -100,48 +100,48 @@ def test_on_a_level_but_better_when_longer_is_no_verdict() -> None:
 
 def test_the_reference_is_the_most_accurate_dense_model() -> None:
     worse, best = runs("dense", 4, 0.8, 0.3, 0.6), runs("dense", 16, 0.95, 0.1, 0.2)
-    found = advice(worse, best, runs(0.9, 8, 0.9, 0.3, 0.6))
-    assert found.reference is not None
-    assert found.reference.epochs == 16
-    assert found.verdict == "looks under-trained"
+    given = advice(worse, best, runs(0.9, 8, 0.9, 0.3, 0.6))
+    assert given.reference is not None
+    assert given.reference.epochs == 16
+    assert given.verdict == "looks under-trained"
 
 
 def test_a_verdict_holds_against_every_dense_length_that_is_as_accurate() -> None:
     other = runs("dense", 16, 0.899, 0.05, 0.1)
     level = runs(0.9, 8, 0.89, 0.1, 0.2)
     assert verdict(DENSE, level) == "not under-trained"
-    found = advice(DENSE, other, level)
-    assert [group.epochs for group in found.equals] == [16]
-    assert found.verdict is None
-    assert "dense, 16 epochs, is about as accurate" in found.reason
+    given = advice(DENSE, other, level)
+    assert [group.epochs for group in given.equals] == [16]
+    assert given.verdict is None
+    assert "dense, 16 epochs, is about as accurate" in given.reason
 
 
 @pytest.mark.parametrize(("dense", "sparse"), [(1, 3), (3, 1), (1, 1)])
 def test_one_run_carries_no_verdict(dense: int, sparse: int) -> None:
-    found = advice(runs("dense", 8, 0.9, 0.1, 0.2, dense), runs(0.9, 8, 0.1, 9, 2, sparse))
-    assert found.verdict is None
-    assert "one run" in found.reason
+    given = advice(runs("dense", 8, 0.9, 0.1, 0.2, dense), runs(0.9, 8, 0.1, 9, 2, sparse))
+    assert given.verdict is None
+    assert "one run" in given.reason
 
 
 def test_no_dense_run_and_none_better_carries_no_verdict() -> None:
-    found = advice(runs(0.9, 8, 0.7, 0.2, 0.4))
-    assert (found.verdict, found.reference) == (None, None)
+    given = advice(runs(0.9, 8, 0.7, 0.2, 0.4))
+    assert (given.verdict, given.reference) == (None, None)
 
 
 def test_without_a_dense_model_the_best_known_one_is_the_reference() -> None:
     best = runs(0.8, 16, 0.9, 0.1, 0.2)
-    found = advice(best, runs(0.9, 8, 0.7, 0.2, 0.4))
-    assert found.reference is not None
-    assert (found.reference.series, found.verdict) == ("80 %", "looks under-trained")
+    given = advice(best, runs(0.9, 8, 0.7, 0.2, 0.4))
+    assert given.reference is not None
+    assert (given.reference.series, given.verdict) == ("80 %", "looks under-trained")
     # which may be under-trained itself
     assert verdict(best, runs(0.9, 8, 0.89, 0.1, 0.2)) is None
 
 
 def test_a_loss_that_is_no_number_carries_no_verdict() -> None:
     broken = [Made(0.9, 8, 0), Made(0.9, 8, 1, loss=None)]
-    found = advice(DENSE, broken)
-    assert found.verdict is None
-    assert "is missing, NaN or infinite" in found.reason
+    given = advice(DENSE, broken)
+    assert given.verdict is None
+    assert "is missing, NaN or infinite" in given.reason
 
 
 def known(*groups: Sequence[Made]) -> Lengths:
@@ -150,39 +150,39 @@ def known(*groups: Sequence[Made]) -> Lengths:
 
 
 def test_lengths_within_a_deviation_of_the_best_are_supported() -> None:
-    found = known(
+    lengths = known(
         runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1), runs(0.9, 16, 0.897, 1, 1), runs(0.9, 32, 0.8, 1, 1)
     )
-    assert found.supported == (8, 16)
-    assert found.note == "8 has the highest mean top-1"
+    assert lengths.supported == (8, 16)
+    assert lengths.note == "8 has the highest mean top-1"
 
 
 def test_that_a_supported_length_is_the_first_or_the_last_is_said() -> None:
-    found = known(runs(0.9, 4, 0.9, 1, 1), runs(0.9, 8, 0.897, 1, 1))
-    assert found.supported == (4, 8)
-    assert found.note == "4 has the highest mean top-1; 8 is the longest tried; 4 is the shortest tried"
+    lengths = known(runs(0.9, 4, 0.9, 1, 1), runs(0.9, 8, 0.897, 1, 1))
+    assert lengths.supported == (4, 8)
+    assert lengths.note == "4 has the highest mean top-1; 8 is the longest tried; 4 is the shortest tried"
 
 
 def test_what_still_rises_at_the_longest_is_said() -> None:
-    found = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1))
-    assert found.supported == (8,)
-    assert "top-1 still rose from 4 to 8, the longest; longer runs may help" in found.note
+    lengths = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1))
+    assert lengths.supported == (8,)
+    assert "top-1 still rose from 4 to 8, the longest; longer runs may help" in lengths.note
 
 
 def test_lengths_of_one_run_tell_nothing() -> None:
-    found = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1, seeds=1))
-    assert found.supported == ()
+    lengths = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1, seeds=1))
+    assert lengths.supported == ()
 
 
 def test_a_length_of_one_run_is_left_out_and_named() -> None:
-    found = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1), runs(0.9, 16, 0.99, 1, 1, seeds=1))
-    assert found.supported == (8,)
-    assert "16 is left out because it has only one run" in found.note
+    lengths = known(runs(0.9, 4, 0.7, 1, 1), runs(0.9, 8, 0.9, 1, 1), runs(0.9, 16, 0.99, 1, 1, seeds=1))
+    assert lengths.supported == (8,)
+    assert "16 is left out because it has only one run" in lengths.note
 
 
 def test_missing_runs_are_said() -> None:
-    found = known(runs(0.9, 4, 0.7, 1, 1), [*runs(0.9, 8, 0.9, 1, 1, seeds=2), Made(0.9, 8, 2, done=False)])
-    assert "some runs of 8 epochs are missing" in found.note
+    lengths = known(runs(0.9, 4, 0.7, 1, 1), [*runs(0.9, 8, 0.9, 1, 1, seeds=2), Made(0.9, 8, 2, done=False)])
+    assert "some runs of 8 epochs are missing" in lengths.note
 
 
 STUDY = [*DENSE, *runs(0.9, 8, 0.7, 0.2, 0.4), *runs(0.9, 16, 0.8, 0.15, 0.3)]
@@ -203,7 +203,7 @@ def test_run_directories_are_compared_as_a_study_is(acdc: Acdc, in_tmp: Path) ->
     given = json.loads(acdc("advise", *sorted((folder / "runs").iterdir()), "--json").stdout)
     studied = json.loads(acdc("advise", folder, "--json").stdout)
     assert sorted(map(str, given["advice"])) == sorted(map(str, studied["advice"]))
-    assert {found["verdict"] for found in given["advice"]} == {"under-trained", "looks under-trained"}
+    assert {each["verdict"] for each in given["advice"]} == {"under-trained", "looks under-trained"}
 
 
 @pytest.mark.parametrize("source", ["s", "s.yaml"])
@@ -215,9 +215,9 @@ def test_a_study_is_named_as_for_the_report_and_axes_that_advance_with_the_epoch
     text = "name: s\nbase: demo\naxes: {epochs: [8, 16], optim.lr: [0.1, 0.2], seed: [0]}\nzip: [[epochs, optim.lr]]\n"
     for file in (in_tmp / "s.yaml", folder / "study.yaml"):
         file.write_text(text)
-    found = json.loads(acdc("advise", folder if source == "s" else source, "--json").stdout)
-    assert [each["series"] for each in found["lengths"]] == ["dense", "90 %"]
-    assert found["lengths"][1]["epochs"] == [16]
+    document = json.loads(acdc("advise", folder if source == "s" else source, "--json").stdout)
+    assert [each["series"] for each in document["lengths"]] == ["dense", "90 %"]
+    assert document["lengths"][1]["epochs"] == [16]
 
 
 def test_a_study_that_comes_with_acdc_goes_by_its_name(acdc: Acdc, in_tmp: Path) -> None:
@@ -228,9 +228,9 @@ def test_a_study_that_comes_with_acdc_goes_by_its_name(acdc: Acdc, in_tmp: Path)
 def test_runs_of_other_images_are_no_reference(acdc: Acdc, in_tmp: Path) -> None:
     other = [Made(made.sparsity, 8, made.seed, loss=made.loss, overrides=("data.resolution=20",)) for made in DENSE]
     folders = [made.write(in_tmp / f"{i}") for i, made in enumerate([*other, *runs(0.9, 8, 0.7, 0.2, 0.4)])]
-    (found,) = json.loads(acdc("advise", *folders, "--json").stdout)["advice"]
-    assert found["reference"] is None
-    assert "of the same data and model" in found["because"]
+    (given,) = json.loads(acdc("advise", *folders, "--json").stdout)["advice"]
+    assert given["reference"] is None
+    assert "of the same data and model" in given["because"]
 
 
 def test_a_run_that_goes_on_is_left_out_and_named(acdc: Acdc, in_tmp: Path) -> None:

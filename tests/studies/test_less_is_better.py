@@ -30,7 +30,7 @@ from acdc_cli.studies.report.write import report
 from acdc_cli.studies.results import Run
 from acdc_cli.studies.summary import Summary, accuracy_and_cost, front_of, summarise
 from acdc_cli.studies.watch import live_lines
-from acdc_cli.studies.watch.state import look
+from acdc_cli.studies.watch.state import watched_runs
 from acdc_cli.training.progress import print_epoch, print_header
 
 PERPLEXITY = Quantity("perplexity", "perplexity", "ppl", "", "less")
@@ -167,8 +167,8 @@ def test_the_figures_show_stored_values_on_an_axis_without_a_unit(summary: Summa
     drawn = curves.draw({"run": [record]}, {"run": PERPLEXITY}).axes[2]
     assert (drawn.get_ylabel(), list(drawn.lines[0].get_ydata())) == ("perplexity", [21.0])
     top1 = measures_of("multiclass").headline
-    both = curves.draw({"a": [record], "b": [record]}, {"a": PERPLEXITY, "b": top1}).axes[2]
-    assert both.get_ylabel() == "perplexity or top-1 (%)"
+    accuracy_panel = curves.draw({"a": [record], "b": [record]}, {"a": PERPLEXITY, "b": top1}).axes[2]
+    assert accuracy_panel.get_ylabel() == "perplexity or top-1 (%)"
 
 
 def test_curves_of_several_tasks_stand_side_by_side_each_on_its_own_axis() -> None:
@@ -205,11 +205,11 @@ def test_runs_are_compared_in_perplexity() -> None:
         recipe = {"task.name": "perplexing", "seed": seed, "epochs": 8, "sparsity.target": target}
         return compare.Known(name, recipe, {}, Outcome(True, 8, dict.fromkeys(keys) | {"perplexity": perplexity}))
 
-    found = compare._findings([known("a", 0, 0.8, 20.0), known("b", 0, 0.9, 24.5)])
-    rows = {row[0]: row[1:] for row in found.summary.rows}
+    findings = compare._findings([known("a", 0, 0.8, 20.0), known("b", 0, 0.9, 24.5)])
+    rows = {row[0]: row[1:] for row in findings.summary.rows}
     assert rows["perplexity"] == ("20.000", "24.500")
     assert rows["  minus the first"] == ("", "+4.500")
-    assert found.figures[""].axes[0].get_xlabel() == "perplexity"
+    assert findings.figures[""].axes[0].get_xlabel() == "perplexity"
 
 
 def test_an_epoch_is_a_line_with_the_value_itself(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +259,7 @@ def test_lists_of_runs_name_what_they_rank_by(tmp_path: Path, capsys: pytest.Cap
     assert ("perplexity, zeros", "20.000, 75.00 %") in run_table.facts(listed[0])
     assert "accuracy" not in (shown := listed[0].as_dict())
     assert shown["perplexity"] == 20.0
-    lines = live_lines.lines(look([listed[0].path]), (), 80, 0.0)
+    lines = live_lines.lines(watched_runs([listed[0].path]), (), 80, 0.0)
     assert any("perplexity 20.000 ·" in line for line in lines)
     assert any(line.startswith("  perplexity ") and line.endswith("20 → 20") for line in lines)
     finished(tmp_path / "runs" / "c", "multiclass", top1=0.5)
@@ -282,9 +282,9 @@ def test_pruning_and_speed_are_drawn_against_the_value_itself() -> None:
     asked = Asked(Path("run"), method="magnitude", targets=(0.5, 0.9))
     after = [measured | {"perplexity": value} for value in (22.0, 40.0)]
     measures = measures_of("perplexing")
-    found = prune_findings.findings(asked, measures, measured | {"perplexity": 20.0}, after)
-    assert [row[1] for row in found.summary.rows] == ["20.000", "22.000", "40.000"]
-    (axes,) = found.figures[""].axes
+    findings = prune_findings.findings(asked, measures, measured | {"perplexity": 20.0}, after)
+    assert [row[1] for row in findings.summary.rows] == ["20.000", "22.000", "40.000"]
+    (axes,) = findings.figures[""].axes
     assert (axes.get_ylabel(), list(axes.lines[1].get_ydata())) == ("perplexity", [22.0, 40.0])
     rows = [{"latency_ms": latency, "perplexity": value} for latency, value in ((1.0, 30.0), (2.0, 40.0), (3.0, 20.0))]
     assert [row["latency_ms"] for row in bench_run._pareto(rows, PERPLEXITY)] == [1.0, 3.0]

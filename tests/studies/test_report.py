@@ -60,13 +60,13 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 def test_the_table_of_last_epochs_has_means_deviations_and_the_number_of_runs(folder: Path) -> None:
     rows = {(row["series"], row["epochs"]): row for row in table(folder, "last_epoch")}
     assert list(rows) == [("dense", "4"), ("dense", "8"), ("90 %", "4"), ("90 %", "8"), ("90 %", "16")]
-    found = rows["90 %", "8"]
-    assert float(found["top-1 % mean"]) == pytest.approx(86)
+    cells = rows["90 %", "8"]
+    assert float(cells["top-1 % mean"]) == pytest.approx(86)
     # of 84 and 88: sqrt((2² + 2²) / (2 - 1))
-    assert float(found["top-1 % std"]) == pytest.approx(8**0.5)
-    assert (found["n"], found["n planned"], found["training FLOPs"]) == ("2", "2", "320.0")
-    assert float(found["zeros % (pruned layers)"]) == pytest.approx(90)
-    assert float(found["zeros % (all)"]) == pytest.approx(45)
+    assert float(cells["top-1 % std"]) == pytest.approx(8**0.5)
+    assert (cells["n"], cells["n planned"], cells["training FLOPs"]) == ("2", "2", "320.0")
+    assert float(cells["zeros % (pruned layers)"]) == pytest.approx(90)
+    assert float(cells["zeros % (all)"]) == pytest.approx(45)
 
 
 def test_sparse_models_are_held_against_the_dense_one_of_their_length_both_ways(folder: Path) -> None:
@@ -335,9 +335,9 @@ def with_script(folder: Path, name: str, script: str) -> Path:
 
 
 def seen(dom: str) -> list[str]:
-    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
-    assert found
-    return found[1].split("\n")
+    match = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert match
+    return match[1].split("\n")
 
 
 LOOK = """
@@ -449,15 +449,15 @@ def test_along_the_sparsity_a_dense_model_has_a_line_and_no_place(tmp_path: Path
         replace(in_memory(Made(share, 4, 0, top1=1 - share / 10)), axes={"method": "gmp", "sparsity": share, "seed": 0})
         for share in (0.9, 0.95)
     ]
-    found = summarise("s", [*sparse, dense])
-    rows = {row[0].text: row[1].text for row in tables.last_epoch(found).rows}
+    summary = summarise("s", [*sparse, dense])
+    rows = {row[0].text: row[1].text for row in tables.last_epoch(summary).rows}
     assert rows["dense"] == "–"
-    axes = charts.panel(found, measures_of("multiclass").headline).axes[0]
+    axes = charts.panel(summary, measures_of("multiclass").headline).axes[0]
     level = [line.get_ydata() for line in axes.get_lines() if list(line.get_xdata()) == [0, 1]]
     assert [list(map(float, ys)) for ys in level] == [[pytest.approx(95)] * 2]
     places = {float(x) for line in axes.get_lines() for x in line.get_xdata() if list(line.get_xdata()) != [0, 1]}
     assert places == {0.9, 0.95}
-    costs = charts.pareto(found)
+    costs = charts.pareto(summary)
     assert costs is not None
     assert sorted(text.get_text() for text in costs.axes[0].texts) == ["", "0.9", "0.95"]
 

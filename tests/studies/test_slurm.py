@@ -65,7 +65,7 @@ class Cluster:
         return {job_id: "RUNNING" for job_id in ids if _is_alive(int(job_id))}
 
     def launcher(self, states: Callable[[], Mapping[str, str]] | None = None, patience: float = 0.3) -> Slurm:
-        return Slurm(self.executor, states or self.states, self.recorded.append, look_every=0.02, patience=patience)
+        return Slurm(self.executor, states or self.states, self.recorded.append, refresh_every=0.02, patience=patience)
 
     def start(self, launcher: Slurm, program: str, number: int = 0) -> SlurmJob:
         """A Python program as the command of the study's cell of that number."""
@@ -96,9 +96,9 @@ def outcome(job: SlurmJob) -> int:
     return until(job.poll)
 
 
-def until(found: Callable[[], int | None]) -> int:
+def until(ask: Callable[[], int | None]) -> int:
     end = time.monotonic() + 60
-    while (value := found()) is None:
+    while (value := ask()) is None:
         assert time.monotonic() < end, "it took more than a minute"
         time.sleep(0.02)
     return value
@@ -226,17 +226,17 @@ def test_while_slurm_is_silent_nothing_is_submitted_and_no_job_is_given_up(
 
 
 def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Cluster) -> None:
-    found: dict[str, str] = {}
-    started = cluster.start(cluster.launcher(lambda: found), UNTIL_TOLD)
+    states: dict[str, str] = {}
+    started = cluster.start(cluster.launcher(lambda: states), UNTIL_TOLD)
     started.poll()
     assert started.submitted is not None
     for seen in ({}, {started.submitted.job_id: "RUNNING"}, {}):
         time.sleep(0.4)
-        found.clear()
-        found.update(seen)
+        states.clear()
+        states.update(seen)
         assert started.poll() is None
     # seen, or a job that ends slowly on a busy machine would be given up
-    found[started.submitted.job_id] = "RUNNING"
+    states[started.submitted.job_id] = "RUNNING"
     Path("end").touch()
     assert outcome(started) == 0
 
@@ -255,18 +255,18 @@ def test_a_job_that_was_not_seen_for_a_moment_is_waited_for_again(cluster: Clust
 def test_a_job_that_has_ended_without_a_word_has_its_state_for_an_answer(
     cluster: Cluster, state: str | None, code: int
 ) -> None:
-    found: dict[str, str] = {}
-    launcher = cluster.launcher(lambda: found)
+    states: dict[str, str] = {}
+    launcher = cluster.launcher(lambda: states)
     started = cluster.start(launcher, UNTIL_TOLD)
     started.poll()
     assert started.submitted is not None
-    found[started.submitted.job_id] = "RUNNING"
+    states[started.submitted.job_id] = "RUNNING"
     time.sleep(0.4)
     assert started.poll() is None
     if state is None:
-        found.clear()
+        states.clear()
     else:
-        found[started.submitted.job_id] = state
+        states[started.submitted.job_id] = state
     assert outcome(started) == code
     assert f"job {started.submitted.job_id} " + (f"has ended as {state}" if state else "is gone") in (
         Path("log").read_text()
@@ -304,7 +304,7 @@ def test_a_sweep_that_ends_leaves_its_jobs_to_the_next(cluster: Cluster, monkeyp
         return [sys.executable, "-c", UNTIL_TOLD + done, str(row.directory)]
 
     def work(stop: Callable[[], bool]) -> None:
-        launcher = Slurm(cluster.executor, cluster.states, queue.record_jobs, look_every=0.02)
+        launcher = Slurm(cluster.executor, cluster.states, queue.record_jobs, refresh_every=0.02)
         Sweep(queue, Owner.this_process(), launcher, command, Path("logs"), tuple, Silence()).work(stop)
 
     def both_run() -> bool:

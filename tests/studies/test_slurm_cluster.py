@@ -69,16 +69,16 @@ def said(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def until(found: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < end, f"it took more than {seconds} s"
         time.sleep(0.1)
 
 
 def launched(*options: str) -> Slurm:
     launcher = slurm.slurm(Path("slurm"), "test", options, lambda states: None)
-    launcher._look_every, launcher._patience = 0.5, 3
+    launcher._refresh_every, launcher._patience = 0.5, 3
     return launcher
 
 

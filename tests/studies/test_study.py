@@ -34,13 +34,13 @@ def refusal(text: str) -> list[str]:
 
 
 def test_dense_a_share_and_a_label_are_values_of_sparsity(in_tmp: Path) -> None:
-    found = study("axes: {sparsity: [dense, 0.8, {label: gmp, set: {sparsity.method: gmp}}]}\n")
-    assert [(cell.key, cell.axes, cell.overrides) for cell in found.cells()] == [
+    loaded = study("axes: {sparsity: [dense, 0.8, {label: gmp, set: {sparsity.method: gmp}}]}\n")
+    assert [(cell.key, cell.axes, cell.overrides) for cell in loaded.cells()] == [
         ("sparsity=dense", {"sparsity": "dense"}, ("sparsity.method=dense",)),
         ("sparsity=0.8", {"sparsity": 0.8}, ("sparsity.target=0.8",)),
         ("sparsity=gmp", {"sparsity": "gmp"}, ("sparsity.method=gmp",)),
     ]
-    recipes = found.recipes()
+    recipes = loaded.recipes()
     assert [recipes[key].as_dict()["sparsity"].get("target") for key in recipes] == [None, 0.8, 0.9]
 
 
@@ -70,9 +70,9 @@ def test_the_base_is_a_file_beside_the_study_or_a_shipped_recipe(in_tmp: Path, m
     Path("sub/demo").write_text("extends: demo.yaml\nname: mine\n")
     Path("sub/demo.yaml").write_text("extends: demo_gmp\nname: below\n")
     Path("sub/foo.yaml").write_text(HEAD + "axes: {seed: [0]}\n")
-    found = load_study("sub/foo.yaml")
+    loaded = load_study("sub/foo.yaml")
     monkeypatch.chdir("sub")
-    assert [recipe.name for recipe in found.recipes().values()] == ["mine"]
+    assert [recipe.name for recipe in loaded.recipes().values()] == ["mine"]
     assert study("axes: {seed: [0]}\n").text == Path("foo.yaml").read_text()
     Path("demo").unlink()
     assert [recipe.name for recipe in load_study("foo.yaml").recipes().values()] == ["demo"]
@@ -279,10 +279,10 @@ def test_these_studies_are_shipped_and_are_no_recipes() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_of_a_shipped_study_loads_and_lies_within_its_budget(name: str) -> None:
-    study, found = load_study(name), recipes(name)
+    study, by_key = load_study(name), recipes(name)
     assert study.name == name
-    assert list(found) == [cell.key for cell in study.cells()]
-    totals = {"runs": len(found), "epochs": sum(recipe.epochs for recipe in found.values())}
+    assert list(by_key) == [cell.key for cell in study.cells()]
+    totals = {"runs": len(by_key), "epochs": sum(recipe.epochs for recipe in by_key.values())}
     assert all(totals[key] <= limit for key, limit in study.budget.limits().items())
 
 
@@ -301,26 +301,26 @@ def test_the_doubled_lengths_fit_as_well_as_those_that_are_named() -> None:
 
 
 def test_ac_dc_keeps_its_phases_of_5_epochs_at_every_length_of_p2s_figure() -> None:
-    found = recipes("epoch_length")
-    assert len(found) == 5 * 6 * 3
-    assert {recipe.epochs for recipe in found.values()} == {25, 50, 100, 200, 500, 1000}
+    by_key = recipes("epoch_length")
+    assert len(by_key) == 5 * 6 * 3
+    assert {recipe.epochs for recipe in by_key.values()} == {25, 50, 100, 200, 500, 1000}
     for epochs, lengths in ((25, [3, 5, 5, 5, 3, 4]), (50, [5, *[5] * 6, 15]), (100, [10, *[5] * 13, 10, 15])):
-        block = found[f"sparsity=0.95,epochs={epochs},seed=0"].sparsity
+        block = by_key[f"sparsity=0.95,epochs={epochs},seed=0"].sparsity
         assert isinstance(block, AlternationBlock)
         assert [phase.end - phase.start for phase in block.phases(epochs).phases] == lengths
     plain = load("resnet50_95").as_dict()
-    assert found["sparsity=0.95,epochs=100,seed=0"].as_dict() == plain
-    assert found["sparsity=dense,epochs=100,seed=0"].as_dict() == plain | {"sparsity": {"method": "dense"}}
+    assert by_key["sparsity=0.95,epochs=100,seed=0"].as_dict() == plain
+    assert by_key["sparsity=dense,epochs=100,seed=0"].as_dict() == plain | {"sparsity": {"method": "dense"}}
 
 
 def test_the_demo_is_short_and_has_the_budget_to_double_two_sparsities_lengths_the_sparsest_first() -> None:
-    study, found = load_study("epoch_length_demo"), recipes("epoch_length_demo")
-    assert {recipe.epochs for recipe in found.values()} == {4, 8, 16, 32}
+    study, by_key = load_study("epoch_length_demo"), recipes("epoch_length_demo")
+    assert {recipe.epochs for recipe in by_key.values()} == {4, 8, 16, 32}
     assert list(dict.fromkeys(cell.axes["sparsity"] for cell in study.cells())) == [0.98, 0.95, 0.9, 0.8, "dense"]
-    spent = sum(recipe.epochs for recipe in found.values())
+    spent = sum(recipe.epochs for recipe in by_key.values())
     # 1,300 take about 17 of the 20 minutes it may have on two cores
     assert spent + 2 * 3 * 64 <= study.budget.limits()["epochs"] <= 1300
-    assert {recipe.optim.clip_norm for recipe in found.values()} == {1.0}
+    assert {recipe.optim.clip_norm for recipe in by_key.values()} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -420,9 +420,9 @@ def _sparsities(name: str) -> list[dict[str, object]]:
 
 
 def test_the_shares_of_p2_h_are_those_of_the_phases() -> None:
-    found = recipes("dense_fraction")
+    by_key = recipes("dense_fraction")
     for share in (0.2, 0.5, 0.8):
-        block = found[f"sparse_fraction={share},seed=0"].sparsity
+        block = by_key[f"sparse_fraction={share},seed=0"].sparsity
         assert isinstance(block, AlternationBlock)
         _, *middle, last_dense, last_sparse = block.phases(1000).phases
         sparse = sum(phase.end - phase.start for phase in middle if phase.kind == "sparse")
@@ -430,18 +430,18 @@ def test_the_shares_of_p2_h_are_those_of_the_phases() -> None:
         epochs = sum(phase.end - phase.start for phase in middle) + block.lengths[1]
         assert sparse / epochs == pytest.approx(share)
         assert (last_sparse.end - last_sparse.start, abs(last_dense.end - last_dense.start - 10) <= 3) == (15, True)
-    assert found["sparse_fraction=0,seed=0"].as_dict()["sparsity"] == {"method": "dense"}
-    assert found["sparse_fraction=1,seed=0"].sparsity.method == "oneshot"
+    assert by_key["sparse_fraction=0,seed=0"].as_dict()["sparsity"] == {"method": "dense"}
+    assert by_key["sparse_fraction=1,seed=0"].sparsity.method == "oneshot"
 
 
 @pytest.mark.parametrize("method", ["gmp", "rigl", "dense"])
 def test_a_method_of_p2_p_trains_as_in_the_recipe_of_its_name(method: str) -> None:
     sparsity = 0.9 if method == "dense" else 0.95
-    found = recipes("methods")[f"method={method},sparsity={sparsity},epochs=100,seed=0"]
+    recipe = recipes("methods")[f"method={method},sparsity={sparsity},epochs=100,seed=0"]
     of_its_own = load(
         "resnet50_dense" if method == "dense" else f"{method}_resnet50_95", ["checkpoint.keep_masks_every=5"]
     )
-    assert found.as_dict() | {"name": of_its_own.name} == of_its_own.as_dict()
+    assert recipe.as_dict() | {"name": of_its_own.name} == of_its_own.as_dict()
 
 
 def test_the_masks_of_p2_j_are_those_of_its_epochs() -> None:
@@ -491,10 +491,10 @@ def test_an_unknown_study_is_refused_with_the_nearest_and_all_there_are(in_tmp: 
 
 
 def test_the_comparison_trains_every_method_at_every_sparsity_for_the_same_epochs_and_seeds() -> None:
-    study, found = load_study("methods_demo"), recipes("methods_demo")
+    study, by_key = load_study("methods_demo"), recipes("methods_demo")
     trained: dict[str, set[tuple[float | None, int]]] = {}
     for cell in study.cells():
-        recipe = found[cell.key]
+        recipe = by_key[cell.key]
         name, sparsity = str(cell.axes["method"]), cell.axes["sparsity"]
         assert recipe.sparsity.method == name.partition(" ")[0]
         assert recipe.epochs == 8

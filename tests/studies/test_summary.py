@@ -56,9 +56,9 @@ def group(*runs: Made) -> Group:
 
 
 def test_a_group_has_the_numbers_of_its_runs_that_are_done() -> None:
-    found = group(Made(0.9, 4, 0, top1=0.8), Made(0.9, 4, 1, top1=0.9), Made(0.9, 4, 2, top1=0.1, done=False, ended=4))
-    assert found.last("top1") == Spread((0.8, 0.9))
-    assert not found.complete
+    summed = group(Made(0.9, 4, 0, top1=0.8), Made(0.9, 4, 1, top1=0.9), Made(0.9, 4, 2, top1=0.1, done=False, ended=4))
+    assert summed.last("top1") == Spread((0.8, 0.9))
+    assert not summed.complete
 
 
 def test_a_loss_that_is_no_number_is_not_left_out_in_silence() -> None:
@@ -78,8 +78,8 @@ def test_last_and_best_epoch_are_not_mixed() -> None:
     run = with_records({"top1": 0.5, "entropy": 3.0}, {"top1": 0.9, "entropy": 2.0}, {"top1": 0.7, "entropy": 1.0})
     assert (run.last["top1"], run.last["entropy"]) == (0.7, 1.0)
     assert (run.best["top1"], run.best["entropy"]) == (0.9, 2.0)
-    found = Group("", 3, (run,))
-    assert (found.last("entropy"), found.best("entropy")) == (Spread((1.0,)), Spread((2.0,)))
+    summed = Group("", 3, (run,))
+    assert (summed.last("entropy"), summed.best("entropy")) == (Spread((1.0,)), Spread((2.0,)))
 
 
 def test_the_best_epoch_is_none_of_a_denser_model() -> None:

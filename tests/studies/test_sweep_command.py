@@ -122,12 +122,12 @@ def test_only_what_is_missing_is_run_after_a_sweep_was_killed_and_stopped_and_by
     assert "stopped; 2 of 4 runs are done; resume with: acdc sweep" in Path("said").read_text()
     assert (rows()[long].state, rows()[long].failures) == ("waiting", 0)
 
-    both = [sweeping(study, "--workers", "1") for _ in range(2)]
-    assert [process.wait(200) for process in both] == [0, 0], Path("said").read_text()
+    sweeps = [sweeping(study, "--workers", "1") for _ in range(2)]
+    assert [process.wait(200) for process in sweeps] == [0, 0], Path("said").read_text()
     done = rows()
     assert {row.state for row in done.values()} == {"done"}
     assert [row.attempts for row in done.values()] == [1, 1, 3, 1]
-    assert {done[f"epochs=40,seed={seed}"].pid for seed in range(2)} == {process.pid for process in both}
+    assert {done[f"epochs=40,seed={seed}"].pid for seed in range(2)} == {process.pid for process in sweeps}
     assert [summary.stat().st_mtime_ns for summary in summaries] == written
     resumed = RunDir(done[long].directory)
     assert len(resumed.provenance()) == 3

@@ -35,21 +35,21 @@ def study(in_tmp: Path) -> Path:
     return path
 
 
-def states(found: SweepPlan) -> dict[str, str]:
-    return {run.key: run.state for run in found.runs}
+def states(plan: SweepPlan) -> dict[str, str]:
+    return {run.key: run.state for run in plan.runs}
 
 
 def test_every_run_is_priced_as_acdc_plan_does(study: Path) -> None:
-    found = sweep_plan("foo.yaml")
-    assert [run.key for run in found.runs] == [cell.key for cell in load_study("foo.yaml").cells()]
-    for run in found.runs:
+    priced = sweep_plan("foo.yaml")
+    assert [run.key for run in priced.runs] == [cell.key for cell in load_study("foo.yaml").cells()]
+    for run in priced.runs:
         totals = plan(load("demo", run.overrides)).totals
         assert (run.train_flops, run.train_ratio) == (totals.train_flops, totals.train_ratio)
         assert run.epochs == run.axes["epochs"]
-    assert {run.train_ratio for run in found.runs if run.axes["sparsity"] == "dense"} == {1.0}
-    total = found.total()
-    assert total == {"runs": 8, "epochs": 48, "train_flops": sum(run.train_flops for run in found.runs)}
-    assert found.warnings == []
+    assert {run.train_ratio for run in priced.runs if run.axes["sparsity"] == "dense"} == {1.0}
+    total = priced.total()
+    assert total == {"runs": 8, "epochs": 48, "train_flops": sum(run.train_flops for run in priced.runs)}
+    assert priced.warnings == []
 
 
 def test_runs_that_differ_in_their_seed_are_priced_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +67,12 @@ def test_without_a_ledger_the_run_directories_tell_what_is_done(study: Path) -> 
     ):
         (runs / key).mkdir(parents=True)
         (runs / key / file).write_text("{}")
-    found = sweep_plan("foo.yaml")
-    told = states(found)
+    plan = sweep_plan("foo.yaml")
+    told = states(plan)
     assert told.pop("sparsity=dense,epochs=4,seed=0") == "done"
     assert told.pop("sparsity=0.9,epochs=8,seed=1") == "begun"
     assert set(told.values()) == {"waiting"}
-    assert (found.total(done=True)["runs"], found.total(done=False)["epochs"]) == (1, 44)
+    assert (plan.total(done=True)["runs"], plan.total(done=False)["epochs"]) == (1, 44)
     assert not (study.parent / "studies/foo/ledger.sqlite").exists()
     assert set(states(sweep_plan("foo.yaml", Path("elsewhere"))).values()) == {"waiting"}
 
@@ -90,26 +90,26 @@ def test_a_ledger_tells_what_runs_what_has_failed_and_what_was_added(study: Path
         assert claimed is not None
         if claimed.key == cells[0].key:
             queue.fail(claimed.key, owner, "boom")
-    found = sweep_plan("foo.yaml")
-    told = states(found)
+    plan = sweep_plan("foo.yaml")
+    told = states(plan)
     assert list(told) == [*(cell.key for cell in cells), longer.key]
     assert [told.pop(cells[0].key), *set(told.values())] == ["failed", "running"]
-    assert found.total() | {"train_flops": 0} == {"runs": 9, "epochs": 64, "train_flops": 0}
+    assert plan.total() | {"train_flops": 0} == {"runs": 9, "epochs": 64, "train_flops": 0}
 
 
 def test_a_budget_that_is_too_small_is_told_and_refused(study: Path) -> None:
     study.write_text(study.read_text().replace("{epochs: 100}", "{runs: 7, epochs: 48, train_flops: 1e9}"))
-    found = sweep_plan("foo.yaml")
-    runs, flops = found.warnings
+    plan = sweep_plan("foo.yaml")
+    runs, flops = plan.warnings
     assert runs == "budget.runs: the study's runs need 8, more than 7; raise the limit or remove runs"
-    taken = f"{found.total()['train_flops']:.6g}"
+    taken = f"{plan.total()['train_flops']:.6g}"
     assert (
         flops == f"budget.train_flops: the study's runs need {taken}, more than 1e+09; raise the limit or remove runs"
     )
     read = load_study("foo.yaml")
     with pytest.raises(RecipeError) as error:
         require_budget(read, read.recipes().values())
-    assert str(error.value).splitlines() == found.warnings
+    assert str(error.value).splitlines() == plan.warnings
     study.write_text(study.read_text().replace("{runs: 7, epochs: 48, train_flops: 1e9}", "{runs: 8, epochs: 48}"))
     read = load_study("foo.yaml")
     require_budget(read, read.recipes().values())
@@ -127,12 +127,12 @@ def test_what_acdc_plan_doubts_is_told_with_its_runs(study: Path, acdc: Acdc) ->
 def test_json_has_every_run_and_the_totals(study: Path, acdc: Acdc) -> None:
     result = acdc("sweep", study, "--dry-run", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert (found["study"], found["folder"], found["budget"]) == ("foo", "studies/foo", {"epochs": 100})
-    assert (found["until_converged"], found["warnings"]) == (True, [])
-    assert set(found["runs"][0]) == {"key", "axes", "overrides", "state", "epochs", "train_flops", "train_ratio"}
-    assert found["totals"]["remaining"] == found["totals"]["all"]
-    assert found["totals"]["done"] == {"runs": 0, "epochs": 0, "train_flops": 0}
+    document = json.loads(result.stdout)
+    assert (document["study"], document["folder"], document["budget"]) == ("foo", "studies/foo", {"epochs": 100})
+    assert (document["until_converged"], document["warnings"]) == (True, [])
+    assert set(document["runs"][0]) == {"key", "axes", "overrides", "state", "epochs", "train_flops", "train_ratio"}
+    assert document["totals"]["remaining"] == document["totals"]["all"]
+    assert document["totals"]["done"] == {"runs": 0, "epochs": 0, "train_flops": 0}
     assert not (study.parent / "studies").exists()
     assert acdc("sweep", study, "--json").exit_code == 2
 

@@ -232,17 +232,17 @@ def test_who_was_silent_for_so_long_that_the_run_is_anothers_kills_its_own(
     queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeps, "BEAT_EVERY", 0.0)
-    log, looks = Path("logs/seed=0.log"), count()
+    log, polls = Path("logs/seed=0.log"), count()
 
     def taken_over() -> bool:
         ready = log.exists() and "ready" in log.read_text()
-        look = next(looks) if ready else -1
-        if look == 0:
+        poll = next(polls) if ready else -1
+        if poll == 0:
             queue.release("seed=0", Owner.this_process())
             row = queue.claim(ELSEWHERE)
             assert row is not None
             assert row.key == "seed=0"
-        elif look == 5:
+        elif poll == 5:
             row = by_key(queue)["seed=0"]
             row.directory.mkdir(parents=True)
             (row.directory / "summary.json").write_text("{}")

@@ -19,7 +19,7 @@ from acdc_cli.recipe.load import load, resolved_yaml
 from acdc_cli.runs.run_dir import RunDir
 from acdc_cli.studies.watch import job
 from acdc_cli.studies.watch.live_lines import blocks, lines
-from acdc_cli.studies.watch.state import described, gpus, look
+from acdc_cli.studies.watch.state import described, gpus, watched_runs
 
 
 def begun(path: Path, *top1: float | None) -> RunDir:
@@ -52,7 +52,7 @@ def test_a_running_run_shows_its_phase_its_curves_and_the_time_left(tmp_path: Pa
     run = begun(tmp_path / "run", 0.25, None, 0.5)
     ended = run.metrics.stat().st_mtime
     with run.locked():
-        watched = look([run.path], now=ended + 10)
+        watched = watched_runs([run.path], now=ended + 10)
     # 13 epochs of 30 seconds, less the 10 since the last one ended
     assert watched[0].left == 380.0
     shown = "\n".join(lines(watched, ["GPU 0"], 80, ended + 10))
@@ -63,7 +63,7 @@ def test_a_running_run_shows_its_phase_its_curves_and_the_time_left(tmp_path: Pa
     assert "phase      ·▓·  " in shown
     assert shown.endswith("GPU 0")
     assert max(map(len, shown.splitlines()[1:])) <= 80
-    assert look([run.path])[0].left is None
+    assert watched_runs([run.path])[0].left is None
 
 
 def test_without_a_terminal_there_is_one_snapshot(tmp_path: Path, acdc: Acdc) -> None:

@@ -16,30 +16,30 @@ def metrics(logits: list[list[float]], labels: list[int]) -> dict[str, float]:
 
 
 def test_uniform_logits_have_the_entropy_and_loss_of_log_classes() -> None:
-    found = metrics([[0.0, 0.0, 0.0, 0.0]], [2])
-    assert found["entropy"] == pytest.approx(math.log(4), rel=1e-6)
-    assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)
+    measures = metrics([[0.0, 0.0, 0.0, 0.0]], [2])
+    assert measures["entropy"] == pytest.approx(math.log(4), rel=1e-6)
+    assert measures["loss"] == pytest.approx(math.log(4), rel=1e-6)
 
 
 def test_two_classes_by_hand() -> None:
     # probabilities 3/4 and 1/4
-    found = metrics([[math.log(3), 0.0], [math.log(3), 0.0]], [0, 1])
-    assert found["loss"] == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-6)
-    assert found["entropy"] == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4), rel=1e-6)
-    assert found["top1"] == 0.5
+    measures = metrics([[math.log(3), 0.0], [math.log(3), 0.0]], [0, 1])
+    assert measures["loss"] == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-6)
+    assert measures["entropy"] == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4), rel=1e-6)
+    assert measures["top1"] == 0.5
 
 
 def test_logits_of_a_thousand_stay_numbers() -> None:
-    found = metrics([[1000.0, -1000.0, 0.0]], [1])
-    assert found["entropy"] == 0
-    assert found["loss"] == 2000
+    measures = metrics([[1000.0, -1000.0, 0.0]], [1])
+    assert measures["entropy"] == 0
+    assert measures["loss"] == 2000
 
 
 def test_top5_counts_the_label_among_the_five_largest() -> None:
     logits = [[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 3
-    found = metrics(logits, [0, 4, 5])
-    assert found["top1"] == pytest.approx(1 / 3)
-    assert found["top5"] == pytest.approx(2 / 3)
+    measures = metrics(logits, [0, 4, 5])
+    assert measures["top1"] == pytest.approx(1 / 3)
+    assert measures["top5"] == pytest.approx(2 / 3)
 
 
 def test_with_fewer_than_five_classes_top5_is_one() -> None:

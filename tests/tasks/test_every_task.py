@@ -33,8 +33,8 @@ def batch(task: Any) -> tuple[Tensor, Tensor]:
     """Logits and targets. Each token of a text is a sample."""
     random = torch.Generator().manual_seed(0)
     shape = (IMAGES, LENGTH) if task.inputs == "text" else (IMAGES,)
-    most = 2**OUTPUTS if task.targets == "bits" else OUTPUTS
-    targets = torch.randint(most, shape, generator=random)
+    target_count = 2**OUTPUTS if task.targets == "bits" else OUTPUTS
+    targets = torch.randint(target_count, shape, generator=random)
     if task.targets == "score":
         return 3 * torch.randn(*shape, 1, generator=random), targets.float()
     return 3 * torch.randn(*shape, OUTPUTS, generator=random), targets

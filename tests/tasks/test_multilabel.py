@@ -28,13 +28,13 @@ def metrics(logits: torch.Tensor, targets: torch.Tensor, *names: str) -> dict[st
 def test_two_images_of_two_labels_by_hand() -> None:
     # probabilities 3/4, 1/4 and 1/2 + a little, 9/10 + a little; the labels are yes, yes and no, yes
     logits = torch.tensor([[math.log(3), -math.log(3)], [1e-6, LN9 + 1e-3]])
-    found = metrics(logits, torch.tensor([0b11, 0b10]), "a", "b")
+    measures = metrics(logits, torch.tensor([0b11, 0b10]), "a", "b")
     by_hand = (math.log(4 / 3) + math.log(4) + math.log(2) + math.log(10 / 9)) / 4
-    assert found["loss"] == pytest.approx(by_hand, abs=1e-4)
+    assert measures["loss"] == pytest.approx(by_hand, abs=1e-4)
     # right: a of the first, b of the second; a of the second says yes
-    assert (found["accuracy"], found["accuracy/a"], found["accuracy/b"]) == (0.5, 0.5, 0.5)
-    assert found["uncertainty"] == 0.75
-    assert tuple(found) == ("loss", "uncertainty", "accuracy", "accuracy/a", "accuracy/b")
+    assert (measures["accuracy"], measures["accuracy/a"], measures["accuracy/b"]) == (0.5, 0.5, 0.5)
+    assert measures["uncertainty"] == 0.75
+    assert tuple(measures) == ("loss", "uncertainty", "accuracy", "accuracy/a", "accuracy/b")
 
 
 def test_a_prediction_is_uncertain_between_a_tenth_and_nine_tenths() -> None:
@@ -55,8 +55,8 @@ def test_targets_above_the_threshold_are_yes_in_training_only() -> None:
 
 
 def test_logits_of_a_thousand_stay_numbers() -> None:
-    found = metrics(torch.tensor([[1000.0, -1000.0]]), torch.tensor([0b10]))
-    assert (found["loss"], found["accuracy"]) == (1000, 0)
+    measures = metrics(torch.tensor([[1000.0, -1000.0]]), torch.tensor([0b10]))
+    assert (measures["loss"], measures["accuracy"]) == (1000, 0)
 
 
 def test_label_smoothing_spreads_a_share_over_yes_and_no_in_training_only() -> None:

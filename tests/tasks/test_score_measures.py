@@ -64,9 +64,9 @@ def test_correlations_are_those_of_scipy(pairs: list[tuple[int, int]]) -> None:
 def test_scalars_are_added_and_vectors_concatenated_over_batches_and_ranks() -> None:
     first = {"loss": torch.tensor(1.0), "answers": torch.tensor([1.0, 2.0])}
     second = {"loss": torch.tensor(0.5), "answers": torch.tensor([3.0])}
-    both = totals.fetched(totals.combined(totals.combined({}, first), second))
-    assert both == {"loss": 1.5, "answers": [1.0, 2.0, 3.0]}
-    assert totals.over_ranks([both, {}, {"loss": 2.0, "answers": [4.0]}]) == {
+    merged = totals.fetched(totals.combined(totals.combined({}, first), second))
+    assert merged == {"loss": 1.5, "answers": [1.0, 2.0, 3.0]}
+    assert totals.over_ranks([merged, {}, {"loss": 2.0, "answers": [4.0]}]) == {
         "loss": 3.5,
         "answers": [1.0, 2.0, 3.0, 4.0],
     }

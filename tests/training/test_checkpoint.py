@@ -146,8 +146,8 @@ def test_masks_take_one_bit_a_weight_and_come_back_the_same(tmp_path: Path) -> N
     masks = {"a.weight": torch.rand(7, 3, 3, 3) < 0.5, "b.weight": torch.rand(1000, 11) < 0.1}
     masks["a.weight"] = masks["a.weight"].to(memory_format=torch.channels_last)
     checkpoint.save_masks(tmp_path / "masks.safetensors", masks)
-    found = checkpoint.load_masks(tmp_path / "masks.safetensors")
-    assert {name: mask.tolist() for name, mask in found.items()} == {
+    loaded = checkpoint.load_masks(tmp_path / "masks.safetensors")
+    assert {name: mask.tolist() for name, mask in loaded.items()} == {
         name: mask.tolist() for name, mask in masks.items()
     }
     assert (tmp_path / "masks.safetensors").stat().st_size < 11_000 / 8 + 500
@@ -157,9 +157,9 @@ def test_a_saved_model_has_plain_names_and_says_what_it_is(tmp_path: Path) -> No
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
     checkpoint.save_model(tmp_path / "m.safetensors", model, {"classes": 10})
     assert checkpoint.read_metadata(tmp_path / "m.safetensors") == {"classes": 10}
-    found = load_file(tmp_path / "m.safetensors")
-    assert found.keys() == model.state_dict().keys()
-    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    loaded = load_file(tmp_path / "m.safetensors")
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_file_of_somebody_else_has_no_metadata(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_one_flipped_bit_never_gives_other_masks(tmp_path_factory: pytest.TempPa
     checkpoint.save_masks(path, masks)
     flip(path, int(place * path.stat().st_size))
     try:
-        found = checkpoint.load_masks(path)
+        loaded = checkpoint.load_masks(path)
     except CheckpointError:
         return
     # the flip is in the name of the checksum
-    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+    assert all(torch.equal(loaded[name], mask) for name, mask in masks.items())
 
 
 def test_damaged_masks_are_an_error(tmp_path: Path) -> None:

@@ -130,8 +130,8 @@ def test_gradients_leave_a_graphs_memory_before_it_is_written_again(
 
 
 def test_a_line_says_what_was_compiled() -> None:
-    found = Compilations(2, 63.6, ("training on 1024 images of 160 px", "evaluation on 500 images of 224 px"))
-    assert str(found) == (
+    compilations = Compilations(2, 63.6, ("training on 1024 images of 160 px", "evaluation on 500 images of 224 px"))
+    assert str(compilations) == (
         "compiled 2 graphs in 64 s: training on 1024 images of 160 px, evaluation on 500 images of 224 px"
     )
     assert str(Compilations(1, 0.2, ("training on 8 images of 8 px",))).startswith("compiled 1 graph in 0 s: ")

@@ -36,10 +36,10 @@ STEP = {
 
 def batches(samples: int, rank: int, size: int, batch: int, shuffle: bool) -> list[list[int]]:
     plan = Plan(batch, size=lambda epoch: 8, crop=Crop(WHOLE), seed=5, shuffle=shuffle, shard=Shard(rank, size))
-    found = [list(map(int, indices)) for indices, _ in plan.batches(samples, 2, 0)]
-    assert len(found) == plan.steps(samples)
-    assert all(len(indices) <= plan.largest_batch for indices in found)
-    return found
+    drawn = [list(map(int, indices)) for indices, _ in plan.batches(samples, 2, 0)]
+    assert len(drawn) == plan.steps(samples)
+    assert all(len(indices) <= plan.largest_batch for indices in drawn)
+    return drawn
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
@@ -213,5 +213,5 @@ def test_masks_that_differ_stop_a_change_before_it_is_made() -> None:
 
 
 def test_losses_of_equal_parts_are_averaged_and_bad_steps_counted_where_they_are_most() -> None:
-    both = over_ranks([Losses(1.0, 0.5, 0, 2, 0.5), Losses(2.0, 1.5, 3, 3, 1.5)])
-    assert both == Losses(1.5, 1.0, 3, 3, 1.0)
+    reduced = over_ranks([Losses(1.0, 0.5, 0, 2, 0.5), Losses(2.0, 1.5, 3, 3, 1.5)])
+    assert reduced == Losses(1.5, 1.0, 3, 3, 1.0)

@@ -135,9 +135,11 @@ def test_it_is_the_sum_that_its_equation_says(decay: float, course: list[tuple[i
         expected = [
             (decay * a + (1 - decay) * w) if lives else 0.0 for a, w, lives in zip(before, now, alive, strict=True)
         ]
-    found = seen(average, model)
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert [value == 0.0 for value, lives in zip(found, alive, strict=True) if not lives] == [True] * alive.count(False)
+    averaged = seen(average, model)
+    assert averaged == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert [value == 0.0 for value, lives in zip(averaged, alive, strict=True) if not lives] == [True] * alive.count(
+        False
+    )
 
 
 def test_the_model_is_itself_again_to_the_bit_whatever_happens_within() -> None:
@@ -149,7 +151,7 @@ def test_the_model_is_itself_again_to_the_bit_whatever_happens_within() -> None:
     with average.installed():
         assert not same(before, bits(dict(model.named_parameters())))
         assert model.weight.data_ptr() == place, "compiled graphs keep their storage"
-        with average.aside():
+        with average.set_aside():
             assert same(before, bits(dict(model.named_parameters())))
         assert not same(before, bits(dict(model.named_parameters())))
     assert same(before, bits(dict(model.named_parameters())))

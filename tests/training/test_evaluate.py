@@ -36,10 +36,10 @@ def model() -> nn.Module:
 def test_metrics_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     net = model()
     forward = forward_of(net, normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), CPU))
-    found = evaluate(net, forward, fixed(batch_size), Classification(), Precision("fp32", CPU))
+    measures = evaluate(net, forward, fixed(batch_size), Classification(), Precision("fp32", CPU))
     whole = evaluate(net, forward, fixed(7), Classification(), Precision("fp32", CPU))
-    assert found == pytest.approx(whole, rel=1e-6)
-    assert found["samples"] == 7
+    assert measures == pytest.approx(whole, rel=1e-6)
+    assert measures["samples"] == 7
 
 
 def test_the_model_is_judged_in_eval_mode_and_left_as_it_was() -> None:
@@ -70,8 +70,8 @@ def test_out_of_memory_names_the_batch_that_was_tried() -> None:
 
 def test_images_are_normalised_as_floats_between_zero_and_one() -> None:
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
-    found = forward_of(nn.Identity(), normalisation((0.5, 0.5, 0.0), (0.5, 0.25, 0.1), CPU))(images)
-    assert found.flatten().tolist() == pytest.approx([-1.0, 2.0, 2.0])
+    normalised = forward_of(nn.Identity(), normalisation((0.5, 0.5, 0.0), (0.5, 0.25, 0.1), CPU))(images)
+    assert normalised.flatten().tolist() == pytest.approx([-1.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

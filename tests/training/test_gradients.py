@@ -59,9 +59,9 @@ def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Cal
     assert run.sparsifier.masked.sparsity() == 0.5
     with run.train.epoch(2) as batches:
         first = next(batches)
-    found = list(run.sparsifier.training.gradients(moment(2), 4 // size, size))
-    assert len(found) == 4 // size
-    for number, gradient in enumerate(found):
+    gradients = list(run.sparsifier.training.gradients(moment(2), 4 // size, size))
+    assert len(gradients) == 4 // size
+    for number, gradient in enumerate(gradients):
         part = slice(number * size, (number + 1) * size)
         expected = by_hand(run, first.inputs[part], first.targets[part])
         assert gradient.keys() == expected.keys() == run.sparsifier.masked.parameters.keys()
@@ -70,12 +70,12 @@ def test_a_gradient_is_that_of_the_mean_loss_in_eval_mode_masks_or_not(made: Cal
 
 
 @pytest.mark.parametrize(
-    ("asked", "size", "found"), [(5, 4, 3), (3, 4, 3), (2, 4, 2), (99, 3, 3), (99, 1, 12), (1, 5, 0)]
+    ("asked", "size", "count"), [(5, 4, 3), (3, 4, 3), (2, 4, 2), (99, 3, 3), (99, 1, 12), (1, 5, 0)]
 )
-def test_there_are_no_more_than_the_epoch_has(made: Callable[..., MiniRun], asked: int, size: int, found: int) -> None:
+def test_there_are_no_more_than_the_epoch_has(made: Callable[..., MiniRun], asked: int, size: int, count: int) -> None:
     # 12 images in batches of 4, each of which gives whole pieces only
     run = made()
-    assert len(list(run.sparsifier.training.gradients(moment(0), asked, size))) == found
+    assert len(list(run.sparsifier.training.gradients(moment(0), asked, size))) == count
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -102,11 +102,11 @@ def test_asking_leaves_no_trace(made: Callable[..., MiniRun], training: bool, ta
 
 def test_the_images_are_those_that_the_epoch_begins_with(made: Callable[..., MiniRun]) -> None:
     run = made()
-    [found] = run.sparsifier.training.gradients(moment(1), 1, 4)
+    [gradient] = run.sparsifier.training.gradients(moment(1), 1, 4)
     with run.train.epoch(1) as batches:
         first = next(batches)
     run.model.eval()
-    torch.testing.assert_close(found, by_hand(run, first.inputs, first.targets))
+    torch.testing.assert_close(gradient, by_hand(run, first.inputs, first.targets))
 
 
 def test_the_training_afterwards_is_as_if_nobody_had_asked(

@@ -42,7 +42,7 @@ def test_a_step_with_a_non_finite_gradient_changes_nothing(name: PrecisionName, 
     weights, state = run([[1.0, bad], [1.0, 2.0], [bad, 1.0], [3.0, 1.0]])
     expected, expected_state = run([[1.0, 2.0], [3.0, 1.0]])
     assert torch.equal(weights, expected)
-    assert all(torch.equal(found, wanted) for found, wanted in zip(state, expected_state, strict=True))
+    assert all(torch.equal(actual, wanted) for actual, wanted in zip(state, expected_state, strict=True))
 
 
 def test_sgd_takes_the_first_two_steps_as_worked_by_hand() -> None:

@@ -225,10 +225,10 @@ def test_a_state_within_a_sparse_phase_needs_its_dense_model(tmp_path: Path, epo
 def test_each_image_of_a_taught_epoch_costs_a_forward_pass_of_the_teacher(
     tmp_path: Path, after_dense: bool, taught: set[int]
 ) -> None:
-    found = {8: operations(small_network(), 8)}
+    by_side = {8: operations(small_network(), 8)}
     price = TeacherCost({8: 1000}, after_dense)
-    whole = run(tmp_path, a_teacher(LastDense if after_dense else Teacher), cost=Measured(found, "A", price))
-    plain, dearer = (nominal(whole.sparsifier, found, [8] * EPOCHS, 3, 4, "A", teacher) for teacher in (None, price))
+    whole = run(tmp_path, a_teacher(LastDense if after_dense else Teacher), cost=Measured(by_side, "A", price))
+    plain, dearer = (nominal(whole.sparsifier, by_side, [8] * EPOCHS, 3, 4, "A", teacher) for teacher in (None, price))
     extra = [more.train - less.train for more, less in zip(dearer, plain, strict=True)]
     assert extra == [1000 if epoch in taught else 0 for epoch in range(EPOCHS)]
     whole.fit()

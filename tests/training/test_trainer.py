@@ -392,13 +392,13 @@ def test_losses_are_summed_over_the_steps_that_have_one() -> None:
     running = Running()
     for loss in (1.0, float("nan"), float("inf"), 4.0, float("nan")):
         running.add(torch.tensor([loss, loss / 2]), 2, 0.1)
-    found = running.fetch()
-    assert (found.mean, found.bad, found.longest_bad, found.last_finite) == (2.5, 1, 2, 4.0)
-    assert found.unsmoothed == 1.25
+    losses = running.fetch()
+    assert (losses.mean, losses.bad, losses.longest_bad, losses.last_finite) == (2.5, 1, 2, 4.0)
+    assert losses.unsmoothed == 1.25
     assert running.images == 10
     again = Running()
     again.load_state_dict(running.state_dict())
-    assert again.fetch() == found
+    assert again.fetch() == losses
     again.begin()
     again.add(torch.tensor([float("nan")] * 2), 2, 0.1)
     # the row of bad ones crossed the epochs

@@ -80,13 +80,13 @@ def draw(models: Mapping[str, Counts]) -> Figure:
     names = {
         kind: list(dict.fromkeys(name for each in models.values() for name in each.get(kind, {}))) for kind in kinds
     }
-    most = max(map(len, names.values()))
-    figure = plotting.new(min(max(7, 0.16 * most), 20), 1.5 + 2.5 * len(kinds))
+    layer_count = max(map(len, names.values()))
+    figure = plotting.new(min(max(7, 0.16 * layer_count), 20), 1.5 + 2.5 * len(kinds))
     for panel, kind in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
-        for (model, counts), looks in zip(models.items(), plotting.looks(), strict=False):
+        for (model, counts), style in zip(models.items(), plotting.styles(), strict=False):
             layers = counts.get(kind, {})
             at = [names[kind].index(name) for name in layers]
-            panel.plot(at, [100 * each.dead / each.total for each in layers.values()], label=model, **looks)
+            panel.plot(at, [100 * each.dead / each.total for each in layers.values()], label=model, **style)
         panel.set_xticks(range(len(names[kind])), names[kind], rotation=90, fontsize=7)
         plotting.from_zero(panel, f"dead {kind} (%)")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)

@@ -76,8 +76,8 @@ def _evaluated(subject: Subject, split: Split) -> dict[str, Tensor]:
     if not parts:
         raise DataError(f"{subject.name}: there are no images to evaluate on; name another set with --data")
     names = ("indices", "answers", "truth", "undecided")
-    joined = {name: torch.cat(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
-    return {**joined, "options": torch.tensor(options)}
+    columns = {name: torch.cat(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
+    return {**columns, "options": torch.tensor(options)}
 
 
 def require_same_images(judged: Mapping[str, Judgements]) -> None:

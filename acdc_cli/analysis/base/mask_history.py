@@ -58,7 +58,7 @@ class History:
     def ious(self) -> list[float]:
         """IoU of consecutive masks, over all layers (P2 J)."""
         return [
-            iou(sum(both for both, _ in counts), sum(either for _, either in counts))
+            iou(sum(intersection for intersection, _ in counts), sum(union for _, union in counts))
             for counts in zip(*self.overlaps.values(), strict=True)
         ]
 
@@ -101,9 +101,9 @@ def overlap(first: Tensor, second: Tensor) -> tuple[int, int]:
     return int((first & second).sum()), int((first | second).sum())
 
 
-def iou(both: int, either: int) -> float:
+def iou(intersection: int, union: int) -> float:
     """|A∧B| / |A∨B| (P2 J); NaN if no weight is alive in either."""
-    return both / either if either else nan
+    return intersection / union if union else nan
 
 
 def nonzero(layers: Sequence[Layer]) -> dict[str, Tensor]:

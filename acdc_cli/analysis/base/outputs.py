@@ -194,19 +194,19 @@ def sums(a: Tensor, b: Tensor, labels: Tensor, task: Task) -> dict[str, Tensor]:
 
 def of_sums(totals: Mapping[str, Tensor]) -> tuple[Agreement, list[Difference]]:
     """totals: the results of `sums`, added over all batches."""
-    both, only_a, only_b, neither, agreed = (int(totals[key]) for key in _COUNTS)
-    decisions = both + only_a + only_b + neither
+    both_right, only_a_right, only_b_right, both_wrong, agreed = (int(totals[key]) for key in _COUNTS)
+    decisions = both_right + only_a_right + only_b_right + both_wrong
     agreement = Agreement(
         samples=int(totals["images"]),
         agreement=agreed / decisions,
         **{key: float(totals[key]) / decisions for key in _MEANS},
-        accuracy_a=(both + only_a) / decisions,
-        accuracy_b=(both + only_b) / decisions,
-        both_right=both,
-        only_a_right=only_a,
-        only_b_right=only_b,
-        both_wrong=neither,
-        mcnemar_p=mcnemar(only_a, only_b) if decisions == totals["images"] else math.nan,
+        accuracy_a=(both_right + only_a_right) / decisions,
+        accuracy_b=(both_right + only_b_right) / decisions,
+        both_right=both_right,
+        only_a_right=only_a_right,
+        only_b_right=only_b_right,
+        both_wrong=both_wrong,
+        mcnemar_p=mcnemar(only_a_right, only_b_right) if decisions == totals["images"] else math.nan,
     )
     confusion = totals["confusion"].cpu()
     cells = confusion.nonzero()

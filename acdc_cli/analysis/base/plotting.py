@@ -28,7 +28,7 @@ def new(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def looks() -> Iterator[dict[str, Any]]:
+def styles() -> Iterator[dict[str, Any]]:
     """A new colour, line style and marker each time: keyword arguments of `Axes.plot`."""
     return (
         {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
@@ -42,8 +42,8 @@ def log(axes: Axes, which: Literal["x", "y"], shown: Callable[[float], str] = "{
 
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    least, most = axis.get_view_interval()
-    axis.set_major_locator(AutoLocator() if most < 10 * least else LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(AutoLocator() if high < 10 * low else LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: shown(value))
     axis.set_minor_formatter(NullFormatter())
 

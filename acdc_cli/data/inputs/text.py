@@ -40,7 +40,7 @@ class Alone(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(rows, length) -> (rows, length, vocabulary)."""
-        with memory.off(self.model):
+        with memory.disabled(self.model):
             logits: Tensor = self.model(tokens)
         return logits
 

@@ -70,9 +70,9 @@ def pareto(summary: Summary) -> Figure | None:
     axes.step(
         costs, [headline.scale * points[key][1] for key in front], where="post", color=_INK, linewidth=0.8, zorder=1
     )
-    for series, looks in _looks(summary):
+    for series, style in _styles(summary):
         groups = [group for group in series.groups if (group.series, group.x) in points]
-        _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last(headline), {**looks, "ls": ""})
+        _errorbar(axes, groups, lambda group: points[group.series, group.x][0], _last(headline), {**style, "ls": ""})
     for key in front:
         cost, value = points[key]
         place = (cost, headline.scale * value)
@@ -88,7 +88,7 @@ def pareto(summary: Summary) -> Figure | None:
         axes.annotate(text, place, away, textcoords="offset points", ha=side, size=7, color=_INK)
     plotting.log(axes, "x", console.with_prefix)
     axes.set(xlabel="training FLOPs (measured)", ylabel=f"validation {headline.axis}")
-    _dress(axes)
+    _style_axes(axes)
     _legend(figure, summary, "on the Pareto front", loc="outside lower center", ncols=3)
     return figure
 
@@ -118,7 +118,7 @@ def curves_side_by_side(columns: Mapping[str, Sequence[Run]]) -> Figure | None:
             _shade(axes, runs)
             for run in runs:
                 _curve(axes, run, each, of_task[0].key, seeds.index(run.seed))
-            _dress(axes)
+            _style_axes(axes)
             axes.set_ylabel(_titled(each).replace(" ", "\n", 1) if column == 0 or not alike else "")
         grid[0][column].set_title(title, size=9, color=_INK)
         grid[-1][column].set(xlabel="epochs trained", xlim=(0, None))
@@ -147,10 +147,10 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor=_PAPER)
 
 
-def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
+def _styles(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
     """The style of each series: distinct colours, markers and lines, readable in grey; dense models are dashed."""
     sparse = [series for series in summary.series if not series.dense]
-    looks: dict[str, dict[str, Any]] = {
+    sparse_styles: dict[str, dict[str, Any]] = {
         series.name: {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
@@ -159,7 +159,7 @@ def _looks(summary: Summary) -> list[tuple[Series, dict[str, Any]]]:
         for number, series in enumerate(sparse)
     }
     dense = {"color": _INK, "marker": "X", "ls": "--"}
-    return [(series, looks.get(series.name, dense)) for series in summary.series]
+    return [(series, sparse_styles.get(series.name, dense)) for series in summary.series]
 
 
 def _titled(shown: Quantity, loss: str = "") -> str:
@@ -169,18 +169,18 @@ def _titled(shown: Quantity, loss: str = "") -> str:
 
 def _panel(axes: Axes, summary: Summary, shown: Quantity) -> None:
     key, scale, along = shown.key, shown.scale, summary.along
-    for series, looks in _looks(summary):
+    for series, style in _styles(summary):
         groups = [group for group in series.groups if group.last(key) and not (along.sparsities and group.dense)]
-        line = looks if along.numeric else {**looks, "ls": ""}
+        line = style if along.numeric else {**style, "ls": ""}
         _errorbar(axes, groups, lambda group: _place(summary, group), _last(shown), line)
         if (best := series.best) and best in groups and len(groups) > 1:
             mean = best.last(key).mean  # type: ignore[union-attr]
             axes.plot(
                 _place(summary, best),
                 scale * mean,
-                marker=looks["marker"],
-                color=looks["color"],
-                mfc=looks["color"] if best.complete else _PAPER,
+                marker=style["marker"],
+                color=style["color"],
+                mfc=style["color"] if best.complete else _PAPER,
                 ms=12,
                 mec=_INK,
                 zorder=3,
@@ -190,7 +190,7 @@ def _panel(axes: Axes, summary: Summary, shown: Quantity) -> None:
         axes.axhline(scale * level.mean, color=_INK, ls="--", linewidth=0.8, zorder=1)
     _ticks(axes, summary)
     axes.set_title(_titled(shown, ", last epoch"), size=9, color=_INK)
-    _dress(axes)
+    _style_axes(axes)
 
 
 def _place(summary: Summary, group: Group) -> float:
@@ -211,16 +211,16 @@ def _errorbar(
     groups: Sequence[Group],
     place: Callable[[Group], float],
     value: Callable[[Group], tuple[float, float]],
-    looks: Mapping[str, Any],
+    style: Mapping[str, Any],
 ) -> None:
     """Hollow markers: some runs of the group have not ended."""
     if not groups:
         return
     x, (y, error) = [place(group) for group in groups], zip(*map(value, groups), strict=True)
-    axes.errorbar(x, y, error, **{**looks, "marker": ""}, capsize=3, linewidth=1.4, zorder=2)
+    axes.errorbar(x, y, error, **{**style, "marker": ""}, capsize=3, linewidth=1.4, zorder=2)
     for group, at, mean in zip(groups, x, y, strict=True):
-        face = looks["color"] if group.complete else _PAPER
-        axes.plot(at, mean, marker=looks["marker"], color=looks["color"], mfc=face, ms=6, linewidth=0, zorder=3)
+        face = style["color"] if group.complete else _PAPER
+        axes.plot(at, mean, marker=style["marker"], color=style["color"], mfc=face, ms=6, linewidth=0, zorder=3)
 
 
 def _ticks(axes: Axes, summary: Summary) -> None:
@@ -237,7 +237,7 @@ def _place_of(summary: Summary, value: Any) -> float:
     return float(value) if summary.along.numeric else summary.along.values.index(value)
 
 
-def _dress(axes: Axes) -> None:
+def _style_axes(axes: Axes) -> None:
     axes.set_facecolor(_PAPER)
     axes.grid(axis="y", color=_GRID)
     axes.set_axisbelow(True)
@@ -248,12 +248,12 @@ def _dress(axes: Axes) -> None:
         spine.set(color=_INK, visible=side in ("left", "bottom"))
 
 
-def _legend(figure: Figure, summary: Summary, circled: str = "best of its line", **looks: Any) -> None:
+def _legend(figure: Figure, summary: Summary, circled: str = "best of its line", **placement: Any) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], label=series.name, **look) for series, look in _looks(summary)]
+    lines = [Line2D([], [], label=series.name, **style) for series, style in _styles(summary)]
     lines.append(Line2D([], [], label=circled, color=_INK, marker="o", ms=10, mfc=_PAPER, linewidth=0))
-    _colour(figure.legend(handles=lines, fontsize=8, handlelength=3.5, **looks))
+    _colour(figure.legend(handles=lines, fontsize=8, handlelength=3.5, **placement))
 
 
 def _colour(box: Any) -> None:

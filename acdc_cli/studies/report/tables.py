@@ -91,10 +91,10 @@ def last_epoch(summary: Summary) -> Table:
         )
     columns = (
         *_heads(summary),
-        _two(headline.head),
-        _two("training cross entropy"),
-        _two(confidence.head),
-        _two("validation loss"),
+        _mean_and_std(headline.head),
+        _mean_and_std("training cross entropy"),
+        _mean_and_std(confidence.head),
+        _mean_and_std("validation loss"),
         *_ones("zeros % (pruned layers)", "zeros % (all)", "training FLOPs", "inference FLOPs", "best", "Pareto front"),
     )
     about = (
@@ -118,10 +118,10 @@ def against_dense(summary: Summary) -> Table:
         gain = headline.gain(pruned.mean, full.mean)
         difference = headline.scale * gain
         names = _names(summary, group, marked=False)
-        both = (Cell(headline.shown(each.mean), headline.scale * each.mean) for each in (pruned, full))
+        means = (Cell(headline.shown(each.mean), headline.scale * each.mean) for each in (pruned, full))
         relative = 100 * gain / abs(full.mean) if full.mean else None
         share = Cell(_NONE, "") if relative is None else Cell(f"{relative:+.2f}", relative)
-        rows.append((*names, *both, Cell(f"{difference:+.{headline.digits}f}", difference), share))
+        rows.append((*names, *means, Cell(f"{difference:+.{headline.digits}f}", difference), share))
     minus, points = "P - D" if headline.better == "more" else "D - P", ", points" if headline.unit == "%" else ""
     heads = f"P: {headline.head}", f"D: dense {headline.head}", f"{minus}{points}", f"100 ({minus}) / D, %"
     columns = (*_heads(summary), *_ones(*heads))
@@ -170,9 +170,9 @@ def best_epoch(summary: Summary) -> Table:
     ]
     columns = (
         *_heads(summary),
-        _two(headline.head),
-        _two("training cross entropy"),
-        _two(confidence.head),
+        _mean_and_std(headline.head),
+        _mean_and_std("training cross entropy"),
+        _mean_and_std(confidence.head),
         *_ones("best epochs", "best"),
     )
     about = (
@@ -225,9 +225,9 @@ def runs(summary: Summary) -> Table:
         (
             Cell(run.key),
             Cell(_state(run)),
-            *_of(run.last, measured),
+            *_value_cells(run.last, measured),
             _epoch(run),
-            *_of(run.best, measured),
+            *_value_cells(run.best, measured),
             _measured_flops(run),
         )
         if run.done
@@ -299,7 +299,7 @@ def _ones(*names: str) -> tuple[Column, ...]:
     return tuple(Column(name, (name,)) for name in names)
 
 
-def _two(name: str) -> Column:
+def _mean_and_std(name: str) -> Column:
     return Column(name, (f"{name} mean", f"{name} std"))
 
 
@@ -339,7 +339,7 @@ def _epoch(run: Run) -> Cell:
     return Cell(str(number), number)
 
 
-def _of(record: Mapping[str, Any], measured: Sequence[Quantity]) -> list[Cell]:
+def _value_cells(record: Mapping[str, Any], measured: Sequence[Quantity]) -> list[Cell]:
     # records before acdc 0.2 have no cross entropy
     return [_value(record[each.key], each) if each.key in record else Cell(_NONE, "") for each in measured]
 

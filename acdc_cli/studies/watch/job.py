@@ -12,7 +12,7 @@ from rich.text import Text
 from acdc_cli import console, files
 from acdc_cli.studies.watch.live_lines import lines
 from acdc_cli.studies.watch.live_page import page
-from acdc_cli.studies.watch.state import gpus, look
+from acdc_cli.studies.watch.state import gpus, watched_runs
 
 
 def watch(paths: Sequence[Path], html: Path | None = None, every: int = 5, once: bool = False) -> None:
@@ -24,7 +24,7 @@ def watch(paths: Sequence[Path], html: Path | None = None, every: int = 5, once:
     once = once or (live is None and html is None)
     with live or nullcontext():
         while True:
-            watched, cards, now = look(paths), gpus(), time.time()
+            watched, cards, now = watched_runs(paths), gpus(), time.time()
             on = not once and any(each.seen.status == "running" for each in watched)
             if html is not None:
                 files.write_text(html, page(watched, cards, every if on else None, now))

@@ -28,12 +28,12 @@ class Watched:
     """Estimate of the remaining seconds; None for a run that is not training, or before its first epoch has ended."""
 
 
-def look(paths: Sequence[Path], now: float | None = None) -> list[Watched]:
+def watched_runs(paths: Sequence[Path], now: float | None = None) -> list[Watched]:
     """Raises RunError for what is not a run directory."""
-    return [_looked(path, time.time() if now is None else now) for path in paths]
+    return [_watched_run(path, time.time() if now is None else now) for path in paths]
 
 
-def _looked(path: Path, now: float) -> Watched:
+def _watched_run(path: Path, now: float) -> Watched:
     seen, run = one(path), RunDir(path)
     try:
         records = run.records()
