@@ -110,6 +110,6 @@ class ByHand:
         return self.masked.backward_masks[self._names[layer]].flatten().nonzero().flatten().tolist()
 
 
-def both(show: Callable[[int], T]) -> list[T]:
+def of_two_layers(show: Callable[[int], T]) -> list[T]:
     """What this shows of the first layer and of the second."""
     return [show(0), show(1)]

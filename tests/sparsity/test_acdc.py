@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import ByHand, both
+from by_hand import ByHand, of_two_layers
 from torch import nn
 
 from acdc_cli.recipe.blocks.base import RunSize
@@ -109,19 +109,19 @@ def test_phases_prune_once_free_as_zeros_and_forget_momentum() -> None:
     run = two_layers()
     run.start(0)
     run.step(0, 1.0)
-    assert both(run.values) == [[3, -2], [1, 2]]
+    assert of_two_layers(run.values) == [[3, -2], [1, 2]]
     run.start(1)
-    assert both(run.values) == [[3, -2], [0, 0]]  # 2 ties with 2: the first stays
-    assert both(run.momentum) == [[1, 1], [0, 0]]
+    assert of_two_layers(run.values) == [[3, -2], [0, 0]]  # 2 ties with 2: the first stays
+    assert of_two_layers(run.momentum) == [[1, 1], [0, 0]]
     run.step(1, -1.0)
-    assert both(run.values) == [[3.5, -1.5], [0, 0]]  # momentum 0.5 · 1 - 1
+    assert of_two_layers(run.values) == [[3.5, -1.5], [0, 0]]  # momentum 0.5 · 1 - 1
     run.start(2)
-    assert both(run.values) == [[3.5, -1.5], [0, 0]]
-    assert both(run.momentum) == [[0, 0], [0, 0]]
+    assert of_two_layers(run.values) == [[3.5, -1.5], [0, 0]]
+    assert of_two_layers(run.momentum) == [[0, 0], [0, 0]]
     run.step(2, -2.0)
-    assert both(run.values) == [[5.5, 0.5], [2, 2]]
+    assert of_two_layers(run.values) == [[5.5, 0.5], [2, 2]]
     run.start(3)
-    assert both(run.values) == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
+    assert of_two_layers(run.values) == [[5.5, 0], [2, 0]]  # the last sparse phase has masks of its own
 
 
 def test_entering_a_dense_phase_forgets_the_momentum_of_what_is_never_pruned_too() -> None:
@@ -144,7 +144,7 @@ def test_momentum_lives_on_where_the_recipe_says_so() -> None:
     run.step(0, 1.0)
     run.start(1)
     run.start(2)
-    assert both(run.momentum) == [[1, 1], [0, 0]]
+    assert of_two_layers(run.momentum) == [[1, 1], [0, 0]]
 
 
 def test_only_the_first_epoch_of_a_phase_does_anything() -> None:

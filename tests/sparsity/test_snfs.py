@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import ByHand, both
+from by_hand import ByHand, of_two_layers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -51,12 +51,12 @@ def test_one_update_worked_by_hand() -> None:
     took = step(layers, 1, [1.0, -1, 1, 1, 0, -9, 8, 0], [-3.0, 3, 3, 3, 4, 0, -5, -2])
     assert took, "the optimiser takes every step"
     # -1 of b grows again, the third largest there: it has never been away
-    assert both(layers.living) == [[0, 2, 5], [0, 1, 3, 4, 6]]
-    assert both(layers.values) == [
+    assert of_two_layers(layers.living) == [[0, 2, 5], [0, 1, 3, 4, 6]]
+    assert of_two_layers(layers.values) == [
         [5, 0, -4, 0, 0, 0, 0, 0],
         [-1, 6, 0, -7, 0, 0, 0, 0],
     ]
-    assert both(layers.momentum) == [[0.5, 0, 0.5, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0.5, 0, 0, 0, 0]]
+    assert of_two_layers(layers.momentum) == [[0.5, 0, 0.5, 0, 0, 0, 0, 0], [0.5, 0.5, 0, 0.5, 0, 0, 0, 0]]
     assert layers.method.metrics() == {"mask_sparsity": 0.5, "mask_updates": 1.0}
 
 

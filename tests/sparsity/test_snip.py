@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import ByHand, both
+from by_hand import ByHand, of_two_layers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,8 +39,8 @@ def test_a_global_ranking_compares_the_layers() -> None:
     by_layer, by_all = run_of([1.0] * 4, [-1.0] * 4, distribution="uniform"), run_of([1.0] * 4, [-1.0] * 4)
     by_layer.step(0, *gradients)
     by_all.step(0, *gradients)
-    assert both(by_layer.living) == [[2, 3], [1, 2]]
-    assert both(by_all.living) == [[3], [0, 1, 2]]
+    assert of_two_layers(by_layer.living) == [[2, 3], [1, 2]]
+    assert of_two_layers(by_all.living) == [[3], [0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_layer_that_no_gradient_reaches_is_pruned_first() -> None:
     run = run_of([5.0, 5.0], [1.0, 2.0])
     run.weights["b.weight"].grad = torch.tensor([[1.0, 1.0]])
     run.method.on_gradients(run.at(0))
-    assert both(run.living) == [[], [0, 1]]
+    assert of_two_layers(run.living) == [[], [0, 1]]
 
 
 def test_layers_left_without_weights_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,8 +156,8 @@ def test_a_trained_model_is_pruned_by_gradients_that_move_nothing() -> None:
     # the mean gradients are 1 and 3
     training = Given(9.0, -3.0, 7.0)
     run = pruned_at_once(training)
-    assert both(run.living) == [[1], [0]]
-    assert both(run.values) == [[0.0, 1.0], [4.0, 0.0]]
+    assert of_two_layers(run.living) == [[1], [0]]
+    assert of_two_layers(run.values) == [[0.0, 1.0], [4.0, 0.0]]
     assert [weight.grad for weight in run.weights.values()] == [None, None]
     assert len(training.left) == 1
 
