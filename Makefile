@@ -22,7 +22,7 @@ compare: $(ready) ## train every method at 90, 95 and 98 % on the demo digits, i
 quick: $(ready) ## run the tests of single parts, after each edit; ARGS='-k masks' picks some (1 minute)
 	@$(bin)/python -m pytest $(quick) $(ARGS)
 
-test: $(ready) ## run all tests but the slow ones (7 CPU minutes)
+test: $(ready) ## run all tests but the slow ones (6 to 7 CPU minutes)
 	@$(bin)/python -m pytest $(ARGS)
 
 test-all: $(ready) ## run the slow ones too, which prove at length what the others show once (two hours)

@@ -49,7 +49,7 @@ class Loader(Protocol):
         """Images in the split, over all ranks."""
 
     def epoch(self, epoch: int, start_step: int = 0) -> AbstractContextManager[Iterator[Batch]]:
-        """The batches of an epoch from `start_step` on; leaving the context early is safe.
+        """The batches of an epoch of the run from `start_step` on; leaving the context early is safe.
 
         Only one epoch of a loader may be open at a time. Raises DataError when an image cannot be decoded.
         """

@@ -38,7 +38,7 @@ class _Entry(BaseModel):
 
     name: str
     dtype: DType
-    shape: Annotated[list[NonNegativeInt], Field(max_length=16)]
+    shape: Annotated[list[Annotated[NonNegativeInt, Field(lt=2**63)]], Field(max_length=16)]
     nonzero: NonNegativeInt | None
     """Number of values after the mask; None: there is no mask, and all values are stored."""
 

@@ -97,6 +97,7 @@ HOSTILE = {
     "huge tensor": (first(shape=[1 << 20, 1 << 20]), "more than 16 GiB"),
     "huge count": (first(nonzero=1 << 60), "more than 16 GiB"),
     "many dimensions": (first(shape=[1] * 17), "header is damaged: tensors.0.shape"),
+    "longer than a tensor can be": (first(shape=[0, 2**70]), "header is damaged: tensors.0.shape.1"),
     "negative": (first(shape=[-2, -5]), "header is damaged: tensors.0.shape.0"),
     "no number": (first(shape=[2.5]), "header is damaged: tensors.0.shape.0"),
     "unknown dtype": (first(dtype="float8"), "header is damaged: tensors.0.dtype"),

@@ -164,7 +164,7 @@ class Life:
         errors = [line for line in said.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 or 2 not in self.codes, f"{errors} with code 2:\n{said[-3000:]}"
         if self._has_stopped_one and self.stepping and not finished:
-            assert f"waiting for process {self.target} of {RANKS}" in said, said[-3000:]
+            assert f"waiting for rank {self.target} of {RANKS}" in said, said[-3000:]
         fault = self.moment.fault.name if self.moment.fault else ""
         return Try(what.name, len(self.codes), code, tuple(others), lost, self.writing, fault)
 

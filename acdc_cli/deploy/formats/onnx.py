@@ -38,11 +38,12 @@ def write(model: nn.Module, facts: ModelDescription, options: Options, out: Path
         )
     # of several kinds, which are no public names
     except Exception as error:
-        first: BaseException = error
         # the last error only names the steps of the export
-        while first.__cause__ is not None:
-            first = first.__cause__
-        cause = str(first).strip().partition("\n")[0]
+        causes: list[BaseException] = [error]
+        while (before := causes[-1].__cause__) is not None:
+            causes.append(before)
+        said = next(filter(None, (str(each).strip() for each in reversed(causes))), type(error).__name__)
+        cause = said.partition("\n")[0]
         raise ModelError(f"torch cannot write {facts.recipe.model.name} as ONNX: {cause}") from error
     assert program is not None
     program.model.metadata_props.update(facts.metadata())
