@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
-from acdc_cli.sparsity.how_much import CubicKeys
+from acdc_cli.sparsity.cubic import CubicKeys
 from acdc_cli.sparsity.latent import LatentWeights
 from acdc_cli.sparsity.masked import MaskedParameters
 from acdc_cli.sparsity.revival import Revive, clip_filters, filters_with_weights

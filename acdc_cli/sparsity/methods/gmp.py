@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
-from acdc_cli.sparsity.how_much import CubicKeys
+from acdc_cli.sparsity.cubic import CubicKeys
 from acdc_cli.sparsity.sparsifier import Sparsifier
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from acdc_cli.errors import RecipeError, RunError
 from acdc_cli.recipe.blocks.base import Misfit, RunSize
 from acdc_cli.schedule.time import Moment, PhasePlan
+from acdc_cli.sparsity.cubic import CubicKeys
 from acdc_cli.sparsity.fisher import Fisher, passes
-from acdc_cli.sparsity.how_much import CubicKeys
 from acdc_cli.sparsity.sparsifier import EpochWork, Sparsifier
 
 _log = logging.getLogger(__name__)
