@@ -98,8 +98,8 @@ class Fork:
 
     def _changed(self, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         """Where the recipe differs from the source's, in keys that affect the numbers."""
-        both = (bearing(each.as_dict(), MAY_CHANGE_ON_RESUME) for each in (load(self.source.resolved), recipe))
-        return differences(*both)
+        recipes = (bearing(each.as_dict(), MAY_CHANGE_ON_RESUME) for each in (load(self.source.resolved), recipe))
+        return differences(*recipes)
 
 
 def _take_settings(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:

@@ -42,6 +42,12 @@ def expected(home: Path) -> float:
     return float(json.loads(RunDir(home / "runs/small-0").summary.read_text())["sparse"]["top1"])
 
 
+def refusal(acdc: Acdc, home: Path) -> str:
+    refused = acdc("eval", "--checkpoint", home / "runs/small-0")
+    assert refused.exit_code == 2
+    return " ".join(refused.stderr.split())
+
+
 def test_data_beside_the_run_is_found_from_any_folder(acdc: Acdc, home: Path, digits: Path) -> None:
     shutil.copytree(digits, home / "data/digits")
     assert top1(acdc, home) == expected(home)
@@ -64,18 +70,14 @@ def test_data_below_a_listed_folder_is_found_by_its_content(acdc: Acdc, home: Pa
 
 def test_the_error_says_where_it_looked(acdc: Acdc, home: Path) -> None:
     (home / "config").write_text(f"{home}/sets\n")
-    refused = acdc("eval", "--checkpoint", home / "runs/small-0")
-    assert refused.exit_code == 2
-    said = " ".join(refused.stderr.split())
+    said = refusal(acdc, home)
     assert f"{home}/runs/small-0/data/digits" in said
     assert "more. Name the folder with --data" in said
 
 
 def test_a_list_that_cannot_be_read_is_said(acdc: Acdc, home: Path) -> None:
     (home / "config").write_bytes(b"\xff\xfe")
-    refused = acdc("eval", "--checkpoint", home / "runs/small-0")
-    assert refused.exit_code == 2
-    said = " ".join(refused.stderr.split())
+    said = refusal(acdc, home)
     assert f"{home}/config cannot be read (" in said
     assert "it lists folders, one per line" in said
 

@@ -119,7 +119,7 @@ def _field(path: Path, dtype: np.dtype, offset: int, name: str, value: object) -
         file.write(entry.tobytes())
 
 
-def _keep(path: Path, size: int) -> None:
+def _truncate(path: Path, size: int) -> None:
     with path.open("r+b") as file:
         file.truncate(size)
 
@@ -136,11 +136,11 @@ def _zero_table(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: _keep(path, 0), "empty or cut off"),
-    "header only": (lambda path: _keep(path, 1000), "empty or cut off"),
-    "half": (lambda path: _keep(path, path.stat().st_size // 2), "its end is missing"),
-    "last byte missing": (lambda path: _keep(path, path.stat().st_size - 1), "its end is missing"),
-    "last KB missing": (lambda path: _keep(path, path.stat().st_size - 1024), "its end is missing"),
+    "empty": (lambda path: _truncate(path, 0), "empty or cut off"),
+    "header only": (lambda path: _truncate(path, 1000), "empty or cut off"),
+    "half": (lambda path: _truncate(path, path.stat().st_size // 2), "its end is missing"),
+    "last byte missing": (lambda path: _truncate(path, path.stat().st_size - 1), "its end is missing"),
+    "last KB missing": (lambda path: _truncate(path, path.stat().st_size - 1024), "its end is missing"),
     "something appended": (lambda path: path.write_bytes(path.read_bytes() + b"x"), "1 bytes follow"),
     "killed writer": (lambda path: _field(path, HEADER, 0, "version", 0), "stopped before the end"),
     "killed FFCV writer": (lambda path: _field(path, HEADER, 0, "alloc_table_ptr", 0), "stopped before the end"),

@@ -36,8 +36,8 @@ def kinds(block: Config, epochs: int) -> str:
 def refusal(**keys: Any) -> str:
     with pytest.raises(ValidationError) as error:
         config(**keys)
-    [found] = error.value.errors()
-    return str(found["msg"]).removeprefix("Value error, ")
+    [detail] = error.value.errors()
+    return str(detail["msg"]).removeprefix("Value error, ")
 
 
 class Run(ByHand):
